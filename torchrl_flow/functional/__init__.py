@@ -1,19 +1,57 @@
-"""Pure functions: tensors in, tensors out."""
+"""Pure functions of tensors: the equations that the classes call."""
 
 from __future__ import annotations
 
+from torchrl_flow.functional.advantage import (
+    AdvantageNorm,
+    Weighting,
+    advantage_weights,
+    batch_advantage,
+    effective_sample_size,
+)
 from torchrl_flow.functional.chunk import (
+    ChunkAlignment,
     chunk_return,
     executed_mask,
     executed_slice,
     executed_steps,
     latch,
 )
+from torchrl_flow.functional.flow import (
+    VelocityFn,
+    consistency_rows,
+    dyadic_step_sizes,
+    euler_step,
+    integrate,
+    interpolate,
+    is_power_of_two,
+    masked_mean_square,
+    select_dyadic_steps,
+    shortcut_target,
+    velocity_target,
+)
 
 __all__ = [
+    "AdvantageNorm",
+    "ChunkAlignment",
+    "VelocityFn",
+    "Weighting",
+    "advantage_weights",
+    "batch_advantage",
     "chunk_return",
+    "consistency_rows",
+    "dyadic_step_sizes",
+    "effective_sample_size",
+    "euler_step",
     "executed_mask",
     "executed_slice",
     "executed_steps",
+    "integrate",
+    "interpolate",
+    "is_power_of_two",
     "latch",
+    "masked_mean_square",
+    "select_dyadic_steps",
+    "shortcut_target",
+    "velocity_target",
 ]

@@ -8,10 +8,13 @@ transform and for the data readers alike.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ChunkAlignment",
     "chunk_return",
     "executed_mask",
     "executed_slice",
@@ -19,11 +22,12 @@ __all__ = [
     "latch",
 ]
 
+ChunkAlignment = Literal["newest", "oldest"]
 ALIGNMENTS = ("newest", "oldest")
 
 
 def executed_slice(
-    pred_horizon: int, act_horizon: int, obs_horizon: int = 1, alignment: str = "newest"
+    pred_horizon: int, act_horizon: int, obs_horizon: int = 1, alignment: ChunkAlignment = "newest"
 ) -> slice:
     """Where the executed steps lie in a predicted chunk.
 
@@ -175,8 +179,7 @@ def latch(flags: Tensor, executed: Tensor) -> Tensor:
     _check_flags("executed", executed)
     if flags.shape != executed.shape:
         raise ValueError(
-            "flags and executed must have one shape [*B, k_max], got "
-            f"{tuple(flags.shape)} and {tuple(executed.shape)}."
+            f"flags and executed must have one shape [*B, k_max], got {tuple(flags.shape)} and {tuple(executed.shape)}."
         )
     return (flags & executed).any(dim=-1, keepdim=True)
 

@@ -1,1 +1,31 @@
-"""torchrl_flow."""
+"""Networks and TensorDict modules: velocity networks, encoders, normalisers, the flow actor."""
+
+from __future__ import annotations
+
+from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
+from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
+from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
+from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
+from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
+from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
+from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
+
+__all__ = [
+    "FlowActor",
+    "FlowActorConfig",
+    "FlowTimeEmbedding",
+    "Normalizer",
+    "NormalizerMode",
+    "ObservationEncoder",
+    "PixelEncoder",
+    "ShortCutVelocityDiT",
+    "ShortCutVelocityMLP",
+    "ShortCutVelocityUNet1D",
+    "SinusoidalEmbedding",
+    "SpatialSoftmax",
+    "Statistics",
+    "VelocityNetwork",
+    "make_flow_actor",
+    "random_shift",
+]

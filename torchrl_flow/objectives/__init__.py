@@ -1,1 +1,7 @@
-"""torchrl_flow."""
+"""Loss modules."""
+
+from __future__ import annotations
+
+from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
+
+__all__ = ["ShortCutFlowLoss"]

@@ -1,0 +1,291 @@
+"""Straight-line flows between noise and action chunks: interpolation, targets and Euler sampling.
+
+Symbols follow the papers: ``x_0`` noise, ``x_1`` data, ``x_t = (1 - t) x_0 + t x_1``, velocity ``x_1 - x_0``,
+``d`` the size of a sampling step. Nothing here draws a random number: noise and times are passed in.
+
+References:
+    Lipman et al., "Flow Matching for Generative Modeling", https://arxiv.org/abs/2210.02747
+    Frans et al., "One Step Diffusion via Shortcut Models", https://arxiv.org/abs/2410.12557
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+VelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x_t [B, *E], t [B], d [B]) -> velocity [B, *E]``."""
+
+__all__ = [
+    "VelocityFn",
+    "consistency_rows",
+    "dyadic_step_sizes",
+    "euler_step",
+    "integrate",
+    "interpolate",
+    "is_power_of_two",
+    "masked_mean_square",
+    "select_dyadic_steps",
+    "shortcut_target",
+    "velocity_target",
+]
+
+
+def is_power_of_two(value: int) -> bool:
+    """Tell whether ``value`` is 1, 2, 4, 8, ...
+
+    Examples:
+        >>> [n for n in range(10) if is_power_of_two(n)]
+        [1, 2, 4, 8]
+    """
+    return value >= 1 and value & (value - 1) == 0
+
+
+def _check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}; they must be equal, "
+            "since nothing is broadcast here."
+        )
+
+
+def _per_row(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """View a per-row scalar ``[B]`` so that it multiplies ``x [B, *E]``."""
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"{name} must hold one value per row, shape {tuple(x.shape[:1])}, got {tuple(value.shape)}.")
+    return value.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+    """Return the point ``x_t = (1 - t) x_0 + t x_1`` of the straight path from noise to data.
+
+    Args:
+        x_0: noise ``[B, *E]``.
+        x_1: data ``[B, *E]``.
+        t: time in [0, 1], ``[B]``.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Examples:
+        >>> import torch
+        >>> interpolate(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0.25, 1.0]))[:, 0]
+        tensor([0.2500, 1.0000])
+    """
+    _check_same_shape("x_0", x_0, "x_1", x_1)
+    t = _per_row("t", t, x_0)
+    return (1 - t) * x_0 + t * x_1
+
+
+def velocity_target(x_0: Tensor, x_1: Tensor) -> Tensor:
+    """Return the velocity ``x_1 - x_0`` of the straight path, which does not depend on time.
+
+    Args:
+        x_0: noise ``[B, *E]``.
+        x_1: data ``[B, *E]``.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape("x_0", x_0, "x_1", x_1)
+    return x_1 - x_0
+
+
+def euler_step(x: Tensor, velocity: Tensor, dt: Tensor | float) -> Tensor:
+    """Return ``x + dt * velocity``.
+
+    Args:
+        x: point ``[B, *E]``.
+        velocity: velocity at the point ``[B, *E]``.
+        dt: step, a number or one per row ``[B]``.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    _check_same_shape("x", x, "velocity", velocity)
+    if isinstance(dt, Tensor):
+        dt = _per_row("dt", dt, x)
+    return x + dt * velocity
+
+
+def dyadic_step_sizes(max_steps: int) -> list[float]:
+    """Return the step sizes ``[1, 1/2, ..., 2/M]`` on which ShortCut self-consistency is trained.
+
+    A step of size ``d`` is trained to equal two steps of size ``d / 2``, hence the smallest one is ``2/M``.
+
+    Args:
+        max_steps: M, the number of steps of the finest sampler; a power of two, at least 2.
+
+    Raises:
+        ValueError: if ``max_steps`` is not such a number.
+
+    Examples:
+        >>> dyadic_step_sizes(8)
+        [1.0, 0.5, 0.25]
+    """
+    if max_steps < 2 or not is_power_of_two(max_steps):
+        raise ValueError(
+            f"max_steps must be a power of two and at least 2 (2, 4, 8, 16, ...), got {max_steps}: a step is "
+            "defined by two half steps, down to steps of 1 / max_steps."
+        )
+    return [2.0**-i for i in range(max_steps.bit_length() - 1)]
+
+
+def select_dyadic_steps(u_step: Tensor, u_time: Tensor, *, max_steps: int) -> tuple[Tensor, Tensor]:
+    """Turn uniform draws into step sizes ``d`` and times ``t``, a multiple of ``d`` in ``[0, 1 - d]``.
+
+    Args:
+        u_step: uniform draws in [0, 1), ``[B]``, that choose ``d`` among :func:`dyadic_step_sizes`.
+        u_time: uniform draws in [0, 1), ``[B]``, that choose ``t`` on the grid of ``d``.
+        max_steps: M, a power of two.
+
+    Returns:
+        ``(d, t)``, both ``[B]``.
+
+    Examples:
+        >>> import torch
+        >>> d, t = select_dyadic_steps(torch.tensor([0.0, 0.9]), torch.tensor([0.9, 0.6]), max_steps=8)
+        >>> d.tolist(), t.tolist()
+        ([1.0, 0.25], [0.0, 0.5])
+    """
+    _check_same_shape("u_step", u_step, "u_time", u_time)
+    levels = len(dyadic_step_sizes(max_steps))
+    level = (u_step * levels).floor().clamp(max=levels - 1)
+    d = torch.exp2(-level)
+    cells = torch.exp2(level)
+    t = (u_time * cells).floor().clamp(max=cells - 1) * d
+    return d, t
+
+
+def shortcut_target(
+    velocity_fn: VelocityFn,
+    x_t: Tensor,
+    t: Tensor,
+    d: Tensor,
+    *,
+    max_steps: int,
+    clip: float | None = None,
+) -> Tensor:
+    """Return the mean velocity of two half steps, the self-consistency target of a ShortCut flow.
+
+    ``v_1 = v(x_t, t, d/2)``, ``x' = x_t + (d/2) v_1``, ``v_2 = v(x', t + d/2, d/2)``; the target is
+    ``(v_1 + v_2) / 2``. Half steps of the finest size ``1/M`` ask for the instantaneous velocity (``d = 0``).
+
+    Args:
+        velocity_fn: the teacher; call it under ``no_grad`` and on the averaged weights.
+        x_t: points ``[B, *E]``.
+        t: times ``[B]``.
+        d: step sizes ``[B]``, dyadic.
+        max_steps: M, a power of two.
+        clip: bound on the magnitude of each component; ``None`` for none.
+
+    Returns:
+        the target velocity ``[B, *E]``.
+
+    Examples:
+        >>> import torch
+        >>> field = lambda x, t, d: torch.ones_like(x)
+        >>> x, t, d = torch.zeros(2, 3), torch.zeros(2), torch.ones(2)
+        >>> bool((shortcut_target(field, x, t, d, max_steps=8) == 1).all())
+        True
+    """
+    half = d / 2
+    half_arg = torch.where(half <= 1.0 / max_steps, torch.zeros_like(half), half)
+    v_1 = velocity_fn(x_t, t, half_arg)
+    v_2 = velocity_fn(euler_step(x_t, v_1, half), t + half, half_arg)
+    target = (v_1 + v_2) / 2
+    return target if clip is None else target.clamp(-clip, clip)
+
+
+def integrate(velocity_fn: VelocityFn, x_0: Tensor, *, num_steps: int, shortcut: bool = True) -> Tensor:
+    """Carry noise to data with K Euler steps ``x <- x + (1/K) v(x, i/K, 1/K)``, i = 0 .. K-1.
+
+    Args:
+        velocity_fn: the velocity field.
+        x_0: noise ``[B, *E]``.
+        num_steps: K, at least 1.
+        shortcut: tell the network the step size ``1/K``; ``False`` asks for the instantaneous velocity
+            (``d = 0``), for a K on which the network was not trained.
+
+    Returns:
+        the point at time 1, ``[B, *E]``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> growth = lambda x, t, d: x
+        >>> integrate(growth, torch.ones(1, 1), num_steps=2)
+        tensor([[2.2500]])
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    dt = 1.0 / num_steps
+    d = x_0.new_full(x_0.shape[:1], dt if shortcut else 0.0)
+    x = x_0
+    for i in range(num_steps):
+        x = euler_step(x, velocity_fn(x, x_0.new_full(x_0.shape[:1], i * dt), d), dt)
+    return x
+
+
+def masked_mean_square(error: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return, per row, the mean squared error over the unmasked chunk steps and all action dimensions.
+
+    Args:
+        error: ``[B, H, A]``.
+        mask: ``[B, H]`` bool, True where a step counts. A row with no such step gives 0.
+
+    Returns:
+        ``[B]``. What masked steps hold, NaN included, reaches neither the value nor the gradient.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Examples:
+        >>> import torch
+        >>> error = torch.tensor([[[1.0], [3.0]]])
+        >>> masked_mean_square(error), masked_mean_square(error, torch.tensor([[True, False]]))
+        (tensor([5.]), tensor([1.]))
+    """
+    if error.ndim != 3:
+        raise ValueError(f"error must have shape [B, H, A], got {tuple(error.shape)}.")
+    if mask is None:
+        return error.square().mean((-2, -1))
+    if mask.shape != error.shape[:-1]:
+        raise ValueError(
+            f"mask must have shape [B, H] = {tuple(error.shape[:-1])}, got {tuple(mask.shape)}: one flag per "
+            "chunk step."
+        )
+    kept = torch.where(mask.unsqueeze(-1), error, torch.zeros_like(error))
+    return kept.square().sum((-2, -1)) / (mask.sum(-1).clamp(min=1) * error.shape[-1])
+
+
+def consistency_rows(batch_size: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
+    """Choose which rows of a batch train self-consistency: a share of them, spread evenly.
+
+    Even spreading keeps the share equal in every part of a batch that is put together from several sources.
+
+    Args:
+        batch_size: B.
+        fraction: the share, in [0, 1].
+        device: where the result lies.
+
+    Returns:
+        indices ``[floor(B * fraction)]``, ascending.
+
+    Raises:
+        ValueError: if ``fraction`` is outside [0, 1].
+
+    Examples:
+        >>> consistency_rows(8, 0.25)
+        tensor([3, 7])
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}.")
+    # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
+    edges = [int(i * fraction + 1e-9) for i in range(batch_size + 1)]
+    rows = [i for i in range(batch_size) if edges[i + 1] > edges[i]]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
