@@ -1,0 +1,58 @@
+# Everything here sets up what it needs: a virtual environment in $(VENV) with the tested versions of
+# constraints.txt. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= maniskill,plot,dev
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND ?= Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo quickstart test test-slow test-rgb lint types format cpu-rendering clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# torch is named first and exactly: an open range would take the newest build with gigabytes of CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} will not do: ManiSkill has wheels for 3.10 to 3.12. Run: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" "numpy<2"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment
+
+demo: $(VENV)/.installed ## Demonstrations, cloning, evaluation and report on PushCube-v1 (about 5 minutes)
+	$(BIN)/python -m torchrl_flow demo
+
+quickstart: $(VENV)/.installed ## Clone a policy on the planar task in under a minute
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.installed ## The fast tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.installed ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-rgb: $(VENV)/.installed ## The tests that render (see cpu-rendering)
+	$(BIN)/python -m pytest -m rgb
+
+lint: $(VENV)/.installed ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed ## Types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed ## Rewrite files in the house's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cpu-rendering: ## Install what rendering without a GPU needs on Debian (asks for root)
+	bash scripts/cpu-rendering.sh $(BIN)/python
+
+clean: ## Remove what building and testing left, but neither runs nor demonstrations
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""Who may import whom, read from the source, and what an import may drag in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "torchrl_flow"
+ROOMS = {
+    "functional": set(),
+    "modules": {"functional"},
+    "objectives": {"functional"},
+    "envs": {"functional"},
+    "data": {"functional"},
+    "training": {"functional", "modules", "objectives", "envs", "data"},
+}
+
+
+def imported_names(path: Path) -> list[str]:
+    """Names that a file imports at run time; blocks under ``if TYPE_CHECKING`` do not run."""
+
+    class Visitor(ast.NodeVisitor):
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def visit_If(self, node: ast.If) -> None:
+            if ast.unparse(node.test) not in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+                self.generic_visit(node)
+            for child in node.orelse:
+                self.visit(child)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            self.names += [alias.name for alias in node.names]
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path} imports relatively"
+            self.names += [f"{node.module}.{alias.name}" for alias in node.names]
+
+    visitor = Visitor()
+    visitor.visit(ast.parse(path.read_text()))
+    return visitor.names
+
+
+def files(room: str) -> list[Path]:
+    found = sorted((PACKAGE / room).rglob("*.py"))
+    assert found, f"no files in {room}"
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_lies_below_them(room):
+    for path in files(room):
+        for name in imported_names(path):
+            parts = name.split(".")
+            if parts[0] in ("examples", "benchmarks", "tests"):
+                pytest.fail(f"{path} imports {name}")
+            if parts[0] == "torchrl_flow" and len(parts) > 1 and parts[1] in ROOMS:
+                assert parts[1] in ROOMS[room] | {room}, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_functional_imports_torch_alone():
+    standard = set(sys.stdlib_module_names)
+    for path in files("functional"):
+        for name in imported_names(path):
+            top = name.split(".")[0]
+            allowed = top in standard | {"torch"} or name.startswith("torchrl_flow.functional")
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_importing_the_library_does_not_import_optional_packages():
+    heavy = ("mani_skill", "sapien", "wandb", "matplotlib", "imageio", "ray", "tensorboard")
+    rooms = ", ".join(f"torchrl_flow.{room}" for room in ROOMS)
+    code = f"import sys, {rooms}\nprint([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]", out.stdout
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_exist_and_are_documented(room):
+    module = __import__(f"torchrl_flow.{room}", fromlist=["__all__"])
+    assert module.__all__ == sorted(module.__all__, key=module.__all__.index)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if callable(value) and getattr(value, "__module__", "").startswith("torchrl_flow"):
+            assert value.__doc__, f"{room}.{name} has no docstring"

@@ -1,0 +1,122 @@
+"""Tasks by name: the environment that a checkpoint, a recipe or the command line asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchrl.checkpoint import CheckpointError
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
+from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.envs import make_chunk_env
+
+ObsMode = Literal["state", "rgb", "rgb+state"]
+PLANAR = "planar"
+
+__all__ = ["PLANAR", "ObsMode", "evaluation_env", "load_policy", "make_task_env", "observation_keys"]
+
+
+def observation_keys(obs_mode: str) -> tuple[str, ...]:
+    """Return the observation keys of a mode.
+
+    Examples:
+        >>> observation_keys("rgb+state")
+        ('observation', 'pixels')
+    """
+    keys = {"state": ("observation",), "rgb": ("observation", "pixels"), "rgb+state": ("observation", "pixels")}
+    if obs_mode not in keys:
+        raise ValueError(f"obs_mode must be one of {sorted(keys)}, got {obs_mode!r}.")
+    return keys[obs_mode]
+
+
+def make_task_env(
+    task: str,
+    *,
+    obs_mode: str = "state",
+    control_mode: str | None = None,
+    num_envs: int | None = None,
+    max_episode_steps: int | None = None,
+    ignore_terminations: bool = False,
+    **kwargs: Any,
+) -> EnvBase:
+    """Make the environment of single actions of a task.
+
+    Args:
+        task: ``"planar"`` or the ManiSkill id of a task.
+        obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
+        control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
+        num_envs: sub-environments; ``None`` for one, unbatched.
+        max_episode_steps: time limit; the task's own where ``None``.
+        ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
+        **kwargs: passed to the environment.
+
+    Raises:
+        ValueError: if there is no such task or mode.
+    """
+    observation_keys(obs_mode)
+    if max_episode_steps is not None:
+        kwargs["max_episode_steps"] = max_episode_steps
+    if task == PLANAR:
+        pixels = obs_mode != "state"
+        return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
+    if control_mode is not None:
+        kwargs["control_mode"] = control_mode
+    return ManiSkillEnv(task, num_envs=num_envs, obs_mode=obs_mode, ignore_terminations=ignore_terminations, **kwargs)
+
+
+def load_policy(
+    source: str | Path | TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+) -> tuple[FlowActor, TrainingCheckpoint]:
+    """Rebuild a flow policy from a checkpoint alone.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        role: which weights; the averaged ones (``ema_policy``) where there are any, else ``policy``.
+        device: where the policy goes.
+
+    Returns:
+        the policy in evaluation mode, and the checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no flow policy.
+    """
+    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    if not checkpoint.actor_config:
+        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    if role is None:
+        role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
+    actor = make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config))
+    checkpoint.restore(modules={role: actor})
+    return actor.to(device).eval(), checkpoint
+
+
+def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwargs: Any) -> EnvBase:
+    """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
+
+    Args:
+        checkpoint: the checkpoint.
+        gamma: discount of rewards inside a chunk.
+        **kwargs: passed to :func:`make_task_env`, over what the checkpoint says.
+
+    Raises:
+        CheckpointError: if the checkpoint names no task, or the environment is another than it names.
+    """
+    task: Mapping[str, Any] = checkpoint.task
+    if "task" not in task:
+        raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
+    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    wanted = {"obs_mode": task["obs_mode"], "control_mode": task["control_mode"], "ignore_terminations": True}
+    base = make_task_env(task["task"], **{**wanted, **kwargs})
+    require_task(checkpoint, base.task_info)  # pyright: ignore[reportAttributeAccessIssue]
+    return make_chunk_env(
+        base,
+        obs_horizon=config.obs_horizon,
+        act_horizon=config.act_horizon,
+        gamma=gamma,
+        obs_keys=observation_keys(task["obs_mode"]),
+    )
