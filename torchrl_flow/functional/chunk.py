@@ -1,0 +1,188 @@
+"""An action chunk as one transition: executed steps, discounted return, latched flags.
+
+A policy sends a chunk of ``k_max`` actions; the environment executes ``k <= k_max`` of them, because it
+stops at the first step that ends the episode. Everything a semi-Markov decision process needs to know
+about the chunk follows from the per-step rewards and flags, and is computed here for the environment
+transform and for the data readers alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "chunk_return",
+    "executed_mask",
+    "executed_slice",
+    "executed_steps",
+    "latch",
+]
+
+ALIGNMENTS = ("newest", "oldest")
+
+
+def executed_slice(
+    pred_horizon: int, act_horizon: int, obs_horizon: int = 1, alignment: str = "newest"
+) -> slice:
+    """Where the executed steps lie in a predicted chunk.
+
+    Two conventions exist for the first step of a chunk that is predicted from ``obs_horizon``
+    observations. With ``"newest"`` it is the step of the newest observation, so that execution starts at
+    index 0. With ``"oldest"`` it is the step of the oldest one, and the first ``obs_horizon - 1`` actions
+    lie in the past.
+
+    Args:
+        pred_horizon (int): number of predicted actions, H.
+        act_horizon (int): number of actions to execute, H_a.
+        obs_horizon (int): number of observations the prediction is made from, T. Defaults to 1.
+        alignment (str): ``"newest"`` or ``"oldest"``. Defaults to ``"newest"``.
+
+    Returns:
+        slice: the executed steps, with ``stop - start == act_horizon``.
+
+    Raises:
+        ValueError: if a horizon is below 1, the alignment is unknown or the slice does not fit.
+
+    Examples:
+        >>> executed_slice(16, 8, obs_horizon=2)
+        slice(0, 8, None)
+        >>> executed_slice(16, 8, obs_horizon=2, alignment="oldest")
+        slice(1, 9, None)
+    """
+    horizons = {"pred_horizon": pred_horizon, "act_horizon": act_horizon, "obs_horizon": obs_horizon}
+    for name, value in horizons.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}.")
+    start = obs_horizon - 1 if alignment == "oldest" else 0
+    stop = start + act_horizon
+    if stop > pred_horizon:
+        raise ValueError(
+            f"act_horizon={act_horizon} actions starting at step {start} (obs_horizon={obs_horizon}, "
+            f"alignment={alignment!r}) end at step {stop}, past pred_horizon={pred_horizon}: raise "
+            f"pred_horizon to at least {stop} or lower act_horizon to at most {pred_horizon - start}."
+        )
+    return slice(start, stop)
+
+
+def executed_mask(done: Tensor) -> Tensor:
+    """Whether each step of a chunk is executed: those up to and including the first done.
+
+    Args:
+        done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step. Values after the first
+            True of a row are of no effect.
+
+    Returns:
+        Tensor: bool ``[*B, k_max]``; the first step is always executed.
+
+    Raises:
+        ValueError: if ``done`` is not a bool tensor with at least one dimension and one step.
+
+    Examples:
+        >>> executed_mask(torch.tensor([[False, True, False], [False, False, False]]))
+        tensor([[ True,  True, False],
+                [ True,  True,  True]])
+    """
+    _check_flags("done", done)
+    first = torch.ones_like(done[..., :1])
+    if done.shape[-1] == 1:
+        return first
+    alive = torch.cumsum(done[..., :-1], dim=-1, dtype=torch.int32) == 0
+    return torch.cat([first, alive], dim=-1)
+
+
+def executed_steps(done: Tensor) -> Tensor:
+    """Number of steps up to and including the first done, k.
+
+    Args:
+        done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step.
+
+    Returns:
+        Tensor: int64 ``[*B, 1]``, between 1 and ``k_max``; ``k_max`` for a row without a done.
+
+    Raises:
+        ValueError: if ``done`` is not a bool tensor with at least one dimension and one step.
+
+    Examples:
+        >>> executed_steps(torch.tensor([[False, True, False], [False, False, False]]))
+        tensor([[2],
+                [3]])
+    """
+    return executed_mask(done).sum(dim=-1, keepdim=True)
+
+
+def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the executed steps' rewards, ``sum_i gamma^i r_i``.
+
+    The exponent is the position of the step in the chunk. Rewards of steps that were not executed are of
+    no effect, also where they are infinite or NaN.
+
+    Args:
+        rewards (Tensor): floating point ``[*B, k_max]``.
+        executed (Tensor): bool ``[*B, k_max]``.
+        gamma (float): discount per step, in [0, 1].
+
+    Returns:
+        Tensor: ``[*B, 1]``, of the dtype of ``rewards``.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or ``gamma`` lies outside [0, 1].
+
+    Examples:
+        >>> rewards = torch.tensor([[1.0, 2.0, 4.0]])
+        >>> chunk_return(rewards, torch.tensor([[True, True, False]]), gamma=0.5)
+        tensor([[2.]])
+    """
+    _check_flags("executed", executed)
+    if rewards.shape != executed.shape:
+        raise ValueError(
+            "rewards and executed must have one shape [*B, k_max], got "
+            f"{tuple(rewards.shape)} and {tuple(executed.shape)}."
+        )
+    if not rewards.is_floating_point():
+        raise ValueError(f"rewards must be floating point, got {rewards.dtype}: convert them first.")
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
+    rewards = torch.where(executed, rewards, 0.0)
+    if gamma != 1.0:
+        steps = torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype)
+        rewards = rewards * torch.pow(gamma, steps)
+    return rewards.sum(dim=-1, keepdim=True)
+
+
+def latch(flags: Tensor, executed: Tensor) -> Tensor:
+    """Whether a flag was raised at any executed step.
+
+    Args:
+        flags (Tensor): bool ``[*B, k_max]``.
+        executed (Tensor): bool ``[*B, k_max]``.
+
+    Returns:
+        Tensor: bool ``[*B, 1]``.
+
+    Raises:
+        ValueError: if the shapes differ or a tensor is not bool.
+
+    Examples:
+        >>> flags = torch.tensor([[True, False, False], [False, False, True]])
+        >>> latch(flags, torch.tensor([[True, True, False], [True, True, False]]))
+        tensor([[ True],
+                [False]])
+    """
+    _check_flags("flags", flags)
+    _check_flags("executed", executed)
+    if flags.shape != executed.shape:
+        raise ValueError(
+            "flags and executed must have one shape [*B, k_max], got "
+            f"{tuple(flags.shape)} and {tuple(executed.shape)}."
+        )
+    return (flags & executed).any(dim=-1, keepdim=True)
+
+
+def _check_flags(name: str, flags: Tensor) -> None:
+    if flags.dtype is not torch.bool:
+        raise ValueError(f"{name} must be a bool tensor, got {flags.dtype}.")
+    if flags.ndim < 1 or flags.shape[-1] < 1:
+        raise ValueError(f"{name} must have shape [*B, k_max] with k_max >= 1, got {tuple(flags.shape)}.")
