@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -67,7 +66,13 @@ class ScriptedEnv(EnvBase):
     """
 
     def __init__(
-        self, first_row: int = 0, batch_size=(), *, honours_step: bool = True, pixels: bool = False, device="cpu"
+        self,
+        first_row: int = 0,
+        batch_size=(),
+        *,
+        honours_step: bool = True,
+        pixels: bool = False,
+        device="cpu",
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size(batch_size))
         self.honours_step, self.pixels = honours_step, pixels

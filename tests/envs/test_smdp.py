@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import NAMES, HandLoop, ScriptedEnv, StatelessEnv
-
+from _envs import NAMES, HandLoop, ScriptedEnv
 from tensordict import TensorDict
 from torchrl.envs import Compose, ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
+
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms, smdp
 
 GAMMA = 0.9
@@ -92,7 +92,7 @@ def play(env, act_horizon, obs_horizon=1, chunks=45, shape=None):
         roots = td["observation"].reshape(len(loops), -1).tolist()
         data, td = env.step_and_maybe_reset(td)
         for index, (loop, actions, root) in enumerate(zip(loops, chunk, roots)):
-            assert root == pytest.approx(sum(loop.history(), [])), (loop.name, "root")
+            assert root == pytest.approx([x for frame in loop.history() for x in frame]), (loop.name, "root")
             context = (loop.name, index, loop.t)
             wanted = loop.chunk(actions)
             check(data, wanted, index, context)
@@ -113,7 +113,14 @@ def test_table(kind, act_horizon):
         env.close(raise_if_closed=False)
     # Every row of the table was met, ended ones with the k that its end asks for.
     assert {name for name, _, _ in cells} == set(NAMES)
-    ends = {"first step": 0, "second step": 1, "middle": 2, "fourth step": 3, "truncation": 2, "third chunk": 9}
+    ends = {
+        "first step": 0,
+        "second step": 1,
+        "middle": 2,
+        "fourth step": 3,
+        "truncation": 2,
+        "third chunk": 9,
+    }
     for name, end in ends.items():
         assert (name, end % act_horizon + 1, True) in cells
     assert {k for name, k, _ in cells if name == "never"} == {act_horizon}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch.nn.parameter import UninitializedBuffer
-
 from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch.nn.parameter import UninitializedBuffer
 from torchrl.envs import CatFrames, Transform, UnsqueezeTransform
 
 __all__ = ["history_transforms"]
@@ -24,10 +23,10 @@ def history_transforms(
 ) -> list[Transform]:
     """Transforms that turn an observation into the last ``obs_horizon`` ones, oldest first.
 
-    An entry ``[*B, D]`` becomes ``[*B, T, D]``, and ``pixels`` ``[*B, 3, h, w]`` become ``[*B, T, 3, h, w]``. The
-    history begins with its first observation repeated, and a (partial) reset begins it anew. The dimension is
-    there for ``obs_horizon=1`` also. Place the transforms before :class:`SMDPChunk`, so that the history is
-    one of environment steps.
+    An entry ``[*B, D]`` becomes ``[*B, T, D]``, and ``pixels`` ``[*B, 3, h, w]`` become ``[*B, T, 3, h, w]``.
+    The history begins with its first observation repeated, and a (partial) reset begins it anew. The
+    dimension is there for ``obs_horizon=1`` also. Place the transforms before :class:`SMDPChunk`, so that the
+    history is one of environment steps.
 
     Args:
         obs_horizon (int): number of observations, T.
@@ -41,7 +40,7 @@ def history_transforms(
         list of Transform: to be appended to an env in this order.
 
     Raises:
-        ValueError: if ``obs_horizon`` is below 1, ``in_keys`` is empty, or ``feature_dims`` names another key.
+        ValueError: if ``obs_horizon`` is below 1, ``in_keys`` is empty or lacks a key of ``feature_dims``.
 
     Examples:
         >>> from torchrl.envs import Compose, PendulumEnv, TransformedEnv

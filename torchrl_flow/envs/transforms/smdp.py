@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torch.nn.functional import pad
-
-from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
-from torchrl.envs import EnvBase, StepCounter, Transform
-from torchrl.envs.batched_envs import BatchedEnvBase
+from torchrl.envs import EnvBase, Transform
 
 from torchrl_flow.envs.transforms._inner import (
+    carry,
     expand_right,
     inner_step,
     innermost_env,
     keep_where,
     split_below,
 )
-from torchrl_flow.envs.transforms._record import ChunkRecord, Transition
+from torchrl_flow.envs.transforms._record import ChunkRecord, PendingChunk, Transition
+from torchrl_flow.envs.transforms._requirements import (
+    check_can_skip_rendering,
+    check_no_autoreset,
+    float_dtype,
+    single_reward,
+    sum_spec,
+)
 
 __all__ = ["SMDPChunk"]
 
@@ -33,8 +39,8 @@ class SMDPChunk(Transform):
     one after the other, for each sub-environment until its episode ends, after ``k <= act_horizon`` steps:
 
     - ``("next", "reward")`` is ``sum_{i<k} gamma^i r_i``;
-    - ``("next", "steps_to_next_obs")``, int64 ``[*B, 1]``, is ``k``, which TorchRL's value estimators turn into
-      the discount ``gamma^k`` (see the note);
+    - ``("next", "steps_to_next_obs")``, int64 ``[*B, 1]``, is ``k``, which TorchRL's value estimators turn
+      into the discount ``gamma^k`` (see the note);
     - the done entries and those of ``latch_keys`` are True where they were True at any executed step;
     - every other entry is that of the k-th step: a sub-environment whose episode has ended stays as it was,
       its true terminal observation included, whatever the base env goes on returning.
@@ -133,21 +139,12 @@ class SMDPChunk(Transform):
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         parent = self._require_parent()
-        root = tensordict.copy()
-        root.pop("next", None)
-        selected = root.pop("_step", None)
-        actions = {}
-        for key in self._action_keys(parent.action_keys):
-            chunk = tensordict.get(key)
-            if chunk.ndim <= root.ndim or chunk.shape[root.ndim] != self.act_horizon:
-                raise ValueError(
-                    f"the action {key!r} must have shape [*B, act_horizon={self.act_horizon}, ...] with "
-                    f"B={tuple(root.shape)}, got {tuple(chunk.shape)}: send the executed slice of a chunk."
-                )
-            actions[key] = chunk.unbind(root.ndim)
-            tensordict.set(key, actions[key][0])
+        keys = self._action_keys(parent.action_keys)
+        pending = PendingChunk.take(tensordict, keys, self.act_horizon)
         # TransformedEnv takes the first step of the chunk, between this call and that of `_step`.
-        self.__dict__["_pending"] = _Pending(root, selected, actions)
+        self.__dict__["_pending"] = pending
+        for key, steps in pending.actions.items():
+            tensordict.set(key, steps[0])
         self._render(0)
         return tensordict
 
@@ -161,6 +158,7 @@ class SMDPChunk(Transform):
         base_env, before = split_below(self)
         record = ChunkRecord(self.done_key, parent.reward_keys, self._flag_keys(parent))
         done = record.add(next_tensordict)
+        carried = [*parent.observation_keys, *parent.state_keys, *parent.done_keys]
 
         result, alive = next_tensordict, selected
         if selected is not None:
@@ -171,16 +169,17 @@ class SMDPChunk(Transform):
                 if not alive.any():
                     break
             self._render(i)
-            step_input = parent._step_mdp(root.set("next", result))
+            carry(result, root, carried)
             for key, steps in actions.items():
-                step_input.set(key, steps[i])
-            new = inner_step(base_env, before, step_input, alive)
+                root.set(key, steps[i])
+            new = inner_step(base_env, before, root.copy() if before else root, alive)
             done = record.add(new)
             result = new if alive is None else keep_where(alive, new, result)
         self._render(self.act_horizon)
-        if result is not next_tensordict:  # updated, for the sake of entries that the policy wrote in "next"
-            next_tensordict.update(result)
-        return self._write(next_tensordict, record.fold(self.gamma, selected), selected)
+        if tensordict.get("next", None) is not None:
+            # The policy has written there, and the first step has taken its entries over.
+            result = next_tensordict.update(result)
+        return self._write(result, record.fold(self.gamma, selected), selected)
 
     def _write(
         self, next_tensordict: TensorDictBase, transition: Transition, selected: Tensor | None
@@ -196,8 +195,8 @@ class SMDPChunk(Transform):
         if self.return_mask:
             next_tensordict.set(self.mask_key, pad(transition.executed, (0, missing)))
         if self.return_step_rewards:
-            (rewards,) = transition.step_rewards.values()
-            next_tensordict.set(self.step_rewards_key, pad(rewards.squeeze(-2), (0, missing)))
+            (rewards,) = (x.reshape(transition.executed.shape) for x in transition.step_rewards.values())
+            next_tensordict.set(self.step_rewards_key, pad(rewards, (0, missing)))
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
@@ -209,7 +208,7 @@ class SMDPChunk(Transform):
         if self.return_mask:
             tensordict_reset.set(self.mask_key, torch.zeros(shape, dtype=torch.bool, device=device))
         if self.return_step_rewards:
-            dtype = _float_dtype(self._require_parent().reward_spec.dtype)
+            dtype = float_dtype(single_reward(self._require_parent().full_reward_spec).dtype)
             tensordict_reset.set(self.step_rewards_key, torch.zeros(shape, dtype=dtype, device=device))
         return tensordict_reset
 
@@ -219,7 +218,10 @@ class SMDPChunk(Transform):
 
     def transform_action_spec(self, action_spec: Composite) -> Composite:
         """Adds the chunk dimension after the batch dimensions."""
-        self._check_env()
+        base_env, before = split_below(self)
+        check_no_autoreset(base_env)
+        if self.render_last is not None:
+            check_can_skip_rendering(base_env, before)
         batch_dims = action_spec.ndim
         for key in self._action_keys(list(action_spec.keys(True, True))):
             spec = action_spec[key]
@@ -244,19 +246,7 @@ class SMDPChunk(Transform):
         """Widens the bounds to those of a discounted sum of 1 to ``act_horizon`` rewards."""
         total = sum(self.gamma**i for i in range(self.act_horizon))
         for key in list(reward_spec.keys(True, True)):
-            spec = reward_spec[key]
-            dtype = _float_dtype(spec.dtype)
-            if isinstance(spec, Bounded):
-                low, high = spec.space.low.to(dtype), spec.space.high.to(dtype)
-                reward_spec[key] = Bounded(
-                    low=torch.minimum(low, low * total),
-                    high=torch.maximum(high, high * total),
-                    shape=spec.shape,
-                    dtype=dtype,
-                    device=spec.device,
-                )
-            elif dtype is not spec.dtype:
-                reward_spec[key] = Unbounded(shape=spec.shape, dtype=dtype, device=spec.device)
+            reward_spec[key] = sum_spec(reward_spec[key], total)
         return reward_spec
 
     def transform_done_spec(self, done_spec: Composite) -> Composite:
@@ -283,16 +273,15 @@ class SMDPChunk(Transform):
         return f"{type(self).__name__}(act_horizon={self.act_horizon}, gamma={self.gamma})"
 
     def _extra_specs(
-        self, reward_spec: Composite, shape: torch.Size, device: torch.device | None
+        self, reward_spec: Composite, shape: torch.Size, device: Any
     ) -> dict[NestedKey, TensorSpec]:
-        steps = Bounded(0, self.act_horizon, shape=(*shape, 1), dtype=torch.int64, device=device)
+        steps = Bounded(0, self.act_horizon, shape=torch.Size((*shape, 1)), dtype=torch.int64, device=device)
         specs: dict[NestedKey, TensorSpec] = {self.steps_key: steps}
         shape = torch.Size((*shape, self.act_horizon))
         if self.return_mask:
             specs[self.mask_key] = Binary(self.act_horizon, shape=shape, dtype=torch.bool, device=device)
         if self.return_step_rewards:
-            (spec,) = reward_spec.values(True, True)
-            dtype = _float_dtype(spec.dtype)
+            dtype = float_dtype(single_reward(reward_spec).dtype)
             specs[self.step_rewards_key] = Unbounded(shape=shape, dtype=dtype, device=device)
         return specs
 
@@ -310,60 +299,9 @@ class SMDPChunk(Transform):
 
     def _render(self, step: int) -> None:
         """Switches rendering for a step; it is on outside of a chunk."""
-        if self.render_last is not None and step in (0, self.act_horizon - self.render_last, self.act_horizon):
-            base_env, _ = split_below(self)
-            base_env.set_render_enabled(step >= self.act_horizon - self.render_last)
-
-    def _check_env(self) -> None:
-        """Refuses an env that cannot do what this transform needs."""
-        base_env, before = split_below(self)
-        if base_env.__dict__.get("_torchrl_native_autoreset", False):
-            raise RuntimeError(
-                "the base env resets itself when an episode ends, which would mix two episodes in a chunk: "
-                "switch its native auto-reset off."
-            )
-        if self.return_step_rewards:
-            rewards = self._require_parent().full_reward_spec
-            shapes = {key: tuple(rewards[key].shape) for key in rewards.keys(True, True)}
-            if list(shapes.values()) != [(*rewards.shape, 1)]:
-                raise ValueError(
-                    f"return_step_rewards needs an env with one reward of shape [*B, 1], got {shapes}."
-                )
         if self.render_last is None:
             return
-        if isinstance(innermost_env(base_env), BatchedEnvBase):
-            raise ValueError("render_last needs the transform inside of the workers of a batched env.")
-        if not (hasattr(base_env, "set_render_enabled") and getattr(base_env, "renders_on_done", False)):
-            raise ValueError(
-                f"render_last={self.render_last} needs a base env with `set_render_enabled(bool)` and the "
-                f"attribute `renders_on_done = True`, which {type(innermost_env(base_env)).__name__} is not: "
-                "leave render_last out."
-            )
-        if any(isinstance(t, StepCounter) and t.max_steps is not None for t in before):
-            raise ValueError(
-                "render_last does not go with a StepCounter(max_steps=...) before SMDPChunk, which ends "
-                "episodes without the env's knowledge: place it after, or set the env's own time limit."
-            )
-
-
-def _float_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype.is_floating_point else torch.get_default_dtype()
-
-
-class _Pending(NamedTuple):
-    """A chunk between its inverse call and its step."""
-
-    root: TensorDictBase
-    selected: Tensor | None
-    actions: dict[NestedKey, tuple[Tensor, ...]]
-
-    def rows(self, shape: torch.Size) -> _Pending:
-        """The sub-environments that are stepped: an env without batch size gets only the selected ones."""
-        root, selected, actions = self
-        if selected is None:
-            return self
-        if root.shape != shape:
-            rows = selected.reshape(root.shape)
-            actions = {key: tuple(step[rows] for step in steps) for key, steps in actions.items()}
-            return _Pending(root[rows], None, actions)
-        return _Pending(root, selected.reshape(*root.shape, 1), actions)
+        first = self.act_horizon - self.render_last
+        if step in (0, first, self.act_horizon):
+            env: Any = innermost_env(split_below(self)[0])
+            env.set_render_enabled(step >= first)
