@@ -153,9 +153,10 @@ class StatelessEnv(EnvBase):
     It refuses to step an episode that has ended, as a game does that knows no legal move any more.
     """
 
+    batch_locked = False
+
     def __init__(self) -> None:
         super().__init__(batch_size=torch.Size(()))
-        self.batch_locked = False
         self.observation_spec = Composite(
             row=Unbounded((), dtype=torch.int64),
             t=Unbounded((), dtype=torch.int64),

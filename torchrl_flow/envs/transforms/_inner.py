@@ -78,7 +78,7 @@ def innermost_env(env: EnvBase) -> EnvBase:
 
 
 def inner_step(
-    base_env: EnvBase, transforms: list[Transform], tensordict: TensorDictBase, alive: Tensor | None = None
+    base_env: EnvBase, transforms: list[Transform], tensordict: Any, alive: Tensor | None = None
 ) -> TensorDictBase:
     """The ``"next"`` entries of one step of ``base_env`` seen through ``transforms``.
 
@@ -105,7 +105,7 @@ def inner_step(
     return next_tensordict
 
 
-def _partial_step(base_env: EnvBase, tensordict: TensorDictBase, mask: Tensor) -> TensorDictBase:
+def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
     if isinstance(innermost_env(base_env), BatchedEnvBase):
         # A batched env steps whole workers, and fills the rows of the others from whatever entries of the
         # input have an output's name: transforms may have given those another shape.
@@ -120,8 +120,8 @@ def _partial_step(base_env: EnvBase, tensordict: TensorDictBase, mask: Tensor) -
         return base_env._step(tensordict)
     # An env without a batch size of its own steps the rows it is given.
     rows = mask.reshape(tensordict.shape)
-    stepped = base_env._step(tensordict[rows])
-    result = stepped.new_zeros(tensordict.shape)
+    stepped: Any = base_env._step(tensordict[rows])
+    result: Any = stepped.new_zeros(tensordict.shape)
     result[rows] = stepped
     return result
 

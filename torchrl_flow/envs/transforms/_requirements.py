@@ -36,10 +36,10 @@ def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform])
     env = innermost_env(base_env)
     if isinstance(env, BatchedEnvBase):
         raise ValueError("render_last needs the transform inside of the workers of a batched env.")
-    if not (hasattr(env, "set_render_enabled") and getattr(env, "renders_on_done", False)):
+    if not hasattr(env, "set_render_enabled"):
         raise ValueError(
-            "render_last needs a base env with `set_render_enabled(bool)` and `renders_on_done = True`, "
-            f"which {type(env).__name__} lacks: leave render_last out."
+            f"render_last needs a base env with `set_render_enabled`, which {type(env).__name__} lacks: "
+            "leave render_last out."
         )
     if any(isinstance(t, StepCounter) and t.max_steps is not None for t in transforms):
         raise ValueError(

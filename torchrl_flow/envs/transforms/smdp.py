@@ -65,9 +65,10 @@ class SMDPChunk(Transform):
         ``loss.value_estimator.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))``, and give both the
         same ``gamma``. At the root the entry is the length of the chunk to come, ``act_horizon``.
 
-    .. note:: ``render_last`` needs a base env with ``set_render_enabled(bool)`` and the attribute
-        ``renders_on_done = True``: it promises that a step which ends an episode renders all the same. An
-        episode that ends early then has the right last image; older images of its history may be stale.
+    .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. With it
+        off, a step repeats the last image, but renders where it ends an episode and in the last
+        ``history`` steps before the env's time limit. The newest image is always right, then, and so is its
+        whole history but after a termination in the middle of a chunk.
 
     Args:
         act_horizon (int): number of actions in a chunk, H_a.
@@ -78,7 +79,7 @@ class SMDPChunk(Transform):
         return_step_rewards (bool): whether to write ``("next", "step_rewards")``, ``[*B, H_a]``: the
             undiscounted rewards, 0 where no step was executed.
         render_last (int, optional): number of steps at the end of a chunk that are rendered, at least the
-            number of frames in the image history. Defaults to all of them.
+            number of frames in the image history, ``obs_horizon``. Defaults to all of them.
         action_key (NestedKey, optional): the entry that holds the chunk. Defaults to all actions of the env.
         done_key (NestedKey): the flag that ends a chunk. Defaults to ``"done"``.
         latch_keys (sequence of NestedKey): bool observations to latch, where the env has them. Defaults to
@@ -304,4 +305,4 @@ class SMDPChunk(Transform):
         first = self.act_horizon - self.render_last
         if step in (0, first, self.act_horizon):
             env: Any = innermost_env(split_below(self)[0])
-            env.set_render_enabled(step >= first)
+            env.set_render_enabled(step >= first, history=self.render_last)
