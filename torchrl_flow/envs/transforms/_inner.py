@@ -1,0 +1,152 @@
+"""Steps the part of an environment that lies below a transform: the base env and the transforms before it.
+
+``Transform.parent`` offers such an environment too, made of clones. A clone shares the state of its
+original only as long as nobody replaces a buffer, which ``CatFrames`` does for every dtype but the default
+one; what is stepped here are the transforms themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, Transform, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
+
+__all__ = ["carry", "expand_right", "inner_step", "innermost_env", "keep_where", "read", "split_below"]
+
+
+def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
+    """The base env that a transform acts on and the transforms between the two, innermost first.
+
+    Args:
+        transform (Transform): a transform in a ``TransformedEnv``, alone or in (nested) ``Compose``.
+
+    Returns:
+        tuple: the base env and the list of transforms.
+
+    Raises:
+        RuntimeError: if the transform is not part of an environment.
+    """
+    node, before = transform, []
+    while True:
+        reference = node.__dict__.get("_container")
+        container = reference() if reference is not None else None
+        if container is None:
+            raise RuntimeError(
+                f"{type(transform).__name__} works in an environment only: append it to a TransformedEnv."
+            )
+        if isinstance(container, TransformedEnv):
+            return container.base_env, before
+        siblings = list(container.transforms)
+        before = siblings[: next(i for i, sibling in enumerate(siblings) if sibling is node)] + before
+        node = container
+
+
+def read(tensordict: TensorDictBase, key: NestedKey) -> Any:
+    """The entry of a key in its normal form, None where it is missing; a fraction of the time of ``get``."""
+    if isinstance(key, str):
+        return tensordict._get_str(key, None)
+    return tensordict._get_tuple(key, None)
+
+
+def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedKey]) -> None:
+    """Sets the entries of ``source`` in ``target``, unchecked: both hold results of the same environment.
+
+    Args:
+        source (TensorDictBase): entries that it lacks are left as they are in ``target``.
+        target (TensorDictBase): modified in place.
+        keys (iterable of NestedKey): the keys in their normal form.
+    """
+    for key in keys:
+        value = read(source, key)
+        if value is None:
+            continue
+        if isinstance(key, str):
+            target._set_str(key, value, inplace=False, validated=True, non_blocking=False)
+        else:
+            target._set_tuple(key, value, inplace=False, validated=True, non_blocking=False)
+
+
+def innermost_env(env: EnvBase) -> EnvBase:
+    """The env at the bottom of nested ``TransformedEnv``."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
+def inner_step(
+    base_env: EnvBase, transforms: list[Transform], tensordict: Any, alive: Tensor | None = None
+) -> TensorDictBase:
+    """The ``"next"`` entries of one step of ``base_env`` seen through ``transforms``.
+
+    Args:
+        base_env (EnvBase): the environment to step.
+        transforms (list of Transform): innermost first.
+        tensordict (TensorDictBase): what the outermost of the transforms gets to see; may be modified.
+        alive (Tensor, optional): bool ``[*B, 1]``, the sub-environments to step. Defaults to all of them.
+
+    Returns:
+        TensorDictBase: rows that are not alive hold values without meaning.
+    """
+    if alive is not None:
+        tensordict.set("_step", alive)
+    for transform in reversed(transforms):
+        tensordict = transform._inv_call(tensordict)
+    mask = tensordict.pop("_step", None) if alive is not None else None
+    next_tensordict = (
+        base_env._step(tensordict) if mask is None else _partial_step(base_env, tensordict, mask)
+    )
+    base_env._complete_done(base_env.full_done_spec, next_tensordict)
+    for transform in transforms:
+        next_tensordict = transform._step(tensordict, next_tensordict)
+    return next_tensordict
+
+
+def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
+    if isinstance(innermost_env(base_env), BatchedEnvBase):
+        # A batched env steps whole workers, and fills the rows of the others from whatever entries of the
+        # input have an output's name: transforms may have given those another shape.
+        tensordict = tensordict.select(*base_env.action_keys, *base_env.state_keys, strict=False)
+        workers = mask.reshape(mask.shape[0], -1).any(-1)
+        mask = expand_right(workers, mask).contiguous()
+        if not workers.all():
+            tensordict.set("_step", mask)
+        return base_env._step(tensordict)
+    if base_env.batch_locked:
+        tensordict.set("_step", mask)
+        return base_env._step(tensordict)
+    # An env without a batch size of its own steps the rows it is given.
+    rows = mask.reshape(tensordict.shape)
+    stepped: Any = base_env._step(tensordict[rows])
+    result: Any = stepped.new_zeros(tensordict.shape)
+    result[rows] = stepped
+    return result
+
+
+def keep_where(mask: Tensor, new: TensorDictBase, old: TensorDictBase) -> TensorDictBase:
+    """``new`` in the rows where ``mask`` holds and ``old`` elsewhere, for the entries of ``new``.
+
+    Args:
+        mask (Tensor): bool ``[*B, 1]``.
+        new (TensorDictBase): batch size ``[*B]``.
+        old (TensorDictBase): batch size ``[*B]``; an entry that it lacks is taken from ``new``.
+
+    Returns:
+        TensorDictBase: a new tensordict.
+    """
+    mask = mask.reshape(new.shape)
+
+    def select(new_value: Tensor, old_value: Tensor | None) -> Tensor:
+        if old_value is None:
+            return new_value
+        return new_value.where(expand_right(mask, new_value), old_value)
+
+    return cast(TensorDictBase, new._fast_apply(select, old, default=None))
+
+
+def expand_right(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` with dimensions added on the right until it has the shape of ``like``."""
+    return tensor.reshape(tensor.shape + (1,) * (like.ndim - tensor.ndim)).expand(like.shape)
