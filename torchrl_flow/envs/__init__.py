@@ -1,5 +1,6 @@
-"""Environments. Importing this package imports no simulator: ManiSkill is imported when an environment is built."""
+"""Environments. No simulator is imported before an environment is built."""
 
+from torchrl_flow.envs._maniskill_check import ManiSkillUnavailableError, RenderDeviceError
 from torchrl_flow.envs.maniskill import ManiSkillEnv, ManiSkillWrapper
 
-__all__ = ["ManiSkillEnv", "ManiSkillWrapper"]
+__all__ = ["ManiSkillEnv", "ManiSkillUnavailableError", "ManiSkillWrapper", "RenderDeviceError"]

@@ -57,8 +57,8 @@ class EpisodeResets:
             raise RuntimeError(
                 "the task rebuilds its scene on reset "
                 f"(reconfiguration_freq={self._env.unwrapped.reconfiguration_freq}), so all sub-environments "
-                "must be reset together: pass reconfiguration_freq=0, or ignore_terminations=True so that their "
-                "episodes end together."
+                "must be reset together: pass reconfiguration_freq=0, or ignore_terminations=True so that "
+                "their episodes end together."
             )
         options = dict(options or {})
         if env_state is not None:
@@ -92,16 +92,14 @@ class EpisodeResets:
     def _reset_unseeded(
         self, ids: torch.Tensor | None, options: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
+        seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
         if self._num_envs == 1 or self._reseed_numpy:
             self._reseed_numpy = False
-            return self._reset_once(ids, options, self._draw(self._num_envs))
+            return self._reset_once(ids, options, seeds)
         # ManiSkill makes a NumPy generator for each seed it is given, 0.2 ms each: too slow for thousands of
         # sub-environments at every reset. Those that it has run on; torch is seeded here.
-        with _seeded_torch(self._draw(1)[0], self._device):
+        with _seeded_torch(seeds[0], self._device):
             return self._reset_once(ids, options, None)
-
-    def _draw(self, count: int) -> list[int]:
-        return torch.randint(_SEED_RANGE, (count,), generator=self._generator).tolist()
 
     def _check_seeds(self, seed: int | Sequence[int]) -> list[int]:
         if isinstance(seed, SupportsIndex):  # an int, also NumPy's
@@ -134,7 +132,11 @@ class EpisodeResets:
 
 @contextlib.contextmanager
 def _seeded_torch(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global generators inside the context, and puts their states back after it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """Seeds torch's global generators of the CPU and of a device, and puts their states back afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -213,7 +213,7 @@ class ManiSkillWrapper(_EnvWrapper):
         return out
 
     def env_state(self) -> dict[str, Any]:
-        """Returns a copy of the simulation's state, for ``reset(env_state=...)``; nested as in ``.h5`` files."""
+        """Returns a copy of the simulation's state, nested as in ``.h5`` files, for ``reset``."""
         return self._copy_tree(self._env.unwrapped.get_state_dict())
 
     def _copy_tree(self, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +243,8 @@ class ManiSkillWrapper(_EnvWrapper):
         Rendering takes most of the time of a step, and a policy that acts in chunks looks only at the last
         ``obs_horizon`` frames of a chunk: turn it off for the others. While it is off, ``pixels`` repeats the
         last image rendered and all else is exact. These are rendered in any case: resets, a step that ends an
-        episode (so that its last image is true), and the last ``history`` steps before the time limit (so that
-        the history at a truncation is).
+        episode (so that its last image is true), and the last ``history`` steps before the time limit (so
+        that the history at a truncation is).
 
         Args:
             enabled: whether the steps from now on render. At first they do.
@@ -292,7 +292,7 @@ class ManiSkillWrapper(_EnvWrapper):
 
     @property
     def state_keys(self) -> list[str] | None:
-        """Entries of ``observation`` in order (``agent/qpos``, ...); ``None`` where ManiSkill flattens them."""
+        """Entries of ``observation`` in order (``agent/qpos``, ...); ``None`` if ManiSkill flattens them."""
         raw = getattr(self._env.unwrapped, "_init_raw_obs", None)
         if not isinstance(raw, Mapping) or "state" in raw:
             return None

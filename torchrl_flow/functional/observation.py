@@ -29,8 +29,7 @@ def state_paths(observation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     Returns:
         One path for each entry, such as ``("agent", "qpos")``.
     """
-    groups = ((group, observation[group]) for group in STATE_GROUPS if group in observation)
-    return [path for group, entries in groups for path, _ in _leaves(entries, (group,))]
+    return [path for group in STATE_GROUPS for path, _ in _leaves(observation.get(group, {}), (group,))]
 
 
 def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
