@@ -1,0 +1,130 @@
+"""Checks what a ManiSkill environment is asked to be, and builds it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from torchrl_flow.envs._maniskill_check import detect_render_backend, require_render_backend
+from torchrl_flow.envs.headless import headless
+
+OBS_MODES = ("state", "rgb", "rgb+state")
+
+MAX_EPISODE_STEPS = {
+    "PickCube-v1": 100,
+    "PushCube-v1": 100,
+    "PullCube-v1": 100,
+    "StackCube-v1": 200,
+    "LiftPegUpright-v1": 250,
+    "PegInsertionSide-v1": 300,
+}
+"""Time limits that leave planner demonstrations room to succeed; the registered ones (50 to 100) do not."""
+
+
+def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None) -> None:
+    """Refuses arguments that no machine, or not this one, can serve.
+
+    Raises:
+        ValueError: names the argument, what was given and what to use.
+    """
+    if obs_mode not in OBS_MODES:
+        raise ValueError(f"obs_mode={obs_mode!r} is not one of {', '.join(map(repr, OBS_MODES))}.")
+    if sim_backend.split(":")[0] not in ("physx_cpu", "physx_cuda"):
+        raise ValueError(
+            f"sim_backend={sim_backend!r} is neither 'physx_cpu' nor 'physx_cuda' (or 'physx_cuda:1', ...)."
+        )
+    if num_envs is not None and num_envs < 1:
+        raise ValueError(
+            f"num_envs={num_envs} must be at least 1, or None for an environment without a batch dimension."
+        )
+    if (num_envs or 1) > 1 and sim_backend == "physx_cpu":
+        raise ValueError(
+            f"num_envs={num_envs} is not possible with sim_backend='physx_cpu', which simulates one "
+            "environment a process: use torchrl.envs.ParallelEnv, or sim_backend='physx_cuda'."
+        )
+    if sim_backend.startswith("physx_cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'."
+        )
+    if visuals is False and "rgb" in obs_mode:
+        raise ValueError(
+            f"visuals=False leaves nothing to render for obs_mode={obs_mode!r}: use 'state', or visuals=None."
+        )
+
+
+def check_task(task: str) -> None:
+    """Refuses a task that ManiSkill does not know, or whose assets are not here.
+
+    ManiSkill itself would ask on the terminal whether to download assets, and end the program without a yes.
+
+    Raises:
+        ValueError: names tasks of a like name, or the command that downloads the assets.
+    """
+    from mani_skill.utils import assets
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    if task not in REGISTERED_ENVS:
+        close = difflib.get_close_matches(task, REGISTERED_ENVS, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see ManiSkill's list of tasks."
+        raise ValueError(f"task={task!r} is not a task of ManiSkill: {hint}")
+    sources: list[str] = []
+    for name in REGISTERED_ENVS[task].asset_download_ids or []:
+        group = name in assets.DATA_GROUPS
+        sources += assets.expand_data_group_into_individual_data_source_ids(name) if group else [name]
+    if not all(assets.is_data_source_downloaded(source) for source in sources):
+        raise ValueError(
+            f"task={task!r} needs assets that are not here: run "
+            f"`python -m mani_skill.utils.download_asset {task}`."
+        )
+
+
+def default_max_episode_steps(task: str) -> int | None:
+    """Returns the time limit of a task: that of :data:`MAX_EPISODE_STEPS`, else the registered one."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    return MAX_EPISODE_STEPS.get(task, REGISTERED_ENVS[task].max_episode_steps)
+
+
+def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
+    """Decides whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
+    device.
+
+    Raises:
+        RenderDeviceError: when they are needed and there is no Vulkan device.
+    """
+    if "rgb" in obs_mode:
+        require_render_backend(f"obs_mode={obs_mode!r}")
+        return True
+    if visuals:
+        require_render_backend("visuals=True")
+    return detect_render_backend() != "none" if visuals is None else visuals
+
+
+def make_env(task: str, visuals: bool, **kwargs: Any) -> Any:
+    """Makes the gymnasium environment of a task, with or without visuals."""
+    import gymnasium
+
+    kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
+    kwargs.setdefault("render_backend", detect_render_backend() if visuals else "none")
+    with headless(not visuals), _quiet_build():
+        return gymnasium.make(task, **kwargs)
+
+
+@contextlib.contextmanager
+def _quiet_build() -> Iterator[None]:
+    """Keeps back ManiSkill's warning about poses that its own tasks leave to their default."""
+    from mani_skill import logger
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No initial pose set" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,122 @@
+"""What ManiSkill needs of the machine, and the command that mends what is missing."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import warnings
+from types import ModuleType
+
+INSTALL_COMMAND = "pip install 'torchrl-flow[maniskill]'"
+RENDER_COMMAND = "make cpu-rendering"
+
+_PACKAGE_OF_LIBRARY = {
+    "libX11": "libx11-6",
+    "libGL": "libgl1",
+    "libglib-2.0": "libglib2.0-0",
+    "libgthread-2.0": "libglib2.0-0",
+    "libvulkan": "libvulkan1",
+}
+_MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+?)\.so[.\d]*: cannot open shared object file")
+_IMPORT_NOISE = (".*pkg_resources.*", ".*system libvulkan.*", ".*Failed to find Vulkan ICD.*")
+
+
+class ManiSkillUnavailableError(ImportError):
+    """ManiSkill cannot be imported here; the message is one line that names the command that mends it."""
+
+
+class RenderDeviceError(RuntimeError):
+    """Rendering was asked for and cannot be done here; the message is one line that says what to do."""
+
+
+def maniskill_installed() -> bool:
+    """Tells whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
+    return all(importlib.util.find_spec(name) is not None for name in ("mani_skill", "sapien"))
+
+
+def _import(name: str) -> ModuleType:
+    """Imports a module of ManiSkill's, silent about what a user can do nothing about."""
+    with warnings.catch_warnings():
+        for noise in _IMPORT_NOISE:
+            warnings.filterwarnings("ignore", message=noise)
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise ManiSkillUnavailableError(_explain(name, error)) from error
+
+
+def _explain(name: str, error: ImportError) -> str:
+    missing = _MISSING_LIBRARY.search(str(error))
+    if missing is None:
+        return f"`import {name}` failed ({error}): run `{INSTALL_COMMAND}`."
+    package = _PACKAGE_OF_LIBRARY.get(missing[1])
+    apt = f" (or `apt-get install {package}`)" if package else ""
+    return f"`import {name}` needs the system library {missing[1]}: run `{RENDER_COMMAND}`{apt}."
+
+
+def require_maniskill() -> None:
+    """Imports ManiSkill and registers its tasks.
+
+    Raises:
+        ManiSkillUnavailableError: when a package or a system library is missing; says which, and what to run.
+    """
+    if not maniskill_installed():
+        raise ManiSkillUnavailableError(f"ManiSkill is not installed: run `{INSTALL_COMMAND}`.")
+    _import("sapien")
+    _import("mani_skill.envs")
+
+
+def require_motion_planner() -> None:
+    """Imports ManiSkill's motion planner (``mplib``), which planned demonstrations need.
+
+    Raises:
+        ManiSkillUnavailableError: when ``mplib`` is missing, or when the NumPy here would crash it.
+    """
+    require_maniskill()
+    if importlib.util.find_spec("mplib") is None:
+        raise ManiSkillUnavailableError(
+            "The motion planner mplib is not installed (it has wheels for Python 3.10 to 3.12): "
+            f"run `{INSTALL_COMMAND}`."
+        )
+    numpy_version = importlib.metadata.version("numpy")
+    if int(numpy_version.split(".")[0]) >= 2:
+        raise ManiSkillUnavailableError(
+            f"mplib crashes with NumPy {numpy_version}, it needs NumPy 1: run `pip install 'numpy<2'`."
+        )
+    _import("mplib")
+
+
+@functools.lru_cache(maxsize=1)
+def detect_render_backend() -> str:
+    """Finds what SAPIEN can render with here: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
+
+    The answer is found once for a process, because Vulkan is.
+    """
+    sapien = _import("sapien")
+    for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
+        try:
+            if sapien.Device(device).can_render():
+                return name
+        except RuntimeError:  # SAPIEN raises where there is no such device
+            continue
+    return "none"
+
+
+def require_render_backend(purpose: str) -> str:
+    """Returns what to render with, ``"gpu"`` or ``"cpu"``.
+
+    Args:
+        purpose: what the rendering is for, named in the message.
+
+    Raises:
+        RenderDeviceError: when there is no Vulkan device.
+    """
+    backend = detect_render_backend()
+    if backend == "none":
+        raise RenderDeviceError(
+            f"{purpose} needs a Vulkan device and there is none here: run `{RENDER_COMMAND}`."
+        )
+    return backend

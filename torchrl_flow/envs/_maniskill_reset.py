@@ -1,0 +1,142 @@
+"""How the episodes of a ManiSkill environment start: seeds, chosen sub-environments, stored states."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+
+_SEED_RANGE = 2**31 - 1
+
+
+class EpisodeResets:
+    """Resets a ManiSkill environment, and keeps its randomness apart from everybody else's.
+
+    ManiSkill seeds torch once a call, with the first seed only, and draws from torch's global generator when
+    it is given no seed. Here every draw comes from given seeds or from this object's own generator, and the
+    global generators are left as they were.
+
+    Args:
+        env: the environment made by ``gymnasium.make``.
+        num_envs: number of its sub-environments.
+        device: device of the simulation.
+    """
+
+    def __init__(self, env: Any, num_envs: int, device: torch.device) -> None:
+        self._env = env
+        self._num_envs = num_envs
+        self._device = device
+        self._generator = torch.Generator()
+        self._reseed_numpy = True
+
+    def set_seed(self, seed: int | None) -> None:
+        """Seeds the generator that unseeded resets draw from; with ``None`` from the operating system."""
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self._reseed_numpy = True
+
+    @property
+    def reconfigures(self) -> bool:
+        """Whether resets rebuild the scene."""
+        return bool(getattr(self._env.unwrapped, "reconfiguration_freq", 0))
+
+    def __call__(
+        self,
+        ids: torch.Tensor | None,
+        seed: int | Sequence[int] | None,
+        env_state: Mapping[str, Any] | None,
+        options: Mapping[str, Any] | None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets the sub-environments ``ids`` (``None``: all); returns the observation and info of all."""
+        if ids is not None and self.reconfigures:
+            raise RuntimeError(
+                "the task rebuilds its scene on reset "
+                f"(reconfiguration_freq={self._env.unwrapped.reconfiguration_freq}), so all sub-environments "
+                "must be reset together: pass reconfiguration_freq=0, or ignore_terminations=True so that "
+                "their episodes end together."
+            )
+        options = dict(options or {})
+        if env_state is not None:
+            options["reset_to_env_states"] = {"env_states": self._batch_state(env_state, ids)}
+        if seed is None:
+            return self._reset_unseeded(ids, options)
+        self._reseed_numpy = True
+        seeds = self._check_seeds(seed)
+        if self._num_envs == 1 or self.reconfigures or env_state is not None:
+            return self._reset_once(ids, options, seeds)
+        return self._reset_one_by_one(ids, options, seeds)
+
+    def _reset_once(
+        self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        if ids is not None:
+            options = {**options, "env_idx": ids}
+        return self._env.reset(seed=seeds, options=options)
+
+    def _reset_one_by_one(
+        self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int]
+    ) -> tuple[Any, dict[str, Any]]:
+        # Only alone does a sub-environment draw from torch what it would draw in a batch of one. Even then
+        # ManiSkill takes as many seeds as there are: the first is torch's, the one at its index is NumPy's.
+        result: tuple[Any, dict[str, Any]] = (None, {})
+        for index in range(self._num_envs) if ids is None else ids.tolist():
+            one = torch.tensor([index], device=self._device)
+            result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
+        return result
+
+    def _reset_unseeded(
+        self, ids: torch.Tensor | None, options: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
+        if self._num_envs == 1 or self._reseed_numpy:
+            self._reseed_numpy = False
+            return self._reset_once(ids, options, seeds)
+        # ManiSkill makes a NumPy generator for each seed it is given, 0.2 ms each: too slow for thousands of
+        # sub-environments at every reset. Those that it has run on; torch is seeded here.
+        with _seeded_torch(seeds[0], self._device):
+            return self._reset_once(ids, options, None)
+
+    def _check_seeds(self, seed: int | Sequence[int]) -> list[int]:
+        if isinstance(seed, SupportsIndex):  # an int, also NumPy's
+            return [operator.index(seed) + i for i in range(self._num_envs)]
+        seeds = [operator.index(s) for s in seed]
+        if len(seeds) != self._num_envs:
+            raise ValueError(
+                f"seed has {len(seeds)} entries for {self._num_envs} sub-environments: give one for each "
+                "(those that the mask leaves out are not used), or one int."
+            )
+        return seeds
+
+    def _batch_state(self, state: Mapping[str, Any], ids: torch.Tensor | None) -> dict[str, Any]:
+        """Copies a stored state to the device, one row for each sub-environment that is reset."""
+        batched: dict[str, Any] = {}
+        for key, value in state.items():
+            if isinstance(value, Mapping):
+                batched[key] = self._batch_state(value, ids)
+                continue
+            rows = torch.as_tensor(value[...], dtype=torch.float32).to(self._device, copy=True)
+            rows = rows.expand(self._num_envs, -1) if rows.ndim == 1 else rows
+            if rows.ndim != 2 or rows.shape[0] != self._num_envs:
+                raise ValueError(
+                    f"env_state entry {key!r} has shape {tuple(rows.shape)}: give the state of one step, "
+                    f"[d] or [{self._num_envs}, d]."
+                )
+            batched[key] = rows if ids is None else rows[ids]
+        return batched
+
+
+@contextlib.contextmanager
+def _seeded_torch(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators of the CPU and of a device, and puts their states back afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,330 @@
+"""A ManiSkill environment seen through TorchRL's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data.tensor_specs import Unbounded
+from torchrl.envs.common import _EnvWrapper
+
+from torchrl_flow.envs._maniskill_check import RENDER_COMMAND, RenderDeviceError
+from torchrl_flow.envs._maniskill_reset import EpisodeResets
+from torchrl_flow.envs._maniskill_specs import (
+    action_spec,
+    choose_camera,
+    done_spec,
+    has_cameras,
+    observation_spec,
+)
+from torchrl_flow.envs._render_gate import RenderGate
+from torchrl_flow.envs.headless import headless
+from torchrl_flow.functional.observation import flatten_state, state_paths
+
+_NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "single_observation_space")
+
+
+class ManiSkillWrapper(_EnvWrapper):
+    """Wraps a ManiSkill environment made by ``gymnasium.make`` (not ManiSkill's own vector wrapper).
+
+    The environment never resets by itself: the observation of a step that ends an episode is the true last
+    one, and TorchRL drives resets, of single sub-environments too, through the ``"_reset"`` mask. Every
+    tensor that comes out is a copy, and no reset draws from a global random generator: a reset without seeds
+    takes them from the generator of this environment, which ``set_seed`` sets.
+
+    Keys (``*B`` is the batch size, ``[]`` or ``[num_envs]``):
+
+    - ``observation`` ``[*B, D]`` float32. With ``obs_mode="state"`` and ``"rgb+state"`` ManiSkill's state
+      vector, poses of objects included. With ``"rgb"`` what a robot can measure and is told: joint positions
+      and velocities, and what the task adds without privilege (PickCube: ``is_grasped``, ``tcp_pose``,
+      ``goal_pos``), in the order of :func:`~torchrl_flow.functional.observation.flatten_state`, listed in
+      :attr:`state_keys`.
+    - ``pixels`` ``[*B, 3, h, w]`` uint8, of one camera, in the two rgb modes.
+    - ``success`` ``[*B, 1]`` bool, whether the task is solved now; also at resets.
+    - ``action`` ``[*B, A]`` float32; ``reward`` ``[*B, 1]`` float32; ``done``, ``terminated``, ``truncated``
+      ``[*B, 1]`` bool.
+
+    ``reset`` takes these keyword arguments, also through transforms:
+
+    - ``seed``: seeds of the episodes, one for each sub-environment, or an int, which gives them ``seed``,
+      ``seed + 1``, ... Equal seeds give equal initial states, whatever the batch size and the other
+      sub-environments. (Where a task rebuilds its scene on reset and ``num_envs > 1``, this holds for what it
+      draws with NumPy only.)
+    - ``env_state``: the state to start from, nested as in a ManiSkill ``.h5`` file (``actors``,
+      ``articulations``), each entry ``[d]`` or ``[num_envs, d]``. Give the seed of its episode too where the
+      task draws its objects. What is read from contact forces (``is_grasped``) is true from the first step
+      on: a state holds no forces.
+    - ``options``: further options of ManiSkill's ``reset``.
+
+    Args:
+        env: the environment; its time limit, if any, is ManiSkill's.
+
+    Keyword Args:
+        batch_size: ``[]`` or ``[num_envs]``. Default: ``[]`` for one environment, else ``[num_envs]``.
+        device: where actions come from and tensors go to. Default: the device of the simulation.
+        camera: name of the camera of ``pixels``. Default: ``base_camera``, or the only one.
+        ignore_terminations: when ``True``, ``terminated`` is always false and episodes end at the time limit;
+            this is the protocol of evaluation. Default: ``False``.
+        seed: first seed of the environment's generator. Default: drawn from the operating system.
+
+    Raises:
+        ValueError: when the environment, its observations or an argument do not fit.
+
+    Note:
+        GPU simulation (``physx_cuda``) runs through the same code as any batched environment. That code is
+        tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
+    """
+
+    git_url = "https://github.com/haosulab/ManiSkill"
+    libname = "mani_skill"
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        batch_size: Sequence[int] | None = None,
+        device: torch.device | str | int | None = None,
+        camera: str | None = None,
+        ignore_terminations: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        missing = [name for name in _NEEDED_ATTRIBUTES if not hasattr(env.unwrapped, name)]
+        if missing:
+            raise ValueError(
+                "env must be a ManiSkill environment made by gymnasium.make; "
+                f"{type(env.unwrapped).__name__} has no {', '.join(missing)}."
+            )
+        self.num_envs = int(env.unwrapped.num_envs)
+        self._sim_device = torch.device(env.unwrapped.device)
+        self._camera = camera
+        self._ignore_terminations = bool(ignore_terminations)
+        self._resets = EpisodeResets(env, self.num_envs, self._sim_device)
+        self._gate: RenderGate | None = None
+        super().__init__(
+            device=_with_index(self._sim_device if device is None else device),
+            batch_size=self._check_batch_size(batch_size),
+            env=env,
+        )
+        self.set_seed(seed)
+
+    def _check_batch_size(self, batch_size: Sequence[int] | None) -> torch.Size:
+        if batch_size is None:
+            return torch.Size(() if self.num_envs == 1 else (self.num_envs,))
+        batch = torch.Size(batch_size)
+        if len(batch) > 1 or batch.numel() != self.num_envs:
+            raise ValueError(
+                f"batch_size={list(batch)} does not fit an environment of num_envs={self.num_envs}: use "
+                f"[{self.num_envs}]{', or [] for one environment' if self.num_envs == 1 else ''}."
+            )
+        return batch
+
+    def _check_kwargs(self, kwargs: dict[str, Any]) -> None:
+        if set(kwargs) != {"env"}:
+            raise ValueError(f"ManiSkillWrapper got unknown arguments {sorted(set(kwargs) - {'env'})}.")
+
+    def _build_env(self, env: Any) -> Any:
+        return env
+
+    def _init_env(self) -> None:
+        if self._camera is not None:
+            self._gate = RenderGate(self._env.unwrapped, self.max_episode_steps)
+
+    def _make_specs(self, env: Any) -> None:
+        space = env.unwrapped.single_observation_space
+        if has_cameras(space):
+            self._camera = choose_camera(space, self._camera)
+        elif self._camera is not None:
+            raise ValueError(
+                f"camera={self._camera!r} was given and obs_mode={env.unwrapped.obs_mode!r} has no pixels."
+            )
+        device = torch.device(self.device or "cpu")
+        self.action_spec = action_spec(env.unwrapped.single_action_space, self.batch_size, device)
+        self.observation_spec = observation_spec(space, self._camera, self.batch_size, device)
+        self.reward_spec = Unbounded(torch.Size((*self.batch_size, 1)), dtype=torch.float32, device=device)
+        self.done_spec = done_spec(self.batch_size, device)
+
+    # ---- reset and step
+
+    def _reset(
+        self,
+        tensordict: TensorDictBase | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        env_state: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> TensorDictBase:
+        ids = None
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if tensordict is not None and mask is not None and not bool(mask.all()):
+            ids = mask.reshape(-1).nonzero().squeeze(-1).to(self._sim_device)
+            if ids.numel() == 0:
+                return tensordict.exclude("_reset")
+        if self._gate is not None:
+            self._gate.before_reset()
+        with headless(not self.has_visuals):
+            observation, info = self._resets(ids, seed, env_state, options)
+        return self._read(observation, info)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._resets.set_seed(seed)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get(self.action_key).reshape(self.num_envs, -1).to(self._sim_device)
+        if self._gate is not None:
+            self._gate.before_step()
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        terminated = self._column(terminated, torch.bool)
+        if self._ignore_terminations:
+            terminated = torch.zeros_like(terminated)
+        truncated = self._column(truncated, torch.bool)
+        done = terminated | truncated
+        if self._gate is not None:
+            self._gate.after_step(observation, done)
+        out = self._read(observation, info)
+        out.set("reward", self._column(reward, torch.float32))
+        out.set("terminated", terminated)
+        out.set("truncated", truncated)
+        out.set("done", done)
+        return out
+
+    def _column(self, value: Any, dtype: torch.dtype) -> torch.Tensor:
+        """Copies one number for each sub-environment into ``[*B, 1]``."""
+        return torch.as_tensor(value).to(self.device, dtype, copy=True).reshape(*self.batch_size, 1)
+
+    def _read(self, observation: Any, info: Mapping[str, Any]) -> TensorDict:
+        """Copies what ManiSkill returned into a tensordict; its buffers live on and change."""
+        out = TensorDict({}, batch_size=self.batch_size, device=self.device)
+        state = observation
+        if isinstance(observation, Mapping):
+            state = observation["state"] if "state" in observation else flatten_state(observation)
+            if self._camera is not None:
+                image = observation["sensor_data"][self._camera]["rgb"].to(self.device).movedim(-1, -3)
+                image = image.clone(memory_format=torch.contiguous_format)
+                out.set("pixels", image.reshape(*self.batch_size, *image.shape[1:]))
+        state = state.to(self.device, torch.float32, copy=True)
+        out.set("observation", state.reshape(*self.batch_size, state.shape[-1]))
+        success = info.get("success")
+        if success is None:
+            success = torch.zeros(self.num_envs, dtype=torch.bool)
+        out.set("success", self._column(success, torch.bool))
+        return out
+
+    def env_state(self) -> dict[str, Any]:
+        """Returns a copy of the simulation's state, nested as in ``.h5`` files, for ``reset``."""
+        return self._copy_tree(self._env.unwrapped.get_state_dict())
+
+    def _copy_tree(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: self._copy_tree(value)
+            if isinstance(value, Mapping)
+            else value.clone().reshape(*self.batch_size, *value.shape[1:])
+            for key, value in tree.items()
+        }
+
+    # ---- rendering
+
+    @property
+    def has_visuals(self) -> bool:
+        """Whether the scene has anything that can be seen, so that :meth:`render` works."""
+        scene = getattr(self._env.unwrapped, "scene", None)
+        return scene is None or bool(scene.can_render())
+
+    @property
+    def render_enabled(self) -> bool:
+        """Whether every step renders ``pixels``; see :meth:`set_render_enabled`."""
+        return self._gate is None or self._gate.enabled
+
+    def set_render_enabled(self, enabled: bool, *, history: int = 1) -> None:
+        """Turns the rendering of ``pixels`` by ``step`` off and on again; without cameras it does nothing.
+
+        Rendering takes most of the time of a step, and a policy that acts in chunks looks only at the last
+        ``obs_horizon`` frames of a chunk: turn it off for the others. While it is off, ``pixels`` repeats the
+        last image rendered and all else is exact. These are rendered in any case: resets, a step that ends an
+        episode (so that its last image is true), and the last ``history`` steps before the time limit (so
+        that the history at a truncation is).
+
+        Args:
+            enabled: whether the steps from now on render. At first they do.
+
+        Keyword Args:
+            history: number of frames that make up an observation (``obs_horizon``).
+        """
+        if self._gate is not None:
+            self._gate.enabled = bool(enabled)
+            self._gate.history = int(history)
+
+    def render(self) -> np.ndarray:
+        """Renders the scene for a video, with the task's own camera for viewing.
+
+        Returns:
+            A uint8 image ``[*B, height, width, 3]``.
+
+        Raises:
+            RenderDeviceError: when the environment was built without visuals, or has no camera for viewing.
+        """
+        if not self.has_visuals:
+            raise RenderDeviceError(
+                "render() needs an environment with visuals: build it with visuals=True "
+                f"(on a machine without a Vulkan device, run `{RENDER_COMMAND}` first)."
+            )
+        image = self._env.unwrapped.render_rgb_array()
+        if image is None:
+            raise RenderDeviceError("render() found no camera for viewing: the task defines none.")
+        return (
+            torch.as_tensor(image).cpu().numpy().astype(np.uint8).reshape(*self.batch_size, *image.shape[1:])
+        )
+
+    # ---- what it is
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """Number of steps after which an episode is truncated, or ``None``."""
+        env = self._env
+        while env is not None:
+            limit = vars(env).get("_max_episode_steps")
+            if limit is not None:
+                return int(limit)
+            env = vars(env).get("env")
+        return None
+
+    @property
+    def state_keys(self) -> list[str] | None:
+        """Entries of ``observation`` in order (``agent/qpos``, ...); ``None`` if ManiSkill flattens them."""
+        raw = getattr(self._env.unwrapped, "_init_raw_obs", None)
+        if not isinstance(raw, Mapping) or "state" in raw:
+            return None
+        return ["/".join(path) for path in state_paths(raw)]
+
+    @property
+    def task_info(self) -> dict[str, Any]:
+        """What tells one task from another, JSON-able: a checkpoint stores it and a mismatch is refused."""
+        base = self._env.unwrapped
+        spec = getattr(base, "spec", None)
+        return {
+            "task": type(base).__name__ if spec is None else spec.id,
+            "control_mode": getattr(base, "control_mode", None),
+            "obs_mode": base.obs_mode,
+            "reward_mode": getattr(base, "reward_mode", None),
+            "robot_uids": str(getattr(base, "robot_uids", None)),
+            "max_episode_steps": self.max_episode_steps,
+            "sim_backend": "physx_cpu" if self._sim_device.type == "cpu" else "physx_cuda",
+        }
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Closes the simulation; a second call does nothing."""
+        if not self.is_closed:
+            super().close(raise_if_closed=raise_if_closed)
+
+    def __repr__(self) -> str:
+        task = self.task_info["task"]
+        return f"{type(self).__name__}({task}, batch_size={list(self.batch_size)}, device={self.device})"
+
+
+def _with_index(device: torch.device | str | int) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

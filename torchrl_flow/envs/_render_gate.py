@@ -1,0 +1,59 @@
+"""Lets an environment leave out camera images that nobody will look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class RenderGate:
+    """Stands between a ManiSkill environment and its cameras, and can hold the last images instead of
+    rendering.
+
+    It replaces ``_get_obs_sensor_data`` of the one environment object it is given; everything else of an
+    observation is computed as before.
+
+    Args:
+        env: the unwrapped ManiSkill environment.
+        max_episode_steps: step at which episodes are truncated; ``None`` where they are not.
+    """
+
+    def __init__(self, env: Any, max_episode_steps: int | None) -> None:
+        self._env = env
+        self._max_episode_steps = max_episode_steps
+        self._capture = env._get_obs_sensor_data
+        self._images: Any = None
+        self._open = True
+        self._stale = False
+        self.enabled = True
+        self.history = 1
+        env._get_obs_sensor_data = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the sensor data: rendered now where the gate is open, else those of the last rendering."""
+        if self._open or self._images is None:
+            self._images = self._capture(*args, **kwargs)
+            self._stale = False
+        else:
+            self._stale = True
+        return self._images
+
+    def before_reset(self) -> None:
+        """Opens the gate: the images of a reset are always rendered."""
+        self._open = True
+
+    def before_step(self) -> None:
+        """Opens the gate where rendering is on, and for the last ``history`` steps before truncation."""
+        self._open = self.enabled or self._near_truncation()
+
+    def _near_truncation(self) -> bool:
+        if self._max_episode_steps is None:
+            return False
+        return bool((self._env.elapsed_steps + 1 > self._max_episode_steps - self.history).any())
+
+    def after_step(self, observation: dict[str, Any], done: torch.Tensor) -> None:
+        """Renders after all where an episode ended at a step whose images were held."""
+        if self._stale and bool(done.any()):
+            self._open = True
+            observation["sensor_data"] = self()

@@ -1,0 +1,130 @@
+"""ManiSkill without Vulkan: simulate a scene whose visuals are never built.
+
+ManiSkill asks for a Vulkan device even where nothing is rendered, and only over visuals: materials, textures
+and visual shapes. While :func:`headless` is on, the two render classes are inert stand-ins and the builders'
+methods that add visuals do nothing, so that state observations, rewards and physics work on any machine,
+unchanged. Nothing else is touched, and leaving the context restores every attribute to what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from torchrl_flow.envs._maniskill_check import _import, require_maniskill
+
+_RENDER_CLASSES = ("RenderMaterial", "RenderTexture2D")
+_RENDER_MODULES = (
+    "sapien.render",
+    "sapien.wrapper.urdf_loader",
+    "mani_skill.utils.building._mjcf_loader",
+)
+_BUILDER_CLASSES = (
+    ("sapien.wrapper.actor_builder", "ActorBuilder"),
+    ("mani_skill.utils.building.actor_builder", "ActorBuilder"),
+)
+
+_lock = threading.RLock()
+_depth = 0
+_originals: list[tuple[Any, str, Any]] = []
+
+
+class InertVisual:
+    """Stands in for a render material or texture: takes any argument and any setter, and renders nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__.update(kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _do_nothing if name.startswith(("set_", "get_")) else None
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _return_builder(builder: Any, *args: Any, **kwargs: Any) -> Any:
+    """Replaces ``add_*visual*`` of an actor builder; the builders' methods return the builder."""
+    return builder
+
+
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yields (owner, attribute, replacement); all modules are imported before the first one is patched."""
+    modules = [_import(name) for name in _RENDER_MODULES]
+    builders = [getattr(_import(module), name) for module, name in _BUILDER_CLASSES]
+    for module in modules:
+        for name in _RENDER_CLASSES:
+            if hasattr(module, name):
+                yield module, name, InertVisual
+    for builder in builders:
+        for name in list(vars(builder)):
+            if name.startswith("add_") and "visual" in name:
+                yield builder, name, _return_builder
+
+
+def enable() -> None:
+    """Turns visuals off for every ManiSkill scene built from now on; calls nest, see :func:`disable`.
+
+    Raises:
+        ManiSkillUnavailableError: when ManiSkill cannot be imported.
+    """
+    global _depth
+    require_maniskill()
+    with _lock:
+        _depth += 1
+        if _depth > 1:
+            return
+        for owner, name, replacement in list(_replacements()):
+            _originals.append((owner, name, vars(owner)[name]))
+            setattr(owner, name, replacement)
+
+
+def disable() -> None:
+    """Undoes one :func:`enable`; the last one restores exactly what was there before the first.
+
+    Raises:
+        RuntimeError: when visuals are not off.
+    """
+    global _depth
+    with _lock:
+        if _depth == 0:
+            raise RuntimeError("headless.disable() was called without headless.enable() before it.")
+        _depth -= 1
+        if _depth == 0:
+            while _originals:
+                owner, name, original = _originals.pop()
+                setattr(owner, name, original)
+
+
+def is_enabled() -> bool:
+    """Tells whether scenes built now would have no visuals."""
+    return _depth > 0
+
+
+@contextlib.contextmanager
+def headless(enabled: bool = True) -> Iterator[None]:
+    """Builds ManiSkill scenes without visuals inside the context; may be nested.
+
+    Use ``render_backend="none"`` for the environment built inside. One that reconfigures its scene on reset
+    must be reset inside too (:class:`~torchrl_flow.envs.ManiSkillEnv` does).
+
+    Args:
+        enabled: ``False`` makes the context do nothing.
+
+    Examples:
+        >>> import gymnasium  # doctest: +SKIP
+        >>> with headless():  # doctest: +SKIP
+        ...     env = gymnasium.make("PickCube-v1", obs_mode="state", render_backend="none")
+    """
+    if not enabled:
+        yield
+        return
+    enable()
+    try:
+        yield
+    finally:
+        disable()

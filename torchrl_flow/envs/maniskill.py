@@ -1,0 +1,119 @@
+"""ManiSkill's manipulation tasks as TorchRL environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchrl_flow.envs._maniskill_build import (
+    MAX_EPISODE_STEPS,
+    OBS_MODES,
+    check_arguments,
+    check_task,
+    default_max_episode_steps,
+    make_env,
+    resolve_visuals,
+)
+from torchrl_flow.envs._maniskill_check import require_maniskill
+from torchrl_flow.envs._maniskill_wrapper import ManiSkillWrapper
+
+__all__ = ["MAX_EPISODE_STEPS", "OBS_MODES", "ManiSkillEnv", "ManiSkillWrapper"]
+
+
+class ManiSkillEnv(ManiSkillWrapper):
+    """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
+
+    In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
+    observations and rewards (:mod:`torchrl_flow.envs.headless`).
+
+    Args:
+        task: ManiSkill id of the task, such as ``"PickCube-v1"``.
+
+    Keyword Args:
+        num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
+            More than one needs ``sim_backend="physx_cuda"``: on the CPU, put several in a
+            :class:`~torchrl.envs.ParallelEnv`.
+        obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
+        control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
+        sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
+            ``"physx_cpu"``.
+        reward_mode: ``"sparse"``, ``"dense"``, ``"normalized_dense"`` or ``"none"``. Default: ``"sparse"``.
+        max_episode_steps: time limit. Default: 100 for PickCube, PushCube and PullCube, 200 for StackCube,
+            250 for LiftPegUpright, 300 for PegInsertionSide (:data:`MAX_EPISODE_STEPS`: planner
+            demonstrations take so long), and for other tasks the one registered.
+        ignore_terminations: whether episodes end at the time limit alone. Default: ``False``.
+        camera: name of the camera of ``pixels``. Default: ``base_camera``, or the only one. All cameras of
+            the task are rendered: for StackCube ``robot_uids="panda"`` leaves the one at the wrist out and is
+            three times as fast.
+        render_size: height and width of ``pixels``, or one int for both. Default: the camera's own, 128 as a
+            rule.
+        robot_uids: robot. Default: the task's own.
+        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's
+            own.
+        visuals: whether to build what can be seen, which takes a Vulkan device. Default: ``None``, where the
+            observations have pixels or there is such a device.
+        device: where actions come from and tensors go to. Default: the device of the simulation.
+        seed: first seed of the environment's generator. Default: drawn from the operating system.
+        **kwargs: passed to ``gymnasium.make``.
+
+    Raises:
+        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command that mends it.
+        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command that
+            mends it.
+        ValueError: when an argument is not among those allowed.
+
+    Examples:
+        >>> env = ManiSkillEnv("PushCube-v1")  # doctest: +SKIP
+        >>> env.rollout(5)["next", "reward"].shape  # doctest: +SKIP
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int | None = None,
+        obs_mode: str = "state",
+        control_mode: str = "pd_ee_delta_pose",
+        sim_backend: str = "physx_cpu",
+        reward_mode: str = "sparse",
+        max_episode_steps: int | None = None,
+        ignore_terminations: bool = False,
+        camera: str | None = None,
+        render_size: int | tuple[int, int] | None = None,
+        robot_uids: str | None = None,
+        reconfiguration_freq: int | None = None,
+        visuals: bool | None = None,
+        device: torch.device | str | int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(num_envs, obs_mode, sim_backend, visuals)
+        require_maniskill()
+        check_task(task)
+        if robot_uids is not None:
+            kwargs["robot_uids"] = robot_uids
+        if render_size is not None:
+            height, width = (render_size, render_size) if isinstance(render_size, int) else render_size
+            kwargs["sensor_configs"] = {**kwargs.get("sensor_configs", {}), "height": height, "width": width}
+        env = make_env(
+            task,
+            resolve_visuals(obs_mode, visuals),
+            num_envs=num_envs or 1,
+            obs_mode=obs_mode,
+            control_mode=control_mode,
+            sim_backend=sim_backend,
+            reward_mode=reward_mode,
+            max_episode_steps=max_episode_steps or default_max_episode_steps(task),
+            reconfiguration_freq=reconfiguration_freq,
+            **kwargs,
+        )
+        super().__init__(
+            env,
+            batch_size=() if num_envs is None else (num_envs,),
+            device=device,
+            camera=camera,
+            ignore_terminations=ignore_terminations,
+            seed=seed,
+        )
