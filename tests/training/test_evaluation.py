@@ -151,6 +151,18 @@ def test_videos_hold_every_env_step(num_envs):
         assert video[:, 0, 0, 0].tolist() == expected(seed)["frames"]
 
 
+def test_only_what_is_recorded_is_rendered_where_the_env_can_choose():
+    class Choosing(CountdownEnv):
+        def render(self, index):
+            return super().render()[index]
+
+    env = make_chunk_env(Choosing(3), obs_horizon=1, act_horizon=3, gamma=1.0)
+    result = evaluate(env, ones_policy(env), SEEDS, num_videos=2, progress=False)
+    for seed, video in zip(SEEDS, result.videos):
+        assert video[:, 0, 0, 0].tolist() == expected(seed)["frames"]
+    assert env.base_env.rendered == 2 * (1 + 6)
+
+
 def test_nothing_is_rendered_without_videos():
     env = chunk_env(3)
     evaluate(env, ones_policy(env), SEEDS, progress=False)

@@ -257,14 +257,14 @@ def require_task(
     checkpoint: TrainingCheckpoint,
     task_info: Mapping[str, Any],
     *,
-    ignore: Collection[str] = ("max_episode_steps", "num_envs"),
+    ignore: Collection[str] = ("max_episode_steps", "num_envs", "reward_mode", "sim_backend"),
 ) -> None:
     """Refuse a checkpoint that was made for another task, naming both values of each field that differs.
 
     Args:
         checkpoint: the checkpoint.
         task_info: identity of the task now, such as an env's ``task_info``.
-        ignore: fields that may differ: an evaluation may give more time.
+        ignore: fields that may differ: what a policy sees and does depends on none of them.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.

@@ -125,7 +125,7 @@ def compare_num_steps(
 def success_metrics(
     trajectories: TensorDictBase, success_key: NestedKey = ("next", "success")
 ) -> dict[str, float]:
-    """Return the rate of ``success_once``: the ``metrics_fn`` of :class:`torchrl.collectors.Evaluator`.
+    """Return the rate of ``success_once``, as ``metrics_fn`` of :class:`torchrl.collectors.Evaluator`.
 
     Args:
         trajectories: what the evaluator collected, in either of its layouts: padded ``[n, t]`` with the mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,8 @@ class FrameRecorder(Transform):
     renders), all sub-environments are tiled at once although their episodes end at different times, and
     writing a file needs torchcodec.
 
-    Frames come from the ``render()`` of the parent env: uint8, one image or one per sub-environment.
+    Frames come from the ``render()`` of the parent env: uint8, one image or one per sub-environment. Where it
+    takes ``index``, the number of a sub-environment, only those recorded are drawn.
 
     Examples:
         >>> from torchrl_flow.training import FrameRecorder
@@ -102,7 +104,10 @@ class FrameRecorder(Transform):
             raise RuntimeError(
                 "Recording frames needs an environment with a `render()` method that returns images."
             )
-        frames = as_frames(render())
+        if self.parent.batch_size and "index" in inspect.signature(render).parameters:
+            frames = np.concatenate([as_frames(render(index=i)) for i in range(recording.rows)])
+        else:
+            frames = as_frames(render())
         if len(frames) < recording.rows:
             raise RuntimeError(
                 f"`render()` gave {len(frames)} image(s) where {recording.rows} sub-environments are "
