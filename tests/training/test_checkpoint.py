@@ -110,9 +110,7 @@ def test_round_trip_of_every_part(tmp_path):
 
 def test_replay_buffers_and_samplers_are_kept(tmp_path):
     def make():
-        return TensorDictReplayBuffer(
-            storage=LazyTensorStorage(10), sampler=SamplerWithoutReplacement(), batch_size=3
-        )
+        return TensorDictReplayBuffer(storage=LazyTensorStorage(10), sampler=SamplerWithoutReplacement(), batch_size=3)
 
     buffer, new = make(), make()
     buffer.extend(TensorDict(x=torch.arange(7.0), batch_size=[7]))
@@ -234,9 +232,7 @@ def test_missing_role_names_the_others_and_touches_nothing(tmp_path):
     policy = parts(seed=3)[0]
     before = policy[0].weight.clone()
     with pytest.raises(CheckpointError, match="no role 'target_critic'; it holds: critic, policy"):
-        load_checkpoint(tmp_path / "a.torchrl").restore(
-            modules={"policy": policy, "target_critic": nn.Linear(1, 1)}
-        )
+        load_checkpoint(tmp_path / "a.torchrl").restore(modules={"policy": policy, "target_critic": nn.Linear(1, 1)})
     assert torch.equal(policy[0].weight, before)
     with pytest.raises(CheckpointError, match="no optimiser 'actor'; it holds: main"):
         load_checkpoint(tmp_path / "a.torchrl").optimizer_state_dict("actor")
@@ -341,9 +337,7 @@ def test_resuming_in_a_fresh_process_is_bit_exact(tmp_path):
     )
     assert done.returncode == 0, done.stderr
 
-    whole, half, resumed = (
-        load_checkpoint(tmp_path / f"{name}.torchrl") for name in ("whole", "half", "resumed")
-    )
+    whole, half, resumed = (load_checkpoint(tmp_path / f"{name}.torchrl") for name in ("whole", "half", "resumed"))
     weights = [checkpoint.state_dict("policy") for checkpoint in (whole, half, resumed)]
     for name in weights[0]:
         assert torch.equal(weights[0][name], weights[2][name])

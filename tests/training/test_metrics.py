@@ -11,11 +11,12 @@ from torchrl_flow.training import Progress, RunLogger, read_metrics
 
 def fill(logger, steps):
     for step in steps:
-        logger.log(step, {"train/loss": 1 / (step + 2), "lr": torch.tensor(0.1)})
+        logger.log(step, {"train/loss": 1 / (step + 2), "lr": torch.tensor([0.1], requires_grad=True)})
         if step % 2 == 0:
             logger.log(step, {"eval/success_once": float("nan")})
 
 
+@pytest.mark.filterwarnings("error")
 def test_rows_are_exact_and_in_order(tmp_path):
     with RunLogger(tmp_path) as logger:
         fill(logger, range(4))
@@ -23,6 +24,7 @@ def test_rows_are_exact_and_in_order(tmp_path):
         text = (tmp_path / "metrics.csv").read_text()
     assert text.startswith("step,metric,value\n0,train/loss,0.5\n0,lr,")
     metrics = read_metrics(tmp_path / "metrics.csv")
+    assert metrics["lr"][1] == [torch.tensor(0.1).item()] * 4
     assert metrics["train/loss"] == ([0, 1, 2, 3], [1 / 2, 1 / 3, 1 / 4, 1 / 5])
     assert metrics["eval/success_once"][0] == [0, 2]
 
@@ -37,9 +39,7 @@ def test_resumed_file_equals_uninterrupted_file(tmp_path, half_a_row):
         file.write(half_a_row)
     with RunLogger(tmp_path / "cut", resume_step=4) as logger:
         fill(logger, range(5, 10))
-    assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (
-        tmp_path / "whole" / "metrics.csv"
-    ).read_bytes()
+    assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
 def test_refusals(tmp_path):

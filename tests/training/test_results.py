@@ -88,7 +88,5 @@ def test_two_programs_lose_no_row(tmp_path):
         program.start()
     for program in programs:
         program.join()
-    assert sorted(int(row["seed"]) for row in rows(path)) == [
-        100 * s + i for s in range(3) for i in range(10)
-    ]
+    assert sorted(int(row["seed"]) for row in rows(path)) == [100 * s + i for s in range(3) for i in range(10)]
     assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]

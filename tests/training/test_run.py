@@ -58,9 +58,7 @@ def test_resumed_equals_uninterrupted_in_weights_and_metrics(tmp_path, crash_at)
     train_run(tmp_path / "cut", Config(resume=True))
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (
-        tmp_path / "cut" / "metrics.csv"
-    ).read_bytes()
+    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "cut" / "metrics.csv").read_bytes()
     assert len(json.loads((tmp_path / "cut" / "provenance.json").read_text())) == 2
 
 
@@ -115,8 +113,6 @@ def test_refusals(tmp_path):
         train_run(tmp_path / "a", Config(resume=True, lr=0.1))
     with pytest.raises(CheckpointError, match="'PushCube-v1', here 'PickCube-v1'"):
         train_run(tmp_path / "a", Config(resume=True), task={**task, "task": "PickCube-v1"})
-    train_run(
-        tmp_path / "a", replace(Config(resume=True), total=22), task=task, may_differ=("resume", "total")
-    )
+    train_run(tmp_path / "a", replace(Config(resume=True), total=22), task=task, may_differ=("resume", "total"))
     assert load_checkpoint(tmp_path / "a").step == 22
     assert read_metrics(tmp_path / "a" / "metrics.csv")["train/loss"][0] == list(range(1, 23))

@@ -61,9 +61,7 @@ class CountdownEnv(EnvBase):
         self.left = self.left - 1
         done = self.left <= 0
         flags = {"done": done, "terminated": torch.zeros_like(done), "truncated": done.clone()}
-        return TensorDict(
-            {**self._observe(), "reward": self.position.clone(), **flags}, batch_size=self.batch_size
-        )
+        return TensorDict({**self._observe(), "reward": self.position.clone(), **flags}, batch_size=self.batch_size)
 
     def _set_seed(self, seed):
         torch.manual_seed(seed)

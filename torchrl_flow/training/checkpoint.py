@@ -131,8 +131,7 @@ def save_checkpoint(
             dumps = hasattr(part, "dump") and hasattr(part, "load") and group == "state"
             if not has_state and not dumps:
                 raise ValueError(
-                    f"{group} {name!r} is a {type(part).__name__}, which has no state_dict() and "
-                    "load_state_dict()."
+                    f"{group} {name!r} is a {type(part).__name__}, which has no state_dict() and load_state_dict()."
                 )
             checkpoint.register(f"{group}.{name}", part, adapter=None if dumps else state_dict_adapter())
     if rng:

@@ -62,9 +62,7 @@ class TrainingCheckpoint:
         self.metadata: dict[str, Any] = own["metadata"]
         self.versions: dict[str, str] = own["versions"]
         self.metrics: dict[str, float] = {
-            key.removeprefix(METRIC_PREFIX): value
-            for key, value in own.items()
-            if key.startswith(METRIC_PREFIX)
+            key.removeprefix(METRIC_PREFIX): value for key, value in own.items() if key.startswith(METRIC_PREFIX)
         }
 
     def __repr__(self) -> str:
@@ -170,9 +168,7 @@ class TrainingCheckpoint:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
-def load_checkpoint(
-    path: str | Path, *, map_location: str | torch.device | None = "cpu"
-) -> TrainingCheckpoint:
+def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None = "cpu") -> TrainingCheckpoint:
     """Open a checkpoint, refusing by name and reason what is none.
 
     Args:
@@ -221,9 +217,7 @@ def _require_archive(path: Path) -> None:
         header = file.read(30)
         first_name = file.read(int.from_bytes(header[26:28], "little"))
     if header[:4] != b"PK\x03\x04":
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r})."
-        )
+        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
     damaged = f"{path} is truncated or damaged ({size} bytes)"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -235,11 +229,7 @@ def _require_archive(path: Path) -> None:
     if first_name.decode("utf-8", "replace") not in names:
         raise CheckpointError(f"{damaged}: its table of contents is missing.")
     if manifest is None:
-        hint = (
-            " It looks like a file of torch.save."
-            if any(name.endswith("/data.pkl") for name in names)
-            else ""
-        )
+        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
         raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
 
 

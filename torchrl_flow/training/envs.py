@@ -58,16 +58,15 @@ def make_chunk_env(
     missing = [key for key in obs_keys if key not in known]
     if missing:
         raise ValueError(
-            f"obs_keys names {missing}, which the environment does not give; it gives "
-            f"{sorted(map(str, known))}."
+            f"obs_keys names {missing}, which the environment does not give; it gives {sorted(map(str, known))}."
         )
     per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
     per_step.append(FrameRecorder())
     history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
-    transforms = Compose(*per_step, *history, SMDPChunk(act_horizon=act_horizon, gamma=gamma, **chunk))
-    return TransformedEnv(base_env, transform=transforms)
+    transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])
+    return TransformedEnv(base_env, transforms)
 
 
 def _without_transforms(env: EnvBase) -> EnvBase:

@@ -117,14 +117,10 @@ def compare_num_steps(
     if not num_steps or min(num_steps) < 1:
         raise ValueError(f"num_steps must hold numbers of at least 1, got {list(num_steps)}.")
     extra = dict(kwargs.pop("policy_kwargs", None) or {})
-    return {
-        k: evaluate(env, policy, seeds, policy_kwargs={**extra, "num_steps": k}, **kwargs) for k in num_steps
-    }
+    return {k: evaluate(env, policy, seeds, policy_kwargs={**extra, "num_steps": k}, **kwargs) for k in num_steps}
 
 
-def success_metrics(
-    trajectories: TensorDictBase, success_key: NestedKey = ("next", "success")
-) -> dict[str, float]:
+def success_metrics(trajectories: TensorDictBase, success_key: NestedKey = ("next", "success")) -> dict[str, float]:
     """Return the rate of ``success_once``, as ``metrics_fn`` of :class:`torchrl.collectors.Evaluator`.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
 __all__ = ["RunLogger", "read_metrics"]
@@ -83,8 +84,7 @@ class RunLogger:
     def _open_tensorboard(self, resume_step: int | None) -> Logger:
         if not _has_tensorboard:
             raise RuntimeError(
-                "tensorboard=True needs tensorboard, which the extra `plot` brings: "
-                "pip install 'torchrl-flow[plot]'."
+                "tensorboard=True needs tensorboard, which the extra `plot` brings: pip install 'torchrl-flow[plot]'."
             )
         logger = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.directory))
         if resume_step is not None:
@@ -113,7 +113,7 @@ class RunLogger:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write scalars measured at ``step``; tensors of one element are taken too."""
-        values = {name: float(value) for name, value in metrics.items()}
+        values = as_scalars(metrics)
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerows((step, name, repr(value)) for name, value in values.items())
@@ -147,6 +147,12 @@ class RunLogger:
         self.close()
 
 
+def as_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return numbers and tensors of one element as floats, apart from any graph."""
+    plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+    return {name: float(value) for name, value in plain.items()}
+
+
 def _rows(path: Path) -> list[tuple[int, str, float]]:
     """Return the whole rows of a metrics file; a kill may have left half of the last one."""
     if not path.exists():
@@ -157,9 +163,7 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
     for number, row in enumerate(csv.reader(lines), start=1):
         if number == 1:
             if tuple(row) != _HEADER:
-                raise ValueError(
-                    f"{path} is not a metrics file: its first line is {row}, not {list(_HEADER)}."
-                )
+                raise ValueError(f"{path} is not a metrics file: its first line is {row}, not {list(_HEADER)}.")
             continue
         if len(row) != len(_HEADER):
             raise ValueError(f"{path}, line {number}: {len(row)} cells where there are {len(_HEADER)}.")

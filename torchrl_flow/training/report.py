@@ -184,10 +184,7 @@ def _episodes(label: str, result: EvaluationResult) -> str:
     rows = result.table()
     head = "".join(f'<th class="number">{name}</th>' for name in rows[0])
     body = "".join("<tr>" + "".join(_episode_cell(v) for v in row.values()) + "</tr>" for row in rows)
-    return (
-        f"<details><summary>{html.escape(label)}: {result.episodes} episodes</summary>"
-        f"{_table(head, body)}</details>"
-    )
+    return f"<details><summary>{html.escape(label)}: {result.episodes} episodes</summary>{_table(head, body)}</details>"
 
 
 def _episode_cell(value: bool | int | float) -> str:
@@ -203,11 +200,7 @@ def _provenance(config: Mapping[str, Any], versions: Mapping[str, str], command:
             cells = ((html.escape(str(key)), html.escape(_plain(value))) for key, value in items.items())
             rows = "".join(f'<tr><td class="key">{k}</td><td class="mono">{v}</td></tr>' for k, v in cells)
             cards += _table(f'<th colspan="2">{heading}</th>', rows)
-    line = (
-        f'<div class="card" style="margin-bottom:12px"><pre>{html.escape(command)}</pre></div>'
-        if command
-        else ""
-    )
+    line = f'<div class="card" style="margin-bottom:12px"><pre>{html.escape(command)}</pre></div>' if command else ""
     return line + (f'<div class="columns">{cards}</div>' if cards else "")
 
 

@@ -92,9 +92,7 @@ def _cell(name: str, value: Any) -> str:
         if not math.isfinite(number):
             raise ValueError(f"{name} must be finite, got {value!r}.")
         if (name in _RATES and not 0 <= number <= 1) or (name in _AT_LEAST_ZERO and number < 0):
-            raise ValueError(
-                f"{name} must be {'in [0, 1]' if name in _RATES else 'at least 0'}, got {value!r}."
-            )
+            raise ValueError(f"{name} must be {'in [0, 1]' if name in _RATES else 'at least 0'}, got {value!r}.")
         return f"{number:.6g}"
     return " ".join(str(value).split())
 

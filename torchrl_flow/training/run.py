@@ -15,7 +15,7 @@ from typing import Any
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
-from torchrl_flow.training.metrics import RunLogger, WandbMode
+from torchrl_flow.training.metrics import RunLogger, WandbMode, as_scalars
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 
@@ -82,15 +82,11 @@ class Run:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
         self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
-        self.checkpoints = CheckpointDirectory(
-            self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best
-        )
+        self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self.resumed_from = self._find_checkpoint(resume, may_differ)
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
-        self._wall_s_before = (
-            0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
-        )
+        self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
         self._write_provenance()
         self.logger = RunLogger(
             self.directory,
@@ -114,8 +110,7 @@ class Run:
             return None
         if not resume:
             raise ValueError(
-                f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete "
-                "it."
+                f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
         before = json.loads(config_file.read_text(encoding="utf-8"))
         absent = "absent"
@@ -126,9 +121,7 @@ class Run:
         ]
         if differing:
             raise ValueError(
-                f"{self.directory} cannot be resumed with another configuration. "
-                + "; ".join(differing)
-                + "."
+                f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
             )
         self.checkpoints.remove_leftovers()
         newest = self.checkpoints.latest()
@@ -187,9 +180,7 @@ class Run:
         name = self.directory.name
         with (
             self._signals_noted(),
-            Progress(
-                total, initial=self.step, description=name, enabled=self._show_progress
-            ) as self._progress,
+            Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
         ):
             while self.step < total:
                 self._metrics_now = {}
@@ -206,11 +197,12 @@ class Run:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log scalars at the current step and show them beside the progress."""
-        values = {name: float(value) for name, value in metrics.items()}
+        values = as_scalars(metrics)
         self._metrics_now |= values
         self.logger.log(self.step, values)
         if self._progress is not None:
-            self._progress.show(values)
+            ends = ("_low", "_high")
+            self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
 
     def request_save(self) -> None:
         """Have a checkpoint written after the current step, for example after an evaluation."""

@@ -36,9 +36,7 @@ def as_frames(images: Any) -> np.ndarray:
         (1, 8, 10, 3)
     """
     if isinstance(images, (list, tuple)):
-        images = np.stack(
-            [i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in images]
-        )
+        images = np.stack([i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in images])
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     if array.dtype != np.uint8:
         raise ValueError(
@@ -99,12 +97,11 @@ class FrameRecorder(Transform):
         recording = self._recording
         if not recording.rows:
             return
-        render = getattr(self.parent, "render", None)
-        if not callable(render):
-            raise RuntimeError(
-                "Recording frames needs an environment with a `render()` method that returns images."
-            )
-        if self.parent.batch_size and "index" in inspect.signature(render).parameters:
+        parent = self.parent
+        render = getattr(parent, "render", None)
+        if parent is None or not callable(render):
+            raise RuntimeError("Recording frames needs an environment with a `render()` method that returns images.")
+        if parent.batch_size and "index" in inspect.signature(render).parameters:
             frames = np.concatenate([as_frames(render(index=i)) for i in range(recording.rows)])
         else:
             frames = as_frames(render())
@@ -141,9 +138,7 @@ def find_recorder(env: EnvBase) -> FrameRecorder | None:
     return None
 
 
-def tile_episodes(
-    episodes: Sequence[np.ndarray], *, columns: int | None = None, border: int = 2
-) -> np.ndarray:
+def tile_episodes(episodes: Sequence[np.ndarray], *, columns: int | None = None, border: int = 2) -> np.ndarray:
     """Tile episodes side by side into one, each holding its last frame until the longest ends.
 
     Args:
@@ -212,9 +207,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, *, fps: int = 20,
     """
     frames = as_frames(frames)
     if not len(frames) or fps <= 0:
-        raise ValueError(
-            f"a video needs at least one frame and fps above 0, got {len(frames)} and fps={fps}."
-        )
+        raise ValueError(f"a video needs at least one frame and fps above 0, got {len(frames)} and fps={fps}.")
     path = Path(path)
     if not path.suffix:
         path = path.with_suffix(video_suffix())
@@ -230,8 +223,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, *, fps: int = 20,
 def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     if not _has_ffmpeg:
         raise RuntimeError(
-            "Writing .mp4 needs imageio-ffmpeg, which the extra `plot` brings: "
-            "pip install 'torchrl-flow[plot]'."
+            "Writing .mp4 needs imageio-ffmpeg, which the extra `plot` brings: pip install 'torchrl-flow[plot]'."
         )
     import imageio_ffmpeg
 
@@ -258,8 +250,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
 def _write_animation(path: Path, frames: np.ndarray, fps: int) -> None:
     if not _has_pillow:
         raise RuntimeError(
-            f"Writing {path.suffix} needs Pillow, which the extra `plot` brings: "
-            "pip install 'torchrl-flow[plot]'."
+            f"Writing {path.suffix} needs Pillow, which the extra `plot` brings: pip install 'torchrl-flow[plot]'."
         )
     from PIL import Image
 
