@@ -1,1 +1,56 @@
-"""torchrl_flow."""
+"""Evaluation, checkpoints, metrics and reports of training runs."""
+
+from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
+from torchrl_flow.training.checkpoint_reader import (
+    TrainingCheckpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    require_task,
+)
+from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
+from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
+from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
+from torchrl_flow.training.report import write_report
+from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.run import Run
+from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
+from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
+
+__all__ = [
+    "BENCHMARK_COLUMNS",
+    "RESULT_COLUMNS",
+    "CheckpointDirectory",
+    "EvaluationResult",
+    "FrameRecorder",
+    "Progress",
+    "Run",
+    "RunLogger",
+    "TrainingCheckpoint",
+    "append_benchmark",
+    "append_result",
+    "as_frames",
+    "collect_versions",
+    "command_line",
+    "compare_num_steps",
+    "evaluate",
+    "git_commit",
+    "isolated_rng",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "make_chunk_env",
+    "mix_seeds",
+    "read_metrics",
+    "require_task",
+    "reset_with_seeds",
+    "save_checkpoint",
+    "seed_everything",
+    "success_metrics",
+    "tile_episodes",
+    "today",
+    "video_suffix",
+    "write_report",
+    "write_video",
+]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import csv
+import multiprocessing
+
+import pytest
+
+from torchrl_flow.training import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+
+ROW = {
+    "recipe": "shortcut_flow", "task": "PushCube-v1", "obs": "state", "stage": "", "seed": 0, "episodes": 50,
+    "success_once": 0.96, "success_at_end": 0.94, "return": 12.5, "env_steps": None, "wall_s": 77.25,
+}  # fmt: skip
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_header_and_rows(tmp_path):
+    path = tmp_path / "results" / "results.csv"
+    append_result(path, **ROW, command="python a.py --name 'a, b'", commit="abc", date="2026-01-02")
+    append_result(path, **{**ROW, "seed": 1})
+    header = path.read_text().splitlines()[0]
+    assert header == (
+        "recipe,task,obs,stage,seed,episodes,success_once,success_at_end,return,env_steps,wall_s,command,commit,date"
+    )
+    first, second = rows(path)
+    assert first["command"] == "python a.py --name 'a, b'"
+    assert (first["success_once"], first["env_steps"], first["wall_s"]) == ("0.96", "", "77.25")
+    assert second["seed"] == "1"
+    assert all(second[name] for name in ("command", "date"))
+    assert tuple(first) == RESULT_COLUMNS
+
+
+def test_benchmark_columns(tmp_path):
+    path = tmp_path / "results.csv"
+    append_benchmark(
+        path, pair="gae", mode="eager", device="cpu", threads=1, ours_ms=1.0, reference_ms=2.0, ratio=2.0,
+        ratio_low=1.9, ratio_high=2.1,
+    )  # fmt: skip
+    assert path.read_text().splitlines()[0] == (
+        "pair,mode,device,threads,ours_ms,reference_ms,ratio,ratio_low,ratio_high,command,commit,date"
+    )
+    assert tuple(rows(path)[0]) == BENCHMARK_COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"success_once": 1.5}, "success_once must be in"),
+        ({"success_once": float("nan")}, "success_once must be finite"),
+        ({"wall_s": -1}, "wall_s must be at least 0"),
+        ({"episodes": 2.5}, "episodes must be a whole number"),
+        ({"recipe": ""}, "recipe must not be empty"),
+        ({"reward": 1.0}, r"unknown: \['reward'\]"),
+    ],
+)
+def test_refuses_a_bad_row_and_leaves_the_file(tmp_path, change, reason):
+    path = tmp_path / "results.csv"
+    append_result(path, **ROW)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=reason):
+        append_result(path, **{**ROW, **change})
+    assert path.read_bytes() == before
+
+
+def test_refuses_a_missing_column_and_a_foreign_file(tmp_path):
+    with pytest.raises(ValueError, match=r"missing: \['task'\]"):
+        append_result(tmp_path / "r.csv", **{name: value for name, value in ROW.items() if name != "task"})
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has the header"):
+        append_result(tmp_path / "r.csv", **ROW)
+    assert (tmp_path / "r.csv").read_text() == "a,b\n1,2\n"
+
+
+def append_many(path, seed):
+    for i in range(10):
+        append_result(path, **{**ROW, "seed": 100 * seed + i, "command": "c", "commit": "c", "date": "d"})
+
+
+def test_two_programs_lose_no_row(tmp_path):
+    path = tmp_path / "results.csv"
+    context = multiprocessing.get_context("fork")
+    programs = [context.Process(target=append_many, args=(path, seed)) for seed in range(3)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join()
+    assert sorted(int(row["seed"]) for row in rows(path)) == [100 * s + i for s in range(3) for i in range(10)]
+    assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torchrl.checkpoint import CheckpointError
+
+from tests.training.tiny_training import Config, train_run
+from torchrl_flow.training import Run, isolated_rng, load_checkpoint, read_metrics
+
+
+@pytest.fixture(autouse=True)
+def _generators():
+    with isolated_rng(0):
+        yield
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_after(step):
+    def after_step(run):
+        if run.step == step:
+            raise Crash
+
+    return after_step
+
+
+def weights(directory):
+    return load_checkpoint(directory).state_dict("policy")
+
+
+def test_a_run_leaves_what_it_was_made_with(tmp_path):
+    train_run(tmp_path / "a", Config(), keep_best="eval/success_once")
+    assert json.loads((tmp_path / "a" / "config.json").read_text()) == {
+        "total": 20,
+        "lr": 0.01,
+        "resume": False,
+    }
+    assert "torchrl" in json.loads((tmp_path / "a" / "versions.json").read_text())
+    (start,) = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert start["step"] == 0
+    assert set(start) == {"step", "command", "commit", "date"}
+    assert load_checkpoint(tmp_path / "a").counters == {"step": 20}
+    assert load_checkpoint(tmp_path / "a").metadata["wall_s"] > 0
+
+
+@pytest.mark.parametrize("crash_at", [3, 13, 20])
+def test_resumed_equals_uninterrupted_in_weights_and_metrics(tmp_path, crash_at):
+    train_run(tmp_path / "whole", Config())
+    with pytest.raises(Crash):
+        train_run(tmp_path / "cut", Config(), after_step=crash_after(crash_at))
+    train_run(tmp_path / "cut", Config(resume=True))
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "cut" / "metrics.csv").read_bytes()
+    assert len(json.loads((tmp_path / "cut" / "provenance.json").read_text())) == 2
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path):
+    train_run(tmp_path / "a", Config())
+    before = weights(tmp_path / "a")
+    steps = []
+    train_run(tmp_path / "a", Config(resume=True), after_step=lambda run: steps.append(run.step))
+    assert steps == []
+    assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "a").items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_and_saves(tmp_path, number):
+    def after_step(run):
+        if run.step == 7:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught:
+        train_run(tmp_path / "a", Config(), after_step=after_step)
+    assert caught.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    assert load_checkpoint(tmp_path / "a").step == 7
+
+    train_run(tmp_path / "a", Config(resume=True))
+    train_run(tmp_path / "whole", Config())
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "a")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_request_save_keeps_the_best(tmp_path):
+    with Run(tmp_path / "a", {}, keep_last=1, keep_best="eval/success_once", progress=False) as run:
+        run.track(modules={"policy": torch.nn.Linear(1, 1)})
+        for step in run.steps(9):
+            if step in (2, 4):
+                run.log({"eval/success_once": {2: 0.9, 4: 0.5}[step]})
+                run.request_save()
+            run.counters["env_steps"] = 10 * step
+    best = run.checkpoints.best()
+    assert best is not None
+    assert load_checkpoint(best).counters == {"step": 2, "env_steps": 20}
+    assert len(list((tmp_path / "a" / "checkpoints").iterdir())) == 2
+
+
+def test_refusals(tmp_path):
+    task = {"task": "PushCube-v1", "control_mode": "pd_ee_delta_pose"}
+    train_run(tmp_path / "a", Config(), task=task)
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_run(tmp_path / "a", Config())
+    with pytest.raises(ValueError, match=r"lr: 0\.01 before, 0\.1 now"):
+        train_run(tmp_path / "a", Config(resume=True, lr=0.1))
+    with pytest.raises(CheckpointError, match="'PushCube-v1', here 'PickCube-v1'"):
+        train_run(tmp_path / "a", Config(resume=True), task={**task, "task": "PickCube-v1"})
+    train_run(tmp_path / "a", replace(Config(resume=True), total=22), task=task, may_differ=("resume", "total"))
+    assert load_checkpoint(tmp_path / "a").step == 22
+    assert read_metrics(tmp_path / "a" / "metrics.csv")["train/loss"][0] == list(range(1, 23))

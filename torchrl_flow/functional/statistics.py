@@ -1,0 +1,56 @@
+"""Confidence intervals for success rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+__all__ = ["wilson_interval"]
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    r"""Return Wilson's score interval of a success rate.
+
+    With :math:`\hat p` = ``successes / n`` and ``z`` the normal quantile of the confidence level, the ends
+    are
+
+    .. math:: \frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p)/n + z^2/4n^2}}{1 + z^2/n}.
+
+    Unlike :math:`\hat p \pm z \sqrt{\hat p (1 - \hat p)/n}` it never leaves [0, 1] and has a width above zero
+    at 0 and at ``n`` successes, which short evaluations often meet.
+
+    References:
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+        successes: number of successes, ``0 <= successes <= n``.
+        n: number of trials, at least 1.
+        confidence: probability that the interval covers the true rate, in (0, 1).
+
+    Returns:
+        The lower and the upper end, both in [0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Examples:
+        >>> low, high = wilson_interval(8, 10)
+        >>> round(low, 4), round(high, 4)
+        (0.4902, 0.9433)
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}: an interval needs at least one trial.")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n={n}, got {successes}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, both excluded, got {confidence}.")
+    z = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)).item()
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    half_width = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z * z / n
+    # Rounding must not push the ends past the bounds that they reach exactly at 0 and at n successes.
+    low = 0.0 if successes == 0 else (centre - half_width) / scale
+    high = 1.0 if successes == n else (centre + half_width) / scale
+    return low, high

@@ -1,0 +1,270 @@
+"""Reading checkpoints: what a file holds, its parts on demand, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+
+from torchrl_flow.training.checkpoint import (
+    FORMAT,
+    FORMAT_VERSION,
+    METRIC_PREFIX,
+    SUFFIX,
+    CheckpointDirectory,
+    as_json,
+    state_dict_adapter,
+)
+
+__all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "require_task"]
+
+
+class _Receiver:
+    """Takes a state dict and keeps it: what lets a part be read without the object that it belongs to."""
+
+    state: Any = None
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+class TrainingCheckpoint:
+    """A checkpoint file: its manifest is read, its tensors when asked for.
+
+    Made by :func:`load_checkpoint`. Nothing read from the file is executed (``weights_only=True``).
+
+    Args:
+        path: the file.
+        manifest: manifest written by TorchRL's ``Checkpoint``.
+        map_location: device of the tensors, None for the one they were saved from.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
+        self.path = path
+        self.map_location = map_location
+        self.created_at: str = manifest["created_at"]
+        self._components: Mapping[str, Any] = manifest["components"]
+        own = manifest["metadata"]
+        self.config: dict[str, Any] = own["config"]
+        self.task: dict[str, Any] = own["task"]
+        self.actor_config: dict[str, Any] = own["actor_config"]
+        self.counters: dict[str, int] = own["counters"]
+        self.metadata: dict[str, Any] = own["metadata"]
+        self.versions: dict[str, str] = own["versions"]
+        self.metrics: dict[str, float] = {
+            key.removeprefix(METRIC_PREFIX): value for key, value in own.items() if key.startswith(METRIC_PREFIX)
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, step={self.step}, roles={self.roles})"
+
+    @property
+    def step(self) -> int:
+        """The counter ``step``, 0 where there is none."""
+        return self.counters.get("step", 0)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the modules."""
+        return self._names("module")
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names of the optimisers."""
+        return self._names("optimizer")
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the other objects with a state."""
+        return self._names("state")
+
+    @property
+    def has_rng(self) -> bool:
+        """Whether the state of the global generators is there."""
+        return "rng" in self._components
+
+    def _names(self, group: str) -> tuple[str, ...]:
+        prefix = f"{group}."
+        return tuple(sorted(key.removeprefix(prefix) for key in self._components if key.startswith(prefix)))
+
+    def state_dict(self, role: str) -> dict[str, Any]:
+        """Return the state dict of the module with this role.
+
+        Raises:
+            CheckpointError: if the role is not there, naming those that are; or the file is damaged.
+        """
+        return self._read("module", role)
+
+    def optimizer_state_dict(self, name: str) -> dict[str, Any]:
+        """Return the state dict of the optimiser of this name; raises as :meth:`state_dict` does."""
+        return self._read("optimizer", name)
+
+    def _read(self, group: str, name: str) -> dict[str, Any]:
+        receiver = _Receiver()
+        self._restore_into({(group, name): receiver})
+        return receiver.state
+
+    def restore(
+        self,
+        *,
+        modules: Mapping[str, Any] | None = None,
+        optimizers: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+        rng: bool = False,
+    ) -> int:
+        """Load parts into live objects; nothing is touched where a part is missing.
+
+        Args:
+            modules: by role; roles of the file that are not named are left alone.
+            optimizers: by name.
+            state: by name.
+            rng: put the global generators where they were. Do it last, when everything else is built.
+
+        Returns:
+            The step of the checkpoint.
+
+        Raises:
+            CheckpointError: if a part is not there (naming those that are), does not fit its object, or is
+                damaged.
+        """
+        parts: dict[tuple[str, str], Any] = {}
+        for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
+            parts |= {(group, name): part for name, part in (given or {}).items()}
+        if rng and not self.has_rng:
+            raise CheckpointError(f"{self.path} holds no state of the random generators, so no exact resume.")
+        self._restore_into(parts)
+        if rng:
+            self._load({"rng": GlobalRNGState()}, map_location="cpu")
+        return self.step
+
+    def _restore_into(self, parts: Mapping[tuple[str, str], Any]) -> None:
+        for group, name in parts:
+            if f"{group}.{name}" not in self._components:
+                kind = {"module": "role", "optimizer": "optimiser", "state": "state"}[group]
+                there = ", ".join(self._names(group)) or "none"
+                raise CheckpointError(f"{self.path} holds no {kind} {name!r}; it holds: {there}.")
+        self._load({f"{group}.{name}": part for (group, name), part in parts.items()}, self.map_location)
+
+    def _load(self, components: Mapping[str, Any], map_location: Any) -> None:
+        checkpoint = Checkpoint()
+        for name, component in components.items():
+            is_state_dict = self._components[name]["adapter"] == state_dict_adapter().adapter_id
+            checkpoint.register(name, component, adapter=state_dict_adapter() if is_state_dict else None)
+        try:
+            checkpoint.load(self.path, map_location=map_location)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}.") from error
+
+
+def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None = "cpu") -> TrainingCheckpoint:
+    """Open a checkpoint, refusing by name and reason what is none.
+
+    Args:
+        path: file written by :func:`save_checkpoint`, or the directory of a run, whose newest one is taken.
+        map_location: device of the tensors read; None for the one they were saved from.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if the file is empty, truncated, of another program, or of another version of the
+            format.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_dir():
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise FileNotFoundError(f"There is no checkpoint (*{SUFFIX}) in {path}.")
+        path = newest
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    _require_archive(path)
+    try:
+        manifest = Checkpoint.manifest(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of torchrl_flow: {error}") from error
+    own = manifest.get("metadata") or {}
+    if own.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a TorchRL checkpoint, but not one of torchrl_flow: its format is "
+            f"{own.get('format')!r}, not {FORMAT!r}."
+        )
+    version = own.get("format_version")
+    if version != FORMAT_VERSION:
+        made_by = (own.get("versions") or {}).get("torchrl_flow", "an unknown version")
+        raise CheckpointError(
+            f"{path} has version {version!r} of the checkpoint format, this torchrl_flow reads version "
+            f"{FORMAT_VERSION}; it was written by torchrl_flow {made_by}."
+        )
+    return TrainingCheckpoint(path, manifest, map_location)
+
+
+def _require_archive(path: Path) -> None:
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
+    with path.open("rb") as file:
+        header = file.read(30)
+        first_name = file.read(int.from_bytes(header[26:28], "little"))
+    if header[:4] != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
+    damaged = f"{path} is truncated or damaged ({size} bytes)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            manifest = json.loads(archive.read("manifest.json")) if "manifest.json" in names else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise CheckpointError(f"{damaged}: {error}.") from error
+    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
+    if first_name.decode("utf-8", "replace") not in names:
+        raise CheckpointError(f"{damaged}: its table of contents is missing.")
+    if manifest is None:
+        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
+        raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint in ``run_dir/checkpoints``, else in ``run_dir``, or None."""
+    run_dir = Path(run_dir)
+    for directory in (run_dir / "checkpoints", run_dir):
+        newest = CheckpointDirectory(directory).latest()
+        if newest is not None:
+            return newest
+    return None
+
+
+def require_task(
+    checkpoint: TrainingCheckpoint,
+    task_info: Mapping[str, Any],
+    *,
+    ignore: Collection[str] = ("max_episode_steps", "num_envs", "reward_mode", "sim_backend"),
+) -> None:
+    """Refuse a checkpoint that was made for another task, naming both values of each field that differs.
+
+    Args:
+        checkpoint: the checkpoint.
+        task_info: identity of the task now, such as an env's ``task_info``.
+        ignore: fields that may differ: what a policy sees and does depends on none of them.
+
+    Raises:
+        CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
+    """
+    wanted = as_json("task_info", dict(task_info))
+    absent = "not recorded"
+    differing = [
+        f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
+        for name, value in wanted.items()
+        if name not in ignore and checkpoint.task.get(name, absent) != value
+    ]
+    if differing:
+        raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

@@ -1,0 +1,69 @@
+"""Random numbers of one part of a program kept from those of another."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torchrl.checkpoint import GlobalRNGState
+
+__all__ = ["isolated_rng", "mix_seeds", "seed_everything"]
+
+
+def mix_seeds(seeds: Iterable[int]) -> int:
+    """Return one 63-bit seed that depends on every seed given and on their order.
+
+    Examples:
+        >>> mix_seeds([1, 2]) == mix_seeds([1, 2]), mix_seeds([1, 2]) == mix_seeds([2, 1])
+        (True, False)
+    """
+    text = ",".join(str(int(seed)) for seed in seeds)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (every device).
+
+    Examples:
+        >>> seed_everything(0)
+        >>> first = torch.rand(())
+        >>> seed_everything(0)
+        >>> bool(torch.rand(()) == first)
+        True
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Run a block on freshly seeded global generators and put back the state that was there before.
+
+    What the block draws depends on ``seed`` alone, and what follows the block is as if it had not run. This
+    holds for the process-wide generators of Python, NumPy and torch, on every accelerator in use
+    (:class:`torchrl.checkpoint.GlobalRNGState`), which is what environments and policies draw from.
+
+    Args:
+        seed: seed of the block.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> expected = torch.rand(())
+        >>> _ = torch.manual_seed(0)
+        >>> with isolated_rng(7):
+        ...     noise = torch.rand(100)
+        >>> bool(torch.rand(()) == expected)
+        True
+    """
+    generators = GlobalRNGState()
+    before = generators.state_dict()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        generators.load_state_dict(before)

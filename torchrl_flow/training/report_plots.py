@@ -1,0 +1,120 @@
+"""Curves of a report as inline SVG that follows the page's light or dark colours."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["curve_svg"]
+
+_has_matplotlib = importlib.util.find_spec("matplotlib") is not None
+
+# Placeholders for colours of the page's style sheet: an SVG inside HTML may name its variables.
+_INK, _MUTED, _GRID, _LINE = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--rule)", _LINE: "var(--accent)"}
+_MAX_POINTS = 400
+
+
+def curve_svg(
+    steps: Sequence[int],
+    values: Sequence[float],
+    *,
+    title: str,
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+    unit_interval: bool = False,
+) -> str:
+    """Return one curve, with its interval if given, as the text of an ``<svg>`` element.
+
+    Args:
+        steps: x values, increasing.
+        values: y values.
+        title: heading of the curve.
+        low: lower end of the interval of each value.
+        high: upper end of the interval of each value.
+        unit_interval: draw y from 0 to 1.
+
+    Raises:
+        RuntimeError: if matplotlib is missing, naming the extra.
+    """
+    if not _has_matplotlib:
+        raise RuntimeError("Curves need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _MUTED,
+        "axes.edgecolor": _GRID,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        _draw(axes, steps, values, low, high)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_formatter(_short_number)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        if unit_interval:
+            axes.set_ylim(-0.03, 1.03)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return _embed(buffer.getvalue(), title)
+
+
+def _draw(axes, steps, values, low, high) -> None:
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    if low is not None and high is not None:
+        axes.fill_between(x, low, high, color=_LINE, alpha=0.18, linewidth=0)
+    if len(x) > _MAX_POINTS:
+        axes.plot(*_binned(x, y), color=_LINE, linewidth=1.4)
+    else:
+        axes.plot(x, y, color=_LINE, linewidth=1.6, marker="o" if len(x) <= 30 else "", markersize=3.5)
+
+
+def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means over runs of neighbouring points, few enough to draw; NaN values are left out."""
+    bins = np.array_split(np.arange(len(x)), _MAX_POINTS)
+    kept = [b for b in bins if np.isfinite(y[b]).any()]
+    return np.array([x[b].mean() for b in kept]), np.array([np.nanmean(y[b]) for b in kept])
+
+
+def _short_number(value: float, _: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _embed(svg: str, title: str) -> str:
+    """Return the bare element: no XML prologue, no outside references, sizes left to the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    for placeholder, variable in _VARIABLES.items():
+        svg = svg.replace(placeholder, variable)
+    svg = re.sub(r"font: (\S+ )?(\d+(?:\.\d+)?px)[^;\"]*", r"font: \g<1>\2 var(--sans)", svg)
+    # Identifiers are unique within a drawing only, and a page holds many.
+    prefix = re.sub(r"\W", "_", title)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,254 @@
+"""One training run: its directory, its metrics and checkpoints, stopping and resuming."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.training.checkpoint import CheckpointDirectory, as_json
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.metrics import RunLogger, WandbMode, as_scalars
+from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
+
+__all__ = ["Run"]
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """One training run in a directory of its own.
+
+    The directory holds ``config.json``, ``versions.json``, ``provenance.json`` (command, commit and date of
+    the start and of every resumption), ``metrics.csv``, ``checkpoints/`` and whatever the script adds. The
+    training loop stays the script's: it iterates over :meth:`steps`, which restores, saves, shows progress
+    and answers signals. TorchRL's ``Trainer`` is not used: it owns the loop, and its hooks would hide it.
+
+    Args:
+        directory: ``runs/<name>``.
+        config: dataclass or mapping, the script's arguments.
+        resume: go on with the run in ``directory``, from its newest checkpoint if it has one; start it if
+            there is none. Without it a directory that holds a run is refused.
+        task: identity of the task (an env's ``task_info``), checked on resuming.
+        actor_config: dataclass or mapping from which the actor is rebuilt.
+        may_differ: fields of ``config`` that may change on resuming.
+        keep_last: number of newest checkpoints to keep.
+        keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
+        tensorboard: see :class:`RunLogger`.
+        wandb: see :class:`RunLogger`.
+        project: project of W&B.
+        progress: show progress.
+
+    Raises:
+        ValueError: if the directory holds a run and ``resume`` is not given, or its config differs.
+        torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> net = torch.nn.Linear(1, 1)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     with Run(f"{directory}/demo", {"lr": 0.1}, progress=False) as run:
+        ...         run.track(modules={"policy": net})
+        ...         for step in run.steps(3):
+        ...             run.log({"train/loss": 1.0 / step})
+        ...         run.checkpoints.latest().name
+        'checkpoint-000000000003.torchrl'
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        config: Any,
+        *,
+        resume: bool = False,
+        task: Mapping[str, Any] | None = None,
+        actor_config: Any = None,
+        may_differ: Collection[str] = ("resume",),
+        keep_last: int = 2,
+        keep_best: str | None = None,
+        tensorboard: bool = False,
+        wandb: WandbMode | None = None,
+        project: str = "torchrl_flow",
+        progress: bool = True,
+    ) -> None:
+        self.directory = Path(directory)
+        self.config: dict[str, Any] = as_json("config", config)
+        self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
+        self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
+        self.resumed_from = self._find_checkpoint(resume, may_differ)
+        self.step = 0 if self.resumed_from is None else self.resumed_from.step
+        self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
+        self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
+        self._write_provenance()
+        self.logger = RunLogger(
+            self.directory,
+            resume_step=self.step if resume else None,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            project=project,
+            config=self.config,
+        )
+        self._parts: dict[str, Mapping[str, Any]] = {}
+        self._metrics_now: dict[str, float] = {}
+        self._save_requested = False
+        self._signal: int | None = None
+        self._show_progress = progress
+        self._progress: Progress | None = None
+        self._start = time.monotonic()
+
+    def _find_checkpoint(self, resume: bool, may_differ: Collection[str]) -> TrainingCheckpoint | None:
+        config_file = self.directory / "config.json"
+        if not config_file.exists():
+            return None
+        if not resume:
+            raise ValueError(
+                f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
+            )
+        before = json.loads(config_file.read_text(encoding="utf-8"))
+        absent = "absent"
+        differing = [
+            f"{name}: {before.get(name, absent)!r} before, {self.config.get(name, absent)!r} now"
+            for name in [*before, *(name for name in self.config if name not in before)]
+            if name not in may_differ and before.get(name, absent) != self.config.get(name, absent)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
+            )
+        self.checkpoints.remove_leftovers()
+        newest = self.checkpoints.latest()
+        if newest is None:
+            return None
+        checkpoint = load_checkpoint(newest)
+        require_task(checkpoint, self.task)
+        return checkpoint
+
+    def _write_provenance(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = self.directory / "provenance.json"
+        starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        starts.append({"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()})
+        self.write_json("config.json", self.config)
+        self.write_json("versions.json", collect_versions())
+        self.write_json("provenance.json", starts)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` to the file ``name`` of the run, whole or not at all."""
+        path = self.directory / name
+        staged = path.with_name(f".{name}.new")
+        staged.write_text(json.dumps(as_json(name, value), indent=2) + "\n", encoding="utf-8")
+        os.replace(staged, path)
+        return path
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the start, those before the checkpoint that was resumed included."""
+        return self._wall_s_before + time.monotonic() - self._start
+
+    def track(
+        self,
+        *,
+        modules: Mapping[str, Any] | None = None,
+        optimizers: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Name what the checkpoints hold (see :func:`save_checkpoint`): everything that a step changes."""
+        self._parts = {"modules": modules or {}, "optimizers": optimizers or {}, "state": state or {}}
+
+    def steps(self, total: int, *, save_every: int | None = None) -> Iterator[int]:
+        """Yield the numbers of the steps to do, from 1 or the one after the checkpoint, up to ``total``.
+
+        On a resumed run all that is tracked, and the random generators, are restored first: build everything
+        before. A checkpoint is written after each ``save_every`` steps, after the last one, and where
+        :meth:`request_save` asked for it. On SIGINT or SIGTERM the step is finished, a checkpoint written,
+        and the program exits with 128 + the number of the signal; a second signal kills at once.
+
+        Args:
+            total: number of the last step.
+            save_every: steps between checkpoints; None: only the last.
+        """
+        if self.resumed_from is not None:
+            self.resumed_from.restore(**self._parts, rng=True)
+        name = self.directory.name
+        with (
+            self._signals_noted(),
+            Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
+        ):
+            while self.step < total:
+                self._metrics_now = {}
+                self.step += 1
+                yield self.step
+                self._progress.update()
+                due = self._save_requested or self.step == total
+                if due or self._signal is not None or (save_every and self.step % save_every == 0):
+                    self.save()
+                if self._signal is not None:
+                    _log.warning("Stopped by a signal after step %d; checkpoint written.", self.step)
+                    raise SystemExit(128 + self._signal)
+        self._progress = None
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Log scalars at the current step and show them beside the progress."""
+        values = as_scalars(metrics)
+        self._metrics_now |= values
+        self.logger.log(self.step, values)
+        if self._progress is not None:
+            ends = ("_low", "_high")
+            self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
+
+    def request_save(self) -> None:
+        """Have a checkpoint written after the current step, for example after an evaluation."""
+        self._save_requested = True
+
+    def save(self) -> Path:
+        """Write the checkpoint of the current step, with the metrics that were logged at it."""
+        self._save_requested = False
+        return self.checkpoints.save(
+            self.step,
+            config=self.config,
+            task=self.task,
+            actor_config=self.actor_config,
+            counters=self.counters,
+            metrics=self._metrics_now,
+            metadata={"wall_s": self.wall_s},
+            **self._parts,
+        )
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        watched = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in watched}
+
+        def note(number: int, _: Any) -> None:
+            self._signal = number
+            for other in watched:
+                signal.signal(other, signal.SIG_DFL)
+
+        for number in watched:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Close the metrics."""
+        self.logger.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

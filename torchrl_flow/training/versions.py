@@ -1,0 +1,76 @@
+"""What a run was made with: versions, command, commit, date."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torchrl_flow
+
+__all__ = ["collect_versions", "command_line", "git_commit", "today"]
+
+_PACKAGES = ("torch", "torchrl", "tensordict", "numpy", "gymnasium", "mani_skill", "sapien")
+
+
+def collect_versions() -> dict[str, str]:
+    """Return the versions of torchrl_flow, Python and the packages in use that are installed.
+
+    Examples:
+        >>> sorted(collect_versions())[-3:]
+        ['torch', 'torchrl', 'torchrl_flow']
+    """
+    versions = {"torchrl_flow": torchrl_flow.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def command_line() -> str:
+    """Return the command that started this program, fit for a shell; the program as the user named it."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name:
+        program = ["python", "-m", spec.name.removesuffix(".__main__")]
+    else:
+        program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def git_commit(directory: str | Path | None = None) -> str:
+    """Return the short commit of the checkout around ``directory``, with ``+`` where files differ from it.
+
+    Args:
+        directory: by default that of the package.
+
+    Returns:
+        The commit, or ``""`` where there is no checkout or no git.
+    """
+    where = str(directory or Path(torchrl_flow.__file__).parent)
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", where, *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie, untracked, in a checkout of something else.
+    tracked = directory is not None or git("ls-files", "--error-unmatch", "__init__.py") is not None
+    commit = git("rev-parse", "--short=10", "HEAD") if tracked else None
+    if not commit:
+        return ""
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def today() -> str:
+    """Return the date as ``YYYY-MM-DD``, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
