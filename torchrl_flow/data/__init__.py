@@ -1,7 +1,7 @@
 """Demonstrations: read, stored memory-mapped, and sampled as action chunks.
 
-Importing this makes ``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)``
-work.
+Importing this makes
+``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)`` work.
 """
 
 from torchrl.data.datasets.utils import register_dataset
@@ -9,7 +9,8 @@ from torchrl.data.datasets.utils import register_dataset
 from torchrl_flow.data.chunks import ChunkKeys, ChunkStorage
 from torchrl_flow.data.episode import Episode, cut_after_success, drop_idle_steps
 from torchrl_flow.data.errors import DataError, DataWarning
-from torchrl_flow.data.maniskill import ReadOptions, read_maniskill
+from torchrl_flow.data.maniskill import read_maniskill
+from torchrl_flow.data.maniskill_reader import ReadOptions
 from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
 from torchrl_flow.data.statistics import column_statistics
 from torchrl_flow.data.store import DemoStore

@@ -39,23 +39,25 @@ class ChunkKeys:
 class ChunkStorage(Storage):
     """A read-only storage with one item for each step of a demo store: the chunk that starts there.
 
-    Item i, of step t in an episode of L steps, with H = ``pred_horizon``, H_a = ``act_horizon``, T = ``obs_horizon``:
+    Item i, of step t in an episode of L steps, with H = ``pred_horizon``, H_a = ``act_horizon``, T =
+    ``obs_horizon``:
 
-    - ``observation``, ``pixels`` ``[T, ...]``: the frames t-T+1 ... t, oldest first; before the first frame of
-      the episode the first is repeated (as the environment's history does after a reset);
-    - ``action_chunk`` ``[H, A]``: the actions from step t on (``alignment="newest"``) or from step t-T+1 on (``"oldest"``);
+    - ``observation``, ``pixels`` ``[T, ...]``: the frames t-T+1 ... t, oldest first; before the first frame
+      of the episode the first is repeated (as the environment's history does after a reset);
+    - ``action_chunk`` ``[H, A]``: the actions from step t on (``alignment="newest"``) or from step t-T+1 on
+      (``"oldest"``);
     - ``action_mask`` ``[H]``: which of them exist. The others are padding (see ``padding``);
     - ``action`` ``[H_a, A]``: the executed slice of the chunk, which starts at step t;
-    - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`: execution
-      ends after k steps, at the first success (``terminated``), at the last step of the episode (``truncated``) or after
-      H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i, and the observations are the
-      history at step t+k. ``success`` is whether any of the k steps was successful;
+    - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
+      execution ends after k steps, at the first success (``terminated``), at the last step of the episode
+      (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i, and the
+      observations are the history at step t+k. ``success`` is whether any of the k steps was successful;
     - ``is_demo``: true.
 
-    An episode that ends in success is terminated, not truncated. Recorded steps after a success are items too;
-    a chunk that starts at a step that is (still) successful has k = 1. Windows never cross episodes. Indexing with
-    ``[*B]`` indices gathers just the rows needed, so the cost does not depend on the size of the store, and images
-    that are not asked for are not read.
+    An episode that ends in success is terminated, not truncated. Recorded steps after a success are items
+    too; a chunk that starts at a step that is (still) successful has k = 1. Windows never cross episodes.
+    Indexing with ``[*B]`` indices gathers just the rows needed, so the cost does not depend on the size of
+    the store, and images that are not asked for are not read.
 
     Args:
         store: the demonstrations.
@@ -66,16 +68,18 @@ class ChunkStorage(Storage):
         obs_horizon: T, frames in a history. Default: 1.
         gamma: discount per step, with which rewards are folded. Default: 0.99.
         alignment: see :func:`~torchrl_flow.functional.chunk.executed_slice`. Default: ``"newest"``.
-        padding: actions beyond either end of the episode. ``"last"`` repeats the nearest action; ``"hold"`` has zeros,
-            no motion for delta controllers, except in ``hold_dims``, which repeat the nearest one. Default: ``"last"``.
-        hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last. Default: ``(-1,)``.
-        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy learns to go on like that
-            where demonstrations end (with ``"hold"``: to hold still). Default: ``True``.
+        padding: actions beyond either end of the episode. ``"last"`` repeats the nearest action; ``"hold"``
+            has zeros, no motion for delta controllers, except in ``hold_dims``, which repeat the nearest one.
+            Default: ``"last"``.
+        hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last.
+            Default: ``(-1,)``.
+        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy learns to go on
+            like that where demonstrations end (with ``"hold"``: to hold still). Default: ``True``.
         terminate_on_success: ``False`` lets transitions go on through successes, as an environment with
             ``ignore_terminations`` does. Default: ``True``.
         obs_keys: which frames to return. Default: all but ``env_state``.
-        next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are half the cost
-            with images. Default: ``True``.
+        next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are
+            half the cost with images. Default: ``True``.
         keys: names of the other entries. Default: :class:`ChunkKeys`.
         device: where batches go. Default: they stay on the CPU.
 
@@ -84,7 +88,8 @@ class ChunkStorage(Storage):
 
     Examples:
         >>> import tempfile
-        >>> data = {"observation": torch.arange(5.0)[:, None], "action": torch.arange(4.0)[:, None], "success": [0, 0, 0, 1]}
+        >>> data = {"observation": torch.arange(5.0)[:, None], "action": torch.arange(4.0)[:, None]}
+        >>> data["success"] = torch.tensor([False, False, False, True])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = DemoStore.from_episodes([data], folder + "/demos")
         ...     item = ChunkStorage(store, pred_horizon=4, act_horizon=2, obs_horizon=2).get(3)
@@ -255,9 +260,15 @@ class ChunkStorage(Storage):
             RuntimeError: naming what differs.
         """
         own = self.state_dict()
-        differ = [f"{key}: {state_dict.get(key)!r} saved, {own[key]!r} here" for key in own if state_dict.get(key) != own[key]]
+        differ = [
+            f"{key}: {state_dict.get(key)!r} saved, {own[key]!r} here"
+            for key in own
+            if state_dict.get(key) != own[key]
+        ]
         if differ:
-            raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differ)}).")
+            raise RuntimeError(
+                f"the checkpoint is of other demonstrations or horizons ({'; '.join(differ)})."
+            )
 
     def dumps(self, path: str | Path) -> None:
         """Writes :meth:`state_dict` into a directory, as JSON."""
@@ -272,8 +283,9 @@ class ChunkStorage(Storage):
         return self.store.num_steps
 
     def __repr__(self) -> str:
-        horizons = f"pred_horizon={self.pred_horizon}, act_horizon={self.act_horizon}, obs_horizon={self.obs_horizon}"
-        return f"ChunkStorage({self.store!r}, {horizons}, gamma={self.gamma}, padding={self.padding!r})"
+        names = ("pred_horizon", "act_horizon", "obs_horizon", "gamma", "alignment", "padding")
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"ChunkStorage({self.store!r}, {options})"
 
 
 def _tensordict(entries: dict[NestedKey, Tensor], size: int) -> TensorDict:

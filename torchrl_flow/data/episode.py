@@ -24,7 +24,8 @@ class Episode:
     """T steps between T + 1 frames.
 
     Args:
-        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones); frame t is what action t was chosen from.
+        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones); frame t is what action t was chosen
+            from.
         action: ``[T, A]`` float32.
         reward: ``[T]`` float32, received after action t.
         success: ``[T]`` bool, whether the task is solved after action t; not latched.
@@ -47,9 +48,9 @@ class Episode:
         """Builds a checked episode from tensors or arrays by key.
 
         Args:
-            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``reward``
-                likewise (default: 1 where successful, else 0) and ``seed``; every other entry, nested
-                ones too, holds frames ``[T + 1, ...]``.
+            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never),
+                ``reward`` likewise (default: 1 where successful, else 0) and ``seed``; every other entry,
+                nested ones too, holds frames ``[T + 1, ...]``.
             name: how errors call the episode.
 
         Raises:
@@ -66,7 +67,9 @@ class Episode:
             raise DataError(f"{name}: there is no `action` entry, only {sorted(map(str, leaves))}.")
         action = _plain(leaves.pop("action")).to(torch.float32)
         if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
-            raise DataError(f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
+            raise DataError(
+                f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}."
+            )
         steps = action.shape[0]
         success = _per_step(leaves.pop("success", torch.zeros(steps)), "success", steps, name).to(torch.bool)
         reward = _per_step(leaves.pop("reward", success), "reward", steps, name).to(torch.float32)
@@ -81,9 +84,10 @@ class Episode:
             raise DataError(f"{self.name}: there are no frames: give at least `observation` or `pixels`.")
         for key, value in self.frames.items():
             if value.ndim == 0 or value.shape[0] != len(self) + 1:
+                rows = value.shape[0] if value.ndim else 0
                 raise DataError(
-                    f"{self.name}: `{_join(key)}` has {value.shape[0] if value.ndim else 0} rows for {len(self)} "
-                    f"actions; there must be {len(self) + 1}, one before each action and one after the last."
+                    f"{self.name}: `{_join(key)}` has {rows} rows for {len(self)} actions; there must be "
+                    f"{len(self) + 1}, one before each action and one after the last."
                 )
         values = {**self.frames, "action": self.action, "reward": self.reward}
         for key, value in values.items():
@@ -112,11 +116,11 @@ def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
 def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: float = 0.002) -> Episode:
     """Leaves out steps at which the arm is not told to move, and nothing does.
 
-    Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol`` in size,
-    the gripper command is that of the step before, and ``observation`` changes by at most ``frame_tol`` in any
-    entry. A step that changes ``success``, or that carries a reward its predecessor did not, is always kept, and
-    so is the first one that follows a change of the gripper command. Frame t goes with step t: the action after the gap
-    stays with the frame it was chosen from.
+    Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol``
+    in size, the gripper command is that of the step before, and ``observation`` changes by at most
+    ``frame_tol`` in any entry. A step that changes ``success``, or that carries a reward its predecessor did
+    not, is always kept, and so is the first one that follows a change of the gripper command. Frame t goes
+    with step t: the action after the gap stays with the frame it was chosen from.
 
     Args:
         episode: one with an ``observation``.
@@ -128,7 +132,9 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
     """
     observation = episode.frames.get("observation")
     if observation is None:
-        raise DataError(f"{episode.name}: drop_idle needs an `observation`, which this episode does not have.")
+        raise DataError(
+            f"{episode.name}: drop_idle needs an `observation`, which this episode does not have."
+        )
     flat = observation.reshape(observation.shape[0], -1).to(torch.float32)
     still = (episode.action[:, :-1].abs() <= motion_tol).all(-1)
     unchanged = ((flat[1:] - flat[:-1]).abs() <= frame_tol).all(-1)
@@ -158,7 +164,9 @@ def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
 def _per_step(value: Any, key: str, steps: int, name: str) -> Tensor:
     value = _plain(value)
     if value.shape not in ((steps,), (steps, 1)):
-        raise DataError(f"{name}: `{key}` must be [{steps}] or [{steps}, 1] like the actions, got {list(value.shape)}.")
+        raise DataError(
+            f"{name}: `{key}` must be [{steps}] or [{steps}, 1] like the actions, got {list(value.shape)}."
+        )
     return value.reshape(steps)
 
 

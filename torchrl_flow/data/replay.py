@@ -24,10 +24,10 @@ def _identity(batch: Any) -> Any:
 class DemoReplayBuffer(TensorDictReplayBuffer):
     """Samples action chunks from a demo store; read-only, otherwise a stock replay buffer.
 
-    Samplers draw step indices, so ``len(buffer)`` is the number of steps, ``RandomSampler`` gives each step equal
-    probability and ``SamplerWithoutReplacement`` visits each once an epoch. Indices come from torch's global generator
-    (or ``generator``): seed or restore that to repeat batches exactly. ``state_dict()`` holds the sampler's state and
-    what identifies the data, not the data.
+    Samplers draw step indices, so ``len(buffer)`` is the number of steps, ``RandomSampler`` gives each step
+    equal probability and ``SamplerWithoutReplacement`` visits each once an epoch. Indices come from torch's
+    global generator (or ``generator``): seed or restore that to repeat batches exactly. ``state_dict()``
+    holds the sampler's state and what identifies the data, not the data.
 
     Args:
         store: the demonstrations, or the directory of their store.
@@ -90,7 +90,9 @@ class DemoReplayBuffer(TensorDictReplayBuffer):
         return len(self.store)
 
 
-def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **options: Any) -> DemoReplayBuffer:
+def load_demonstrations(
+    path: str | Path, *, root: str | Path | None = None, **options: Any
+) -> DemoReplayBuffer:
     """Makes a buffer of a ManiSkill ``.h5`` file or of a demo store's directory.
 
     This is what ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls.
@@ -110,5 +112,7 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
         return DemoReplayBuffer(DemoStore.from_maniskill(path, root, **reading), **options)
     given = [*reading, *(["root"] if root is not None else [])]
     if given:
-        raise ValueError(f"{path} is a demo store, to which {given} do not apply: give them with the .h5 file.")
+        raise ValueError(
+            f"{path} is a demo store, to which {given} do not apply: give them with the .h5 file."
+        )
     return DemoReplayBuffer(path, **options)

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_flow.data.episode import Episode
+from torchrl_flow.data.episode import STEP_KEYS, Episode
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.writer import FORMAT, METADATA, VERSION, StoreWriter
 
@@ -26,12 +26,15 @@ TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps")
 class DemoStore:
     """Episodes as three memory-mapped TensorDicts.
 
-    - ``frames`` ``[N + E]``: ``observation``, ``pixels`` and other frames, T + 1 rows for an episode of T steps;
-    - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward`` and ``success`` ``[N, 1]``, ``episode`` and ``step`` ``[N]``;
+    - ``frames`` ``[N + E]``: ``observation``, ``pixels`` and other frames, T + 1 rows for an episode of T
+      steps;
+    - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward`` and ``success`` ``[N, 1]``, ``episode`` and
+      ``step`` ``[N]``;
     - ``episodes`` ``[E]``: ``start`` (its first row of ``steps``), ``length``, ``seed``, ``success``.
 
-    The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and nothing is
-    pickled. Make one with :meth:`from_episodes` or :meth:`from_maniskill`; open one with :meth:`open`.
+    The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and
+    nothing is pickled. Make one with :meth:`from_episodes` or :meth:`from_maniskill`; open one with
+    :meth:`open`.
 
     Examples:
         >>> import tempfile, torch
@@ -85,9 +88,11 @@ class DemoStore:
         """Writes episodes to a new store, one after the other, and opens it.
 
         Args:
-            episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in memory at a time.
+            episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
+                memory at a time.
             root: directory of the store; it must not exist.
-            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` as far as known.
+            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` as far as
+                known.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
             overwrite: replace a demo store that is already there (nothing else is ever removed).
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
@@ -98,10 +103,14 @@ class DemoStore:
         root = Path(root)
         if root.exists():
             if not overwrite:
-                raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
+                raise DataError(
+                    f"{root} already exists: open it with DemoStore.open, or pass overwrite=True."
+                )
             _read_metadata(root)
         content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
-        skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
+        skipped: list[str] = content.pop(
+            "skipped", []
+        )  # the reader behind a generator may add to it meanwhile
         with StoreWriter(root) as writer:
             for number, data in enumerate(episodes):
                 try:
@@ -137,7 +146,7 @@ class DemoStore:
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` and what else was given; None where unknown."""
+        """``task``, ``control_mode``, ``obs_mode`` and ``max_episode_steps``; None where unknown."""
         return {key: self.metadata.get(key) for key in TASK_KEYS}
 
     @property
@@ -167,16 +176,14 @@ class DemoStore:
         if not -self.num_episodes <= index < self.num_episodes:
             raise IndexError(f"episode {index} of a store of {self.num_episodes} episodes.")
         index %= self.num_episodes
-        row = self.episodes[index]
-        start, length = int(row["start"]), int(row["length"])
-        frames = self.frames[start + index : start + index + length + 1]
-        steps = self.steps[start : start + length]
+        start, length = int(self.episodes["start"][index]), int(self.episodes["length"][index])
+        frames, steps = slice(start + index, start + index + length + 1), slice(start, start + length)
         out = TensorDict({}, batch_size=[])
-        for key, value in frames.items(True, True):
-            out.set(key, torch.as_tensor(value.clone()))
-        for key in ("action", "reward", "success"):
-            out.set(key, torch.as_tensor(steps[key].clone()))
-        out.set("seed", torch.as_tensor(row["seed"].clone()))
+        for key, value in self.frames.items(True, True):
+            out.set(key, value.as_subclass(Tensor)[frames].clone())
+        for key in STEP_KEYS:
+            out.set(key, self.steps[key].as_subclass(Tensor)[steps].clone())
+        out.set("seed", self.episodes["seed"].as_subclass(Tensor)[index].clone())
         return out
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -208,7 +215,8 @@ def _read_metadata(root: Path) -> dict[str, Any]:
         raise DataError(f"{root} is no demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
     if metadata.get("version") != VERSION:
         raise DataError(
-            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads {VERSION}: make it anew."
+            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads "
+            f"{VERSION}: make it anew."
         )
     return metadata
 

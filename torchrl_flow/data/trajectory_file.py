@@ -1,4 +1,4 @@
-"""ManiSkill's trajectory format, an ``.h5`` and a ``.json`` beside it: opened, and refused where it does not fit."""
+"""ManiSkill's trajectory files, an ``.h5`` and a ``.json``: opened, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ HOW_TO_MAKE = "make one with `python -m torchrl_flow make-demos` or ManiSkill's 
 class TrajectoryFile:
     """A trajectory file whose parts belong together; a context manager.
 
-    ``episodes`` are the entries of the ``.json`` in its order; ``bad`` maps the number of an entry to the reason
-    why its trajectory cannot be read, as far as names and lengths tell.
+    ``episodes`` are the entries of the ``.json`` in its order; ``bad`` maps the number of an entry to the
+    reason why its trajectory cannot be read, as far as names and lengths tell.
 
     Args:
         path: the ``.h5`` file; the ``.json`` is the one of the same name.
 
     Raises:
-        DataError: when either file is missing, damaged, empty or foreign, they belong to different recordings, or the
-            episodes have more than one control mode.
+        DataError: when either file is missing, damaged, empty or foreign, they belong to different
+            recordings, or the episodes have more than one control mode.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -71,31 +71,34 @@ class TrajectoryFile:
         declared = self.env_info.get("env_kwargs", {}).get("control_mode")
         if len(modes) > 1:
             raise DataError(
-                f"{self.path.name} mixes control modes: {dict(modes)}. Actions of different modes cannot train one "
-                "policy: convert it to one mode with ManiSkill's replay_trajectory, or split the file."
+                f"{self.path.name} mixes control modes: {dict(modes)}. One policy cannot learn actions of "
+                "different modes: convert it to one mode with replay_trajectory, or split the file."
             )
         (mode,) = modes
         if declared is not None and mode != declared:
             raise DataError(
-                f"{self.path.name} mixes control modes: its episodes say {mode!r} and its env_info {declared!r}. "
-                f"Correct {self.json_path.name} or record it anew."
+                f"{self.path.name} mixes control modes: its episodes say {mode!r} and its env_info "
+                f"{declared!r}. Correct {self.json_path.name} or record it anew."
             )
         return mode
 
     def _match(self) -> dict[int, str]:
         """Reasons of entries without a fitting trajectory; raises when that is most of them."""
-        present = {name for name in self.file if name.startswith("traj_")}
+        present = {name for name in map(str, self.file) if name.startswith("traj_")}
         if not present:
             found = sorted(self.file)[:4]
             what = f"it holds {found} and no" if found else "it is empty: no"
-            raise DataError(f"{self.path.name} is not a ManiSkill trajectory file: {what} `traj_*` group; {HOW_TO_MAKE}.")
+            raise DataError(
+                f"{self.path.name} is not a ManiSkill trajectory file: {what} `traj_*` group; {HOW_TO_MAKE}."
+            )
         bad: dict[int, str] = {}
         for number, episode in enumerate(self.episodes):
             name = self.name(number)
             if name not in present:
                 bad[number] = f"{name}: the .json lists it and the .h5 has no such group"
                 continue
-            actions = self.file[name].get("actions") if isinstance(self.file[name], h5py.Group) else None
+            group = self.file[name]
+            actions = group.get("actions") if isinstance(group, h5py.Group) else None
             steps = episode.get("elapsed_steps")
             if not isinstance(actions, h5py.Dataset):
                 bad[number] = f"{name}: it has no `actions`"
@@ -103,23 +106,25 @@ class TrajectoryFile:
                 bad[number] = f"{name}: it has {actions.shape[0]} actions and the .json says {steps}"
         if 2 * len(bad) > len(self.episodes):
             raise DataError(
-                f"{self.json_path.name} does not fit {self.path.name}: {len(bad)} of {len(self.episodes)} episodes do not "
-                f"agree ({next(iter(bad.values()))}). Put the .json of this recording beside it."
+                f"{self.json_path.name} does not fit {self.path.name}: {len(bad)} of {len(self.episodes)} "
+                f"episodes do not agree ({next(iter(bad.values()))}). Put the .json of this recording beside it."
             )
         return bad
 
 
 def _check_present(path: Path, json_path: Path) -> None:
     if path.suffix != ".h5":
-        raise DataError(f"{path} is not an .h5 file: give ManiSkill's trajectory .h5, or the directory of a demo store.")
+        raise DataError(
+            f"{path} is not an .h5 file: give ManiSkill's trajectory .h5, or the directory of a demo store."
+        )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file: correct the path, or {HOW_TO_MAKE}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path.name} is empty (0 bytes): record it anew, or {HOW_TO_MAKE}.")
     if not json_path.is_file():
         raise DataError(
-            f"{path.name} has no {json_path.name} beside it, which says what task and control mode it is of: copy both "
-            "files of the recording."
+            f"{path.name} has no {json_path.name} beside it, which says what task and control mode it is of: "
+            "copy both files of the recording."
         )
 
 
@@ -132,7 +137,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     episodes = info.get("episodes") if valid else None
     if not valid or not isinstance(episodes, list):
         found = sorted(info)[:6] if isinstance(info, dict) else type(info).__name__
-        raise DataError(f"{path.name} is not of ManiSkill: it must have `env_info` with `env_id`, and `episodes`; found {found}.")
+        raise DataError(
+            f"{path.name} is not of ManiSkill: it must have `env_info` with `env_id`, and `episodes`; "
+            f"found {found}."
+        )
     if not episodes:
         raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")
     if not all(isinstance(episode, dict) and "episode_id" in episode for episode in episodes):

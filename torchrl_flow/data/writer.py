@@ -27,6 +27,9 @@ METADATA = "metadata.json"
 STATISTICS_KEYS = ("observation", "action")
 
 
+Rows = Mapping["str | tuple[str, ...]", Tensor]
+
+
 class _Column:
     """An append-only file of equal rows, which becomes one memory-mapped tensor."""
 
@@ -61,11 +64,12 @@ class _Table:
         self.root = root
         self.columns: dict[str | tuple[str, ...], _Column] = {}
 
-    def mismatch(self, rows: Mapping[str | tuple[str, ...], Tensor]) -> str | None:
+    def mismatch(self, rows: Rows) -> str | None:
         if not self.columns:
             return None
         if set(rows) != set(self.columns):
-            return f"it has the entries {sorted(map(str, rows))} and the episodes before {sorted(map(str, self.columns))}"
+            before = sorted(map(str, self.columns))
+            return f"it has the entries {sorted(map(str, rows))} and the episodes before {before}"
         for key, value in rows.items():
             column = self.columns[key]
             if (value.shape[1:], value.dtype) != (column.row_shape, column.dtype):
@@ -75,7 +79,7 @@ class _Table:
                 )
         return None
 
-    def append(self, rows: Mapping[str | tuple[str, ...], Tensor]) -> None:
+    def append(self, rows: Rows) -> None:
         for key, value in rows.items():
             if key not in self.columns:
                 path = (key,) if isinstance(key, str) else key
@@ -86,7 +90,7 @@ class _Table:
         """Turns the files into a memory-mapped TensorDict in place; returns what to check them by."""
         columns = {key: column.close() for key, column in self.columns.items()}
         rows = next(iter(self.columns.values())).rows
-        tensordict = TensorDict({}, batch_size=[rows]).memmap_(self.root)
+        tensordict = TensorDict({}, batch_size=[rows]).memmap_(str(self.root))
         for key, column in self.columns.items():
             storage = torch.UntypedStorage.from_file(
                 str(column.path), shared=True, nbytes=column.path.stat().st_size
@@ -129,14 +133,15 @@ class StoreWriter:
             DataError: when its entries are not those of the episodes before; nothing is written then.
         """
         number, steps = self.num_episodes, len(episode)
-        step_rows = {
+        step_rows: Rows = {
             "action": episode.action,
             "reward": episode.reward[:, None],
             "success": episode.success[:, None],
             "episode": torch.full((steps,), number, dtype=torch.int64),
             "step": torch.arange(steps),
         }
-        for name, rows in (("frames", episode.frames), ("steps", step_rows)):
+        tables: dict[str, Rows] = {"frames": episode.frames, "steps": step_rows}
+        for name, rows in tables.items():
             reason = self._tables[name].mismatch(rows)
             if reason is not None:
                 raise DataError(f"{episode.name}: {reason}.")
@@ -188,7 +193,7 @@ class StoreWriter:
         tables = {
             key: (steps[key], None) if key in STEP_KEYS else (frames[key], rows)
             for key in STATISTICS_KEYS
-            if key in frames.keys() or key in steps.keys()
+            if key in STEP_KEYS or frames.get(key, None) is not None
         }
         return {
             key: {name: value.tolist() for name, value in column_statistics(table.flatten(1), index).items()}
