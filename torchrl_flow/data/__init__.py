@@ -1,1 +1,37 @@
-"""torchrl_flow."""
+"""Demonstrations: read, stored memory-mapped, and sampled as action chunks.
+
+Importing this makes
+``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)`` work.
+"""
+
+from torchrl.data.datasets.utils import register_dataset
+
+from torchrl_flow.data.chunks import ChunkKeys, ChunkStorage
+from torchrl_flow.data.episode import Episode, cut_after_success, drop_idle_steps
+from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.data.maniskill import read_maniskill
+from torchrl_flow.data.maniskill_reader import ReadOptions
+from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
+from torchrl_flow.data.statistics import column_statistics
+from torchrl_flow.data.store import DemoStore
+from torchrl_flow.data.trajectory_file import TrajectoryFile
+
+__all__ = [
+    "ChunkKeys",
+    "ChunkStorage",
+    "DataError",
+    "DataWarning",
+    "DemoReplayBuffer",
+    "DemoStore",
+    "Episode",
+    "ReadOptions",
+    "TrajectoryFile",
+    "column_statistics",
+    "cut_after_success",
+    "drop_idle_steps",
+    "load_demonstrations",
+    "read_maniskill",
+]
+
+# `replace`, because a module that is imported anew (a notebook's reload) registers again.
+register_dataset("maniskill", "torchrl_flow.data.replay:load_demonstrations", replace=True)

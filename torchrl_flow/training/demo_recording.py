@@ -1,0 +1,114 @@
+"""Environments around a plain ManiSkill one: rebuilt at each reset, and recording what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+__all__ = ["RebuiltEnv", "RecordedEpisode", "RecordingEnv", "equal_trees"]
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """What a trajectory file holds of an episode: (nested dicts of) arrays, T steps and T + 1 frames."""
+
+    seed: int
+    obs: Any
+    env_states: Any
+    actions: np.ndarray
+    success: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    rewards: np.ndarray | None
+
+
+class RebuiltEnv(gymnasium.Wrapper):
+    """Rebuilds the scene at each reset and keeps the episode's actions."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.actions: list[np.ndarray] = []
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets with a new scene."""
+        self.actions.clear()
+        return self.env.reset(seed=seed, options={**(options or {}), "reconfigure": True})
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steps, and keeps the action."""
+        action = np.array(action, dtype=np.float32).reshape(-1)
+        self.actions.append(action)
+        return self.env.step(action)
+
+
+class RecordingEnv(gymnasium.Wrapper):
+    """Keeps the frames and outcomes of the episode around a :class:`RebuiltEnv` environment."""
+
+    def __init__(self, env: RebuiltEnv) -> None:
+        super().__init__(env)
+        self.actions = env.actions
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets, and begins an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._frames, self._states = [_row(obs)], [_row(_state(self))]
+        self._outcomes: list[list[np.ndarray]] = []
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steps, and keeps what comes of it."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._frames.append(_row(obs))
+        self._states.append(_row(_state(self)))
+        outcome = (info["success"], terminated, truncated, reward)
+        self._outcomes.append([np.array(value).reshape(()) for value in outcome])
+        return obs, reward, terminated, truncated, info
+
+    def episode(self, seed: int, with_rewards: bool) -> RecordedEpisode:
+        """Returns the steps since the last reset."""
+        success, terminated, truncated, rewards = (np.stack(values) for values in zip(*self._outcomes))
+        return RecordedEpisode(
+            seed=seed,
+            obs=_stack(self._frames),
+            env_states=_stack(self._states),
+            actions=np.stack(self.actions),
+            success=success.astype(bool),
+            terminated=terminated.astype(bool),
+            truncated=truncated.astype(bool),
+            rewards=rewards.astype(np.float32) if with_rewards else None,
+        )
+
+
+def _state(env: gymnasium.Env) -> Any:
+    base: Any = env.unwrapped
+    return base.get_state_dict()
+
+
+def _row(tree: Any) -> Any:
+    """A copy of the only environment's entry, as numpy."""
+    if isinstance(tree, Mapping):
+        return {key: _row(value) for key, value in tree.items()}
+    value = tree.detach().cpu().numpy() if isinstance(tree, torch.Tensor) else np.asarray(tree)
+    return np.array(value[0])
+
+
+def _stack(rows: list[Any]) -> Any:
+    if isinstance(rows[0], Mapping):
+        return {key: _stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)
+
+
+def equal_trees(one: Any, other: Any) -> bool:
+    """Tells whether two nested dicts of arrays are equal, bit for bit."""
+    if isinstance(one, Mapping):
+        return all(equal_trees(one[key], other[key]) for key in one)
+    return np.array_equal(one, other)
