@@ -93,10 +93,7 @@ class ScriptedEnv(EnvBase):
         self.action_spec = Bounded(-1.0, 1.0, shape=(*shape, 2))
         self.reward_spec = Unbounded((*shape, 1))
         self.full_done_spec = Composite(
-            {
-                key: Binary(1, shape=(*shape, 1), dtype=torch.bool)
-                for key in ("done", "terminated", "truncated")
-            },
+            {key: Binary(1, shape=(*shape, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
             shape=shape,
         )
         self.to(device)
@@ -125,9 +122,7 @@ class ScriptedEnv(EnvBase):
         mask = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.cpu()
         mask = mask.reshape(self.batch_size)
         step = self.t
-        rows = zip(
-            self.scripts, self.episode.flatten().tolist(), step.flatten().tolist(), mask.flatten().tolist()
-        )
+        rows = zip(self.scripts, self.episode.flatten().tolist(), step.flatten().tolist(), mask.flatten().tolist())
         results = []
         for names, episode, t, stepped in rows:
             content = EPISODES[names[min(episode, len(names) - 1)]]

@@ -19,9 +19,7 @@ class FakeManiSkill:
     The observation is (x, y, w): x, y drawn with torch, w with NumPy; y grows by one half of the action.
     """
 
-    def __init__(
-        self, num_envs: int = 3, max_episode_steps: int | None = 6, rgb: bool = False, freq: int = 0
-    ):
+    def __init__(self, num_envs: int = 3, max_episode_steps: int | None = 6, rgb: bool = False, freq: int = 0):
         self.num_envs = num_envs
         self.device = torch.device("cpu")
         self.obs_mode = "rgb" if rgb else "state"
@@ -63,9 +61,7 @@ class FakeManiSkill:
         else:
             xy = torch.rand(len(ids), 2)
         self._state[ids, :2] = xy
-        self._state[ids, 2] = torch.tensor(
-            [self._numpy[i].uniform() for i in ids.tolist()], dtype=torch.float32
-        )
+        self._state[ids, 2] = torch.tensor([self._numpy[i].uniform() for i in ids.tolist()], dtype=torch.float32)
         if "reset_to_env_states" in options:
             self._state[ids] = options["reset_to_env_states"]["env_states"]["actors"]["point"]
         self._elapsed_steps[ids] = 0

@@ -183,9 +183,7 @@ def test_a_stored_state_takes_an_episode_up_again(pick):
 
 
 def test_task_info_and_dense_rewards():
-    env = ManiSkillEnv(
-        "PushCube-v1", visuals=False, reward_mode="normalized_dense", control_mode="pd_joint_delta_pos"
-    )
+    env = ManiSkillEnv("PushCube-v1", visuals=False, reward_mode="normalized_dense", control_mode="pd_joint_delta_pos")
     assert env.task_info == {
         "task": "PushCube-v1",
         "control_mode": "pd_joint_delta_pos",
@@ -304,8 +302,6 @@ def test_two_of_them_run_in_processes_of_their_own():
         assert not torch.equal(td["observation"][0, 0], td["observation"][1, 0])
         seeded = env.reset(list_of_kwargs=[{"seed": 4}, {"seed": 5}])
         alone = make_pick()
-        assert torch.equal(
-            seeded["observation"], torch.stack([alone.reset(seed=s)["observation"] for s in (4, 5)])
-        )
+        assert torch.equal(seeded["observation"], torch.stack([alone.reset(seed=s)["observation"] for s in (4, 5)]))
     finally:
         env.close(raise_if_closed=False)

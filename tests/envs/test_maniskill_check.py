@@ -87,9 +87,7 @@ def test_rendering_without_a_device(monkeypatch):
     monkeypatch.setattr(check, "detect_render_backend", lambda: "none")
     with pytest.raises(check.RenderDeviceError) as caught:
         check.require_render_backend("a video")
-    assert one_line(caught.value) == (
-        "a video needs a Vulkan device and there is none here: run `make cpu-rendering`."
-    )
+    assert one_line(caught.value) == ("a video needs a Vulkan device and there is none here: run `make cpu-rendering`.")
 
 
 def test_the_package_imports_no_simulator():

@@ -173,9 +173,7 @@ def test_sac(rollout):
             q_next = min(c.module(nxt["observation"], loc).item() for c in critics)
             bootstrap = 0.0 if nxt["terminated"].item() else q_next - 0.2 * log_prob
             target = nxt["reward"].item() + GAMMA ** nxt["steps_to_next_obs"].item() * bootstrap
-            total += sum(
-                (c.module(step["observation"], step["action"]).item() - target) ** 2 for c in critics
-            )
+            total += sum((c.module(step["observation"], step["action"]).item() - target) ** 2 for c in critics)
             count += 1
     assert out["loss_qvalue"].item() == pytest.approx(total / count, rel=1e-4)
     out["loss_actor"].backward(retain_graph=True)

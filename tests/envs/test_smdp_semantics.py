@@ -266,9 +266,7 @@ class TestRolloutsAndState:
         assert out["action"].shape == (3, 2)
 
     def test_earlier_results_are_not_overwritten(self):
-        env = TransformedEnv(
-            ScriptedEnv(0, (3,), honours_step=False), Compose(*history_transforms(2), SMDPChunk(2))
-        )
+        env = TransformedEnv(ScriptedEnv(0, (3,), honours_step=False), Compose(*history_transforms(2), SMDPChunk(2)))
         td, kept = env.reset(), []
         for _ in range(6):
             data, td = env.step_and_maybe_reset(env.rand_action(td))
@@ -376,9 +374,7 @@ class TestRenderLast:
                 "inside of the workers",
             ),
             (
-                lambda: TransformedEnv(
-                    RenderingEnv(0), Compose(StepCounter(max_steps=3), SMDPChunk(4, render_last=1))
-                ),
+                lambda: TransformedEnv(RenderingEnv(0), Compose(StepCounter(max_steps=3), SMDPChunk(4, render_last=1))),
                 "StepCounter",
             ),
         ],

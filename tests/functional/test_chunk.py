@@ -29,9 +29,7 @@ def chunks(draw):
     rows, steps = draw(st.integers(1, 4)), draw(st.integers(1, 7))
 
     def table(elements):
-        return draw(
-            st.lists(st.lists(elements, min_size=steps, max_size=steps), min_size=rows, max_size=rows)
-        )
+        return draw(st.lists(st.lists(elements, min_size=steps, max_size=steps), min_size=rows, max_size=rows))
 
     rewards, done, flags = table(finite), table(st.booleans()), table(st.booleans())
     junk = table(wild)

@@ -261,14 +261,10 @@ class ChunkStorage(Storage):
         """
         own = self.state_dict()
         differ = [
-            f"{key}: {state_dict.get(key)!r} saved, {own[key]!r} here"
-            for key in own
-            if state_dict.get(key) != own[key]
+            f"{key}: {state_dict.get(key)!r} saved, {own[key]!r} here" for key in own if state_dict.get(key) != own[key]
         ]
         if differ:
-            raise RuntimeError(
-                f"the checkpoint is of other demonstrations or horizons ({'; '.join(differ)})."
-            )
+            raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differ)}).")
 
     def dumps(self, path: str | Path) -> None:
         """Writes :meth:`state_dict` into a directory, as JSON."""

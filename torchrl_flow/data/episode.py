@@ -67,9 +67,7 @@ class Episode:
             raise DataError(f"{name}: there is no `action` entry, only {sorted(map(str, leaves))}.")
         action = _plain(leaves.pop("action")).to(torch.float32)
         if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
-            raise DataError(
-                f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}."
-            )
+            raise DataError(f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
         steps = action.shape[0]
         success = _per_step(leaves.pop("success", torch.zeros(steps)), "success", steps, name).to(torch.bool)
         reward = _per_step(leaves.pop("reward", success), "reward", steps, name).to(torch.float32)
@@ -132,9 +130,7 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
     """
     observation = episode.frames.get("observation")
     if observation is None:
-        raise DataError(
-            f"{episode.name}: drop_idle needs an `observation`, which this episode does not have."
-        )
+        raise DataError(f"{episode.name}: drop_idle needs an `observation`, which this episode does not have.")
     flat = observation.reshape(observation.shape[0], -1).to(torch.float32)
     still = (episode.action[:, :-1].abs() <= motion_tol).all(-1)
     unchanged = ((flat[1:] - flat[:-1]).abs() <= frame_tol).all(-1)
@@ -164,9 +160,7 @@ def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
 def _per_step(value: Any, key: str, steps: int, name: str) -> Tensor:
     value = _plain(value)
     if value.shape not in ((steps,), (steps, 1)):
-        raise DataError(
-            f"{name}: `{key}` must be [{steps}] or [{steps}, 1] like the actions, got {list(value.shape)}."
-        )
+        raise DataError(f"{name}: `{key}` must be [{steps}] or [{steps}, 1] like the actions, got {list(value.shape)}.")
     return value.reshape(steps)
 
 

@@ -80,9 +80,7 @@ def _build(
     metadata: dict[str, Any],
 ) -> DemoStore:
     try:
-        return DemoStore.from_episodes(
-            episodes, target, task_info=task_info, metadata=metadata, skip_bad=True
-        )
+        return DemoStore.from_episodes(episodes, target, task_info=task_info, metadata=metadata, skip_bad=True)
     except OSError:
         if not target.exists():
             raise

@@ -142,9 +142,7 @@ class EpisodeReader:
     def _choose_camera(self) -> str | None:
         prefix, suffix = "obs/sensor_data/", "/rgb"
         cameras = [
-            key[len(prefix) : -len(suffix)]
-            for key in self.layout
-            if key.startswith(prefix) and key.endswith(suffix)
+            key[len(prefix) : -len(suffix)] for key in self.layout if key.startswith(prefix) and key.endswith(suffix)
         ]
         wanted = self.options.camera
         if wanted is None:
@@ -198,8 +196,4 @@ def _seed(episode: Mapping[str, Any]) -> int:
 
 
 def _tree(group: Any) -> Any:
-    return (
-        {key: _tree(value) for key, value in group.items()}
-        if isinstance(group, h5py.Group)
-        else np.asarray(group)
-    )
+    return {key: _tree(value) for key, value in group.items()} if isinstance(group, h5py.Group) else np.asarray(group)

@@ -70,9 +70,7 @@ class DemoReplayBuffer(TensorDictReplayBuffer):
             gamma=gamma,
             **options,
         )
-        super().__init__(
-            storage=storage, writer=ImmutableDatasetWriter(), collate_fn=_identity, **buffer_options
-        )
+        super().__init__(storage=storage, writer=ImmutableDatasetWriter(), collate_fn=_identity, **buffer_options)
         self.store = store
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
@@ -90,9 +88,7 @@ class DemoReplayBuffer(TensorDictReplayBuffer):
         return len(self.store)
 
 
-def load_demonstrations(
-    path: str | Path, *, root: str | Path | None = None, **options: Any
-) -> DemoReplayBuffer:
+def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **options: Any) -> DemoReplayBuffer:
     """Makes a buffer of a ManiSkill ``.h5`` file or of a demo store's directory.
 
     This is what ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls.
@@ -112,7 +108,5 @@ def load_demonstrations(
         return DemoReplayBuffer(DemoStore.from_maniskill(path, root, **reading), **options)
     given = [*reading, *(["root"] if root is not None else [])]
     if given:
-        raise ValueError(
-            f"{path} is a demo store, to which {given} do not apply: give them with the .h5 file."
-        )
+        raise ValueError(f"{path} is a demo store, to which {given} do not apply: give them with the .h5 file.")
     return DemoReplayBuffer(path, **options)

@@ -11,9 +11,7 @@ __all__ = ["STATISTICS", "column_statistics"]
 STATISTICS = ("min", "max", "mean", "std", "q01", "q99")
 
 
-def column_statistics(
-    table: Tensor, rows: Tensor | None = None, *, block_elements: int = 2**22
-) -> dict[str, Tensor]:
+def column_statistics(table: Tensor, rows: Tensor | None = None, *, block_elements: int = 2**22) -> dict[str, Tensor]:
     """Computes min, max, mean, std (population), 1 % and 99 % quantile of each column.
 
     The first four are accumulated in float64 over blocks of rows, by Chan's update, so that neither size
@@ -42,18 +40,14 @@ def column_statistics(
     count = table.shape[0] if rows is None else rows.numel()
     width = table.shape[1]
     if count == 0 or width == 0:
-        raise ValueError(
-            f"table has {count} rows and {width} columns: there is nothing to compute statistics of."
-        )
+        raise ValueError(f"table has {count} rows and {width} columns: there is nothing to compute statistics of.")
     low, high, mean, variance = _moments(table, rows, count, max(1, block_elements // width))
     q01, q99 = _quantiles(table, rows, max(1, block_elements // count))
     values = (low, high, mean, variance.sqrt(), q01, q99)
     return {name: value.to(torch.float32) for name, value in zip(STATISTICS, values)}
 
 
-def _moments(
-    table: Tensor, rows: Tensor | None, count: int, block: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moments(table: Tensor, rows: Tensor | None, count: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     low = torch.full((table.shape[1],), torch.inf, dtype=torch.float64)
     high, mean, square = -low, torch.zeros_like(low), torch.zeros_like(low)
     for start in range(0, count, block):

@@ -65,9 +65,7 @@ class DemoStore:
         metadata = _read_metadata(root)
         _check_files(root, metadata, verify)
         try:
-            tables = {
-                name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in metadata["columns"]
-            }
+            tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in metadata["columns"]}
             store = cls(root, metadata, tables)
             _check_episodes(store)
         except (KeyError, RuntimeError, ValueError, OSError) as error:
@@ -103,14 +101,10 @@ class DemoStore:
         root = Path(root)
         if root.exists():
             if not overwrite:
-                raise DataError(
-                    f"{root} already exists: open it with DemoStore.open, or pass overwrite=True."
-                )
+                raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
             _read_metadata(root)
         content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
-        skipped: list[str] = content.pop(
-            "skipped", []
-        )  # the reader behind a generator may add to it meanwhile
+        skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
         with StoreWriter(root) as writer:
             for number, data in enumerate(episodes):
                 try:
@@ -258,9 +252,7 @@ def _damaged(root: Path, reason: str) -> DataError:
 def _warn_skipped(root: Path, skipped: list[str]) -> None:
     if skipped:
         shown = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        warnings.warn(
-            f"{root.name}: {len(skipped)} episode(s) were left out: {shown}", DataWarning, stacklevel=3
-        )
+        warnings.warn(f"{root.name}: {len(skipped)} episode(s) were left out: {shown}", DataWarning, stacklevel=3)
 
 
 def file_digest(path: Path) -> str:

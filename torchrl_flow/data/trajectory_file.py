@@ -138,8 +138,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not valid or not isinstance(episodes, list):
         found = sorted(info)[:6] if isinstance(info, dict) else type(info).__name__
         raise DataError(
-            f"{path.name} is not of ManiSkill: it must have `env_info` with `env_id`, and `episodes`; "
-            f"found {found}."
+            f"{path.name} is not of ManiSkill: it must have `env_info` with `env_id`, and `episodes`; found {found}."
         )
     if not episodes:
         raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")

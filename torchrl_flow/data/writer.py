@@ -92,9 +92,7 @@ class _Table:
         rows = next(iter(self.columns.values())).rows
         tensordict = TensorDict({}, batch_size=[rows]).memmap_(str(self.root))
         for key, column in self.columns.items():
-            storage = torch.UntypedStorage.from_file(
-                str(column.path), shared=True, nbytes=column.path.stat().st_size
-            )
+            storage = torch.UntypedStorage.from_file(str(column.path), shared=True, nbytes=column.path.stat().st_size)
             shape = torch.Size([rows, *column.row_shape])
             tensordict.make_memmap_from_storage(key, storage, shape, dtype=column.dtype)
         return {key if isinstance(key, str) else "/".join(key): value for key, value in columns.items()}

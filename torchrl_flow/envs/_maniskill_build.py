@@ -48,9 +48,7 @@ def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visua
             "environment a process: use torchrl.envs.ParallelEnv, or sim_backend='physx_cuda'."
         )
     if sim_backend.startswith("physx_cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'."
-        )
+        raise ValueError(f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'.")
     if visuals is False and "rgb" in obs_mode:
         raise ValueError(
             f"visuals=False leaves nothing to render for obs_mode={obs_mode!r}: use 'state', or visuals=None."
@@ -78,8 +76,7 @@ def check_task(task: str) -> None:
         sources += assets.expand_data_group_into_individual_data_source_ids(name) if group else [name]
     if not all(assets.is_data_source_downloaded(source) for source in sources):
         raise ValueError(
-            f"task={task!r} needs assets that are not here: run "
-            f"`python -m mani_skill.utils.download_asset {task}`."
+            f"task={task!r} needs assets that are not here: run `python -m mani_skill.utils.download_asset {task}`."
         )
 
 

@@ -116,7 +116,5 @@ def require_render_backend(purpose: str) -> str:
     """
     backend = detect_render_backend()
     if backend == "none":
-        raise RenderDeviceError(
-            f"{purpose} needs a Vulkan device and there is none here: run `{RENDER_COMMAND}`."
-        )
+        raise RenderDeviceError(f"{purpose} needs a Vulkan device and there is none here: run `{RENDER_COMMAND}`.")
     return backend

@@ -89,9 +89,7 @@ class EpisodeResets:
             result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
         return result
 
-    def _reset_unseeded(
-        self, ids: torch.Tensor | None, options: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def _reset_unseeded(self, ids: torch.Tensor | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
         if self._num_envs == 1 or self._reseed_numpy:
             self._reseed_numpy = False

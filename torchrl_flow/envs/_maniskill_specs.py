@@ -63,9 +63,7 @@ def choose_camera(space: Any, camera: str | None) -> str:
     return chosen
 
 
-def observation_spec(
-    space: Any, camera: str | None, batch_size: torch.Size, device: torch.device
-) -> Composite:
+def observation_spec(space: Any, camera: str | None, batch_size: torch.Size, device: torch.device) -> Composite:
     """Makes the spec of ``observation``, ``success`` and, given a camera, ``pixels``."""
     spec = Composite(success=flag_spec(batch_size, device), shape=batch_size, device=device)
     shape = torch.Size((*batch_size, state_size(space)))

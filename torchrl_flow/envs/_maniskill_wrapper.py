@@ -273,9 +273,7 @@ class ManiSkillWrapper(_EnvWrapper):
         image = self._env.unwrapped.render_rgb_array()
         if image is None:
             raise RenderDeviceError("render() found no camera for viewing: the task defines none.")
-        return (
-            torch.as_tensor(image).cpu().numpy().astype(np.uint8).reshape(*self.batch_size, *image.shape[1:])
-        )
+        return torch.as_tensor(image).cpu().numpy().astype(np.uint8).reshape(*self.batch_size, *image.shape[1:])
 
     # ---- what it is
 

@@ -258,9 +258,7 @@ def collect_demonstrations(
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
-    env = PlanarPickPlaceEnv(
-        num_episodes, max_episode_steps=max_episode_steps, geometry=geometry, device=device
-    )
+    env = PlanarPickPlaceEnv(num_episodes, max_episode_steps=max_episode_steps, geometry=geometry, device=device)
     seeds = torch.arange(seed, seed + num_episodes, device=env.device)
     demonstrator = PlanarDemonstrator(seeds, quality, env.geometry)
     tensordict = env.reset(seed=seed)

@@ -75,9 +75,7 @@ class _Canvas:
 
 def _paint_wall(canvas: _Canvas, state: Tensor, geometry: PlanarGeometry) -> None:
     columns = (canvas.x - geometry.wall_x).abs() < geometry.wall_half_width
-    opened, shut = (
-        (canvas.y - state[:, gap]).abs() < geometry.gap_half_width for gap in (OPEN_GAP, SHUT_GAP)
-    )
+    opened, shut = ((canvas.y - state[:, gap]).abs() < geometry.gap_half_width for gap in (OPEN_GAP, SHUT_GAP))
     canvas.paint((~opened).unsqueeze(-1) & columns, "wall")
     canvas.paint(shut.unsqueeze(-1) & columns, "shut_gap")
 
@@ -93,9 +91,7 @@ def _paint_fingers(canvas: _Canvas, state: Tensor) -> None:
     canvas.paint(mask & closed, "closed_fingers")
 
 
-def render_planar(
-    state: Tensor, geometry: PlanarGeometry, resolution: int = 64, oversample: int = 1
-) -> Tensor:
+def render_planar(state: Tensor, geometry: PlanarGeometry, resolution: int = 64, oversample: int = 1) -> Tensor:
     """RGB pictures of states.
 
     The wall is dark, its shut gap red, the pillar grey, the goal a green ring, the disc blue; the fingers are

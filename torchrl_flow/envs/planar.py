@@ -129,7 +129,7 @@ class PlanarPickPlaceEnv(EnvBase):
     def task_info(self) -> dict[str, Any]:
         """What this task is, JSON-able: task, control and observation mode, geometry."""
         return {
-            "task": "PlanarPickPlace",
+            "task": "planar",
             "control_mode": "delta_position",
             "obs_mode": "rgb+state" if self.from_pixels else "state",
             "geometry": asdict(self.geometry),

@@ -179,8 +179,7 @@ def latch(flags: Tensor, executed: Tensor) -> Tensor:
     _check_flags("executed", executed)
     if flags.shape != executed.shape:
         raise ValueError(
-            "flags and executed must have one shape [*B, k_max], got "
-            f"{tuple(flags.shape)} and {tuple(executed.shape)}."
+            f"flags and executed must have one shape [*B, k_max], got {tuple(flags.shape)} and {tuple(executed.shape)}."
         )
     return (flags & executed).any(dim=-1, keepdim=True)
 

@@ -47,7 +47,7 @@ class FlowActorConfig:
     """Whether a chunk starts at the newest or the oldest observation's step."""
     network: VelocityNetwork = "mlp"
     """The velocity network."""
-    width: int = 512
+    width: int = 384
     """Hidden width (mlp), token width (dit), or channels of the finest level (unet; doubled at each level)."""
     depth: int = 3
     """Residual blocks (mlp), transformer blocks (dit), or levels (unet)."""
@@ -61,7 +61,7 @@ class FlowActorConfig:
     """How states are normalised."""
     state_bound: float | None = 5.0
     """Bound on normalised states; None for none."""
-    action_normalizer: NormalizerMode = "minmax"
+    action_normalizer: NormalizerMode = "meanstd"
     """How actions are normalised."""
     state_noise: float = 0.0
     """Scale of the training noise on normalised states."""

@@ -30,6 +30,25 @@ if TYPE_CHECKING:
 __all__ = ["ShortCutFlowLoss"]
 
 
+class AveragedPolicy:
+    """Reads and writes a loss's averaged actor as if it were a module of its own.
+
+    Args:
+        loss_module: the loss whose target parameters are the average.
+    """
+
+    def __init__(self, loss_module: ShortCutFlowLoss) -> None:
+        self._loss_module = loss_module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict of the averaged actor."""
+        return self._loss_module.ema_actor().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Restore the averaged actor."""
+        self._loss_module.load_ema_actor(state_dict)
+
+
 class ShortCutFlowLoss(LossModule):
     """Flow matching on a part of each batch, ShortCut self-consistency on the rest.
 
@@ -146,6 +165,11 @@ class ShortCutFlowLoss(LossModule):
         actor = copy.deepcopy(self.actor_network)
         actor.load_state_dict(self.target_actor_network_params.data.flatten_keys(".").to_dict())
         return actor.eval().requires_grad_(False)
+
+    @property
+    def ema_policy(self) -> AveragedPolicy:
+        """The averaged weights as an object with a state dict, for checkpoints."""
+        return AveragedPolicy(self)
 
     def load_ema_actor(self, state_dict: Mapping[str, Tensor]) -> None:
         """Restore the averaged weights from the state dict of an :meth:`ema_actor`."""

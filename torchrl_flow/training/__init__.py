@@ -7,24 +7,30 @@ from torchrl_flow.training.checkpoint_reader import (
     load_checkpoint,
     require_task,
 )
+from torchrl_flow.training.conclusion import can_film, conclude
 from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.tasks import PLANAR, evaluation_env, load_policy, make_task_env, observation_keys
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 
 __all__ = [
     "BENCHMARK_COLUMNS",
+    "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
     "EvaluationResult",
     "FrameRecorder",
+    "MakeDemosArgs",
+    "MakeDemosReport",
     "Progress",
     "Run",
     "RunLogger",
@@ -32,16 +38,23 @@ __all__ = [
     "append_benchmark",
     "append_result",
     "as_frames",
+    "can_film",
     "collect_versions",
     "command_line",
     "compare_num_steps",
+    "conclude",
     "evaluate",
+    "evaluation_env",
     "git_commit",
     "isolated_rng",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_policy",
     "make_chunk_env",
+    "make_demonstrations",
+    "make_task_env",
     "mix_seeds",
+    "observation_keys",
     "read_metrics",
     "require_task",
     "reset_with_seeds",

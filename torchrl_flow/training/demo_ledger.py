@@ -118,9 +118,7 @@ class DemoLedger:
             return
         made = json.loads(self.json_path.read_text()).get("make_demos")
         if made is None:
-            raise ValueError(
-                f"{self.path} was not made by this program: give another out_dir, or move it away."
-            )
+            raise ValueError(f"{self.path} was not made by this program: give another out_dir, or move it away.")
         self._compare(made["settings"], self.path)
         with h5py.File(self.path, "r") as file:
             recorded = len(file)
@@ -152,8 +150,7 @@ class DemoLedger:
         ]
         if differ:
             raise ValueError(
-                f"{where} was made with other settings: {', '.join(differ)}. Give another "
-                "out_dir, or remove it."
+                f"{where} was made with other settings: {', '.join(differ)}. Give another out_dir, or remove it."
             )
 
 

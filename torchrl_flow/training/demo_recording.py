@@ -34,9 +34,7 @@ class RebuiltEnv(gymnasium.Wrapper):
         super().__init__(env)
         self.actions: list[np.ndarray] = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets with a new scene."""
         self.actions.clear()
         return self.env.reset(seed=seed, options={**(options or {}), "reconfigure": True})
@@ -55,9 +53,7 @@ class RecordingEnv(gymnasium.Wrapper):
         super().__init__(env)
         self.actions = env.actions
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets, and begins an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._frames, self._states = [_row(obs)], [_row(_state(self))]

@@ -141,9 +141,7 @@ class Recorder:
                 result = self._solve(self._planning, seed=seed, debug=False, vis=False)
         except Exception as error:  # what a planner may raise is not specified
             logger.debug("seed %d: %s", seed, output.getvalue())
-            raise DemonstrationError(
-                "planning", f"the planner raised {type(error).__name__}: {error}"
-            ) from error
+            raise DemonstrationError("planning", f"the planner raised {type(error).__name__}: {error}") from error
         if isinstance(result, int):
             raise DemonstrationError("planning", "the planner found no path")
         if not _flag(result[-1], "success"):
@@ -190,9 +188,7 @@ def solver_for(task: str) -> Callable[..., Any]:
     from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
 
     if task not in MP_SOLUTIONS:
-        raise ValueError(
-            f"task={task!r} has no motion planner in ManiSkill; those that have: {sorted(MP_SOLUTIONS)}."
-        )
+        raise ValueError(f"task={task!r} has no motion planner in ManiSkill; those that have: {sorted(MP_SOLUTIONS)}.")
     return MP_SOLUTIONS[task]
 
 
@@ -238,9 +234,7 @@ def _follow(env: gymnasium.Env, waypoints: np.ndarray) -> np.ndarray:
         for _ in range(MAX_ACTIONS_PER_TARGET):
             current = link.pose.sp
             delta = sapien.Pose(target.p - current.p, (current * target.inv()).q)
-            command = np.asarray(
-                delta_pose_to_pd_ee_delta(arm, delta, pos_only=position_only), dtype=np.float64
-            )
+            command = np.asarray(delta_pose_to_pd_ee_delta(arm, delta, pos_only=position_only), dtype=np.float64)
             reached = _clip(command)
             env.step(np.append(command, waypoint[-1]))
             if reached:

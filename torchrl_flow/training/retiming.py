@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -166,7 +167,7 @@ def resample_path(poses: np.ndarray, gripper: np.ndarray, *, speed: float, dwell
         )
     edges = [0, *(np.flatnonzero(np.diff(gripper)) + 1).tolist(), len(gripper)]
     path: list[Waypoint] = []
-    for first, last in zip(edges[:-1], edges[1:]):
+    for first, last in itertools.pairwise(edges):
         command, part = float(gripper[first]), poses[first:last].astype(np.float64)
         if first > 0:
             path += [Waypoint(part[0], command, False)] * dwell

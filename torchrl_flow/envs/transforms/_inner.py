@@ -96,9 +96,7 @@ def inner_step(
     for transform in reversed(transforms):
         tensordict = transform._inv_call(tensordict)
     mask = tensordict.pop("_step", None) if alive is not None else None
-    next_tensordict = (
-        base_env._step(tensordict) if mask is None else _partial_step(base_env, tensordict, mask)
-    )
+    next_tensordict = base_env._step(tensordict) if mask is None else _partial_step(base_env, tensordict, mask)
     base_env._complete_done(base_env.full_done_spec, next_tensordict)
     for transform in transforms:
         next_tensordict = transform._step(tensordict, next_tensordict)

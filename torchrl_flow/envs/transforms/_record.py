@@ -24,9 +24,7 @@ class PendingChunk(NamedTuple):
     actions: dict[NestedKey, tuple[Tensor, ...]]
 
     @classmethod
-    def take(
-        cls, tensordict: TensorDictBase, action_keys: Iterable[NestedKey], act_horizon: int
-    ) -> PendingChunk:
+    def take(cls, tensordict: TensorDictBase, action_keys: Iterable[NestedKey], act_horizon: int) -> PendingChunk:
         """Takes what a step gets to see, with the actions apart; raises ValueError if one is no chunk."""
         root = tensordict.copy()
         root.pop("next", None)
@@ -76,9 +74,7 @@ class ChunkRecord:
         flag_keys (iterable of NestedKey): bool entries to latch, ``[*B, *F]``; ``done_key`` among them.
     """
 
-    def __init__(
-        self, done_key: NestedKey, reward_keys: Iterable[NestedKey], flag_keys: Iterable[NestedKey]
-    ) -> None:
+    def __init__(self, done_key: NestedKey, reward_keys: Iterable[NestedKey], flag_keys: Iterable[NestedKey]) -> None:
         self._done_key = done_key
         self._rewards: dict[NestedKey, list[Tensor]] = {key: [] for key in reward_keys}
         self._flags: dict[NestedKey, list[Tensor]] = {key: [] for key in flag_keys}

@@ -273,9 +273,7 @@ class SMDPChunk(Transform):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(act_horizon={self.act_horizon}, gamma={self.gamma})"
 
-    def _extra_specs(
-        self, reward_spec: Composite, shape: torch.Size, device: Any
-    ) -> dict[NestedKey, TensorSpec]:
+    def _extra_specs(self, reward_spec: Composite, shape: torch.Size, device: Any) -> dict[NestedKey, TensorSpec]:
         steps = Bounded(0, self.act_horizon, shape=torch.Size((*shape, 1)), dtype=torch.int64, device=device)
         specs: dict[NestedKey, TensorSpec] = {self.steps_key: steps}
         shape = torch.Size((*shape, self.act_horizon))

@@ -1,0 +1,212 @@
+"""Clone a ShortCut flow policy from demonstrations and evaluate it: stage 1 of every recipe here.
+
+    python examples/shortcut_flow_bc.py --task PushCube-v1
+
+Demonstrations are made by ManiSkill's motion planner where none are given, the policy is trained, evaluated over
+fixed seeds at several numbers of sampling steps, and a report is written, whose path is printed last. A run that was
+stopped goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torchrl.data.datasets import load_dataset
+from torchrl.envs import EnvBase
+from torchrl.objectives import SoftUpdate
+
+from torchrl_flow import training
+from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.envs import collect_demonstrations
+from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
+from torchrl_flow.objectives import ShortCutFlowLoss
+
+
+@dataclasses.dataclass
+class Args:
+    task: str = "PushCube-v1"
+    """ManiSkill id of the task, or planar"""
+    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    """what the policy sees"""
+    demos: str | None = None
+    """trajectory file (.h5); made by the motion planner where none is given"""
+    num_demos: int = 100
+    """demonstrations to train on"""
+    retime: bool = True
+    """make demonstrations fast and let them recover from pushes; see docs/demonstrations.md"""
+    quality: str = "mixed"
+    """quality of the planar task's scripted demonstrations"""
+    name: str | None = None
+    """name of the run; task and recipe where none is given"""
+    runs: str = "runs"
+    """directory of the runs"""
+    seed: int = 0
+    """seed of the networks and of training"""
+    network: Literal["mlp", "unet", "dit"] = "mlp"
+    """velocity network"""
+    width: int = 384
+    """its width; see FlowActorConfig"""
+    depth: int = 3
+    """its depth"""
+    obs_horizon: int = 2
+    """frames of history that the policy sees"""
+    pred_horizon: int = 16
+    """steps of a predicted chunk"""
+    act_horizon: int = 8
+    """steps of a chunk that are executed"""
+    num_steps: int = 4
+    """sampling steps K: a power of two up to 16"""
+    iterations: int = 5000
+    """gradient steps"""
+    batch_size: int = 256
+    """chunks per gradient step"""
+    lr: float = 1e-3
+    """learning rate at its peak; warm-up of 200 steps, then a cosine"""
+    weight_decay: float = 1e-4
+    """of AdamW"""
+    ema: float = 0.999
+    """decay of the averaged policy"""
+    state_noise: float = 0.03
+    """training noise on normalised states"""
+    eval_episodes: int = 50
+    """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: int = 0
+    """iterations between evaluations on 20 other episodes; 0 for none"""
+    compare_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """numbers of sampling steps to evaluate at the end"""
+    num_videos: int = 4
+    """episodes to film, where the machine can render"""
+    save_every: int = 1000
+    """iterations between checkpoints"""
+    device: str = "cpu"
+    """device of networks and batches"""
+    threads: int = 1
+    """CPU threads"""
+    wandb: Literal["online", "offline"] | None = None
+    """log to Weights & Biases"""
+    tensorboard: bool = False
+    """log to TensorBoard"""
+    resume: bool = False
+    """go on with a run that was stopped"""
+
+
+def make_data(args: Args) -> DemoReplayBuffer:
+    """Make or read the demonstrations, as a replay buffer of action chunks."""
+    chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
+    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
+    chunks.update(padding="hold", mask_padding=False, next_obs=False, device=args.device)
+    if args.task == training.PLANAR:
+        env = training.make_task_env(args.task, obs_mode=args.obs_mode)
+        pixels = args.obs_mode != "state"
+        episodes = collect_demonstrations(args.num_demos, quality=args.quality, seed=args.seed, from_pixels=pixels)
+        root = Path("demos") / f"planar-{args.quality}-{args.obs_mode}-{args.num_demos}-{args.seed}"
+        store = DemoStore.from_episodes(episodes, root, task_info=env.task_info, overwrite=True)
+        return DemoReplayBuffer(store, **chunks)
+    path = args.demos
+    if path is None:
+        wanted = training.MakeDemosArgs(
+            task=args.task, num_demos=args.num_demos, obs_mode=args.obs_mode, retime=args.retime
+        )
+        report = training.make_demonstrations(wanted)
+        print(report.summary())
+        path = report.path
+    return load_dataset(f"maniskill:{path}", max_episodes=args.num_demos, **chunks)
+
+
+def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
+    """Build the policy for the data's shapes, with its statistics inside."""
+    sample, statistics = data.sample(1), data.statistics()
+    pixels = sample.get("pixels", None)
+    config = FlowActorConfig(
+        action_dim=sample["action_chunk"].shape[-1],
+        state_dim=sample["observation"].shape[-1],
+        pixels_size=None if pixels is None else tuple(pixels.shape[-2:]),
+        obs_horizon=args.obs_horizon,
+        pred_horizon=args.pred_horizon,
+        act_horizon=args.act_horizon,
+        network=args.network,
+        width=args.width,
+        depth=args.depth,
+        num_steps=args.num_steps,
+        state_noise=args.state_noise,
+    )
+    ones = torch.ones(config.action_dim)
+    actor = make_flow_actor(config, statistics=statistics, action_low=-ones, action_high=ones)
+    return actor.to(args.device)
+
+
+def make_env(args: Args) -> EnvBase:
+    """Make the environment of evaluation: episodes run to the time limit."""
+    num_envs = 50 if args.task == training.PLANAR else None
+    base = training.make_task_env(args.task, obs_mode=args.obs_mode, num_envs=num_envs, ignore_terminations=True)
+    horizons = {"obs_horizon": args.obs_horizon, "act_horizon": args.act_horizon}
+    return training.make_chunk_env(base, gamma=0.99, obs_keys=training.observation_keys(args.obs_mode), **horizons)
+
+
+def learning_rate(args: Args, step: int) -> float:
+    """Warm up for 200 steps, then fall along a cosine to a hundredth."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / args.iterations))
+    return args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
+
+
+def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss) -> None:
+    """Train the policy; all of the loop is here."""
+    ema = SoftUpdate(loss_module, eps=args.ema)
+    optimizer = torch.optim.AdamW(loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay)
+    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
+    run.track(modules=modules, optimizers={"adamw": optimizer})
+    env = make_env(args) if args.eval_every else None
+    for step in run.steps(args.iterations, save_every=args.save_every):
+        optimizer.param_groups[0]["lr"] = learning_rate(args, step)
+        losses = loss_module(data.sample())
+        losses["loss_flow"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.eps = min(args.ema, (1 + step) / (10 + step))
+        ema.step()
+        if step % 100 == 0:
+            run.log({f"train/{key}": value for key, value in losses.items()} | {"train/gradient_norm": norm})
+        if env is not None and step % args.eval_every == 0:
+            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_020), progress=False)
+            run.log(result.metrics())
+
+
+def main(args: Args) -> None:
+    """Data, policy, training, evaluation, report."""
+    torch.set_num_threads(args.threads)
+    training.seed_everything(args.seed)
+    directory = Path(args.runs) / (args.name or f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
+    data = make_data(args)
+    actor = make_actor(args, data)
+    config = dataclasses.asdict(args)
+    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    with training.Run(directory, config, task=data.task_info, actor_config=actor.config, **options) as run:
+        loss_module = ShortCutFlowLoss(actor)
+        train(args, run, data, loss_module)
+        result, report = training.conclude(
+            directory,
+            loss_module.ema_actor(),
+            make_env(args),
+            range(10_000, 10_000 + args.eval_episodes),
+            task=data.task_info,
+            recipe="shortcut_flow",
+            seed=args.seed,
+            num_steps=args.compare_steps,
+            num_videos=args.num_videos,
+            results=Path(args.runs) / "results.csv",
+            config=config,
+            wall_s=run.wall_s,
+            notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps."],
+        )
+    print(result.summary())
+    print(report.resolve())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

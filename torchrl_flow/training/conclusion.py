@@ -1,0 +1,119 @@
+"""The end of every run: evaluate the policy, film it, write the report and the rows of results.csv."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_flow.modules import FlowActor
+from torchrl_flow.training.evaluation import compare_num_steps
+from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.metrics import read_metrics
+from torchrl_flow.training.report import write_report
+from torchrl_flow.training.results import append_result
+from torchrl_flow.training.versions import collect_versions, command_line, today
+from torchrl_flow.training.video import tile_episodes, video_suffix, write_video
+
+__all__ = ["can_film", "conclude"]
+
+
+def can_film(env: EnvBase) -> bool:
+    """Tell whether an environment can draw frames: ManiSkill without a Vulkan device cannot."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return callable(getattr(env, "render", None)) and getattr(env, "has_visuals", True)
+
+
+def conclude(
+    directory: str | Path,
+    actor: FlowActor,
+    env: EnvBase,
+    seeds: Sequence[int],
+    *,
+    task: Mapping[str, Any],
+    recipe: str,
+    stage: str | None = None,
+    seed: int = 0,
+    num_steps: Sequence[int] = (),
+    num_videos: int = 4,
+    results: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    env_steps: int | None = None,
+    wall_s: float = 0.0,
+    notes: Sequence[str] = (),
+    progress: bool = True,
+) -> tuple[EvaluationResult, Path]:
+    """Evaluate a policy over fixed seeds and leave a self-contained report of it.
+
+    Args:
+        directory: where ``report.html``, ``evaluation.json`` and the video go; the metrics of a run found there are
+            drawn as curves.
+        actor: the policy.
+        env: chunk env for evaluation (see :func:`~torchrl_flow.training.make_chunk_env`).
+        seeds: one per episode.
+
+    Keyword Args:
+        task: identity of the task (``task_info``).
+        recipe: name of the recipe, for title and ``results.csv``.
+        stage: stage of the recipe, where it has several.
+        seed: seed of the training.
+        num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
+        num_videos: episodes to film, where the environment can.
+        results: ``results.csv`` to append a row to; none where ``None``.
+        config: the script's arguments.
+        env_steps: environment steps that training took.
+        wall_s: seconds that training took.
+        notes: paragraphs for the report.
+        progress: show progress.
+
+    Returns:
+        the evaluation at the actor's own number of sampling steps, and the path of the report.
+    """
+    directory = Path(directory)
+    films = num_videos if can_film(env) else 0
+    every = list(dict.fromkeys([actor.num_steps, *num_steps]))
+    compared = compare_num_steps(env, actor, seeds, every[:1], num_videos=films, progress=progress)
+    compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
+    result = compared[actor.num_steps]
+    video = None
+    if films and result.frames:
+        video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.frames))
+    if not films and num_videos:
+        notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
+    name = f"{recipe} {stage}" if stage else recipe
+    path = write_report(
+        directory / "report.html",
+        title=f"{name} on {task['task']}",
+        subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
+        results={f"{name}, K = {actor.num_steps}": result},
+        num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
+        curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
+        video=video,
+        video_caption=f"The first {films} episodes.",
+        notes=[_conditions(seeds, actor), *notes],
+        config=config,
+        versions=collect_versions(),
+        command=command_line(),
+    )
+    figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
+    (directory / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if results is not None:
+        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "stage": stage, "seed": seed}
+        append_result(results, **columns, env_steps=env_steps, wall_s=wall_s, **result.result_columns())
+    return result, path
+
+
+def _conditions(seeds: Sequence[int], actor: FlowActor) -> str:
+    device = next(actor.parameters()).device
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    )
+    return (
+        f"{len(seeds)} episodes from the fixed seeds {min(seeds)} to {max(seeds)}, terminations ignored, noise sampled; "
+        f"latency measured on: {hardware}. Intervals are Wilson's at 95 %."
+    )
