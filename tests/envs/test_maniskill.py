@@ -293,6 +293,7 @@ def make_pick():
     return ManiSkillEnv("PickCube-v1", visuals=False)
 
 
+@pytest.mark.slow
 def test_two_of_them_run_in_processes_of_their_own():
     env = ParallelEnv(2, make_pick)
     try:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import warnings
 from types import ModuleType
@@ -93,16 +94,23 @@ def require_motion_planner() -> None:
 def detect_render_backend() -> str:
     """Finds what SAPIEN can render with here: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
 
-    The answer is found once for a process, because Vulkan is.
+    It starts SAPIEN's renderer, because nothing less tells: ``sapien.Device.can_render`` says no of a CPU
+    that can. A process has one renderer, on the device that it was first started on, so the answer is found
+    once.
     """
     sapien = _import("sapien")
-    for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
-        try:
-            if sapien.Device(device).can_render():
-                return name
-        except RuntimeError:  # SAPIEN raises where there is no such device
-            continue
-    return "none"
+    render = _import("sapien.render")
+    render.set_log_level("off")  # a machine without Vulkan is no error here
+    try:
+        for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
+            try:
+                render.RenderSystem(sapien.Device(device))
+            except RuntimeError:  # no such device, or one that cannot render
+                continue
+            return name
+        return "none"
+    finally:
+        render.set_log_level(os.getenv("MS_RENDERER_LOG_LEVEL", "warn"))  # as ManiSkill does
 
 
 def require_render_backend(purpose: str) -> str:
