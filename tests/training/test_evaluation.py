@@ -12,6 +12,7 @@ from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, exploration_type
 
 from tests.training.tiny_envs import CountdownEnv, expected
+from torchrl_flow.envs import PlanarPickPlaceEnv
 from torchrl_flow.training import (
     FrameRecorder,
     compare_num_steps,
@@ -264,3 +265,26 @@ def test_recorder_on_an_env_of_single_actions():
     env = TransformedEnv(CountdownEnv(), FrameRecorder())
     result = evaluate(env, ones_policy(env), SEEDS[:1], num_videos=1, progress=False)
     assert result.videos[0][:, 0, 0, 0].tolist() == expected(SEEDS[0])["frames"]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_planar_task_gives_the_same_episodes_at_any_batch_size(num_envs):
+    def run(size):
+        env = make_chunk_env(PlanarPickPlaceEnv(size, max_episode_steps=20), obs_horizon=2, act_horizon=8, gamma=0.9)
+
+        def policy(tensordict):
+            # Towards the disc, fingers open: acts on the newest observation alone.
+            newest = tensordict["observation"][..., -1, :]
+            move = (newest[..., 4:6] - newest[..., 0:2]).clamp(-1, 1)
+            action = torch.cat([move, torch.zeros_like(move[..., :1])], -1)
+            return tensordict.set("action", action.unsqueeze(-2).expand(env.action_spec.shape).clone())
+
+        return evaluate(env, policy, range(10_000, 10_004), num_videos=2, progress=False)
+
+    alone, together = run(None), run(num_envs)
+    assert alone.lengths.tolist() == together.lengths.tolist() == [20] * 4
+    assert alone.returns.tolist() == together.returns.tolist()
+    for first, second in zip(alone.videos, together.videos):
+        assert first.shape == (21, 256, 256, 3)
+        assert np.array_equal(first, second)
+    assert not np.array_equal(alone.videos[0], alone.videos[1])
