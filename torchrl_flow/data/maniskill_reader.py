@@ -163,8 +163,8 @@ class EpisodeReader:
             if isinstance(group, h5py.Group) and len(group) > 1 and not tracked:
                 warnings.warn(
                     f"{self.source.path.name}: the order in which obs/{name} was recorded is lost (it was "
-                    f"written without track_order), and {list(group)} is assumed. If the environment's order differs, "
-                    "a policy trained on this file will fail there.",
+                    f"written without track_order), and {list(group)} is assumed. If the environment's "
+                    "order differs, a policy trained on this file will fail there.",
                     DataWarning,
                     stacklevel=4,
                 )

@@ -107,7 +107,8 @@ class TrajectoryFile:
         if 2 * len(bad) > len(self.episodes):
             raise DataError(
                 f"{self.json_path.name} does not fit {self.path.name}: {len(bad)} of {len(self.episodes)} "
-                f"episodes do not agree ({next(iter(bad.values()))}). Put the .json of this recording beside it."
+                f"episodes do not agree ({next(iter(bad.values()))}). Put the .json of "
+                "this recording beside it."
             )
         return bad
 

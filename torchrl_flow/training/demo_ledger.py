@@ -70,7 +70,7 @@ class DemoLedger:
             temporary = self._part(attempt.seed).with_suffix(".tmp")
             with h5py.File(temporary, "w", track_order=True) as file:
                 _write_episode(file.create_group("traj", track_order=True), episode)
-            os.replace(temporary, self._part(attempt.seed))
+            _publish(temporary, self._part(attempt.seed))
         _write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__)
         self.attempts[attempt.seed] = attempt
 
@@ -100,8 +100,9 @@ class DemoLedger:
         made = {"settings": self.settings, "attempts": attempts}
         temporary_json = self.json_path.with_name(f".{self.json_path.name}.tmp")
         _write_json(temporary_json, {**info, "make_demos": made, "episodes": episodes})
-        os.replace(temporary, self.path)
-        os.replace(temporary_json, self.json_path)
+        # The .json comes last: while it is the old one, the parts are still there to merge again.
+        _publish(temporary, self.path)
+        _publish(temporary_json, self.json_path)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _copy(self, seed: int, file: h5py.File, name: str) -> None:
@@ -175,6 +176,12 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
     # One frame a chunk, so that reading a frame does not unpack others.
     options = {"compression": "gzip", "compression_opts": 4, "chunks": (1, *value.shape[1:])} if image else {}
     group.create_dataset(name, data=value, **options)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _write_json(path: Path, content: Any) -> None:

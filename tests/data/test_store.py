@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from tensordict import MemoryMappedTensor, TensorDict
+
+from torchrl_flow.data import DataError, DataWarning, DemoStore, column_statistics, cut_after_success, drop_idle_steps
+from torchrl_flow.data.episode import Episode
+
+
+def test_episodes_come_back_as_they_were(store, episodes):
+    assert (store.num_episodes, store.num_steps, len(store)) == (7, 37, 37)
+    for index, expected in enumerate(episodes):
+        got = store.episode(index)
+        for key in ("observation", "action", "seed"):
+            assert torch.equal(got[key], expected[key])
+        for key in ("success", "reward"):
+            assert torch.equal(got[key].squeeze(-1), expected[key])
+    assert torch.equal(store.episode(-1)["action"], episodes[-1]["action"])
+    assert [int(e["seed"]) for e in store] == list(range(7))
+    assert store.episodes["success"].tolist() == [bool(e["success"].any()) for e in episodes]
+    with pytest.raises(IndexError, match="episode 7"):
+        store.episode(7)
+
+
+def test_frames_and_steps_are_joined_by_the_episode_number(store, episodes):
+    row = torch.arange(len(store))
+    frames = store.frames["observation"][row + store.steps["episode"]]
+    assert torch.equal(frames, torch.cat([e["observation"][:-1] for e in episodes]))
+    assert store.steps["step"].tolist() == [t for e in episodes for t in range(len(e["action"]))]
+
+
+def test_everything_is_memory_mapped(store):
+    for table in (store.frames, store.steps, store.episodes):
+        for value in table.values(True, True):
+            assert isinstance(value, MemoryMappedTensor)
+            assert str(value.filename).startswith(str(store.root))
+    assert torch.equal(
+        TensorDict.load_memmap(store.root / "steps", allow_pickle=False)["action"], store.steps["action"]
+    )
+
+
+def test_statistics_are_those_of_the_steps(store, episodes):
+    statistics = store.statistics()
+    tables = {
+        "observation": np.concatenate([e["observation"][:-1].numpy() for e in episodes]).astype(np.float64),
+        "action": np.concatenate([e["action"].numpy() for e in episodes]).astype(np.float64),
+    }
+    assert set(statistics) == set(tables)
+    for key, table in tables.items():
+        expected = {
+            "min": table.min(0), "max": table.max(0), "mean": table.mean(0), "std": table.std(0),
+            "q01": np.quantile(table, 0.01, axis=0), "q99": np.quantile(table, 0.99, axis=0),
+        }  # fmt: skip
+        assert set(statistics[key]) == set(expected)
+        for name, value in expected.items():
+            assert statistics[key][name].dtype == torch.float32
+            np.testing.assert_allclose(statistics[key][name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 10**6])
+def test_statistics_do_not_depend_on_the_block_size(block):
+    torch.manual_seed(0)
+    table = 1000 + torch.randn(97, 3)  # an offset, at which a naive sum of squares loses all digits
+    rows = torch.randperm(97)[:60]
+    got = column_statistics(table, rows, block_elements=block)
+    values = table[rows].double().numpy()
+    np.testing.assert_allclose(got["std"], values.std(0), rtol=1e-5)
+    np.testing.assert_allclose(got["mean"], values.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(got["q99"], np.quantile(values, 0.99, axis=0), rtol=1e-6)
+    assert torch.equal(got["min"], table[rows].amin(0))
+
+
+def test_statistics_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="0 rows"):
+        column_statistics(torch.zeros(0, 3))
+
+
+def test_nested_frames_and_task_info_survive_reopening(tmp_path, episodes):
+    for episode in episodes:
+        episode["env_state"] = {"actors": {"table-workspace": torch.rand(len(episode["observation"]), 13)}}
+    info = {"task": "toy", "control_mode": "delta", "obs_mode": "state", "max_episode_steps": 40}
+    written = DemoStore.from_episodes((e for e in episodes), tmp_path / "store", task_info=info)
+    store = DemoStore.open(tmp_path / "store", verify=True)
+    key = ("env_state", "actors", "table-workspace")
+    assert torch.equal(
+        store.frames[key], torch.cat([e.get("env_state")["actors"]["table-workspace"] for e in episodes])
+    )
+    assert store.task_info == info == written.task_info
+    assert "toy" in repr(store)
+    copied = DemoStore.from_episodes(written, tmp_path / "copy")
+    assert torch.equal(copied.frames[key], store.frames[key])
+
+
+def test_an_existing_directory_is_replaced_only_when_told_and_only_a_store(store, episodes, tmp_path):
+    with pytest.raises(DataError, match="overwrite=True"):
+        DemoStore.from_episodes(episodes[:2], store.root)
+    assert DemoStore.from_episodes(episodes[:2], store.root, overwrite=True).num_episodes == 2
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter.txt").write_text("years of work")
+    with pytest.raises(DataError, match="no demo store"):
+        DemoStore.from_episodes(episodes, other, overwrite=True)
+    assert (other / "chapter.txt").exists()
+
+
+def test_a_failing_source_leaves_nothing_behind(tmp_path, episodes):
+    def source():
+        yield episodes[0]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="disk"):
+        DemoStore.from_episodes(source(), tmp_path / "store")
+    assert os.listdir(tmp_path) == []
+
+
+def _edit_metadata(root, **changes):
+    metadata = json.loads((root / "metadata.json").read_text())
+    metadata.update(changes)
+    (root / "metadata.json").write_text(json.dumps(metadata))
+
+
+DAMAGES = {
+    "truncated column": (lambda r: os.truncate(r / "steps" / "action.memmap", 8), "steps/action.memmap has 8 bytes"),
+    "missing column": (lambda r: (r / "frames" / "observation.memmap").unlink(), "observation.memmap is missing"),
+    "missing table": (lambda r: (r / "episodes" / "meta.json").unlink(), "damaged"),
+    "no metadata": (lambda r: (r / "metadata.json").unlink(), "has no metadata.json"),
+    "broken metadata": (lambda r: (r / "metadata.json").write_text('{"format": '), "cannot be read"),
+    "foreign": (lambda r: _edit_metadata(r, format="lerobot"), "'lerobot'"),
+    "foreign list": (lambda r: (r / "metadata.json").write_text("[]"), "no demo store"),
+    "newer version": (lambda r: _edit_metadata(r, version=99), "version 99"),
+    "wrong count": (lambda r: _edit_metadata(r, num_steps=3), "do not add up"),
+    "no columns": (lambda r: _edit_metadata(r, columns={}), "does not list its columns"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_directory_is_refused(store, damage):
+    break_it, message = DAMAGES[damage]
+    break_it(store.root)
+    with pytest.raises(DataError, match=message) as error:
+        DemoStore.open(store.root)
+    assert store.root.name in str(error.value)
+
+
+def test_flipped_bits_are_found_on_request(store):
+    path = store.root / "frames" / "observation.memmap"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="checksum of frames/observation"):
+        DemoStore.open(store.root, verify=True)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        DemoStore.open(tmp_path / "nowhere")
+
+
+BAD_EPISODES = {
+    "NaN observation": (lambda e: e["observation"][2].fill_(torch.nan), "`observation` is not finite .first at row 2"),
+    "infinite action": (lambda e: e["action"][1].fill_(torch.inf), "`action` is not finite .first at row 1"),
+    "too few frames": (lambda e: e.update(observation=e["observation"][:-1]), "9 rows for 9 actions; there must be 10"),
+    "short reward": (lambda e: e.update(reward=e["reward"][:-1]), r"`reward` must be \[9\]"),
+    "no action": (lambda e: e.pop("action"), "no `action`"),
+    "no steps": (lambda e: e.update(action=e["action"][:0]), "at least one step"),
+    "no frames": (lambda e: e.pop("observation"), "no frames"),
+    "other width": (lambda e: e.update(observation=torch.zeros(10, 2)), r"`observation` is \[2\]"),
+    "other entries": (lambda e: e.update(extra=torch.zeros(10, 2)), "episodes before"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_EPISODES)
+def test_a_bad_episode_is_refused_or_skipped_and_counted(episodes, tmp_path, kind):
+    spoil, message = BAD_EPISODES[kind]
+    spoil(episodes[1])
+    with pytest.raises(DataError, match=f"episode 1.*{message}"):
+        DemoStore.from_episodes(episodes, tmp_path / "strict")
+    assert not (tmp_path / "strict").exists()
+    with pytest.warns(DataWarning, match="1 episode"):
+        store = DemoStore.from_episodes(episodes, tmp_path / "lenient", skip_bad=True)
+    assert store.num_episodes == 6
+    assert len(store.skipped) == 1
+    assert [int(e["seed"]) for e in store] == [0, 2, 3, 4, 5, 6]
+
+
+def test_no_episode_at_all_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no episode"):
+        DemoStore.from_episodes([], tmp_path / "store")
+
+
+def _episode(action, observation, success):
+    return Episode.from_mapping({"action": action, "observation": observation, "success": success})
+
+
+def test_cutting_after_success():
+    steps = 6
+    success = torch.tensor([0, 0, 1, 0, 1, 1], dtype=torch.bool)
+    episode = _episode(torch.rand(steps, 2), torch.arange(steps + 1.0)[:, None], success)
+    cut = cut_after_success(episode, keep=1)
+    assert cut.success.tolist() == [False, False, True, False]
+    assert cut.frames["observation"].squeeze(-1).tolist() == [0, 1, 2, 3, 4]
+    assert len(cut_after_success(episode, keep=9)) == steps
+    never = _episode(torch.rand(3, 2), torch.rand(4, 1), torch.zeros(3))
+    assert len(cut_after_success(never)) == 3
+    with pytest.raises(ValueError, match="keep_after_success"):
+        cut_after_success(episode, keep=-1)
+
+
+def test_idle_steps_are_those_at_which_nothing_happens():
+    #                          moves  idle   slides  closes  idle  solves
+    arm = torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
+    gripper = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    observation = torch.tensor([0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])[:, None]
+    success = torch.tensor([0, 0, 0, 0, 0, 1], dtype=torch.bool)
+    trimmed = drop_idle_steps(_episode(torch.stack([arm, gripper], -1), observation, success))
+    assert trimmed.action[:, 0].tolist() == [0.5, 0.0, 0.0, 0.0]
+    assert trimmed.action[:, 1].tolist() == [1.0, 1.0, -1.0, -1.0]
+    assert trimmed.success.tolist() == [False, False, False, True]
+    assert trimmed.frames["observation"].squeeze(-1).tolist() == [0.0, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_an_episode_of_idle_steps_alone_keeps_one():
+    trimmed = drop_idle_steps(_episode(torch.zeros(4, 2), torch.zeros(5, 1), torch.zeros(4)))
+    assert (len(trimmed), trimmed.frames["observation"].shape[0]) == (1, 2)
