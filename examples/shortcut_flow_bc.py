@@ -16,12 +16,11 @@ from typing import Literal
 
 import torch
 import tyro
-from torchrl.data.datasets import load_dataset
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow import training
-from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.data import DemoReplayBuffer, DemoStore, load_demonstrations
 from torchrl_flow.envs import collect_demonstrations
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
@@ -29,6 +28,8 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 
 @dataclasses.dataclass
 class Args:
+    """What the recipe can be told on the command line."""
+
     task: str = "PushCube-v1"
     """ManiSkill id of the task, or planar"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
@@ -105,7 +106,8 @@ def make_data(args: Args) -> DemoReplayBuffer:
         pixels = args.obs_mode != "state"
         episodes = collect_demonstrations(args.num_demos, quality=args.quality, seed=args.seed, from_pixels=pixels)
         root = Path("demos") / f"planar-{args.quality}-{args.obs_mode}-{args.num_demos}-{args.seed}"
-        store = DemoStore.from_episodes(episodes, root, task_info=env.task_info, overwrite=True)
+        task = dict(env.task_info)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        store = DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
         return DemoReplayBuffer(store, **chunks)
     path = args.demos
     if path is None:
@@ -115,7 +117,7 @@ def make_data(args: Args) -> DemoReplayBuffer:
         report = training.make_demonstrations(wanted)
         print(report.summary())
         path = report.path
-    return load_dataset(f"maniskill:{path}", max_episodes=args.num_demos, **chunks)
+    return load_demonstrations(path, max_episodes=args.num_demos, **chunks)
 
 
 def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
@@ -144,8 +146,13 @@ def make_env(args: Args) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
     num_envs = 50 if args.task == training.PLANAR else None
     base = training.make_task_env(args.task, obs_mode=args.obs_mode, num_envs=num_envs, ignore_terminations=True)
-    horizons = {"obs_horizon": args.obs_horizon, "act_horizon": args.act_horizon}
-    return training.make_chunk_env(base, gamma=0.99, obs_keys=training.observation_keys(args.obs_mode), **horizons)
+    return training.make_chunk_env(
+        base,
+        obs_horizon=args.obs_horizon,
+        act_horizon=args.act_horizon,
+        gamma=0.99,
+        obs_keys=training.observation_keys(args.obs_mode),
+    )
 
 
 def learning_rate(args: Args, step: int) -> float:

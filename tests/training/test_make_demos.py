@@ -25,7 +25,7 @@ if planner:
 
 def arguments(folder, **options):
     return MakeDemosArgs(
-        **{"task": "PushCube-v1", "num_demos": 2, "out_dir": str(folder), "progress": False, **options}
+        **{"task": "PushCube-v1", "num_demos": 2, "out_dir": str(folder), "progress": False, "retime": False, **options}
     )
 
 
@@ -136,11 +136,11 @@ def faster(motion):
 
 
 def test_a_transform_is_simulated_again_and_named(report, tmp_path):
-    fast = make_demonstrations(arguments(tmp_path, num_demos=1), retime=faster)
+    fast = make_demonstrations(arguments(tmp_path, num_demos=1), transform=faster)
     assert fast.mean_steps < 0.7 * report.mean_steps
     made = json.loads(fast.path.with_suffix(".json").read_text())["make_demos"]
-    assert made["settings"]["retime"] == "faster"
-    with pytest.raises(ValueError, match="retime"):
+    assert made["settings"]["transform"] == "faster"
+    with pytest.raises(ValueError, match="transform"):
         make_demonstrations(arguments(tmp_path, num_demos=2))
 
 
@@ -157,14 +157,14 @@ def test_a_controller_as_transform_gets_the_environment_and_the_targets(report, 
 
         return control
 
-    done = make_demonstrations(arguments(tmp_path, num_demos=1), retime=follow, retime_name="follow")
+    done = make_demonstrations(arguments(tmp_path, num_demos=1), transform=follow, transform_name="follow")
     assert done.mean_steps < 0.7 * report.mean_steps
 
 
 def test_failures_are_counted_by_stage_and_give_up_in_the_end(tmp_path):
     with pytest.raises(RuntimeError, match=r"2 seeds of PushCube-v1 gave 0 of 1 .*'replay': 2"):
         make_demonstrations(
-            arguments(tmp_path, num_demos=1, max_attempts=2), retime=lambda motion: np.zeros_like(motion.actions)
+            arguments(tmp_path, num_demos=1, max_attempts=2), transform=lambda motion: np.zeros_like(motion.actions)
         )
     with pytest.raises(RuntimeError, match="'length': 1"):
         make_demonstrations(arguments(tmp_path / "short", num_demos=1, max_attempts=1, max_steps=10))

@@ -46,7 +46,8 @@ class ChunkStorage(Storage):
       of the episode the first is repeated (as the environment's history does after a reset);
     - ``action_chunk`` ``[H, A]``: the actions from step t on (``alignment="newest"``) or from step t-T+1 on
       (``"oldest"``);
-    - ``action_mask`` ``[H]``: which of them exist. The others are padding (see ``padding``);
+    - ``action_mask`` ``[H]``: which of them are to be imitated: not padding (see ``padding``), and before the
+      first step at which the demonstrator was disturbed on purpose;
     - ``action`` ``[H_a, A]``: the executed slice of the chunk, which starts at step t;
     - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
       execution ends after k steps, at the first success (``terminated``), at the last step of the episode
@@ -134,11 +135,12 @@ class ChunkStorage(Storage):
         # Plain views of the same memory: a MemoryMappedTensor goes through Python at every operation.
         self._action = store.steps["action"].as_subclass(Tensor)
         self._frames = {key: store.frames.get(key).as_subclass(Tensor) for key in self.obs_keys}
-        # The index tables are read at every batch and small, 13 bytes a step: these are copies in memory.
+        # The index tables are read at every batch and small, 14 bytes a step: these are copies in memory.
         self._episode = store.steps["episode"].clone()
         self._start, self._length = store.episodes["start"].clone(), store.episodes["length"].clone()
         self._success = store.steps["success"].squeeze(-1).clone()
         self._reward = store.steps["reward"].squeeze(-1).clone()
+        self._perturbed = store.steps["perturbed"].squeeze(-1).clone()
 
     device = torch.device("cpu")
     """Where indices are drawn: the store is on the CPU."""
@@ -166,10 +168,10 @@ class ChunkStorage(Storage):
         first = self._start[episode]
         end = first + self._length[episode]
         steps, outcome = self._outcome(rows, end)
-        chunk, exists = self._chunk(rows, first, end)
+        chunk, mask = self._chunk(rows, first, end)
         root: dict[NestedKey, Tensor] = {
             keys.action_chunk: chunk,
-            keys.action_mask: exists if self.mask_padding else torch.ones_like(exists),
+            keys.action_mask: mask,
             keys.action: chunk[:, self._executed].clone(),
             keys.is_demo: torch.ones(size, 1, dtype=torch.bool),
             **self._history(rows + episode, first + episode),
@@ -202,10 +204,13 @@ class ChunkStorage(Storage):
         window = rows[:, None] + torch.arange(self.pred_horizon) - self._executed.start
         low, high = first[:, None], end[:, None] - 1
         exists = (window >= low) & (window <= high)
-        chunk = _gather(self._action, torch.minimum(torch.maximum(window, low), high))
+        inside = torch.minimum(torch.maximum(window, low), high)
+        chunk = _gather(self._action, inside)
         if self._hold is not None:
             chunk = torch.where(exists[..., None] | self._hold, chunk, 0.0)
-        return chunk, exists
+        # What follows a disturbance answers a state that the chunk's observation does not show.
+        known = self._perturbed[inside].cumsum(-1) == 0
+        return chunk, known & exists if self.mask_padding else known
 
     def _history(self, frames: Tensor, first: Tensor) -> dict[NestedKey, Tensor]:
         """The frames up to the given ones, not before the first of their episode."""

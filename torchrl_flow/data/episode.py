@@ -29,6 +29,7 @@ class Episode:
         action: ``[T, A]`` float32.
         reward: ``[T]`` float32, received after action t.
         success: ``[T]`` bool, whether the task is solved after action t; not latched.
+        perturbed: ``[T]`` bool, whether action t was disturbed on purpose and is not to be imitated.
         seed: seed of the episode's reset, -1 where unknown.
         name: how errors and warnings call it.
     """
@@ -37,6 +38,7 @@ class Episode:
     action: Tensor
     reward: Tensor
     success: Tensor
+    perturbed: Tensor
     seed: int = -1
     name: str = "episode"
 
@@ -49,8 +51,8 @@ class Episode:
 
         Args:
             data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never),
-                ``reward`` likewise (default: 1 where successful, else 0) and ``seed``; every other entry,
-                nested ones too, holds frames ``[T + 1, ...]``.
+                ``reward`` likewise (default: 1 where successful, else 0), ``perturbed`` likewise (default:
+                never) and ``seed``; every other entry, nested ones too, holds frames ``[T + 1, ...]``.
             name: how errors call the episode.
 
         Raises:
@@ -71,9 +73,11 @@ class Episode:
         steps = action.shape[0]
         success = _per_step(leaves.pop("success", torch.zeros(steps)), "success", steps, name).to(torch.bool)
         reward = _per_step(leaves.pop("reward", success), "reward", steps, name).to(torch.float32)
+        never = torch.zeros(steps)
+        perturbed = _per_step(leaves.pop("perturbed", never), "perturbed", steps, name).to(torch.bool)
         seed = int(leaves.pop("seed", torch.tensor(-1)))
         frames = {key: _frames(value) for key, value in leaves.items()}
-        episode = cls(frames, action, reward, success, seed, name)
+        episode = cls(frames, action, reward, success, perturbed, seed, name)
         episode._check()
         return episode
 
@@ -154,6 +158,7 @@ def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
         action=episode.action[kept],
         reward=episode.reward[kept],
         success=episode.success[kept],
+        perturbed=episode.perturbed[kept],
     )
 
 

@@ -97,6 +97,8 @@ class EpisodeReader:
         data: dict[str, Any] = {"action": np.asarray(group["actions"]), "success": _success(group, name)}
         if "rewards" in group:
             data["reward"] = np.asarray(group["rewards"])
+        if "perturbed" in group:
+            data["perturbed"] = np.asarray(group["perturbed"])
         data.update(self._frames(group))
         data["seed"] = torch.tensor(_seed(self.source.episodes[number]))
         episode = Episode.from_mapping(data, name)

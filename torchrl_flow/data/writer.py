@@ -135,6 +135,7 @@ class StoreWriter:
             "action": episode.action,
             "reward": episode.reward[:, None],
             "success": episode.success[:, None],
+            "perturbed": episode.perturbed[:, None],
             "episode": torch.full((steps,), number, dtype=torch.int64),
             "step": torch.arange(steps),
         }

@@ -81,8 +81,8 @@ def conclude(
     compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
     result = compared[actor.num_steps]
     video = None
-    if films and result.frames:
-        video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.frames))
+    if films and result.videos:
+        video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.videos))
     if not films and num_videos:
         notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
     name = f"{recipe} {stage}" if stage else recipe
@@ -114,6 +114,6 @@ def _conditions(seeds: Sequence[int], actor: FlowActor) -> str:
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     )
     return (
-        f"{len(seeds)} episodes from the fixed seeds {min(seeds)} to {max(seeds)}, terminations ignored, noise sampled; "
-        f"latency measured on: {hardware}. Intervals are Wilson's at 95 %."
+        f"{len(seeds)} episodes from the fixed seeds {min(seeds)} to {max(seeds)}, terminations ignored, noise "
+        f"sampled; latency measured on: {hardware}. Intervals are Wilson's at 95 %."
     )

@@ -160,8 +160,9 @@ def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
     for name in ("actions", "terminated", "truncated", "success"):
         group.create_dataset(name, data=getattr(episode, name))
     _write_tree(group, "env_states", episode.env_states)
-    if episode.rewards is not None:
-        group.create_dataset("rewards", data=episode.rewards)
+    for name in ("rewards", "perturbed"):
+        if getattr(episode, name) is not None:
+            group.create_dataset(name, data=getattr(episode, name))
 
 
 def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:

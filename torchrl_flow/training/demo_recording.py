@@ -25,6 +25,7 @@ class RecordedEpisode:
     terminated: np.ndarray
     truncated: np.ndarray
     rewards: np.ndarray | None
+    perturbed: np.ndarray | None = None
 
 
 class RebuiltEnv(gymnasium.Wrapper):
@@ -69,8 +70,8 @@ class RecordingEnv(gymnasium.Wrapper):
         self._outcomes.append([np.array(value).reshape(()) for value in outcome])
         return obs, reward, terminated, truncated, info
 
-    def episode(self, seed: int, with_rewards: bool) -> RecordedEpisode:
-        """Returns the steps since the last reset."""
+    def episode(self, seed: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
+        """Returns the steps since the last reset; ``perturbed`` marks those not to be imitated."""
         success, terminated, truncated, rewards = (np.stack(values) for values in zip(*self._outcomes))
         return RecordedEpisode(
             seed=seed,
@@ -81,6 +82,7 @@ class RecordingEnv(gymnasium.Wrapper):
             terminated=terminated.astype(bool),
             truncated=truncated.astype(bool),
             rewards=rewards.astype(np.float32) if with_rewards else None,
+            perturbed=perturbed,
         )
 
 

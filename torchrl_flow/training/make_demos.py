@@ -24,6 +24,7 @@ from torchrl_flow.training.motion_planning import (
     Recorder,
     solver_for,
 )
+from torchrl_flow.training.retiming import Retiming
 
 __all__ = ["MakeDemosArgs", "MakeDemosReport", "make_demonstrations", "make_planner_env"]
 
@@ -40,7 +41,7 @@ class MakeDemosArgs:
     num_demos: int = 100
     """Demonstrations to have in the end."""
     out_dir: str = "demos"
-    """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>.physx_cpu.h5 and .json."""
+    """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed].physx_cpu.h5 and .json."""
     control_mode: str = "pd_ee_delta_pose"
     """Control mode of the recorded actions."""
     obs_mode: str = "state"
@@ -53,6 +54,14 @@ class MakeDemosArgs:
     """Seeds to try at most. Default: 5 for each demonstration, and 20."""
     reward_mode: str = "sparse"
     """dense or normalized_dense records rewards; sparse ones follow from success."""
+    retime: bool = True
+    """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
+    speed: float = 0.2
+    """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
+    push_probability: float = 0.05
+    """Re-timed: chance per step that a push begins; 0 for none."""
+    push_size: float = 0.5
+    """Re-timed: scale of a push per step, in units of the largest action."""
     verify: bool = False
     """Simulate each demonstration once more and require equal observations."""
     progress: bool = True
@@ -90,8 +99,8 @@ def make_demonstrations(
     args: MakeDemosArgs,
     *,
     env_factory: EnvFactory | None = None,
-    retime: ActionTransform | None = None,
-    retime_name: str | None = None,
+    transform: ActionTransform | None = None,
+    transform_name: str | None = None,
 ) -> MakeDemosReport:
     """Plans, converts and checks demonstrations until there are as many as asked for.
 
@@ -106,9 +115,10 @@ def make_demonstrations(
     Keyword Args:
         env_factory: makes the environments, see :class:`~torchrl_flow.training.motion_planning.Recorder`.
             Default: :func:`make_planner_env`.
-        retime: changes the actions of each motion before it is recorded; see :data:`ActionTransform`.
-        retime_name: what to call it in the file, so that files made with another are not extended. Default:
-            its ``__qualname__``.
+        transform: changes the actions of each motion before it is recorded; see :data:`ActionTransform`.
+            Default: what ``args.retime`` says.
+        transform_name: what to call it in the file, so that files made with another are not extended.
+            Default: its ``__qualname__``.
 
     Returns:
         Path, counts and rates. The path is what ``load_dataset("maniskill:<path>", ...)`` takes.
@@ -121,8 +131,12 @@ def make_demonstrations(
     require_motion_planner()
     solver_for(args.task)
     start = time.perf_counter()
-    name = f"trajectory.{args.obs_mode}.{args.control_mode}.physx_cpu.h5"
-    ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, retime, retime_name))
+    kind = ".retimed" if transform is None and args.retime else ""
+    if kind:
+        transform = Retiming(speed=args.speed, push_probability=args.push_probability, push_size=args.push_size)
+        transform_name = repr(transform)
+    name = f"trajectory.{args.obs_mode}.{args.control_mode}{kind}.physx_cpu.h5"
+    ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
     before = len(ledger.done)
     visual = args.obs_mode in VISUAL_OBS_MODES
     if before < args.num_demos or not ledger.is_merged():
@@ -134,7 +148,7 @@ def make_demonstrations(
                 control_mode=args.control_mode,
                 obs_mode=args.obs_mode,
                 reward_mode=args.reward_mode,
-                transform=retime,
+                transform=transform,
                 verify=args.verify,
             )
             stack.callback(recorder.close)
@@ -177,14 +191,14 @@ def _check(args: MakeDemosArgs) -> None:
         raise ValueError(f"max_attempts={args.max_attempts} is less than num_demos={args.num_demos}.")
 
 
-def _settings(args: MakeDemosArgs, retime: ActionTransform | None, retime_name: str | None) -> dict[str, Any]:
+def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_name: str | None) -> dict[str, Any]:
     import mani_skill
 
     names = ("task", "control_mode", "obs_mode", "first_seed", "max_steps", "reward_mode")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
-    if retime is not None and retime_name is None:
-        retime_name = getattr(retime, "__qualname__", type(retime).__qualname__)
-    return {**settings, "retime": retime_name, "mani_skill": mani_skill.__version__}
+    if transform is not None and transform_name is None:
+        transform_name = getattr(transform, "__qualname__", type(transform).__qualname__)
+    return {**settings, "transform": transform_name, "mani_skill": mani_skill.__version__}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,16 @@ import torch
 
 from torchrl_flow.training.demo_recording import RebuiltEnv, RecordedEpisode, RecordingEnv, equal_trees
 
-__all__ = ["ActionTransform", "DemonstrationError", "EnvFactory", "Motion", "Recorder", "solver_for"]
+__all__ = [
+    "ActionTransform",
+    "Controller",
+    "DemonstrationError",
+    "EnvFactory",
+    "Motion",
+    "Recorder",
+    "delta_command",
+    "solver_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +62,13 @@ class Motion:
     gripper: np.ndarray
 
 
-ActionTransform = Callable[[Motion], "np.ndarray | Callable[[gymnasium.Env], np.ndarray | None]"]
-"""Makes other actions of a motion (re-timed, perturbed): an array ``[T', A]``, or a controller that is called
-with the
-environment before each step and returns an action, or None when the motion is over. What comes out is
-simulated again from the seed, and kept only when that succeeds."""
+Controller = Callable[[gymnasium.Env], "np.ndarray | None"]
+"""Called with the environment before each step, returns an action, or None when the motion is over. Where it has an
+attribute ``perturbed``, a list of bools, this tells which of its actions were disturbed and are not to be imitated."""
+
+ActionTransform = Callable[[Motion], "np.ndarray | Controller"]
+"""Makes other actions of a motion (re-timed, perturbed): an array ``[T', A]``, or a controller. What comes out
+is simulated from the seed, and kept only when that succeeds."""
 
 
 class Recorder:
@@ -122,9 +133,10 @@ class Recorder:
         """
         with _seeded(seed):
             motion = self._convert(seed, self._plan(seed))
+            perturbed = None
             if self._transform is not None:
-                self._replay(seed, self._transformed(motion, self._transform(motion)))
-            episode = self.env.episode(seed, self._records_reward)
+                perturbed = self._perform(seed, self._transform(motion))
+            episode = self.env.episode(seed, self._records_reward, perturbed)
             if not episode.success[-1]:
                 stage = "conversion" if self._transform is None else "replay"
                 raise DemonstrationError(stage, "the task is not solved when the converted actions end")
@@ -163,15 +175,17 @@ class Recorder:
             from_pd_joint_pos(_base(env).control_mode, waypoints, cast(Any, self._planning), cast(Any, env))
         return Motion(seed, np.stack(env.actions), targets, waypoints[:, -1].copy())
 
-    def _transformed(self, motion: Motion, result: Any) -> np.ndarray:
-        if isinstance(result, np.ndarray):
-            return result
-        self._conversion.reset(seed=motion.seed)
-        while (action := result(self._conversion)) is not None:
-            self._conversion.step(np.asarray(action, dtype=np.float32))
-        if not self._conversion.actions:
+    def _perform(self, seed: int, motion: np.ndarray | Controller) -> np.ndarray | None:
+        """Records what a transform made; returns which steps are not to be imitated."""
+        if isinstance(motion, np.ndarray):
+            return self._replay(seed, motion)
+        self.env.reset(seed=seed)
+        while (action := motion(self.env)) is not None:
+            self.env.step(np.asarray(action, dtype=np.float32))
+        if not self.env.actions:
             raise DemonstrationError("conversion", "the transform's controller gave no action")
-        return np.stack(self._conversion.actions)
+        perturbed = getattr(motion, "perturbed", None)
+        return None if perturbed is None else np.array(perturbed, dtype=bool)
 
     def _replay(self, seed: int, actions: np.ndarray) -> None:
         self.env.reset(seed=seed)
@@ -217,13 +231,10 @@ def _follow(env: gymnasium.Env, waypoints: np.ndarray) -> np.ndarray:
     The poses come from forward kinematics of the commanded joint angles, so that the planner's environment
     need not be simulated again beside this one. A pose that one action cannot reach gets up to four.
     """
-    import sapien
-    from mani_skill.trajectory.utils.actions.conversion import delta_pose_to_pd_ee_delta
-
     agent = _base(env).agent
     arm = agent.controller.controllers["arm"]
     kinematics, link = agent.robot.create_pinocchio_model(), arm.ee_link
-    base, position_only = agent.robot.pose.sp, arm.config.frame == "root_translation"
+    base = agent.robot.pose.sp
     qpos, joints = agent.robot.get_qpos()[0].cpu().numpy().copy(), arm.active_joint_indices.cpu().numpy()
     targets = []
     for waypoint in waypoints:
@@ -232,14 +243,32 @@ def _follow(env: gymnasium.Env, waypoints: np.ndarray) -> np.ndarray:
         target = base * kinematics.get_link_pose(link.index)
         targets.append(np.concatenate([target.p, target.q]))
         for _ in range(MAX_ACTIONS_PER_TARGET):
-            current = link.pose.sp
-            delta = sapien.Pose(target.p - current.p, (current * target.inv()).q)
-            command = np.asarray(delta_pose_to_pd_ee_delta(arm, delta, pos_only=position_only), dtype=np.float64)
-            reached = _clip(command)
+            command, reached = delta_command(env, targets[-1])
             env.step(np.append(command, waypoint[-1]))
             if reached:
                 break
     return np.stack(targets).astype(np.float32)
+
+
+def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Computes the delta action that moves the end effector to a pose, as far as one action can.
+
+    Args:
+        env: a ManiSkill environment with a delta end-effector controller.
+        pose: ``[7]`` position and quaternion wxyz, in the frame of the world.
+
+    Returns:
+        The arm's action, clipped as the controller clips it, and whether that took no clipping.
+    """
+    import sapien
+    from mani_skill.trajectory.utils.actions.conversion import delta_pose_to_pd_ee_delta
+
+    arm = _base(env).agent.controller.controllers["arm"]
+    target, current = sapien.Pose(pose[:3], pose[3:]), arm.ee_link.pose.sp
+    delta = sapien.Pose(target.p - current.p, (current * target.inv()).q)
+    position_only = arm.config.frame == "root_translation"
+    command = np.asarray(delta_pose_to_pd_ee_delta(arm, delta, pos_only=position_only), dtype=np.float64)
+    return command, _clip(command)
 
 
 def _clip(command: np.ndarray) -> bool:

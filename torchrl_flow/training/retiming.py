@@ -110,7 +110,7 @@ class ClosedLoopTracker:
         if (at_end and (self._solved > self.hold or tired)) or len(self.perturbed) >= self.longest:
             return None
         waypoint = self._path[self._index]
-        command = delta_command(base, waypoint.pose)
+        command, _ = delta_command(env, waypoint.pose)
         distance = float(np.abs(command).max())
         self._advance(waypoint, distance, at_end)
         pushed = self._draw_push()

@@ -112,7 +112,7 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
     wanted = {"obs_mode": task["obs_mode"], "control_mode": task["control_mode"], "ignore_terminations": True}
     base = make_task_env(task["task"], **{**wanted, **kwargs})
-    require_task(checkpoint, base.task_info)  # pyright: ignore[reportAttributeAccessIssue]
+    require_task(checkpoint, base.task_info)  # pyright: ignore[reportArgumentType]
     return make_chunk_env(
         base,
         obs_horizon=config.obs_horizon,

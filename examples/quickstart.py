@@ -1,0 +1,51 @@
+"""Clone a flow policy on the planar task and see it act, in under a minute.
+
+python examples/quickstart.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+import torch
+from torchrl.objectives import SoftUpdate
+
+from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.training import Progress, evaluate, make_chunk_env, tile_episodes, video_suffix, write_video
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+horizons = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
+
+# Demonstrations of mixed quality, folded into action chunks as they are sampled.
+store = DemoStore.from_episodes(collect_demonstrations(200, quality="mixed"), tempfile.mkdtemp() + "/demos")
+buffer = DemoReplayBuffer(store, batch_size=256, next_obs=False, padding="hold", mask_padding=False, **horizons)
+
+# One policy object: encoder, normalisers, velocity network, sampler.
+config = FlowActorConfig(action_dim=3, state_dim=store.frames["observation"].shape[-1], width=256, **horizons)
+actor = make_flow_actor(config, statistics=store.statistics(), action_low=-torch.ones(3), action_high=torch.ones(3))
+loss_module = ShortCutFlowLoss(actor)
+average = SoftUpdate(loss_module, eps=0.99)
+optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3)
+
+with Progress(total=1500, description="clone") as bar:
+    for _ in range(1500):
+        loss = loss_module(buffer.sample())["loss_flow"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step()
+        bar.update(loss=loss.item())
+
+# 100 episodes at a time; one transition of this environment is a whole chunk.
+env = PlanarPickPlaceEnv(100, ignore_terminations=True)
+env = make_chunk_env(env, obs_horizon=2, act_horizon=8, gamma=0.99)
+for num_steps in (1, 4):
+    policy_kwargs = {"num_steps": num_steps}
+    seeds = range(10_000, 10_100)
+    result = evaluate(env, loss_module.ema_actor(), seeds, policy_kwargs=policy_kwargs, num_videos=4)
+    print(f"K = {num_steps}: {result.summary()}")
+print(write_video("quickstart" + video_suffix(), tile_episodes(result.videos)))

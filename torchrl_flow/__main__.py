@@ -1,0 +1,216 @@
+"""Command line of torchrl_flow: ``python -m torchrl_flow``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from torchrl_flow import __version__
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def find_recipes() -> dict[str, tuple[Path, str]]:
+    """Find the recipes of the repository: name, script, and the first line of what it says of itself.
+
+    Raises:
+        SystemExit: if the library was installed without the repository.
+    """
+    if not EXAMPLES.is_dir():
+        raise SystemExit(
+            f"There are no recipes in {EXAMPLES}: they belong to the repository, not to the installed package. "
+            "Clone it and install it with `pip install -e .` (or `make install`)."
+        )
+    found = {}
+    for path in sorted(EXAMPLES.glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem] = (path, text.split("\n", 1)[0])
+    return found
+
+
+@dataclasses.dataclass
+class Recipes:
+    """List the recipes."""
+
+    def __call__(self) -> None:
+        """Print a line for each."""
+        recipes = find_recipes()
+        width = max(map(len, recipes))
+        for name, (_, line) in recipes.items():
+            print(f"{name:{width}}  {line}")
+        print("\nRun one with `python -m torchrl_flow run NAME [--help | its options]`.")
+
+
+@dataclasses.dataclass
+class Run:
+    """Run a recipe: `run NAME [its options]`; `run NAME --help` tells them."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """name of the recipe"""
+
+    def __call__(self, options: list[str]) -> None:
+        """Run the script as if it had been called itself."""
+        recipes = find_recipes()
+        if self.name not in recipes:
+            raise SystemExit(f"There is no recipe {self.name!r}. There are: {', '.join(recipes)}.")
+        path = recipes[self.name][0]
+        sys.argv = [str(path), *options]
+        runpy.run_path(str(path), run_name="__main__")
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Evaluate a checkpoint over fixed seeds and write a report."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """checkpoint file, or the directory of a run"""
+    episodes: int = 100
+    """episodes, each from a seed of its own"""
+    first_seed: int = 10_000
+    """seed of the first episode"""
+    num_steps: int | None = None
+    """sampling steps K; the policy's own where none is given"""
+    compare_steps: tuple[int, ...] = ()
+    """further numbers of sampling steps to evaluate at"""
+    num_envs: int | None = None
+    """sub-environments, where the task can be batched"""
+    num_videos: int = 4
+    """episodes to film, where the machine can render"""
+    output: str | None = None
+    """directory of the report; <run>/evaluation where none is given"""
+    results: str | None = None
+    """results.csv to append the result to"""
+    recipe: str = "shortcut_flow"
+    """recipe that made the checkpoint, for results.csv"""
+    stage: str | None = None
+    """stage of the recipe, for results.csv"""
+    seed: int = 0
+    """seed of the training, for results.csv"""
+    device: str = "cpu"
+    """device of the policy"""
+    threads: int = 1
+    """CPU threads"""
+
+    def __call__(self) -> None:
+        """Evaluate, print the outcome and the path of the report."""
+        import torch
+
+        from torchrl_flow import training
+
+        torch.set_num_threads(self.threads)
+        actor, checkpoint = training.load_policy(self.checkpoint, device=self.device)
+        if self.num_steps is not None:
+            actor.num_steps = self.num_steps
+        num_envs = self.num_envs
+        if num_envs is None and checkpoint.task["task"] == training.PLANAR:
+            num_envs = min(self.episodes, 50)
+        output = Path(self.output) if self.output else checkpoint.path.parents[1] / "evaluation"
+        output.mkdir(parents=True, exist_ok=True)
+        result, report = training.conclude(
+            output,
+            actor,
+            training.evaluation_env(checkpoint, num_envs=num_envs),
+            range(self.first_seed, self.first_seed + self.episodes),
+            task=checkpoint.task,
+            recipe=self.recipe,
+            stage=self.stage,
+            seed=self.seed,
+            num_steps=self.compare_steps,
+            num_videos=self.num_videos,
+            results=self.results,
+            config=checkpoint.config,
+            env_steps=checkpoint.counters.get("env_steps"),
+            wall_s=checkpoint.metadata.get("wall_s", 0.0),
+            notes=[f"Policy of {checkpoint.path.name}, step {checkpoint.step}."],
+        )
+        print(result.summary())
+        print(report.resolve())
+
+
+@dataclasses.dataclass
+class Versions:
+    """Print the versions that matter, and what of the system is missing."""
+
+    def __call__(self) -> None:
+        """Print a line for each."""
+        from torchrl_flow.training import collect_versions
+
+        for name, version in collect_versions().items():
+            print(f"{name:14} {version}")
+        print(f"{'state tasks':14} {_state_tasks()}")
+        print(f"{'rendering':14} {_rendering()}")
+
+
+def _state_tasks() -> str:
+    from torchrl_flow.envs import ManiSkillUnavailableError
+    from torchrl_flow.envs._maniskill_check import require_maniskill
+
+    try:
+        require_maniskill()
+    except ManiSkillUnavailableError as error:
+        return f"no: {error}"
+    return "ManiSkill works in state mode"
+
+
+def _rendering() -> str:
+    from torchrl_flow.envs import RenderDeviceError
+    from torchrl_flow.envs._maniskill_check import require_render_backend
+
+    try:
+        return f"ManiSkill renders ({require_render_backend('rendering')})"
+    except RenderDeviceError as error:
+        return f"no: {error}"
+
+
+def _command() -> type:
+    from torchrl_flow.training import MakeDemosArgs
+
+    def sub(kind: type, name: str) -> object:
+        return Annotated[kind, tyro.conf.subcommand(name)]
+
+    commands = [
+        sub(Recipes, "recipes"),
+        sub(Run, "run"),
+        sub(MakeDemosArgs, "make-demos"),
+        sub(Evaluate, "evaluate"),
+        sub(Versions, "versions"),
+    ]
+    from typing import Union
+
+    return Union[tuple(commands)]  # type: ignore[return-value]  # noqa: UP007
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    arguments = sys.argv[1:]
+    options: list[str] = []
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        # What follows the recipe's name is the recipe's, --help included.
+        arguments, options = arguments[:2], arguments[2:]
+    command = tyro.cli(
+        _command(),
+        prog="python -m torchrl_flow",
+        description=f"torchrl_flow {__version__}: flow policies on action chunks for TorchRL.",
+        args=arguments or ["--help"],
+    )
+    if isinstance(command, Run):
+        command(options)
+    elif callable(command):
+        command()
+    else:
+        from torchrl_flow.training import make_demonstrations
+
+        print(make_demonstrations(command).summary())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
