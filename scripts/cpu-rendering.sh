@@ -1,14 +1,14 @@
 #!/bin/sh
 # Installs what ManiSkill needs to render on the CPU of a Debian machine, and proves it by rendering one frame.
 #
-#   make cpu-rendering                          (or: PYTHON=.venv/bin/python sh scripts/cpu-rendering.sh)
+#   make cpu-rendering                          (or: sh scripts/cpu-rendering.sh .venv/bin/python)
 #
 # Run it as root or as a user who may use sudo; run it again at will: what is there is left alone. SAPIEN renders
 # with Vulkan; on a CPU that is Mesa's lavapipe, from Mesa 24.3 on. Debian 12 is older, so there it is taken from
 # Debian's own backports, through the mirror that this machine already uses.
 set -eu
 
-PYTHON=${PYTHON:-python3}
+PYTHON=${1:-python3}
 MESA_NEEDED=24.3
 SOURCES=/etc/apt/sources.list.d
 
@@ -25,6 +25,7 @@ fi
 
 # Renders a red box; fails unless the picture shows it, and nothing beside it.
 render_one_frame() {
+    command -v "$PYTHON" >/dev/null || { echo "there is no $PYTHON to render with: run make install."; return 1; }
     "$PYTHON" -W ignore - <<'PYTHON_END'
 import sys
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_maniskill import FakeManiSkill
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs.fake_maniskill import FakeManiSkill
 from torchrl_flow.envs import ManiSkillWrapper
 
 
