@@ -62,9 +62,7 @@ class EmptyEnv(EnvBase):
         self.full_done_spec = Composite(done=binary(), terminated=binary(), truncated=binary(), shape=shape)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs) -> TensorDictBase:
-        return TensorDict(
-            {"observation": self.state, "success": self.flag}, self.batch_size, device=self.device
-        )
+        return TensorDict({"observation": self.state, "success": self.flag}, self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase, **kwargs) -> TensorDictBase:
         out = {"observation": self.state + tensordict["action"].sum(-1, keepdim=True), "reward": self.reward}

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import HandLoop, ScriptedEnv, StatelessEnv
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import (
@@ -27,6 +26,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs._envs import HandLoop, ScriptedEnv, StatelessEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 
 GAMMA = 0.9
