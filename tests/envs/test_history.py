@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import ScriptedEnv
 from tensordict import TensorDict
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import Compose, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs._envs import ScriptedEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history, history_transforms
 
 KEYS = ("observation", "pixels")

@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import NAMES, HandLoop, ScriptedEnv
 from tensordict import TensorDict
 from torchrl.envs import Compose, ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs._envs import NAMES, HandLoop, ScriptedEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms, smdp
 
 GAMMA = 0.9

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import HandLoop, ScriptedEnv
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector, MultiCollector
@@ -15,6 +14,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import SACLoss, ValueEstimators
 from torchrl.objectives.value import GAE, TD0Estimator
 
+from tests.envs._envs import HandLoop, ScriptedEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 
 GAMMA, LMBDA, HORIZON = 0.9, 0.7, 4

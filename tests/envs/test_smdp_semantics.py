@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from _envs import HandLoop, ScriptedEnv, StatelessEnv
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import (
@@ -21,11 +20,13 @@ from torchrl.envs import (
     RewardSum,
     SerialEnv,
     StepCounter,
+    Transform,
     TransformedEnv,
     UnsqueezeTransform,
 )
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs._envs import HandLoop, ScriptedEnv, StatelessEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 
 GAMMA = 0.9
@@ -43,6 +44,18 @@ def zero_step(env, td):
 
 
 # The first episodes of rows 0, 1, 2 end at steps 0, 1, 2; those of row 7 at step 7.
+
+
+class GainEnv(ScriptedEnv):
+    """Multiplies actions by an input that it does not return."""
+
+    def _step(self, tensordict):
+        return super()._step(tensordict.copy().set("action", tensordict["action"] * tensordict["gain"]))
+
+
+class DoubleGain(Transform):
+    def _inv_call(self, tensordict):
+        return tensordict.set("gain", 2 * tensordict["gain"])
 
 
 class TestPhysicalSteps:
@@ -152,6 +165,14 @@ class TestOtherTransforms:
             single = plain.step_mdp(plain.step(single.set("action", action)))
         assert out["next", "th"].dtype is torch.float64
         torch.testing.assert_close(out["next", "th"], single["th"].double())
+
+    def test_inverse_transform_of_an_input_applies_once_a_step(self):
+        env = TransformedEnv(GainEnv(7), Compose(DoubleGain(), SMDPChunk(3)))
+        td = env.reset().set("gain", torch.tensor(0.5))
+        td["action"] = torch.ones(3, 2)
+        out = env.step(td)
+        assert out["next", "observation"][2].item() == 6  # three steps with a gain of 1
+        assert out["gain"].item() == 0.5
 
     def test_nested_compose_and_nested_env(self):
         nested = TransformedEnv(ScriptedEnv(7), Compose(StepCounter(), Compose(RewardSum(), SMDPChunk(3))))
