@@ -56,7 +56,7 @@ class MakeDemosArgs:
     """dense or normalized_dense records rewards; sparse ones follow from success."""
     retime: bool = True
     """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
-    speed: float = 0.2
+    speed: float = 0.3
     """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
     push_probability: float = 0.05
     """Re-timed: chance per step that a push begins; 0 for none."""

@@ -47,7 +47,7 @@ class Retiming:
         ValueError: if an argument is outside what is allowed.
     """
 
-    speed: float = 0.2
+    speed: float = 0.3
     dwell: int = 4
     push_probability: float = 0.05
     push_size: float = 0.5
