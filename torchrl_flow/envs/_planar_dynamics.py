@@ -81,7 +81,9 @@ class PlanarGeometry:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0.0 < value < 1.0:
-                raise ValueError(f"{name} must lie in (0, 1), got {value}: lengths are in sides of the plane.")
+                raise ValueError(
+                    f"{name} must lie in (0, 1), got {value}: lengths are in sides of the plane."
+                )
         # Each limit keeps the layouts of `initial_state` free of overlaps, or bodies from jumping the wall.
         limits = {
             "gripper_radius": 0.05,
@@ -94,8 +96,9 @@ class PlanarGeometry:
         for name, limit in limits.items():
             if getattr(self, name) >= limit:
                 raise ValueError(
-                    f"{name} must be below {limit:.4g} with the other sizes as given, got {getattr(self, name)}: "
-                    "bodies would overlap at the start, not pass the open gap, or jump over the wall."
+                    f"{name} must be below {limit:.4g} with the other sizes as given, got "
+                    f"{getattr(self, name)}: bodies would overlap at the start, "
+                    "not pass the open gap, or jump over the wall."
                 )
 
 
@@ -155,8 +158,10 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
     return wall | ((centre - pillar).square().sum(-1) < (radius + geometry.pillar_radius) ** 2)
 
 
-def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle of ``radius`` would overlap it."""
+def _clear_of_pillar(
+    centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry
+) -> Tensor:
+    """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
     away = centre - state[..., PILLAR]
     distance = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     touching = radius + geometry.pillar_radius + _CONTACT_MARGIN

@@ -58,8 +58,9 @@ class PlanarPickPlaceEnv(EnvBase):
 
     The env is batch-locked. Sub-environments with False in a ``_step`` mask keep their state and get reward
     0. ``reset(tensordict, set_state=True)`` starts from the states in ``tensordict["observation"]``.
-    ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed each: the
-    initial state (and those of the later episodes of that sub-environment) then depends on this seed alone.
+    ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed
+    each: the initial state (and those of the later episodes of that sub-environment) then depends on this
+    seed alone. ``set_seed(s)`` makes the whole run repeatable.
 
     Args:
         num_envs: how many sub-environments; None makes an env without batch dimension.
@@ -137,18 +138,21 @@ class PlanarPickPlaceEnv(EnvBase):
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
-        flag = Binary(n=1, shape=(*batch, 1), dtype=torch.bool, device=device)
+        single = torch.Size([*batch, 1])
+        flag = Binary(n=1, shape=single, dtype=torch.bool, device=device)
         observation = Composite(shape=batch, device=device)
-        observation[self.observation_key] = Bounded(-1.0, 1.0, (*batch, STATE_DIM), device, torch.float32)
+        observation[self.observation_key] = Bounded(
+            -1.0, 1.0, torch.Size([*batch, STATE_DIM]), device, torch.float32
+        )
         observation[self.success_key] = flag.clone()
         if self.from_pixels:
-            shape = (*batch, 3, _PIXELS, _PIXELS)
+            shape = torch.Size([*batch, 3, _PIXELS, _PIXELS])
             observation[self.pixels_key] = Bounded(0, 255, shape, device, torch.uint8)
         self.observation_spec = observation
-        self.action_spec = Bounded(-1.0, 1.0, (*batch, ACTION_DIM), device, torch.float32)
-        self.reward_spec = Unbounded((*batch, 1), device, torch.float32)
+        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*batch, ACTION_DIM]), device, torch.float32)
+        self.reward_spec = Unbounded(single, device, torch.float32)
         names = ("done", "terminated", "truncated")
-        done = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+        done = Categorical(2, shape=single, dtype=torch.bool, device=device)
         self.done_spec = Composite({name: done.clone() for name in names}, shape=batch, device=device)
 
     def _set_seed(self, seed: int | None) -> None:
@@ -205,10 +209,8 @@ class PlanarPickPlaceEnv(EnvBase):
         success = is_placed(self._state, self.geometry)
         terminated = torch.zeros_like(success) if self.ignore_terminations else success.clone()
         truncated = self._elapsed >= self.max_episode_steps
-        # The state is replaced, never written in place, so it can be handed out without a copy... except
-        # that the caller may write into what it gets.
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
-        out.set(self.observation_key, self._state.clone())
+        out.set(self.observation_key, self._state.clone())  # the caller may write into what it gets
         out.set(self.success_key, success)
         out.set("terminated", terminated)
         out.set("truncated", truncated)
@@ -224,7 +226,7 @@ class PlanarPickPlaceEnv(EnvBase):
         values = [seed + i for i in range(num)] if isinstance(seed, int) else [int(s) for s in seed]
         if len(values) != num:
             raise ValueError(
-                f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)} of them."
+                f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)}."
             )
         keys = torch.tensor([_int64(s) for s in values], dtype=torch.int64, device=self.device)
         return keys.reshape(self.batch_size)
@@ -234,8 +236,8 @@ class PlanarPickPlaceEnv(EnvBase):
         if state is None or state.shape != self._state.shape:
             given = "none" if state is None else f"shape {tuple(state.shape)}"
             raise ValueError(
-                f"reset(set_state=True) needs {self.observation_key!r} of shape {tuple(self._state.shape)} in the "
-                f"tensordict, got {given}."
+                f"reset(set_state=True) needs {self.observation_key!r} of shape {tuple(self._state.shape)} "
+                f"in the tensordict, got {given}."
             )
         return state.to(device=self.device, dtype=self._state.dtype)
 
