@@ -1,6 +1,6 @@
 """Speed of the planar pick-and-place env, in environment steps per second.
 
-    python benchmarks/planar_env.py
+Run ``python benchmarks/planar_env.py``.
 
 Prints one line per batch size: whole steps through ``env.step_and_maybe_reset`` with random actions (partial
 resets included; sub-environments are spread over their episodes first, so that some end at every step), the

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.envs import SerialEnv
+from torchrl.envs import SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_flow.envs import PlanarGeometry, PlanarPickPlaceEnv
@@ -248,6 +248,32 @@ def test_step_mask_repeats_no_reward_and_keeps_the_flags():
     assert after["reward"].squeeze(-1).tolist() == [0.0, 1.0]
     assert after["terminated"].all()
     assert after["success"].all()
+
+
+def test_state_dict_restores_the_simulation():
+    env = PlanarPickPlaceEnv(3, seed=0, max_episode_steps=7)
+    env.rollout(5)
+    saved = {name: value.clone() for name, value in env.state_dict().items()}
+    actions = torch.rand(12, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def continued(env):
+        data, observations = env.reset(TensorDict({"_reset": torch.zeros(3, 1, dtype=torch.bool)}, [3])), []
+        for action in actions:
+            _, data = env.step_and_maybe_reset(data.set("action", action))
+            observations.append(data["observation"].clone())
+        return torch.stack(observations)
+
+    first = continued(env)
+    other = PlanarPickPlaceEnv(3, seed=9, max_episode_steps=7)
+    other.load_state_dict(saved)
+    assert torch.equal(continued(other), first)
+
+
+def test_seed_reaches_the_env_through_transforms():
+    env = TransformedEnv(PlanarPickPlaceEnv(2), StepCounter())
+    assert torch.equal(
+        env.reset(seed=[5, 6])["observation"], PlanarPickPlaceEnv(2).reset(seed=5)["observation"]
+    )
 
 
 def test_outputs_do_not_alias_the_state():

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.envs import PlanarGeometry, PlanarPickPlaceEnv
-from torchrl_flow.envs._planar_render import COLOURS, pixel_of
+from torchrl_flow.envs._planar_render import COLOURS, pixel_of, render_planar
 
 GEOMETRY = PlanarGeometry()
 
@@ -60,3 +60,23 @@ def test_render_shapes_and_smoothness():
     assert tuple(frames[1, row, column].tolist()) == COLOURS["disc"]
     assert len(frames[1].flatten(0, 1).unique(dim=0)) > len(COLOURS)  # edges are blended
     assert PlanarPickPlaceEnv(None).render(64).shape == (64, 64, 3)
+
+
+def test_pixels_follow_the_state_through_partial_steps_resets_and_restores():
+    env = PlanarPickPlaceEnv(6, from_pixels=True, max_episode_steps=4)
+    data = env.reset(seed=list(range(6)))
+    generator = torch.Generator().manual_seed(0)
+    saved = {name: value.clone() for name, value in env.state_dict().items()}
+    for step in range(15):
+        data["action"] = torch.rand(6, 3, generator=generator) * 2 - 1
+        if step % 3 == 0:
+            data["_step"] = torch.rand(6, generator=generator) < 0.5
+        done, data = env.step_and_maybe_reset(data)
+        for part in (done["next"], data):
+            expected = render_planar(part["observation"], GEOMETRY)
+            assert torch.equal(part["pixels"], expected)
+    env.load_state_dict(saved)
+    data["_step"] = torch.tensor([True, False, False, False, False, False])
+    restored = env.step(data.set("action", torch.zeros(6, 3)))["next"]
+    assert torch.equal(restored["pixels"], render_planar(restored["observation"], GEOMETRY))
+    assert torch.equal(restored["observation"], saved["_state"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,7 +60,8 @@ class PlanarPickPlaceEnv(EnvBase):
     0. ``reset(tensordict, set_state=True)`` starts from the states in ``tensordict["observation"]``.
     ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed
     each: the initial state (and those of the later episodes of that sub-environment) then depends on this
-    seed alone. ``set_seed(s)`` makes the whole run repeatable.
+    seed alone. ``set_seed(s)`` makes the whole run repeatable; ``state_dict()`` and ``load_state_dict()``
+    save and restore the simulation in mid-episode.
 
     Args:
         num_envs: how many sub-environments; None makes an env without batch dimension.
@@ -90,6 +91,10 @@ class PlanarPickPlaceEnv(EnvBase):
     """
 
     _supports_set_state = True
+    _state: Tensor  # [*B, 12]
+    _elapsed: Tensor  # [*B, 1], steps since the last reset
+    _stream: Tensor  # [*B], seed of each sub-environment's random numbers
+    _episode: Tensor  # [*B], how many episodes were drawn from the stream
 
     def __init__(
         self,
@@ -120,10 +125,13 @@ class PlanarPickPlaceEnv(EnvBase):
         self.pixels_key = pixels_key
         self.success_key = success_key
         self._make_specs()
-        self._state = torch.zeros(*batch_size, STATE_DIM, device=self.device)
-        self._elapsed = torch.zeros(*batch_size, 1, dtype=torch.int64, device=self.device)
-        self._stream = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        self._episode = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        # Buffers follow `env.to(device)` and make `state_dict()` a full snapshot of the simulation.
+        streams = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.register_buffer("_state", torch.zeros(*batch_size, STATE_DIM, device=self.device))
+        self.register_buffer("_elapsed", streams.unsqueeze(-1).clone())
+        self.register_buffer("_stream", streams.clone())
+        self.register_buffer("_episode", streams.clone())
+        self._pixels: Tensor | None = None  # of the present states, if drawn
         self.set_seed(seed)
 
     @property
@@ -187,7 +195,7 @@ class PlanarPickPlaceEnv(EnvBase):
             self._episode = self._episode + flat
         self._state = torch.where(mask, state, self._state)
         self._elapsed = torch.where(mask, 0, self._elapsed)
-        return self._output()
+        return self._output(changed=flat)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         state = planar_step(self._state, tensordict.get(self.action_key), self.geometry)
@@ -199,13 +207,17 @@ class PlanarPickPlaceEnv(EnvBase):
             mask = mask.reshape(*self.batch_size, 1)
             self._state = torch.where(mask, state, self._state)
             self._elapsed = self._elapsed + mask
-        out = self._output()
+        out = self._output(changed=None if mask is None else mask.squeeze(-1))
         reward = out.get(self.success_key)
         out.set(self.reward_key, (reward if mask is None else reward & mask).to(torch.float32))
         return out
 
-    def _output(self) -> TensorDict:
-        """Observation and done flags; all of them are functions of the state and the elapsed steps."""
+    def _output(self, changed: Tensor | None) -> TensorDict:
+        """Observation and done flags; all of them are functions of the state and the elapsed steps.
+
+        Args:
+            changed: bool ``[*B]``, which states are new since the last output; None means all.
+        """
         success = is_placed(self._state, self.geometry)
         terminated = torch.zeros_like(success) if self.ignore_terminations else success.clone()
         truncated = self._elapsed >= self.max_episode_steps
@@ -216,8 +228,21 @@ class PlanarPickPlaceEnv(EnvBase):
         out.set("truncated", truncated)
         out.set("done", terminated | truncated)
         if self.from_pixels:
-            out.set(self.pixels_key, render_planar(self._state, self.geometry, _PIXELS))
+            out.set(self.pixels_key, self._draw(changed))
         return out
+
+    def _draw(self, changed: Tensor | None) -> Tensor:
+        """Pictures of all states; only those that changed are drawn anew, which halves a step with resets."""
+        if changed is None or self._pixels is None:
+            self._pixels = render_planar(self._state, self.geometry, _PIXELS)
+        else:
+            self._pixels[changed] = render_planar(self._state[changed], self.geometry, _PIXELS)
+        return self._pixels.clone()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Restores the simulation from a ``state_dict()`` of an env of the same size."""
+        self._pixels = None
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _seeds(self, seed: int | Sequence[int] | Tensor) -> Tensor:
         num = self.batch_size.numel()
