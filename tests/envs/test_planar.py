@@ -271,9 +271,7 @@ def test_state_dict_restores_the_simulation():
 
 def test_seed_reaches_the_env_through_transforms():
     env = TransformedEnv(PlanarPickPlaceEnv(2), StepCounter())
-    assert torch.equal(
-        env.reset(seed=[5, 6])["observation"], PlanarPickPlaceEnv(2).reset(seed=5)["observation"]
-    )
+    assert torch.equal(env.reset(seed=[5, 6])["observation"], PlanarPickPlaceEnv(2).reset(seed=5)["observation"])
 
 
 def test_outputs_do_not_alias_the_state():

@@ -81,9 +81,7 @@ class PlanarGeometry:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0.0 < value < 1.0:
-                raise ValueError(
-                    f"{name} must lie in (0, 1), got {value}: lengths are in sides of the plane."
-                )
+                raise ValueError(f"{name} must lie in (0, 1), got {value}: lengths are in sides of the plane.")
         # Each limit keeps the layouts of `initial_state` free of overlaps, or bodies from jumping the wall.
         limits = {
             "gripper_radius": 0.05,
@@ -158,9 +156,7 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
     return wall | ((centre - pillar).square().sum(-1) < (radius + geometry.pillar_radius) ** 2)
 
 
-def _clear_of_pillar(
-    centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry
-) -> Tensor:
+def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
     """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
     away = centre - state[..., PILLAR]
     distance = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)

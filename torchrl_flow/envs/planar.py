@@ -149,9 +149,7 @@ class PlanarPickPlaceEnv(EnvBase):
         single = torch.Size([*batch, 1])
         flag = Binary(n=1, shape=single, dtype=torch.bool, device=device)
         observation = Composite(shape=batch, device=device)
-        observation[self.observation_key] = Bounded(
-            -1.0, 1.0, torch.Size([*batch, STATE_DIM]), device, torch.float32
-        )
+        observation[self.observation_key] = Bounded(-1.0, 1.0, torch.Size([*batch, STATE_DIM]), device, torch.float32)
         observation[self.success_key] = flag.clone()
         if self.from_pixels:
             shape = torch.Size([*batch, 3, _PIXELS, _PIXELS])
@@ -250,9 +248,7 @@ class PlanarPickPlaceEnv(EnvBase):
             seed = seed.tolist()
         values = [seed + i for i in range(num)] if isinstance(seed, int) else [int(s) for s in seed]
         if len(values) != num:
-            raise ValueError(
-                f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)}."
-            )
+            raise ValueError(f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)}.")
         keys = torch.tensor([_int64(s) for s in values], dtype=torch.int64, device=self.device)
         return keys.reshape(self.batch_size)
 
