@@ -62,7 +62,7 @@ def test_unbatched_env_in_serial_env():
 def test_task_info_is_json():
     info = PlanarPickPlaceEnv(1, from_pixels=True).task_info
     assert json.loads(json.dumps(info)) == info
-    assert {"task", "control_mode", "obs_mode"} <= set(info)
+    assert {"task", "control_mode", "obs_mode", "max_episode_steps"} <= set(info)
     assert info["obs_mode"] != PlanarPickPlaceEnv(1).task_info["obs_mode"]
 
 

@@ -136,11 +136,12 @@ class PlanarPickPlaceEnv(EnvBase):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What this task is, JSON-able: task, control and observation mode, geometry."""
+        """What this task is, JSON-able: task, control and observation mode, longest episode, geometry."""
         return {
             "task": "planar",
             "control_mode": "delta_position",
             "obs_mode": "rgb+state" if self.from_pixels else "state",
+            "max_episode_steps": self.max_episode_steps,
             "geometry": asdict(self.geometry),
         }
 
