@@ -94,8 +94,9 @@ class PlanarGeometry:
         for name, limit in limits.items():
             if getattr(self, name) >= limit:
                 raise ValueError(
-                    f"{name} must be below {limit:.4g} with the other sizes as given, got {getattr(self, name)}: "
-                    "bodies would overlap at the start, not pass the open gap, or jump over the wall."
+                    f"{name} must be below {limit:.4g} with the other sizes as given, got "
+                    f"{getattr(self, name)}: bodies would overlap at the start, "
+                    "not pass the open gap, or jump over the wall."
                 )
 
 
@@ -156,7 +157,7 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
 
 
 def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle of ``radius`` would overlap it."""
+    """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
     away = centre - state[..., PILLAR]
     distance = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     touching = radius + geometry.pillar_radius + _CONTACT_MARGIN

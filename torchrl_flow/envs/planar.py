@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -58,8 +58,10 @@ class PlanarPickPlaceEnv(EnvBase):
 
     The env is batch-locked. Sub-environments with False in a ``_step`` mask keep their state and get reward
     0. ``reset(tensordict, set_state=True)`` starts from the states in ``tensordict["observation"]``.
-    ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed each: the
-    initial state (and those of the later episodes of that sub-environment) then depends on this seed alone.
+    ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed
+    each: the initial state (and those of the later episodes of that sub-environment) then depends on this
+    seed alone. ``set_seed(s)`` makes the whole run repeatable; ``state_dict()`` and ``load_state_dict()``
+    save and restore the simulation in mid-episode.
 
     Args:
         num_envs: how many sub-environments; None makes an env without batch dimension.
@@ -89,6 +91,10 @@ class PlanarPickPlaceEnv(EnvBase):
     """
 
     _supports_set_state = True
+    _state: Tensor  # [*B, 12]
+    _elapsed: Tensor  # [*B, 1], steps since the last reset
+    _stream: Tensor  # [*B], seed of each sub-environment's random numbers
+    _episode: Tensor  # [*B], how many episodes were drawn from the stream
 
     def __init__(
         self,
@@ -119,36 +125,41 @@ class PlanarPickPlaceEnv(EnvBase):
         self.pixels_key = pixels_key
         self.success_key = success_key
         self._make_specs()
-        self._state = torch.zeros(*batch_size, STATE_DIM, device=self.device)
-        self._elapsed = torch.zeros(*batch_size, 1, dtype=torch.int64, device=self.device)
-        self._stream = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        self._episode = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        # Buffers follow `env.to(device)` and make `state_dict()` a full snapshot of the simulation.
+        streams = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        self.register_buffer("_state", torch.zeros(*batch_size, STATE_DIM, device=self.device))
+        self.register_buffer("_elapsed", streams.unsqueeze(-1).clone())
+        self.register_buffer("_stream", streams.clone())
+        self.register_buffer("_episode", streams.clone())
+        self._pixels: Tensor | None = None  # of the present states, if drawn
         self.set_seed(seed)
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What this task is, JSON-able: task, control and observation mode, geometry."""
+        """What this task is, JSON-able: task, control and observation mode, longest episode, geometry."""
         return {
             "task": "planar",
             "control_mode": "delta_position",
             "obs_mode": "rgb+state" if self.from_pixels else "state",
+            "max_episode_steps": self.max_episode_steps,
             "geometry": asdict(self.geometry),
         }
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
-        flag = Binary(n=1, shape=(*batch, 1), dtype=torch.bool, device=device)
+        single = torch.Size([*batch, 1])
+        flag = Binary(n=1, shape=single, dtype=torch.bool, device=device)
         observation = Composite(shape=batch, device=device)
-        observation[self.observation_key] = Bounded(-1.0, 1.0, (*batch, STATE_DIM), device, torch.float32)
+        observation[self.observation_key] = Bounded(-1.0, 1.0, torch.Size([*batch, STATE_DIM]), device, torch.float32)
         observation[self.success_key] = flag.clone()
         if self.from_pixels:
-            shape = (*batch, 3, _PIXELS, _PIXELS)
+            shape = torch.Size([*batch, 3, _PIXELS, _PIXELS])
             observation[self.pixels_key] = Bounded(0, 255, shape, device, torch.uint8)
         self.observation_spec = observation
-        self.action_spec = Bounded(-1.0, 1.0, (*batch, ACTION_DIM), device, torch.float32)
-        self.reward_spec = Unbounded((*batch, 1), device, torch.float32)
+        self.action_spec = Bounded(-1.0, 1.0, torch.Size([*batch, ACTION_DIM]), device, torch.float32)
+        self.reward_spec = Unbounded(single, device, torch.float32)
         names = ("done", "terminated", "truncated")
-        done = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+        done = Categorical(2, shape=single, dtype=torch.bool, device=device)
         self.done_spec = Composite({name: done.clone() for name in names}, shape=batch, device=device)
 
     def _set_seed(self, seed: int | None) -> None:
@@ -183,7 +194,7 @@ class PlanarPickPlaceEnv(EnvBase):
             self._episode = self._episode + flat
         self._state = torch.where(mask, state, self._state)
         self._elapsed = torch.where(mask, 0, self._elapsed)
-        return self._output()
+        return self._output(changed=flat)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         state = planar_step(self._state, tensordict.get(self.action_key), self.geometry)
@@ -195,27 +206,42 @@ class PlanarPickPlaceEnv(EnvBase):
             mask = mask.reshape(*self.batch_size, 1)
             self._state = torch.where(mask, state, self._state)
             self._elapsed = self._elapsed + mask
-        out = self._output()
+        out = self._output(changed=None if mask is None else mask.squeeze(-1))
         reward = out.get(self.success_key)
         out.set(self.reward_key, (reward if mask is None else reward & mask).to(torch.float32))
         return out
 
-    def _output(self) -> TensorDict:
-        """Observation and done flags; all of them are functions of the state and the elapsed steps."""
+    def _output(self, changed: Tensor | None) -> TensorDict:
+        """Observation and done flags; all of them are functions of the state and the elapsed steps.
+
+        Args:
+            changed: bool ``[*B]``, which states are new since the last output; None means all.
+        """
         success = is_placed(self._state, self.geometry)
         terminated = torch.zeros_like(success) if self.ignore_terminations else success.clone()
         truncated = self._elapsed >= self.max_episode_steps
-        # The state is replaced, never written in place, so it can be handed out without a copy... except
-        # that the caller may write into what it gets.
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
-        out.set(self.observation_key, self._state.clone())
+        out.set(self.observation_key, self._state.clone())  # the caller may write into what it gets
         out.set(self.success_key, success)
         out.set("terminated", terminated)
         out.set("truncated", truncated)
         out.set("done", terminated | truncated)
         if self.from_pixels:
-            out.set(self.pixels_key, render_planar(self._state, self.geometry, _PIXELS))
+            out.set(self.pixels_key, self._draw(changed))
         return out
+
+    def _draw(self, changed: Tensor | None) -> Tensor:
+        """Pictures of all states; only those that changed are drawn anew, which halves a step with resets."""
+        if changed is None or self._pixels is None:
+            self._pixels = render_planar(self._state, self.geometry, _PIXELS)
+        else:
+            self._pixels[changed] = render_planar(self._state[changed], self.geometry, _PIXELS)
+        return self._pixels.clone()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Restores the simulation from a ``state_dict()`` of an env of the same size."""
+        self._pixels = None
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _seeds(self, seed: int | Sequence[int] | Tensor) -> Tensor:
         num = self.batch_size.numel()
@@ -223,9 +249,7 @@ class PlanarPickPlaceEnv(EnvBase):
             seed = seed.tolist()
         values = [seed + i for i in range(num)] if isinstance(seed, int) else [int(s) for s in seed]
         if len(values) != num:
-            raise ValueError(
-                f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)} of them."
-            )
+            raise ValueError(f"seed must be one int or {num} ints (one for each sub-environment), got {len(values)}.")
         keys = torch.tensor([_int64(s) for s in values], dtype=torch.int64, device=self.device)
         return keys.reshape(self.batch_size)
 
@@ -234,8 +258,8 @@ class PlanarPickPlaceEnv(EnvBase):
         if state is None or state.shape != self._state.shape:
             given = "none" if state is None else f"shape {tuple(state.shape)}"
             raise ValueError(
-                f"reset(set_state=True) needs {self.observation_key!r} of shape {tuple(self._state.shape)} in the "
-                f"tensordict, got {given}."
+                f"reset(set_state=True) needs {self.observation_key!r} of shape {tuple(self._state.shape)} "
+                f"in the tensordict, got {given}."
             )
         return state.to(device=self.device, dtype=self._state.dtype)
 
