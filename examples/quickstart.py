@@ -6,6 +6,7 @@ python examples/quickstart.py
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 
 import torch
 from torchrl.objectives import SoftUpdate
@@ -18,7 +19,7 @@ from torchrl_flow.training import Progress, evaluate, make_chunk_env, tile_episo
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-horizons = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
+horizons: dict[str, Any] = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
 
 # Demonstrations of mixed quality, folded into action chunks as they are sampled.
 store = DemoStore.from_episodes(collect_demonstrations(200, quality="mixed"), tempfile.mkdtemp() + "/demos")
@@ -31,8 +32,8 @@ loss_module = ShortCutFlowLoss(actor)
 average = SoftUpdate(loss_module, eps=0.99)
 optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3)
 
-with Progress(total=1500, description="clone") as bar:
-    for _ in range(1500):
+with Progress(total=1200, description="clone") as bar:
+    for _ in range(1200):
         loss = loss_module(buffer.sample())["loss_flow"]
         loss.backward()
         optimizer.step()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -46,6 +46,8 @@ class Args:
     """name of the run; task and recipe where none is given"""
     runs: str = "runs"
     """directory of the runs"""
+    results: str = "runs/results.csv"
+    """table to which the results are appended"""
     seed: int = 0
     """seed of the networks and of training"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
@@ -96,17 +98,15 @@ class Args:
     """go on with a run that was stopped"""
 
 
-def make_data(args: Args) -> DemoReplayBuffer:
+def make_data(args: Args, task: dict[str, Any]) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
     chunks.update(padding="hold", mask_padding=False, next_obs=False, device=args.device)
     if args.task == training.PLANAR:
-        env = training.make_task_env(args.task, obs_mode=args.obs_mode)
         pixels = args.obs_mode != "state"
         episodes = collect_demonstrations(args.num_demos, quality=args.quality, seed=args.seed, from_pixels=pixels)
         root = Path("demos") / f"planar-{args.quality}-{args.obs_mode}-{args.num_demos}-{args.seed}"
-        task = dict(env.task_info)  # pyright: ignore[reportArgumentType, reportCallIssue]
         store = DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
         return DemoReplayBuffer(store, **chunks)
     path = args.demos
@@ -117,12 +117,14 @@ def make_data(args: Args) -> DemoReplayBuffer:
         report = training.make_demonstrations(wanted)
         print(report.summary())
         path = report.path
-    return load_demonstrations(path, max_episodes=args.num_demos, **chunks)
+    data = load_demonstrations(path, max_episodes=args.num_demos, **chunks)
+    training.require_demonstrations_of(task, data.task_info, path)
+    return data
 
 
 def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
     """Build the policy for the data's shapes, with its statistics inside."""
-    sample, statistics = data.sample(1), data.statistics()
+    sample, statistics = data[[0]], data.statistics()
     pixels = sample.get("pixels", None)
     config = FlowActorConfig(
         action_dim=sample["action_chunk"].shape[-1],
@@ -161,13 +163,12 @@ def learning_rate(args: Args, step: int) -> float:
     return args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
 
 
-def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss) -> None:
+def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     ema = SoftUpdate(loss_module, eps=args.ema)
     optimizer = torch.optim.AdamW(loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay)
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
     run.track(modules=modules, optimizers={"adamw": optimizer})
-    env = make_env(args) if args.eval_every else None
     for step in run.steps(args.iterations, save_every=args.save_every):
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
         losses = loss_module(data.sample())
@@ -179,7 +180,7 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
         ema.step()
         if step % 100 == 0:
             run.log({f"train/{key}": value for key, value in losses.items()} | {"train/gradient_norm": norm})
-        if env is not None and step % args.eval_every == 0:
+        if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_020), progress=False)
             run.log(result.metrics())
 
@@ -189,24 +190,26 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
     directory = Path(args.runs) / (args.name or f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
-    data = make_data(args)
+    env = make_env(args)
+    task = training.task_info(env)
+    data = make_data(args, task)
     actor = make_actor(args, data)
     config = dataclasses.asdict(args)
     options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    with training.Run(directory, config, task=data.task_info, actor_config=actor.config, **options) as run:
+    with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:
         loss_module = ShortCutFlowLoss(actor)
-        train(args, run, data, loss_module)
+        train(args, run, data, loss_module, env)
         result, report = training.conclude(
             directory,
             loss_module.ema_actor(),
-            make_env(args),
+            env,
             range(10_000, 10_000 + args.eval_episodes),
-            task=data.task_info,
+            task=task,
             recipe="shortcut_flow",
             seed=args.seed,
             num_steps=args.compare_steps,
             num_videos=args.num_videos,
-            results=Path(args.runs) / "results.csv",
+            results=args.results,
             config=config,
             wall_s=run.wall_s,
             notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps."],

@@ -30,6 +30,8 @@ from torchrl_flow.functional.flow import (
     shortcut_target,
     velocity_target,
 )
+from torchrl_flow.functional.observation import flatten_state, state_paths
+from torchrl_flow.functional.statistics import wilson_interval
 
 __all__ = [
     "AdvantageNorm",
@@ -46,6 +48,7 @@ __all__ = [
     "executed_mask",
     "executed_slice",
     "executed_steps",
+    "flatten_state",
     "integrate",
     "interpolate",
     "is_power_of_two",
@@ -53,5 +56,7 @@ __all__ = [
     "masked_mean_square",
     "select_dyadic_steps",
     "shortcut_target",
+    "state_paths",
     "velocity_target",
+    "wilson_interval",
 ]

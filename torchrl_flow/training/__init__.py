@@ -18,7 +18,15 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
-from torchrl_flow.training.tasks import PLANAR, evaluation_env, load_policy, make_task_env, observation_keys
+from torchrl_flow.training.tasks import (
+    PLANAR,
+    evaluation_env,
+    load_policy,
+    make_task_env,
+    observation_keys,
+    require_demonstrations_of,
+    task_info,
+)
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 
@@ -56,11 +64,13 @@ __all__ = [
     "mix_seeds",
     "observation_keys",
     "read_metrics",
+    "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",
     "save_checkpoint",
     "seed_everything",
     "success_metrics",
+    "task_info",
     "tile_episodes",
     "today",
     "video_suffix",

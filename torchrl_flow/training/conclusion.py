@@ -64,7 +64,7 @@ def conclude(
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
         num_videos: episodes to film, where the environment can.
-        results: ``results.csv`` to append a row to; none where ``None``.
+        results: ``results.csv`` to append to, a row for each number of sampling steps; none where ``None``.
         config: the script's arguments.
         env_steps: environment steps that training took.
         wall_s: seconds that training took.
@@ -103,8 +103,11 @@ def conclude(
     figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
     (directory / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if results is not None:
-        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "stage": stage, "seed": seed}
-        append_result(results, **columns, env_steps=env_steps, wall_s=wall_s, **result.result_columns())
+        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        for k, value in sorted(compared.items()):
+            sampling = f"K={k}" if len(compared) > 1 else None
+            name = " ".join(part for part in (stage, sampling) if part) or None
+            append_result(results, **columns, stage=name, env_steps=env_steps, wall_s=wall_s, **value.result_columns())
     return result, path
 
 

@@ -11,6 +11,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.training.envs import EPISODE_REWARD, STEP_SUCCESS, reset_with_seeds
 from torchrl_flow.training.randomness import mix_seeds, seed_everything
@@ -44,10 +45,12 @@ class GroupRollout:
         self.lengths = torch.zeros(n, dtype=torch.int64)
         self.latencies_s: list[float] = []
         self.frames: list[np.ndarray] = []
+        self.generators: list[torch.Generator] = []
 
     def run(self, seeds: Sequence[int], recorder: FrameRecorder | None, rows: int) -> None:
         """Play the episodes, recording the frames of the first ``rows`` sub-environments."""
         noise_seed = mix_seeds(seeds)
+        self.generators = [torch.Generator().manual_seed(mix_seeds([seed])) for seed in seeds]
         seed_everything(noise_seed)
         if recorder is not None and rows:
             recorder.start(rows)
@@ -70,6 +73,7 @@ class GroupRollout:
         device = tensordict.device or torch.device("cpu")
         on_other_device = self.policy_device is not None and self.policy_device != device
         observed = tensordict.to(self.policy_device) if on_other_device else tensordict
+        self._set_noise(observed)
         self._synchronize()
         start = time.perf_counter()
         acted = self.policy(observed, **self.policy_kwargs)
@@ -78,6 +82,14 @@ class GroupRollout:
         if not on_other_device:
             return acted
         return tensordict.update(acted.to(device))
+
+    def _set_noise(self, tensordict: TensorDictBase) -> None:
+        """Give a flow policy noise from each episode's own generator, whatever episodes run beside it."""
+        shape, key = getattr(self.policy, "noise_shape", None), getattr(self.policy, "noise_key", None)
+        if shape is None or key is None or exploration_type() == ExplorationType.DETERMINISTIC:
+            return
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        tensordict.set(key, noise.reshape(*tensordict.batch_size, *shape).to(tensordict.device or "cpu"))
 
     def _synchronize(self) -> None:
         if self.policy_device is not None and self.policy_device.type == "cuda":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torchrl.checkpoint import CheckpointError
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
@@ -18,7 +18,16 @@ from torchrl_flow.training.envs import make_chunk_env
 ObsMode = Literal["state", "rgb", "rgb+state"]
 PLANAR = "planar"
 
-__all__ = ["PLANAR", "ObsMode", "evaluation_env", "load_policy", "make_task_env", "observation_keys"]
+__all__ = [
+    "PLANAR",
+    "ObsMode",
+    "evaluation_env",
+    "load_policy",
+    "make_task_env",
+    "observation_keys",
+    "require_demonstrations_of",
+    "task_info",
+]
 
 
 def observation_keys(obs_mode: str) -> tuple[str, ...]:
@@ -32,6 +41,42 @@ def observation_keys(obs_mode: str) -> tuple[str, ...]:
     if obs_mode not in keys:
         raise ValueError(f"obs_mode must be one of {sorted(keys)}, got {obs_mode!r}.")
     return keys[obs_mode]
+
+
+def task_info(env: EnvBase) -> dict[str, Any]:
+    """Return the identity of an environment's task, below any transforms.
+
+    Raises:
+        ValueError: if the environment has none.
+    """
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    info: Any = getattr(env, "task_info", None)
+    if not isinstance(info, Mapping):
+        raise ValueError(
+            f"{type(env).__name__} has no task_info, a mapping with at least task, control_mode and obs_mode."
+        )
+    return dict(info)
+
+
+def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse demonstrations of another task, naming both values of each field that differs.
+
+    Args:
+        task: identity of the task (:func:`task_info`).
+        found: identity of the demonstrations; fields that are None are not known and not compared.
+        source: where they come from, for the message.
+
+    Raises:
+        ValueError: if task, control mode or observation mode differ.
+    """
+    differing = [
+        f"{key}: demonstrations {found[key]!r}, here {task.get(key)!r}"
+        for key in ("task", "control_mode", "obs_mode")
+        if found.get(key) is not None and found[key] != task.get(key)
+    ]
+    if differing:
+        raise ValueError(f"{source} holds demonstrations of another task. {'; '.join(differing)}.")
 
 
 def make_task_env(
@@ -106,13 +151,13 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names.
     """
-    task: Mapping[str, Any] = checkpoint.task
+    task = checkpoint.task
     if "task" not in task:
         raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
     wanted = {"obs_mode": task["obs_mode"], "control_mode": task["control_mode"], "ignore_terminations": True}
     base = make_task_env(task["task"], **{**wanted, **kwargs})
-    require_task(checkpoint, base.task_info)  # pyright: ignore[reportArgumentType]
+    require_task(checkpoint, task_info(base))
     return make_chunk_env(
         base,
         obs_horizon=config.obs_horizon,

@@ -1,0 +1,95 @@
+"""Write the tables of docs/results.md from results/results.csv and benchmarks/results.csv.
+
+python docs/make_tables.py            rewrite the tables
+python docs/make_tables.py --check    fail if they are not what the files say
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from torchrl_flow.functional import wilson_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+HEAD = """# Results and timings
+
+Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
+command, commit and date that made it. Success is over the stated number of episodes from fixed seeds (10000 on), with
+terminations ignored; brackets are Wilson's 95 % intervals.
+"""
+
+
+@dataclasses.dataclass
+class Args:
+    """What to do with the tables."""
+
+    check: bool = False
+    """compare instead of writing"""
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file; an absent one has no rows."""
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+
+def table(header: list[str], body: list[list[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def rate(value: str, episodes: str) -> str:
+    """Write a success rate with its interval."""
+    if not value:
+        return ""
+    low, high = wilson_interval(round(float(value) * int(episodes)), int(episodes))
+    return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def learning(found: list[dict[str, str]]) -> str:
+    """One table for each recipe."""
+    text = ""
+    for recipe in dict.fromkeys(row["recipe"] for row in found):
+        text += f"\n## {recipe}\n\n"
+        header = ["task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "env steps", "minutes"]
+        body = []
+        for row in (row for row in found if row["recipe"] == recipe):
+            rates = [rate(row[name], row["episodes"]) for name in ("success_once", "success_at_end")]
+            minutes = f"{float(row['wall_s']) / 60:.1f}"
+            named = [row[name] for name in ("task", "obs", "stage", "seed", "episodes")]
+            body.append([*named, *rates, row["env_steps"], minutes])
+        text += table(header, body)
+        commands = dict.fromkeys(f"{row['command']} ({row['date']})" for row in found if row["recipe"] == recipe)
+        text += "\n" + "".join(f"- `{command}`\n" for command in commands)
+    return text
+
+
+def timings(found: list[dict[str, str]]) -> str:
+    """One table of all pairs."""
+    if not found:
+        return ""
+    header = ["pair", "mode", "device", "threads", "ours ms", "reference ms", "ratio"]
+    names = ("pair", "mode", "device", "threads", "ours_ms", "reference_ms")
+    body = [[row[n] for n in names] + [f"{row['ratio']} [{row['ratio_low']}, {row['ratio_high']}]"] for row in found]
+    return "\n## Timings\n\n" + table(header, body)
+
+
+def main(args: Args) -> None:
+    """Write or compare."""
+    found = rows(ROOT / "results" / "results.csv")
+    page = HEAD + learning(found) + timings(rows(ROOT / "benchmarks" / "results.csv"))
+    if args.check:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
+            sys.exit("docs/results.md is not what the files say: run `python docs/make_tables.py`.")
+        return
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
