@@ -52,7 +52,7 @@ class Args:
     """seed of the networks and of training"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
-    width: int = 384
+    width: int = 256
     """its width; see FlowActorConfig"""
     depth: int = 3
     """its depth"""

@@ -14,8 +14,8 @@ import torch
 from torchrl_flow.training import load_checkpoint, load_policy
 
 ROOT = Path(__file__).parents[2]
-SMALL = [*["--task", "planar", "--num-demos", "20", "--width", "96", "--depth", "2", "--batch-size", "64"]]
-SMALL += [*["--num-videos", "0", "--compare-steps", "1", "2"]]
+SMALL = ["--task", "planar", "--num-demos", "20", "--width", "96", "--depth", "2", "--batch-size", "64"]
+SMALL += ["--num-videos", "0", "--compare-steps", "1", "2"]
 
 
 def start(folder, *options, script="examples/shortcut_flow_bc.py"):

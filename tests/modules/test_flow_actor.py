@@ -18,6 +18,7 @@ STATISTICS = {
 
 def make(statistics=STATISTICS, low=None, high=None, **kwargs):
     config = {"action_dim": 3, "state_dim": 5, "pred_horizon": 8, "act_horizon": 4, "width": 16, "depth": 1}
+    config["action_normalizer"] = "minmax"
     actor = make_flow_actor(
         FlowActorConfig(**{**config, **kwargs}), statistics=statistics, action_low=low, action_high=high
     )

@@ -47,7 +47,7 @@ class FlowActorConfig:
     """Whether a chunk starts at the newest or the oldest observation's step."""
     network: VelocityNetwork = "mlp"
     """The velocity network."""
-    width: int = 384
+    width: int = 256
     """Hidden width (mlp), token width (dit), or channels of the finest level (unet; doubled at each level)."""
     depth: int = 3
     """Residual blocks (mlp), transformer blocks (dit), or levels (unet)."""

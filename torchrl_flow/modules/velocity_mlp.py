@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
@@ -11,28 +10,28 @@ __all__ = ["ShortCutVelocityMLP"]
 
 
 class _FiLMResidualBlock(nn.Module):
-    """LayerNorm, FiLM, and a two-layer perceptron, added to the input; starts as the identity."""
+    """Two layers with LayerNorm and FiLM between them, added to the input; starts as the identity."""
 
-    def __init__(self, width: int, cond_size: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.film = ZeroLinear(cond_size, 2 * width)
         self.linear_in = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(width, 2 * width)
+        self.activation = nn.Mish()
         self.dropout = nn.Dropout(dropout)
         self.linear_out = ZeroLinear(width, width)
-        self.activation = nn.Mish()
 
     def forward(self, hidden: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.film(cond).chunk(2, -1)
-        update = self.norm(hidden) * (1 + scale) + shift
-        update = self.dropout(self.activation(self.linear_in(update)))
-        return hidden + self.linear_out(update)
+        update = self.norm(self.linear_in(hidden)) * (1 + scale) + shift
+        return hidden + self.linear_out(self.dropout(self.activation(update)))
 
 
 class ShortCutVelocityMLP(nn.Module):
     """Velocity of a flattened action chunk by a residual MLP with FiLM conditioning.
 
-    The chunk and the condition enter together; time, step size and condition modulate every residual block.
+    The chunk is what the layers carry; time, step size and condition modulate every one of them, and enter nowhere
+    else.
 
     Args:
         action_dim: A.
@@ -43,7 +42,6 @@ class ShortCutVelocityMLP(nn.Module):
         width: hidden width.
         depth: number of residual blocks.
         dropout: dropout rate inside the blocks.
-        embed_size: size of the embedding of time, step size and condition.
 
     Raises:
         ValueError: if a size is not positive.
@@ -61,10 +59,9 @@ class ShortCutVelocityMLP(nn.Module):
         pred_horizon: int,
         cond_dim: int,
         *,
-        width: int = 512,
+        width: int = 256,
         depth: int = 3,
         dropout: float = 0.0,
-        embed_size: int = 128,
     ) -> None:
         super().__init__()
         sizes = {
@@ -73,17 +70,18 @@ class ShortCutVelocityMLP(nn.Module):
             "cond_dim": cond_dim,
             "width": width,
             "depth": depth,
-            "embed_size": embed_size,
         }
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
-        self.time_embedding = FlowTimeEmbedding(embed_size)
-        self.cond_embedding = nn.Linear(cond_dim, embed_size)
+        self.time_embedding = FlowTimeEmbedding(width)
+        self.cond_embedding = nn.Sequential(
+            nn.Linear(cond_dim, width), nn.LayerNorm(width), nn.Mish(), nn.Linear(width, width)
+        )
         self.activation = nn.Mish()
-        self.linear_in = nn.Linear(pred_horizon * action_dim + cond_dim, width)
-        self.blocks = nn.ModuleList(_FiLMResidualBlock(width, embed_size, dropout) for _ in range(depth))
+        self.linear_in = nn.Linear(pred_horizon * action_dim, width)
+        self.blocks = nn.ModuleList(_FiLMResidualBlock(width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
 
@@ -101,9 +99,9 @@ class ShortCutVelocityMLP(nn.Module):
         """
         shape = (self.pred_horizon, self.action_dim, self.cond_dim)
         check_velocity_inputs(sample, timestep, step_size, global_cond, shape=shape)
-        cond = self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond)
-        cond = self.activation(cond)
-        hidden = self.linear_in(torch.cat([sample.flatten(1), global_cond], -1))
+        cond = self.activation(self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
+        hidden = self.linear_in(sample.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, cond)
-        return self.linear_out(self.norm_out(hidden)).unflatten(-1, (self.pred_horizon, self.action_dim))
+        out = self.linear_out(self.activation(self.norm_out(hidden)))
+        return out.unflatten(-1, (self.pred_horizon, self.action_dim))
