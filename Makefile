@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quickstart test test-slow test-rgb lint types format cpu-rendering clean
+.PHONY: help install demo quickstart test test-slow test-rgb lint types format docs cpu-rendering clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed ## Make the virtual environment
 
 demo: $(VENV)/.installed ## Demonstrations, cloning, evaluation and report on PushCube-v1 (about 5 minutes)
-	$(BIN)/python -m torchrl_flow demo
+	$(BIN)/python -m torchrl_flow run shortcut_flow_bc --task PushCube-v1 --name demo --iterations 2500 --resume
 
 quickstart: $(VENV)/.installed ## Clone a policy on the planar task in under a minute
 	$(BIN)/python examples/quickstart.py
@@ -49,6 +49,11 @@ types: $(VENV)/.installed ## Types
 format: $(VENV)/.installed ## Rewrite files in the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed ## The documentation, in docs/_build
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python docs/make_tables.py --check
+	$(BIN)/python -m sphinx -q docs docs/_build
 
 cpu-rendering: ## Install what rendering without a GPU needs on Debian (asks for root)
 	bash scripts/cpu-rendering.sh $(BIN)/python

@@ -148,12 +148,15 @@ def make_env(args: Args) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
     num_envs = 50 if args.task == training.PLANAR else None
     base = training.make_task_env(args.task, obs_mode=args.obs_mode, num_envs=num_envs, ignore_terminations=True)
+    # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
+    renders = args.obs_mode != "state" and args.task != training.PLANAR
     return training.make_chunk_env(
         base,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
         obs_keys=training.observation_keys(args.obs_mode),
+        render_last=args.obs_horizon if renders else None,
     )
 
 

@@ -68,3 +68,10 @@ def test_evaluate_says_when_there_is_nothing(tmp_path):
     done = command("evaluate", str(tmp_path / "nothing"))
     assert done.returncode != 0
     assert "no checkpoint" in done.stderr
+
+
+def test_the_tables_of_the_documentation_are_what_the_files_say():
+    script = ROOT / "docs" / "make_tables.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script), "--check"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
