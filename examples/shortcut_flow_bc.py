@@ -56,8 +56,8 @@ class Args:
     """its width; see FlowActorConfig"""
     depth: int = 3
     """its depth"""
-    obs_horizon: int = 2
-    """frames of history that the policy sees"""
+    obs_horizon: int = 1
+    """frames of history that the policy sees; planner demonstrations teach it to copy its velocity from two"""
     pred_horizon: int = 16
     """steps of a predicted chunk"""
     act_horizon: int = 8
