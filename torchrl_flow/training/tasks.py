@@ -107,6 +107,8 @@ def make_task_env(
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
     if task == PLANAR:
+        if obs_mode == "rgb":
+            raise ValueError("the planar task has the obs_mode 'state' or 'rgb+state': its state is always seen.")
         pixels = obs_mode != "state"
         return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
     if control_mode is not None:
