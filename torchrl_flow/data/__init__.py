@@ -1,4 +1,4 @@
-"""Demonstrations: read, stored memory-mapped, and sampled as action chunks.
+"""Demonstrations: read, stored memory-mapped, sampled as action chunks, and mixed with online data.
 
 Importing this makes
 ``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)`` work.
@@ -11,6 +11,8 @@ from torchrl_flow.data.episode import Episode, cut_after_success, drop_idle_step
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.maniskill import read_maniskill
 from torchrl_flow.data.maniskill_reader import ReadOptions
+from torchrl_flow.data.mixed_replay import MixedReplayBuffer
+from torchrl_flow.data.ratio_sampler import LinearRatio, split_batch
 from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
 from torchrl_flow.data.statistics import column_statistics
 from torchrl_flow.data.store import DemoStore
@@ -24,6 +26,8 @@ __all__ = [
     "DemoReplayBuffer",
     "DemoStore",
     "Episode",
+    "LinearRatio",
+    "MixedReplayBuffer",
     "ReadOptions",
     "TrajectoryFile",
     "column_statistics",
@@ -31,6 +35,7 @@ __all__ = [
     "drop_idle_steps",
     "load_demonstrations",
     "read_maniskill",
+    "split_batch",
 ]
 
 # `replace`, because a module that is imported anew (a notebook's reload) registers again.
