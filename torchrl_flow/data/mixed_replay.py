@@ -61,8 +61,8 @@ class MixedReplayBuffer(TensorDictReplayBuffer):
         if_empty: what ``sample`` does before there is online data to draw: ``"demos"`` gives demonstrations alone,
             for offline training before the first collection; ``"error"`` raises. Default: ``"demos"``.
         demo_sampler: sampler of the demonstrations. Default: ``RandomSampler``.
-        online_sampler: sampler of the online part; with priorities, use ``update_priority``. Default:
-            ``RandomSampler``.
+        online_sampler: sampler of the online part; priorities go through ``update_priority``.
+            Default: ``RandomSampler``.
         online_keys: where online data keeps an entry under another name: ``{row's key: online key}``.
         exclude_keys: entries of demonstrations that rows do without.
         device: where batches go. Default: as ``demos`` says.
@@ -139,11 +139,11 @@ class MixedReplayBuffer(TensorDictReplayBuffer):
                 rows than the ring has room for.
         """
         rows = self._make_rows(tensordicts)
-        if rows.numel() == 0:
+        if rows.shape.numel() == 0:
             return torch.zeros(0, dtype=torch.int64)
-        if rows.numel() > self._mixed.online.max_size:
+        if rows.shape.numel() > self._mixed.online.max_size:
             raise ValueError(
-                f"{rows.numel()} rows at once into an online part of {self._mixed.online.max_size}: raise online."
+                f"{rows.shape.numel()} rows at once into an online part of {self._mixed.online.max_size}: raise online."
             )
         return super().extend(rows, update_priority=update_priority)
 

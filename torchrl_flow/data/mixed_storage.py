@@ -150,9 +150,9 @@ class MixedStorage(Storage):
         self.online._empty()
         if rows is None:
             return
-        if rows.numel() > self.online.max_size:
+        if rows.shape.numel() > self.online.max_size:
             raise RuntimeError(
-                f"the checkpoint has {rows.numel()} online rows, and there is room for {self.online.max_size}."
+                f"the checkpoint has {rows.shape.numel()} online rows, and there is room for {self.online.max_size}."
             )
         if isinstance(self.online, StepRing):
             self.online.restore(rows, newest)
@@ -216,7 +216,7 @@ class OnlineWriter(RoundRobinWriter):
             return index
         if isinstance(storage.online, StepRing):
             # Steps of all environments count.
-            self._write_count += data.numel() - len(data)
+            self._write_count += data.shape.numel() - len(data)
             index = storage.online.flat_index(index)
         return index + storage.num_demos
 

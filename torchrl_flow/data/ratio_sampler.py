@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchrl.data import PrioritizedSampler, Storage
+from torchrl.data import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_flow.data.mixed_storage import MixedStorage, drawable
@@ -162,7 +162,7 @@ class RatioSampler(Sampler):
             (~demos, self.online_sampler, storage.online, storage.num_demos),
         ]
         for rows, sampler, part, first in parts:
-            if rows.any() and isinstance(sampler, PrioritizedSampler):
+            if rows.any() and type(sampler).update_priority is not Sampler.update_priority:
                 sampler.update_priority(index[rows] - first, priority[rows], storage=part)
 
     def mark_update(self, index: Any, *, storage: Storage | None = None) -> None:

@@ -104,12 +104,12 @@ class StepRing(Storage):
         end = data.get(("next", self._keys.done)).squeeze(-1).clone()
         end[:-1] |= ids[1:] != ids[:-1]
         if length:
-            self.break_after(self._newest, ids[0] != self._last_ids if self._last_ids is not None else True)
+            self.mark_end(self._newest, ids[0] != self._last_ids if self._last_ids is not None else True)
         self.steps.set(cursor, data.set(END, end), set_cursor=set_cursor)
         self.max_size = self.steps.max_size
         self._newest, self._last_ids = int(cursor[-1]), ids[-1].clone()
 
-    def break_after(self, time: int, broken: Tensor | bool) -> None:
+    def mark_end(self, time: int, broken: Tensor | bool) -> None:
         """Ends the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
         ends = self._column(END)
         ends[time] = ends[time] | broken
