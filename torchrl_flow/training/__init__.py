@@ -11,6 +11,7 @@ from torchrl_flow.training.conclusion import can_film, conclude
 from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.progress import Progress
@@ -18,6 +19,7 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
@@ -37,8 +39,10 @@ __all__ = [
     "CheckpointDirectory",
     "EvaluationResult",
     "FrameRecorder",
+    "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
+    "NamedLossStepper",
     "Progress",
     "Run",
     "RunLogger",

@@ -1,0 +1,98 @@
+"""Which losses of a loss module an optimiser minimises, and how to find them in what the module gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.optim import Optimizer
+from torchrl.objectives.utils import TargetNetUpdater
+
+__all__ = ["LossGroup", "losses_by_name", "scalar_loss"]
+
+
+@dataclass
+class LossGroup:
+    """Losses that one optimiser minimises, and how often.
+
+    Args:
+        losses: key or keys of the loss module's output; several are summed.
+        optimizer: of the parameters that these losses train.
+        every: an update of this group comes with every so many updates of the stepper; 8 for the actor of a critic
+            that takes 8 steps before it.
+        method: method of the loss module that computes these losses alone, from a batch, as a tensor, a pair of a
+            tensor and metrics, or a TensorDict; it spares computing them where they are not due. Default: they come
+            from the loss module's ``forward``, with those of all other groups without a method.
+        max_grad_norm: clip the gradient of the optimiser's parameters to this norm.
+        target_updater: stepped after the optimiser.
+
+    Raises:
+        ValueError: if a number is out of its range or no loss is named.
+    """
+
+    losses: str | Sequence[str]
+    optimizer: Optimizer
+    every: int = 1
+    method: str | None = None
+    max_grad_norm: float | None = None
+    target_updater: TargetNetUpdater | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no update."""
+        self.losses = (self.losses,) if isinstance(self.losses, str) else tuple(self.losses)
+        if not self.losses:
+            raise ValueError("losses must name at least one output of the loss module, got none.")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}.")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {self.max_grad_norm}.")
+
+    @property
+    def name(self) -> str:
+        """The first loss's name, without ``loss_``."""
+        return self.losses[0].removeprefix("loss_")
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser trains."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def losses_by_name(result: Any, losses: Sequence[str]) -> dict[str, Tensor]:
+    """Name what a loss module or one of its methods gave: a TensorDict, a tensor, or a tensor and metrics.
+
+    Args:
+        result: what it gave.
+        losses: the names asked for; a bare tensor is the only one.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(result, Tensor):
+        result = (result, {})
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and len(losses) == 1:
+        metrics = {} if result[1] is None else dict(result[1].items())
+        result = {**metrics, losses[0]: result[0]}
+    items = dict(result.items()) if isinstance(result, (Mapping, TensorDictBase)) else None
+    if items is None:
+        raise ValueError(
+            f"a loss must be a TensorDict, a tensor, or a tensor and metrics, got {type(result).__name__}."
+        )
+    return {key: value for key, value in items.items() if isinstance(value, Tensor)}
+
+
+def scalar_loss(outputs: Mapping[str, Tensor], loss: str) -> Tensor:
+    """Return the loss of that name.
+
+    Raises:
+        ValueError: if there is none, or it is no scalar.
+    """
+    if loss not in outputs:
+        raise ValueError(f"the loss module gives no {loss!r}; it gives {sorted(outputs)}.")
+    if outputs[loss].numel() != 1:
+        shape = list(outputs[loss].shape)
+        raise ValueError(f"{loss!r} has shape {shape} and must be a scalar: make the loss with reduction='mean'.")
+    return outputs[loss].reshape(())

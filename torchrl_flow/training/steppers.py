@@ -1,0 +1,283 @@
+"""Optimisation steps for losses with names: several optimisers, delayed actors, update-to-data ratios, pretraining."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
+from torchrl.trainers import OptimizationStepper, Trainer
+
+from torchrl_flow.training.loss_groups import LossGroup, losses_by_name, scalar_loss
+
+__all__ = ["NamedLossStepper"]
+
+Metrics = dict[str, Tensor]
+Compute = Callable[..., Any]
+
+
+class NamedLossStepper(OptimizationStepper):
+    """One update: the losses that are due, their optimisers, their target networks.
+
+    In a loop of one's own::
+
+        for data in collector:
+            buffer.extend(data)
+            for _ in range(stepper.updates_due(buffer.write_count)):
+                metrics = stepper.update(buffer.sample())
+
+    or as ``optimization_stepper`` of TorchRL's :class:`~torchrl.trainers.Trainer`, which then needs no optimizer. In
+    an update, the groups without a method come first, by one forward and one backward pass over the sum of what is
+    due of them; then those with a method, one after the other, each seeing what the ones before have changed. A
+    parameter is trained by the group whose optimiser holds it, whatever losses its gradient has come from by then.
+
+    With ``utd_ratio`` a Trainer's ``optim_steps_per_batch`` must be 1: each step does all the updates that are due,
+    none or several, on batches that it draws itself from the trainer's replay buffer (without it, one update on the
+    batch it is given). With ``pretrain_steps`` the Trainer trains on its replay buffer before the first collection
+    and hands the weights to the collector.
+
+    A target updater copies the networks to their targets when it is made: make it before restoring a checkpoint.
+    ``state_dict()`` holds the optimisers and the counts; the networks, targets included, are the loss module's.
+
+    Args:
+        loss_module: any TorchRL loss whose outputs are scalars by name.
+        groups: which losses which optimiser minimises.
+
+    Keyword Args:
+        target_updater: stepped after every update, whatever was due.
+        utd_ratio: updates per row that was written to the buffer; may be a fraction. With SMDP transitions a row is a
+            chunk. Default: as many as are asked for.
+        start_after: rows to be written before the first update that ``utd_ratio`` counts.
+        pretrain_steps: updates before the first collection, in a Trainer.
+        delay_in_pretraining: whether ``every`` also holds in pretraining. Default: there every group is due each time.
+
+    Raises:
+        ValueError: if a number is out of its range, or two groups share a parameter or a loss.
+
+    Examples:
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.modules import ValueOperator
+        >>> from torchrl.objectives import DDPGLoss
+        >>> actor = TensorDictModule(torch.nn.Linear(3, 2), ["observation"], ["action"])
+        >>> critic = ValueOperator(torch.nn.Bilinear(3, 2, 1), ["observation", "action"], ["state_action_value"])
+        >>> loss = DDPGLoss(actor, critic)
+        >>> groups = [
+        ...     LossGroup("loss_value", torch.optim.Adam(loss.value_network_params.flatten_keys().values())),
+        ...     LossGroup("loss_actor", torch.optim.Adam(loss.actor_network_params.flatten_keys().values()), every=8),
+        ... ]
+        >>> stepper = NamedLossStepper(loss, groups, utd_ratio=0.5)
+        >>> stepper.updates_due(21)
+        10
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        groups: Sequence[LossGroup],
+        *,
+        target_updater: TargetNetUpdater | None = None,
+        utd_ratio: float | None = None,
+        start_after: int = 0,
+        pretrain_steps: int = 0,
+        delay_in_pretraining: bool = False,
+    ) -> None:
+        self.loss_module, self.groups = loss_module, list(groups)
+        self.target_updater, self.utd_ratio, self.start_after = target_updater, utd_ratio, start_after
+        self.pretrain_steps, self.delay_in_pretraining = pretrain_steps, delay_in_pretraining
+        self.num_updates = 0
+        """Updates so far, those of pretraining included."""
+        self.num_pretrain_updates = 0
+        self._latest: Metrics = {}
+        self._reported: tuple[str, ...] | None = None
+        self._check()
+
+    def _check(self) -> None:
+        if not self.groups:
+            raise ValueError("groups must hold at least one LossGroup, got none.")
+        if self.utd_ratio is not None and not 0 < self.utd_ratio < math.inf:
+            raise ValueError(f"utd_ratio must be positive, or None for no schedule, got {self.utd_ratio}.")
+        for name in ("start_after", "pretrain_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        losses = [loss for group in self.groups for loss in group.losses]
+        if len(set(losses)) < len(losses):
+            raise ValueError(f"groups must have no loss in common, got {losses}.")
+        owners: dict[int, str] = {}
+        for group in self.groups:
+            for parameter in group.parameters:
+                if owners.setdefault(id(parameter), group.name) != group.name:
+                    raise ValueError(
+                        f"the groups {owners[id(parameter)]!r} and {group.name!r} train the same parameter, of shape "
+                        f"{list(parameter.shape)}: give it to one optimizer, or put both losses into one group."
+                    )
+            if group.method is not None and not callable(getattr(self.loss_module, group.method, None)):
+                raise ValueError(f"{type(self.loss_module).__name__} has no method {group.method!r}.")
+
+    def update(self, batch: TensorDictBase) -> Metrics:
+        """Does one update.
+
+        Args:
+            batch: what the loss module reads.
+
+        Returns:
+            Detached scalars: all that the loss module gave, and ``grad_norm_<group>`` where it is clipped.
+
+        Raises:
+            ValueError: if the loss module does not give a loss that a group names, or it is no scalar.
+        """
+        return self._update(batch, self._compute)
+
+    def pretrain(self, sample: Callable[[], TensorDictBase], num_updates: int) -> Iterator[Metrics]:
+        """Updates that ``utd_ratio`` does not count, such as those on demonstrations before the first collection.
+
+        Args:
+            sample: gives a batch, such as ``buffer.sample``.
+            num_updates: the number to have in the end; those done before, also before a restart, are not repeated.
+
+        Yields:
+            The metrics of each update.
+        """
+        while self.num_pretrain_updates < num_updates:
+            yield self._update(sample(), self._compute, pretraining=True)
+
+    def updates_due(self, write_count: int) -> int:
+        """Returns how many updates are to be done now, by ``utd_ratio``.
+
+        Args:
+            write_count: rows written so far, a replay buffer's ``write_count``.
+
+        Raises:
+            RuntimeError: if there is no ``utd_ratio``.
+        """
+        if self.utd_ratio is None:
+            raise RuntimeError("the number of updates due follows from utd_ratio: give the stepper one.")
+        rows = max(0, write_count - self.start_after)
+        # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
+        return max(0, math.floor(self.utd_ratio * rows + 1e-9) - self.num_updates + self.num_pretrain_updates)
+
+    def _compute(self, batch: TensorDictBase, method: str | None = None) -> Any:
+        return self.loss_module(batch) if method is None else getattr(self.loss_module, method)(batch)
+
+    def _update(self, batch: TensorDictBase, compute: Compute, *, pretraining: bool = False) -> Metrics:
+        number = self.num_updates + 1
+        undelayed = pretraining and not self.delay_in_pretraining
+        due = [group for group in self.groups if undelayed or number % group.every == 0]
+        for group in self.groups:
+            group.optimizer.zero_grad(set_to_none=True)
+        metrics: Metrics = {}
+        together = [group for group in due if group.method is None]
+        if together:
+            self._minimise(together, compute(batch), metrics)
+        for group in due:
+            if group.method is not None:
+                self._minimise([group], compute(batch, group.method), metrics)
+        if self.target_updater is not None:
+            self.target_updater.step()
+        self.num_updates = number
+        self.num_pretrain_updates += pretraining
+        self._latest |= metrics
+        return metrics
+
+    def _minimise(self, groups: Sequence[LossGroup], result: Any, metrics: Metrics) -> None:
+        outputs = losses_by_name(result, groups[0].losses)
+        total = [scalar_loss(outputs, loss) for group in groups for loss in group.losses]
+        torch.stack(total).sum().backward()
+        metrics.update({key: value.detach() for key, value in outputs.items() if value.numel() == 1})
+        for group in groups:
+            if group.max_grad_norm is not None:
+                norm = torch.nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
+                metrics[f"grad_norm_{group.name}"] = norm.detach()
+            group.optimizer.step()
+            if group.target_updater is not None:
+                group.target_updater.step()
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDict:
+        """Does what is due in a Trainer's optimisation step; see the class.
+
+        Returns:
+            The same entries throughout the steps after one collection, which is what the Trainer's averages ask for:
+            what was not computed in this step is as it was last.
+        """
+        count = 1 if self.utd_ratio is None else self.updates_due(_buffer(trainer).write_count)
+        sums: dict[str, list[Tensor]] = {}
+        for i in range(count):
+            batch = sub_batch if i == 0 else _buffer(trainer).sample()
+            for key, value in self._update(batch, trainer.compute_loss).items():
+                sums.setdefault(key, []).append(value)
+        latest = {**self._latest, **{key: torch.stack(values).mean(0) for key, values in sums.items()}}
+        if self._reported is None:
+            self._reported = tuple(latest)
+        return TensorDict({key: latest[key] for key in self._reported}, batch_size=[])
+
+    def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
+        """Joins a trainer; called by the trainer itself.
+
+        Raises:
+            ValueError: if its loss module is another one, or it lacks the replay buffer that is needed.
+        """
+        if trainer.loss_module is not self.loss_module:
+            raise ValueError("the trainer's loss_module must be the one that the stepper was made with.")
+        if (self.utd_ratio is not None or self.pretrain_steps) and trainer.replay_buffer is None:
+            raise ValueError("utd_ratio and pretrain_steps need Trainer(replay_buffer=...), to draw batches from.")
+        if self.utd_ratio is not None and trainer.optim_steps_per_batch != 1:
+            raise ValueError(
+                f"utd_ratio={self.utd_ratio} sets the number of updates: optim_steps_per_batch must be 1, got "
+                f"{trainer.optim_steps_per_batch}."
+            )
+        super().register(trainer, name)
+        trainer.register_op("pre_optim_steps", self._begin)
+        if self.pretrain_steps:
+            trainer.register_op("setup", self._pretrain_in_trainer)
+
+    def _begin(self) -> None:
+        self._reported = tuple(self._latest) or None
+
+    def _pretrain_in_trainer(self) -> None:
+        trainer = self._trainer
+        while self.num_pretrain_updates < self.pretrain_steps:
+            self._update(_buffer(trainer).sample(), trainer.compute_loss, pretraining=True)
+        collector: Any = trainer.collector
+        collector.update_policy_weights_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the optimisers' states and the counts."""
+        updaters = [*(group.target_updater for group in self.groups), self.target_updater]
+        return {
+            "optimizers": {group.name: group.optimizer.state_dict() for group in self.groups},
+            "target_updaters": {str(i): updater.state_dict() for i, updater in enumerate(updaters) if updater},
+            "num_updates": self.num_updates,
+            "num_pretrain_updates": self.num_pretrain_updates,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: if it is of other groups.
+        """
+        names = [group.name for group in self.groups]
+        if sorted(state_dict["optimizers"]) != sorted(names):
+            raise ValueError(
+                f"the checkpoint has the groups {sorted(state_dict['optimizers'])}, and there are {names}."
+            )
+        for group in self.groups:
+            group.optimizer.load_state_dict(state_dict["optimizers"][group.name])
+        updaters = [*(group.target_updater for group in self.groups), self.target_updater]
+        for i, updater in enumerate(updaters):
+            if updater is not None and str(i) in state_dict["target_updaters"]:
+                updater.load_state_dict(state_dict["target_updaters"][str(i)])
+        self.num_updates = int(state_dict["num_updates"])
+        self.num_pretrain_updates = int(state_dict["num_pretrain_updates"])
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{'+'.join(group.losses)} every {group.every}" for group in self.groups)
+        return f"{type(self).__name__}({groups}; utd_ratio={self.utd_ratio}, {self.num_updates} updates)"
+
+
+def _buffer(trainer: Any) -> Any:
+    return trainer.replay_buffer
