@@ -20,12 +20,16 @@ __all__ = ["Attempt", "DemoLedger"]
 
 @dataclass(frozen=True)
 class Attempt:
-    """The outcome of one seed: ``stage`` is ``"done"``, or where it failed; ``steps`` is its length."""
+    """The outcome of one seed: ``stage`` is ``"done"``, or where it failed; ``steps`` is its length.
+
+    A demonstration that was allowed to fail is done whether it ``success``-fully solved the task or not.
+    """
 
     seed: int
     stage: str
     steps: int = 0
     reason: str = ""
+    success: bool = True
 
 
 class DemoLedger:
@@ -54,7 +58,7 @@ class DemoLedger:
 
     @property
     def done(self) -> list[Attempt]:
-        """Successful attempts, by seed."""
+        """Attempts that gave a demonstration, by seed."""
         return [self.attempts[seed] for seed in sorted(self.attempts) if self.attempts[seed].stage == "done"]
 
     def is_merged(self) -> bool:
@@ -62,7 +66,7 @@ class DemoLedger:
         return self.json_path.is_file() and self.path.is_file() and not self.parts.exists()
 
     def add(self, attempt: Attempt, episode: RecordedEpisode | None = None) -> None:
-        """Keeps an attempt; a successful one with its episode."""
+        """Keeps an attempt; one that gave a demonstration with its episode."""
         self.parts.mkdir(parents=True, exist_ok=True)
         if not (self.parts / "settings.json").exists():
             _write_json(self.parts / "settings.json", self.settings)
@@ -75,7 +79,7 @@ class DemoLedger:
         self.attempts[attempt.seed] = attempt
 
     def merge(self, info: Mapping[str, Any], episode_info: Mapping[str, Any]) -> None:
-        """Writes all successful attempts, in the order of their seeds, as ManiSkill's two files.
+        """Writes all demonstrations, in the order of their seeds, as ManiSkill's two files.
 
         Args:
             info: ``env_info`` and other top-level entries of the ``.json``.
@@ -93,7 +97,7 @@ class DemoLedger:
                         **episode_info,
                         "elapsed_steps": attempt.steps,
                         "reset_kwargs": {"options": {"reconfigure": True}, "seed": attempt.seed},
-                        "success": True,
+                        "success": attempt.success,
                     }
                 )
         attempts = [self.attempts[seed].__dict__ for seed in sorted(self.attempts)]

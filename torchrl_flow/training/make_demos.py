@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from torchrl_flow.envs._maniskill_check import require_motion_planner, require_render_backend
 from torchrl_flow.envs.headless import headless
+from torchrl_flow.training.demo_arguments import VISUAL_OBS_MODES, MakeDemosArgs, MakeDemosReport, check_arguments
 from torchrl_flow.training.demo_ledger import Attempt, DemoLedger
+from torchrl_flow.training.imperfection import Imperfection
 from torchrl_flow.training.motion_planning import (
     ActionTransform,
     DemonstrationError,
@@ -29,70 +31,6 @@ from torchrl_flow.training.retiming import Retiming
 __all__ = ["MakeDemosArgs", "MakeDemosReport", "make_demonstrations", "make_planner_env"]
 
 NO_TIME_LIMIT = 100_000
-VISUAL_OBS_MODES = ("rgb", "rgb+state")
-
-
-@dataclass
-class MakeDemosArgs:
-    """Demonstrations of a ManiSkill task by its motion planner."""
-
-    task: str = "PushCube-v1"
-    """ManiSkill task that has a motion planner."""
-    num_demos: int = 100
-    """Demonstrations to have in the end."""
-    out_dir: str = "demos"
-    """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed].physx_cpu.h5 and .json."""
-    control_mode: str = "pd_ee_delta_pose"
-    """Control mode of the recorded actions."""
-    obs_mode: str = "state"
-    """state (needs no Vulkan), rgb, rgb+state."""
-    first_seed: int = 0
-    """Seeds are tried one after the other from here on; evaluate on others (10000 on)."""
-    max_steps: int | None = None
-    """Leave out demonstrations longer than this."""
-    max_attempts: int | None = None
-    """Seeds to try at most. Default: 5 for each demonstration, and 20."""
-    reward_mode: str = "sparse"
-    """dense or normalized_dense records rewards; sparse ones follow from success."""
-    retime: bool = True
-    """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
-    speed: float = 0.3
-    """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
-    push_probability: float = 0.05
-    """Re-timed: chance per step that a push begins; 0 for none."""
-    push_size: float = 0.5
-    """Re-timed: scale of a push per step, in units of the largest action."""
-    verify: bool = False
-    """Simulate each demonstration once more and require equal observations."""
-    progress: bool = True
-    """Show a progress bar."""
-
-
-@dataclass(frozen=True)
-class MakeDemosReport:
-    """What was made. Rates are over all seeds tried so far, those of earlier runs included."""
-
-    path: Path
-    num_demos: int
-    attempts: int
-    planner_success_rate: float
-    """Share of the seeds for which the planner solved the task."""
-    conversion_success_rate: float
-    """Share of the planned motions that were converted, and succeeded when simulated again."""
-    failures: dict[str, int]
-    """Failed seeds by stage: planning, conversion, replay, length."""
-    mean_steps: float
-    new_demos: int
-    seconds: float
-
-    def summary(self) -> str:
-        """Returns one line that says it."""
-        failed = ", ".join(f"{count} {stage}" for stage, count in self.failures.items()) or "none"
-        return (
-            f"{self.num_demos} demonstrations of {self.mean_steps:.0f} steps on average in {self.path} "
-            f"({self.new_demos} new, {self.seconds:.0f} s). Planner {self.planner_success_rate:.1%}, "
-            f"conversion {self.conversion_success_rate:.1%} of {self.attempts} seeds; failed: {failed}."
-        )
 
 
 def make_demonstrations(
@@ -105,7 +43,8 @@ def make_demonstrations(
     """Plans, converts and checks demonstrations until there are as many as asked for.
 
     Each seed is planned with joint positions, and converted to the control mode in a second simulation, which
-    is what is recorded, if it ends in success: recorded actions solve the task from their seed. Killed and
+    is what is recorded, if it ends in success: recorded actions solve the task from their seed. With
+    ``quality="mixed"`` a share of them gets flaws and is recorded whatever comes of it, success or not. Killed and
     started again with the same arguments, it goes on after the last finished seed and ends with equal
     content. More demonstrations than before extend the file; fewer leave it as it is.
 
@@ -127,14 +66,11 @@ def make_demonstrations(
         ValueError: when an argument is out of range, or what is there was made with other arguments.
         RuntimeError: when too few of ``max_attempts`` seeds gave a demonstration.
     """
-    _check(args)
+    check_arguments(args)
     require_motion_planner()
     solver_for(args.task)
     start = time.perf_counter()
-    kind = ".retimed" if transform is None and args.retime else ""
-    if kind:
-        transform = Retiming(speed=args.speed, push_probability=args.push_probability, push_size=args.push_size)
-        transform_name = repr(transform)
+    transform, transform_name, kind = _quality(args, transform, transform_name)
     name = f"trajectory.{args.obs_mode}.{args.control_mode}{kind}.physx_cpu.h5"
     ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
     before = len(ledger.done)
@@ -156,6 +92,27 @@ def make_demonstrations(
             _fill(ledger, recorder, args)
             _merge(ledger, recorder, args)
     return _report(ledger, before, time.perf_counter() - start)
+
+
+def _quality(
+    args: MakeDemosArgs, transform: ActionTransform | None, name: str | None
+) -> tuple[ActionTransform | None, str | None, str]:
+    """The transform that the arguments ask for, what to call it in the file, and what the file's name says of it."""
+    kind = ""
+    if transform is None and args.retime:
+        transform = Retiming(speed=args.speed, push_probability=args.push_probability, push_size=args.push_size)
+        name, kind = repr(transform), ".retimed"
+    if args.quality == "mixed":
+        name = _transform_name(transform, name)
+        transform = Imperfection(transform, share=args.flawed_share)
+        name, kind = repr(dataclasses.replace(transform, inner=None)) + f" of {name}", f"{kind}.mixed"
+    return transform, name, kind
+
+
+def _transform_name(transform: ActionTransform | None, name: str | None) -> str | None:
+    if transform is None or name is not None:
+        return name
+    return getattr(transform, "__qualname__", type(transform).__qualname__)
 
 
 def make_planner_env(
@@ -180,25 +137,12 @@ def make_planner_env(
     )
 
 
-def _check(args: MakeDemosArgs) -> None:
-    if args.num_demos < 1:
-        raise ValueError(f"num_demos must be at least 1, got {args.num_demos}.")
-    if args.obs_mode not in ("state", *VISUAL_OBS_MODES):
-        raise ValueError(f"obs_mode must be one of {('state', *VISUAL_OBS_MODES)}, got {args.obs_mode!r}.")
-    if args.first_seed < 0:
-        raise ValueError(f"first_seed must be at least 0, got {args.first_seed}.")
-    if args.max_attempts is not None and args.max_attempts < args.num_demos:
-        raise ValueError(f"max_attempts={args.max_attempts} is less than num_demos={args.num_demos}.")
-
-
 def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_name: str | None) -> dict[str, Any]:
     import mani_skill
 
     names = ("task", "control_mode", "obs_mode", "first_seed", "max_steps", "reward_mode")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
-    if transform is not None and transform_name is None:
-        transform_name = getattr(transform, "__qualname__", type(transform).__qualname__)
-    return {**settings, "transform": transform_name, "mani_skill": mani_skill.__version__}
+    return {**settings, "transform": _transform_name(transform, transform_name), "mani_skill": mani_skill.__version__}
 
 
 @contextlib.contextmanager
@@ -244,7 +188,7 @@ def _attempt(ledger: DemoLedger, recorder: Recorder, seed: int, max_steps: int |
     except DemonstrationError as failure:
         ledger.add(Attempt(seed, failure.stage, reason=str(failure)))
         return False
-    ledger.add(Attempt(seed, "done", steps=steps), episode)
+    ledger.add(Attempt(seed, "done", steps=steps, success=bool(episode.success[-1])), episode)
     return True
 
 
@@ -292,6 +236,7 @@ def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
         conversion_success_rate=converted,
         failures=_failures(ledger),
         mean_steps=sum(attempt.steps for attempt in done) / len(done),
+        success_rate=sum(attempt.success for attempt in done) / len(done),
         new_demos=len(done) - before,
         seconds=seconds,
     )

@@ -64,17 +64,19 @@ class Motion:
 
 Controller = Callable[[gymnasium.Env], "np.ndarray | None"]
 """Called with the environment before each step, returns an action, or None when the motion is over. Where it has an
-attribute ``perturbed``, a list of bools, this tells which of its actions were disturbed and are not to be imitated."""
+attribute ``perturbed``, a list of bools, this tells which of its actions were disturbed and are not to be imitated.
+Where it has a true attribute ``may_fail``, what comes of it is kept even if it does not solve the task."""
 
 ActionTransform = Callable[[Motion], "np.ndarray | Controller"]
 """Makes other actions of a motion (re-timed, perturbed): an array ``[T', A]``, or a controller. What comes out
-is simulated from the seed, and kept only when that succeeds."""
+is simulated from the seed, and kept only when that succeeds, or may fail."""
 
 
 class Recorder:
     """Makes demonstrations of a task: :meth:`demonstrate` plans, converts and records one.
 
-    What is recorded is a simulation of the recorded actions from the seed, and only if it ends in success.
+    What is recorded is a simulation of the recorded actions from the seed, and only if it ends in success, or a
+    transform's controller says that it may fail.
     Each simulation starts from a rebuilt scene: ManiSkill's CPU simulation keeps contact caches over a reset,
     so otherwise an episode would depend, in its last digits, on those before it, and a resumed run would
     differ.
@@ -133,11 +135,13 @@ class Recorder:
         """
         with _seeded(seed):
             motion = self._convert(seed, self._plan(seed))
-            perturbed = None
+            perturbed, may_fail = None, False
             if self._transform is not None:
-                perturbed = self._perform(seed, self._transform(motion))
+                changed = self._transform(motion)
+                may_fail = bool(getattr(changed, "may_fail", False))
+                perturbed = self._perform(seed, changed)
             episode = self.env.episode(seed, self._records_reward, perturbed)
-            if not episode.success[-1]:
+            if not (episode.success[-1] or may_fail):
                 stage = "conversion" if self._transform is None else "replay"
                 raise DemonstrationError(stage, "the task is not solved when the converted actions end")
             if self._verify:

@@ -100,6 +100,10 @@ class ClosedLoopTracker:
         self._push = np.zeros(6)
         self.perturbed: list[bool] = []
 
+    def __len__(self) -> int:
+        """The number of waypoints, of which a step passes one at most."""
+        return len(self._path)
+
     def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
         """Return the next action ``[7]``, or None when the motion is over."""
         base: Any = env.unwrapped

@@ -1,0 +1,104 @@
+"""What the maker of demonstrations is asked for, and what it says in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["VISUAL_OBS_MODES", "MakeDemosArgs", "MakeDemosReport", "check_arguments"]
+
+VISUAL_OBS_MODES = ("rgb", "rgb+state")
+
+
+@dataclass
+class MakeDemosArgs:
+    """Demonstrations of a ManiSkill task by its motion planner."""
+
+    task: str = "PushCube-v1"
+    """ManiSkill task that has a motion planner."""
+    num_demos: int = 100
+    """Demonstrations to have in the end."""
+    out_dir: str = "demos"
+    """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
+    control_mode: str = "pd_ee_delta_pose"
+    """Control mode of the recorded actions."""
+    obs_mode: str = "state"
+    """state (needs no Vulkan), rgb, rgb+state."""
+    first_seed: int = 0
+    """Seeds are tried one after the other from here on; evaluate on others (10000 on)."""
+    max_steps: int | None = None
+    """Leave out demonstrations longer than this."""
+    max_attempts: int | None = None
+    """Seeds to try at most. Default: 5 for each demonstration, and 20."""
+    reward_mode: str = "sparse"
+    """dense or normalized_dense records rewards; sparse ones follow from success."""
+    retime: bool = True
+    """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
+    speed: float = 0.3
+    """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
+    push_probability: float = 0.05
+    """Re-timed: chance per step that a push begins; 0 for none."""
+    push_size: float = 0.5
+    """Re-timed: scale of a push per step, in units of the largest action."""
+    quality: Literal["expert", "mixed"] = "expert"
+    """mixed: some are shaky, halt or break off, and stay in the file even if they fail; needs a delta control mode."""
+    flawed_share: float = 0.5
+    """Mixed: share of the seeds that get such flaws."""
+    verify: bool = False
+    """Simulate each demonstration once more and require equal observations."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class MakeDemosReport:
+    """What was made. Rates are over all seeds tried so far, those of earlier runs included."""
+
+    path: Path
+    num_demos: int
+    attempts: int
+    planner_success_rate: float
+    """Share of the seeds for which the planner solved the task."""
+    conversion_success_rate: float
+    """Share of the planned motions that were converted, and succeeded when simulated again."""
+    failures: dict[str, int]
+    """Failed seeds by stage: planning, conversion, replay, length."""
+    mean_steps: float
+    success_rate: float
+    """Share of the demonstrations that solve the task; 1 unless their quality is mixed."""
+    new_demos: int
+    seconds: float
+
+    def summary(self) -> str:
+        """Returns one line that says it."""
+        solved = "" if self.success_rate == 1 else f", {self.success_rate:.0%} of them successful,"
+        failed = ", ".join(f"{count} {stage}" for stage, count in self.failures.items()) or "none"
+        return (
+            f"{self.num_demos} demonstrations of {self.mean_steps:.0f} steps on average{solved} in {self.path} "
+            f"({self.new_demos} new, {self.seconds:.0f} s). Planner {self.planner_success_rate:.1%}, "
+            f"conversion {self.conversion_success_rate:.1%} of {self.attempts} seeds; failed: {failed}."
+        )
+
+
+def check_arguments(args: MakeDemosArgs) -> None:
+    """Refuse arguments out of their range.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if args.num_demos < 1:
+        raise ValueError(f"num_demos must be at least 1, got {args.num_demos}.")
+    if args.obs_mode not in ("state", *VISUAL_OBS_MODES):
+        raise ValueError(f"obs_mode must be one of {('state', *VISUAL_OBS_MODES)}, got {args.obs_mode!r}.")
+    if args.quality not in ("expert", "mixed"):
+        raise ValueError(f"quality must be 'expert' or 'mixed', got {args.quality!r}.")
+    if args.quality == "mixed" and not any(word in args.control_mode for word in ("delta", "vel")):
+        raise ValueError(
+            "quality='mixed' halts the arm by zero actions, which takes a delta or velocity control mode, got "
+            f"{args.control_mode!r}."
+        )
+    if args.first_seed < 0:
+        raise ValueError(f"first_seed must be at least 0, got {args.first_seed}.")
+    if args.max_attempts is not None and args.max_attempts < args.num_demos:
+        raise ValueError(f"max_attempts={args.max_attempts} is less than num_demos={args.num_demos}.")
