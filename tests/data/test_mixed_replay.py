@@ -474,6 +474,20 @@ def test_an_episode_that_was_left_without_a_flag_ends_its_chunks(store):
     assert rows["action_mask"].sum(1).tolist() == [4, 3, 2, 1] * 3
 
 
+def test_steps_may_be_memory_mapped(store, tmp_path):
+    rings = LazyMemmapStorage(45, scratch_dir=tmp_path / "ring", ndim=2), LazyTensorStorage(45, ndim=2)
+    one, other = (mixed(store, online=ring) for ring in rings)
+    for part in step_episodes(3, 25, seed=2).split(5, 1):
+        one.extend(part)
+        other.extend(part)
+    assert same(one[:], other[:])
+    one.dumps(tmp_path / "dump")
+    other.empty()
+    other.loads(tmp_path / "dump")
+    rows = other[:]
+    assert same(one[:], rows)
+
+
 def test_steps_go_on_after_a_resume_as_other_episodes(store, tmp_path):
     def make():
         return mixed(store, online=LazyTensorStorage(2 * 15, ndim=2), generator=torch.Generator().manual_seed(0))

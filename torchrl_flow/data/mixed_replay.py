@@ -50,6 +50,9 @@ class MixedReplayBuffer(TensorDictReplayBuffer):
     written so far, the writer, the samplers, the number of batches drawn and the generator, if one was given (else
     restore torch's global one): batches go on bit for bit. The demonstrations are only checked to be the same.
 
+    .. note:: With TorchRL's :class:`~torchrl.trainers.ReplayBufferTrainer`, leave ``flatten_tensordicts`` at False:
+        where it is True, as in ``SACTrainer``, the hook marks every row as truncated before it is written.
+
     Args:
         demos: the demonstrations, as a buffer or its storage.
 
@@ -139,6 +142,9 @@ class MixedReplayBuffer(TensorDictReplayBuffer):
                 rows than the ring has room for.
         """
         rows = self._make_rows(tensordicts)
+        device = self._mixed.online.device
+        if isinstance(device, torch.device):
+            rows = rows.to(device)
         if rows.shape.numel() == 0:
             return torch.zeros(0, dtype=torch.int64)
         if rows.shape.numel() > self._mixed.online.max_size:
