@@ -17,6 +17,13 @@ from torchrl_flow.functional.chunk import (
     executed_steps,
     latch,
 )
+from torchrl_flow.functional.ensemble import (
+    EnsembleReduction,
+    reduce_ensemble,
+    subset_min,
+    take_best,
+    upper_confidence_bound,
+)
 from torchrl_flow.functional.flow import (
     VelocityFn,
     consistency_rows,
@@ -36,6 +43,7 @@ from torchrl_flow.functional.statistics import wilson_interval
 __all__ = [
     "AdvantageNorm",
     "ChunkAlignment",
+    "EnsembleReduction",
     "VelocityFn",
     "Weighting",
     "advantage_weights",
@@ -54,9 +62,13 @@ __all__ = [
     "is_power_of_two",
     "latch",
     "masked_mean_square",
+    "reduce_ensemble",
     "select_dyadic_steps",
     "shortcut_target",
     "state_paths",
+    "subset_min",
+    "take_best",
+    "upper_confidence_bound",
     "velocity_target",
     "wilson_interval",
 ]

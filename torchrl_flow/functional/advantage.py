@@ -24,7 +24,31 @@ def _check_vector(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must be a non-empty vector [B], got shape {tuple(value.shape)}.")
 
 
-def batch_advantage(q: Tensor, *, norm: AdvantageNorm = "none", eps: float = 1e-6) -> Tensor:
+def _check_mask(mask: Tensor | None, value: Tensor) -> None:
+    if mask is not None and (mask.shape != value.shape or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool of shape {tuple(value.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+
+
+def _mean(value: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return value.mean()
+    return torch.where(mask, value, torch.zeros_like(value)).sum() / mask.sum().clamp(min=1)
+
+
+def _median(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the lower median, as ``Tensor.median`` does, without a shape that depends on the data."""
+    if mask is None:
+        return value.median()
+    ordered = torch.where(mask, value, torch.full_like(value, torch.inf)).sort().values
+    middle = ordered.index_select(0, ((mask.sum() - 1).clamp(min=0) // 2).reshape(1)).squeeze(0)
+    return torch.where(mask.any(), middle, torch.zeros_like(middle))
+
+
+def batch_advantage(
+    q: Tensor, *, norm: AdvantageNorm = "none", eps: float = 1e-6, mask: Tensor | None = None
+) -> Tensor:
     """Return ``q`` less its mean over the batch, on request divided by its spread.
 
     Args:
@@ -32,9 +56,11 @@ def batch_advantage(q: Tensor, *, norm: AdvantageNorm = "none", eps: float = 1e-
         norm: ``"none"``; ``"std"``, the standard deviation; ``"mad"``, the median absolute deviation times
             1.4826, which outliers do not move.
         eps: added to the spread, so that equal values give 0.
+        mask: ``[B]`` bool, True where a row counts in mean and spread; all rows where ``None``. Every row gets an
+            advantage.
 
     Raises:
-        ValueError: if ``q`` is no vector or ``norm`` is unknown.
+        ValueError: if ``q`` is no vector, ``mask`` does not fit or ``norm`` is unknown.
 
     Examples:
         >>> import torch
@@ -42,13 +68,15 @@ def batch_advantage(q: Tensor, *, norm: AdvantageNorm = "none", eps: float = 1e-
         tensor([-1.,  0.,  1.])
     """
     _check_vector("q", q)
-    advantage = q - q.mean()
+    _check_mask(mask, q)
+    advantage = q - _mean(q, mask)
     if norm == "none":
         return advantage
     if norm == "std":
-        return advantage / (q.std(unbiased=False) + eps)
+        spread = q.std(unbiased=False) if mask is None else _mean(advantage.square(), mask).sqrt()
+        return advantage / (spread + eps)
     if norm == "mad":
-        return advantage / (1.4826 * (q - q.median()).abs().median() + eps)
+        return advantage / (1.4826 * _median((q - _median(q, mask)).abs(), mask) + eps)
     raise ValueError(f"norm must be 'none', 'std' or 'mad', got {norm!r}.")
 
 
@@ -58,18 +86,21 @@ def advantage_weights(
     beta: float,
     weight_clip: float = 200.0,
     weighting: Weighting = "exp",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Turn advantages into weights of mean 1, in log space, so that no exponential overflows.
 
     Args:
         advantage: ``[B]``.
-        beta: inverse temperature, at least 0. At 0 every weight is 1 (``"exp"`` and ``"softmax"``).
+        beta: inverse temperature, at least 0. At 0, and where all advantages are equal, every weight is exactly 1
+            (``"exp"`` and ``"softmax"``).
         weight_clip: bound on ``exp(beta A)`` before normalisation (``"exp"`` alone).
         weighting: ``"exp"``, ``min(exp(beta A), weight_clip)``; ``"softmax"``, the same without a bound;
             ``"binary"``, 1 where ``A > 0`` (all 1 where no row has one).
+        mask: ``[B]`` bool, True where a row counts; all rows where ``None``.
 
     Returns:
-        weights ``[B]``, of mean 1.
+        weights ``[B]``, of mean 1 over the rows that count and 0 on the others; all 0 where none counts.
 
     Raises:
         ValueError: if an argument is outside what is allowed.
@@ -82,21 +113,26 @@ def advantage_weights(
         tensor([2., 0.])
     """
     _check_vector("advantage", advantage)
+    _check_mask(mask, advantage)
     if beta < 0:
         raise ValueError(f"beta must be at least 0, got {beta}.")
-    if weighting == "binary":
-        kept = (advantage > 0).to(advantage.dtype)
-        kept = torch.where(kept.sum() > 0, kept, torch.ones_like(kept))
-        return kept / kept.mean()
-    if weighting not in ("exp", "softmax"):
+    if weighting not in ("exp", "softmax", "binary"):
         raise ValueError(f"weighting must be 'exp', 'softmax' or 'binary', got {weighting!r}.")
-    finite = torch.finfo(advantage.dtype)
-    log_weight = (beta * advantage).clamp(finite.min, finite.max)
-    if weighting == "exp":
-        if weight_clip <= 0:
-            raise ValueError(f"weight_clip must be above 0, got {weight_clip}.")
-        log_weight = log_weight.clamp(max=math.log(weight_clip))
-    return torch.softmax(log_weight, 0) * advantage.numel()
+    if weight_clip <= 0:
+        raise ValueError(f"weight_clip must be above 0, got {weight_clip}.")
+    counted = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
+    if weighting == "binary":
+        kept = counted & (advantage > 0)
+        weight = torch.where(kept.any(), kept, counted).to(advantage.dtype)
+    else:
+        finite = torch.finfo(advantage.dtype)
+        log_weight = (beta * advantage).clamp(finite.min, finite.max)
+        if weighting == "exp":
+            log_weight = log_weight.clamp(max=math.log(weight_clip))
+        log_weight = torch.where(counted, log_weight, torch.full_like(log_weight, finite.min))
+        # The largest weight is 1, so that the mean is no smaller than 1 / B and equal weights become 1 exactly.
+        weight = torch.exp(log_weight - log_weight.max()) * counted
+    return weight / _mean(weight, mask).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
+from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "BestOfN",
+    "EnsembleCompute",
+    "EnsembleInit",
     "FlowActor",
     "FlowActorConfig",
     "FlowTimeEmbedding",
@@ -19,6 +24,7 @@ __all__ = [
     "NormalizerMode",
     "ObservationEncoder",
     "PixelEncoder",
+    "QEnsemble",
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",

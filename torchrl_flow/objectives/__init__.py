@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from torchrl_flow.objectives.aw_flow import AWFlowLoss
+from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective, EncoderGrad
 from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
+from torchrl_flow.objectives.shortcut_objective import AveragedNetwork, ShortCutObjective
+from torchrl_flow.objectives.target_update import NetworkSoftUpdate
 
-__all__ = ["ShortCutFlowLoss"]
+__all__ = [
+    "AWFlowLoss",
+    "AveragedNetwork",
+    "ChunkCriticObjective",
+    "EncoderGrad",
+    "NetworkSoftUpdate",
+    "ShortCutFlowLoss",
+    "ShortCutObjective",
+]

@@ -1,0 +1,59 @@
+"""Target updates of one network of a loss, so that networks can follow at their own rates and times."""
+
+from __future__ import annotations
+
+from torchrl.objectives import LossModule, SoftUpdate
+
+__all__ = ["NetworkSoftUpdate"]
+
+
+class NetworkSoftUpdate(SoftUpdate):
+    """TorchRL's :class:`~torchrl.objectives.SoftUpdate`, of the target parameters of one network alone.
+
+    ``SoftUpdate(loss, tau=0.005)`` moves all targets of a loss at one rate. Make two of these instead where an
+    actor's average is slower than a target critic, or is stepped less often.
+
+    Like every updater of TorchRL it sets the target to the source when it is made: make it before a checkpoint is
+    loaded.
+
+    Args:
+        loss_module: the loss.
+        network: name of the network in the loss, such as ``"critic_network"``.
+
+    Keyword Args:
+        tau: rate, ``target <- (1 - tau) target + tau source``.
+        eps: ``1 - tau``; give one of the two.
+
+    Raises:
+        ValueError: if the loss has no target parameters of that name, naming those it has.
+
+    Examples:
+        >>> from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor
+        >>> from torchrl_flow.objectives import AWFlowLoss
+        >>> actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))
+        >>> loss = AWFlowLoss(actor, QEnsemble.for_actor(actor))
+        >>> ema = NetworkSoftUpdate(loss, "actor_network", tau=0.001)
+        >>> target = NetworkSoftUpdate(loss, "critic_network", tau=0.005)
+        >>> ema.step(), target.step()
+        (None, None)
+    """
+
+    def __init__(
+        self, loss_module: LossModule, network: str, *, tau: float | None = None, eps: float | None = None
+    ) -> None:
+        suffix, prefix = "_params", "target_"
+        targets = [name for name, _ in loss_module.named_children() if name.startswith(prefix)]
+        known = sorted(name.removeprefix(prefix).removesuffix(suffix) for name in targets if name.endswith(suffix))
+        if network not in known:
+            raise ValueError(f"network must be one with target parameters, {known}, got {network!r}.")
+        self.network = network
+        updated = dict(loss_module._has_update_associated)
+        super().__init__(loss_module, eps=eps, tau=tau)  # pyright: ignore[reportArgumentType]
+        # The parent takes all networks for updated; the others are not, and TorchRL's warning should say so.
+        loss_module._has_update_associated.update({**updated, network: True})
+
+    def init_(self) -> None:
+        """Set the target of this network, and of no other, to its source."""
+        self._source_names = [f"{self.network}_params"]
+        self._target_names = [f"target_{self.network}_params"]
+        super().init_()
