@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import unravel_key
 from torchrl.objectives import LossModule, SoftUpdate
 
 
@@ -64,11 +65,14 @@ class LossContract:
         loss, batch = self.make_loss(), self.make_batch()
         reference = self.losses(self.run(loss, batch))
         for field in self.fields(loss):
-            if batch.get(field.default, None) is None:
-                continue
             new = ("some", field.name) if nested else f"renamed_{field.name}"
+            if batch.get(field.default, None) is not None:
+                batch.rename_key_(field.default, new)
+            elif batch.get(("next", field.default), None) is not None:  # TorchRL's names of what lies under "next"
+                batch.rename_key_(("next", field.default), unravel_key(("next", new)))
+            else:
+                continue
             loss.set_keys(**{field.name: new})
-            batch.rename_key_(field.default, new)
         for key, value in self.losses(self.run(loss, batch)).items():
             torch.testing.assert_close(value, reference[key], rtol=0, atol=0)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_flow import functional as F
@@ -12,6 +12,7 @@ from torchrl_flow import functional as F
 values = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20).map(torch.tensor)
 
 
+@settings(deadline=None)
 @given(values, st.sampled_from([0.0, 0.5, 3.0]), st.sampled_from([1.5, 20.0, 200.0]))
 def test_exponential_weights_equal_the_formula(advantage, beta, clip):
     raw = [min(math.exp(beta * a), clip) for a in advantage.tolist()]
@@ -20,6 +21,7 @@ def test_exponential_weights_equal_the_formula(advantage, beta, clip):
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(values)
 def test_weights_have_mean_one(advantage):
     for weighting in ("exp", "softmax", "binary"):
@@ -35,6 +37,40 @@ def test_beta_zero_and_equal_values_give_ones():
         advantage = F.batch_advantage(torch.full((9,), 3.7), norm=norm)
         torch.testing.assert_close(F.advantage_weights(advantage, beta=100.0), torch.ones(9))
     torch.testing.assert_close(equal, torch.zeros(9))
+
+
+@pytest.mark.parametrize("size", [1, 3, 41, 49, 255])
+def test_equal_advantages_weigh_exactly_one(size):
+    for advantage in (torch.zeros(size), torch.full((size,), 0.3)):
+        for weighting in ("exp", "softmax"):
+            for beta in (0.0, 100.0):
+                assert (F.advantage_weights(advantage, beta=beta, weighting=weighting) == 1).all()
+
+
+@pytest.mark.parametrize("norm", ["none", "std", "mad"])
+@pytest.mark.parametrize("weighting", ["exp", "softmax", "binary"])
+@pytest.mark.parametrize("kept", [1, 4, 7, 12])
+def test_masked_rows_equal_removed_rows(norm, weighting, kept):
+    q = torch.randn(12)
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[torch.randperm(12)[:kept]] = True
+    poisoned = torch.where(mask, q, torch.full_like(q, torch.nan))
+    removed = F.batch_advantage(q[mask], norm=norm)
+    masked = F.batch_advantage(poisoned, norm=norm, mask=mask)
+    torch.testing.assert_close(masked[mask], removed)
+    weights = F.advantage_weights(masked, beta=2.0, weight_clip=3.0, weighting=weighting, mask=mask)
+    expected = F.advantage_weights(removed, beta=2.0, weight_clip=3.0, weighting=weighting)
+    torch.testing.assert_close(weights[mask], expected)
+    assert (weights[~mask] == 0).all()
+
+
+def test_no_row_that_counts_gives_zero_weights():
+    nobody = torch.zeros(5, dtype=torch.bool)
+    for norm in ("none", "std", "mad"):
+        advantage = F.batch_advantage(torch.randn(5), norm=norm, mask=nobody)
+        assert advantage.isfinite().all()
+        for weighting in ("exp", "softmax", "binary"):
+            assert (F.advantage_weights(advantage, beta=1.0, weighting=weighting, mask=nobody) == 0).all()
 
 
 def test_nothing_overflows():
@@ -70,6 +106,8 @@ def test_effective_sample_size_of_k_equal_weights_is_k():
         (lambda: F.advantage_weights(torch.zeros(3), beta=1.0, weight_clip=0.0), "weight_clip"),
         (lambda: F.advantage_weights(torch.zeros(3), beta=1.0, weighting="linear"), "'linear'"),
         (lambda: F.advantage_weights(torch.zeros(3, 1), beta=1.0), r"\[B\]"),
+        (lambda: F.advantage_weights(torch.zeros(3), beta=1.0, mask=torch.ones(3)), "mask"),
+        (lambda: F.batch_advantage(torch.zeros(3), mask=torch.ones(2, dtype=torch.bool)), "mask"),
         (lambda: F.batch_advantage(torch.zeros(0)), "non-empty"),
         (lambda: F.batch_advantage(torch.zeros(3), norm="range"), "'range'"),
     ],
