@@ -182,13 +182,12 @@ class ShortCutObjective(LossModule):
             errors ``[*B]``, and the indices of the latter in the flattened batch.
         """
         actor = self.actor_network
-        # Everything runs on the loss's own parameters and buffers, also after the loss was moved or cast.
+        # All of it on the loss's own parameters and buffers, normalisers too, also after the loss was moved or cast.
         with self.actor_network_params.to_module(actor, preserve_module_state=False):
             x_1, mask, states, pixels = self._clean_sample(tensordict)
-        x_0 = torch.randn_like(x_1)
-        rows = consistency_rows(x_1.shape[0], self.consistency_fraction, device=x_1.device)
-        x_t, t, d, target = self._targets(x_0, x_1, states, pixels, rows)
-        with self.actor_network_params.to_module(actor, preserve_module_state=False):
+            x_0 = torch.randn_like(x_1)
+            rows = consistency_rows(x_1.shape[0], self.consistency_fraction, device=x_1.device)
+            x_t, t, d, target = self._targets(x_0, x_1, states, pixels, rows)
             features = actor.encoder(states, pixels)
             velocity = actor.velocity(features.detach() if detach_features else features, x_t, t, d)
         errors = masked_mean_square(velocity - target, mask)
