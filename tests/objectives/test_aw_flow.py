@@ -578,7 +578,7 @@ def test_single_terms_equal_forward():
 
 def test_metrics_do_not_start_like_losses():
     out = run(make_loss(), make_batch())
-    assert [key for key in out.keys() if key.startswith("loss")] == ["loss_actor", "loss_qvalue"]
+    assert [key for key in sorted(out.keys()) if key.startswith("loss")] == ["loss_actor", "loss_qvalue"]
     assert all(not value.requires_grad for key, value in out.items() if not key.startswith("loss"))
 
 
