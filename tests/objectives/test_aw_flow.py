@@ -618,13 +618,13 @@ def test_critic_of_another_chunk_is_refused():
 def test_the_actor_learns_the_better_of_two_behaviours():
     """Data that goes left or right alike; only right is rewarded. Cloning keeps both, the weights keep right."""
     config = FlowActorConfig(
-        action_dim=1, state_dim=1, obs_horizon=1, pred_horizon=2, act_horizon=2, width=32, depth=1, num_steps=1
+        action_dim=1, state_dim=1, obs_horizon=1, pred_horizon=2, act_horizon=2, width=32, depth=1, num_steps=8
     )
     shares = {}
     for beta in (0.0, 10.0):
         actor = make_flow_actor(config)
         critic = QEnsemble.for_actor(actor, num_qs=3, hidden_sizes=(32,))
-        loss = AWFlowLoss(actor, critic, beta=beta, gamma=0.9)
+        loss = AWFlowLoss(actor, critic, beta=beta, gamma=0.9, target_num_steps=1)
         updaters = [NetworkSoftUpdate(loss, name, tau=0.02) for name in ("actor_network", "critic_network")]
         optimizer = torch.optim.Adam(loss.parameters(), 5e-3)
         for _ in range(300):
@@ -645,6 +645,6 @@ def test_the_actor_learns_the_better_of_two_behaviours():
             for updater in updaters:
                 updater.step()
         samples = loss.ema_actor()(TensorDict(observation=torch.zeros(1000, 1, 1), batch_size=[1000]))
-        shares[beta] = (samples["action"].mean((-2, -1)) > 0.3).float().mean().item()
-    assert 0.25 < shares[0.0] < 0.75
-    assert shares[10.0] > 0.95
+        shares[beta] = (samples["action"].mean((-2, -1)) > 0).float().mean().item()
+    assert 0.3 < shares[0.0] < 0.7
+    assert shares[10.0] > 0.9
