@@ -6,12 +6,15 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torch.optim import Adam
 from torchrl.objectives import SoftUpdate, ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
 from tests.contract.kit import LossContract
+from torchrl_flow.data import DemoReplayBuffer, DemoStore
 from torchrl_flow.modules import FlowActor, FlowActorConfig, ObservationEncoder, QEnsemble, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate, ShortCutFlowLoss
+from torchrl_flow.training import LossGroup, NamedLossStepper
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -615,6 +618,32 @@ def test_critic_of_another_chunk_is_refused():
 # Learning
 
 
+@pytest.mark.parametrize("filter_policy_data", [False, True])
+def test_trains_from_demonstrations_by_the_stepper(tmp_path, filter_policy_data):
+    """The keys of the data layer are the loss's, and its terms and parameters those of the steppers."""
+    episodes = []
+    for length in (3, 11, 20):
+        reward = torch.zeros(length)
+        reward[-1] = 1.0
+        episode = {"observation": torch.randn(length + 1, D), "action": torch.randn(length, A)}
+        episodes.append({**episode, "reward": reward, "success": reward > 0})
+    store = DemoStore.from_episodes(episodes, tmp_path / "store")
+    buffer = DemoReplayBuffer(store, pred_horizon=H, act_horizon=H_A, obs_horizon=T, batch_size=16)
+    loss = make_loss(filter_policy_data=filter_policy_data)
+    ema, target = (NetworkSoftUpdate(loss, name, tau=0.01) for name in ("actor_network", "critic_network"))
+    groups = [
+        LossGroup("loss_qvalue", Adam(loss.critic_parameters()), method="qvalue_loss", target_updater=target),
+        LossGroup("loss_actor", Adam(loss.actor_parameters()), every=2, method="actor_loss", target_updater=ema),
+    ]
+    stepper = NamedLossStepper(loss, groups)
+    before = [p.detach().clone() for p in loss.parameters()]
+    for _ in range(4):
+        metrics = stepper.update(buffer.sample())
+        assert all(value.isfinite().all() for value in metrics.values()), metrics
+    assert metrics["policy_share"] == 1  # demonstrations are always kept
+    assert all((old != new).any() for old, new in zip(before, loss.parameters()))
+
+
 def test_the_actor_learns_the_better_of_two_behaviours():
     """Data that goes left or right alike; only right is rewarded. Cloning keeps both, the weights keep right."""
     config = FlowActorConfig(
@@ -626,7 +655,7 @@ def test_the_actor_learns_the_better_of_two_behaviours():
         critic = QEnsemble.for_actor(actor, num_qs=3, hidden_sizes=(32,))
         loss = AWFlowLoss(actor, critic, beta=beta, gamma=0.9, target_num_steps=1)
         updaters = [NetworkSoftUpdate(loss, name, tau=0.02) for name in ("actor_network", "critic_network")]
-        optimizer = torch.optim.Adam(loss.parameters(), 5e-3)
+        optimizer = Adam(loss.parameters(), 5e-3)
         for _ in range(300):
             sign = torch.randint(0, 2, (128, 1, 1)) * 2.0 - 1
             chunk = sign + 0.1 * torch.randn(128, 2, 1)
