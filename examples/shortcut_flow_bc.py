@@ -48,6 +48,8 @@ class Args:
     """directory of the runs"""
     results: str = "runs/results.csv"
     """table to which the results are appended"""
+    label: str | None = None
+    """what the table of results calls this variant"""
     seed: int = 0
     """seed of the networks and of training"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
@@ -209,6 +211,7 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe="shortcut_flow",
+            stage=args.label,
             seed=args.seed,
             num_steps=args.compare_steps,
             num_videos=args.num_videos,
