@@ -1,6 +1,6 @@
 """Sphinx configuration: `make docs`."""
 
-from torchrl_flow import __version__
+from torchrl_flow._version import __version__
 
 project = "torchrl_flow"
 copyright = "2026, the torchrl_flow authors"

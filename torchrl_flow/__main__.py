@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from torchrl_flow import __version__
+from torchrl_flow._version import __version__
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
