@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torchrl_flow.functional import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
+WITH_TABLES = (ROOT / "README.md", ROOT / "docs" / "demonstrations.md")
 HEAD = """# Results and timings
 
 Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
@@ -52,22 +54,39 @@ def rate(value: str, episodes: str) -> str:
     return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
 
 
+def learning_table(found: list[dict[str, str]]) -> str:
+    """Write the table of some learning results."""
+    header = ["task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "env steps", "minutes"]
+    body = []
+    for row in found:
+        rates = [rate(row[name], row["episodes"]) for name in ("success_once", "success_at_end")]
+        named = [row[name] for name in ("task", "obs", "stage", "seed", "episodes")]
+        body.append([*named, *rates, row["env_steps"], f"{float(row['wall_s']) / 60:.1f}"])
+    return table(header, body)
+
+
 def learning(found: list[dict[str, str]]) -> str:
     """One table for each recipe."""
     text = ""
     for recipe in dict.fromkeys(row["recipe"] for row in found):
-        text += f"\n## {recipe}\n\n"
-        header = ["task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "env steps", "minutes"]
-        body = []
-        for row in (row for row in found if row["recipe"] == recipe):
-            rates = [rate(row[name], row["episodes"]) for name in ("success_once", "success_at_end")]
-            minutes = f"{float(row['wall_s']) / 60:.1f}"
-            named = [row[name] for name in ("task", "obs", "stage", "seed", "episodes")]
-            body.append([*named, *rates, row["env_steps"], minutes])
-        text += table(header, body)
-        commands = dict.fromkeys(f"{row['command']} ({row['date']})" for row in found if row["recipe"] == recipe)
+        mine = [row for row in found if row["recipe"] == recipe]
+        text += f"\n## {recipe}\n\n" + learning_table(mine)
+        commands = dict.fromkeys(f"{row['command']} ({row['date']})" for row in mine)
         text += "\n" + "".join(f"- `{command}`\n" for command in commands)
     return text
+
+
+def fill(page: str, found: list[dict[str, str]]) -> str:
+    """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``."""
+
+    def block(match: re.Match[str]) -> str:
+        wanted = [pair.split("=", 1) for pair in match[1].split()]
+        rows_here = [row for row in found if all(row[name] in values.split("|") for name, values in wanted)]
+        if not rows_here:
+            raise SystemExit(f"No row of results/results.csv is one of {match[1]!r}.")
+        return f"<!-- results {match[1]} -->\n\n{learning_table(rows_here)}\n<!-- end -->"
+
+    return re.sub(r"<!-- results (.*?) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def timings(found: list[dict[str, str]]) -> str:
@@ -83,12 +102,13 @@ def timings(found: list[dict[str, str]]) -> str:
 def main(args: Args) -> None:
     """Write or compare."""
     found = rows(ROOT / "results" / "results.csv")
-    page = HEAD + learning(found) + timings(rows(ROOT / "benchmarks" / "results.csv"))
-    if args.check:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
-            sys.exit("docs/results.md is not what the files say: run `python docs/make_tables.py`.")
-        return
-    PAGE.write_text(page, encoding="utf-8")
+    text = HEAD + learning(found) + timings(rows(ROOT / "benchmarks" / "results.csv"))
+    pages = {PAGE: text} | {path: fill(path.read_text(encoding="utf-8"), found) for path in WITH_TABLES}
+    for path, page in pages.items():
+        if not args.check:
+            path.write_text(page, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != page:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the files say: run `python docs/make_tables.py`.")
 
 
 if __name__ == "__main__":
