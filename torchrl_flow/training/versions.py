@@ -34,12 +34,18 @@ def collect_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that started this program, fit for a shell; the program as the user named it."""
+    """Return the command that started this program, fit for a shell.
+
+    The program is as the user named it, but relative to the working directory where it lies below it.
+    """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None and spec.name:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     else:
-        program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+        script = sys.argv[0]
+        if Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd()):
+            script = str(Path(script).relative_to(Path.cwd()))
+        program = ["python", script] if script.endswith(".py") else [script]
     return shlex.join([*program, *sys.argv[1:]])
 
 
