@@ -2,8 +2,8 @@
 
     python examples/shortcut_flow_bc.py --task PushCube-v1
 
-Takes about 5 minutes on one CPU core for PushCube-v1 with --iterations 2500, success_once about 0.98; for other tasks see
-docs/results.md. Demonstrations are made by ManiSkill's motion planner where none are given, the policy is trained,
+Takes about 5 minutes on one CPU core for PushCube-v1 with --iterations 2500, success_once about 0.98; for other tasks
+see docs/results.md. Demonstrations are made by ManiSkill's motion planner where none are given, the policy is trained,
 evaluated over fixed seeds at several numbers of sampling steps, and a report is written, whose path is printed last. A
 run that was stopped goes on with --resume.
 """
