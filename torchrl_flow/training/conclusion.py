@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl_flow.modules import FlowActor
 from torchrl_flow.training.evaluation import compare_num_steps
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import append_result
@@ -101,7 +101,7 @@ def conclude(
         command=command_line(),
     )
     figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
-    (directory / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "evaluation.json", figures)
     if results is not None:
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
         for k, value in sorted(compared.items()):

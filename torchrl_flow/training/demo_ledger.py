@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from torchrl_flow.training.demo_recording import RecordedEpisode
+from torchrl_flow.training.files import write_json
 
 __all__ = ["Attempt", "DemoLedger"]
 
@@ -69,13 +70,13 @@ class DemoLedger:
         """Keeps an attempt; one that gave a demonstration with its episode."""
         self.parts.mkdir(parents=True, exist_ok=True)
         if not (self.parts / "settings.json").exists():
-            _write_json(self.parts / "settings.json", self.settings)
+            write_json(self.parts / "settings.json", self.settings, indent=1)
         if episode is not None:
             temporary = self._part(attempt.seed).with_suffix(".tmp")
             with h5py.File(temporary, "w", track_order=True) as file:
                 _write_episode(file.create_group("traj", track_order=True), episode)
             _publish(temporary, self._part(attempt.seed))
-        _write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__)
+        write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__, indent=1)
         self.attempts[attempt.seed] = attempt
 
     def merge(self, info: Mapping[str, Any], episode_info: Mapping[str, Any]) -> None:
@@ -103,7 +104,7 @@ class DemoLedger:
         attempts = [self.attempts[seed].__dict__ for seed in sorted(self.attempts)]
         made = {"settings": self.settings, "attempts": attempts}
         temporary_json = self.json_path.with_name(f".{self.json_path.name}.tmp")
-        _write_json(temporary_json, {**info, "make_demos": made, "episodes": episodes})
+        write_json(temporary_json, {**info, "make_demos": made, "episodes": episodes}, indent=1)
         # The .json comes last: while it is the old one, the parts are still there to merge again.
         _publish(temporary, self.path)
         _publish(temporary_json, self.json_path)
@@ -185,14 +186,5 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
 
 def _publish(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

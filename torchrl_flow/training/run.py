@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.metrics import RunLogger, WandbMode, as_scalars
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
@@ -143,9 +143,7 @@ class Run:
     def write_json(self, name: str, value: Any) -> Path:
         """Write ``value`` to the file ``name`` of the run, whole or not at all."""
         path = self.directory / name
-        staged = path.with_name(f".{name}.new")
-        staged.write_text(json.dumps(as_json(name, value), indent=2) + "\n", encoding="utf-8")
-        os.replace(staged, path)
+        write_json(path, as_json(name, value))
         return path
 
     @property

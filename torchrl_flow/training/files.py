@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_json"]
+
+
+def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
+    """Write a JSON file so that a kill leaves the old one, or none, but never a part.
+
+    Args:
+        path: file to write.
+        content: what JSON can hold.
+        indent: spaces per level.
+    """
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=indent) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
