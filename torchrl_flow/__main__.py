@@ -83,7 +83,7 @@ class Evaluate:
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     output: str | None = None
-    """directory of the report; <run>/evaluation where none is given"""
+    """directory of the report; `evaluation` in the run, or beside a checkpoint outside of one, where none is given"""
     results: str | None = None
     """results.csv to append the result to"""
     recipe: str = "shortcut_flow"
@@ -110,7 +110,9 @@ class Evaluate:
         num_envs = self.num_envs
         if num_envs is None and checkpoint.task["task"] == training.PLANAR:
             num_envs = min(self.episodes, 50)
-        output = Path(self.output) if self.output else checkpoint.path.parents[1] / "evaluation"
+        folder = checkpoint.path.parent
+        run = folder.parent if folder.name == "checkpoints" else folder
+        output = Path(self.output) if self.output else run / "evaluation"
         output.mkdir(parents=True, exist_ok=True)
         result, report = training.conclude(
             output,
