@@ -14,6 +14,7 @@ from torchrl_flow.envs import (
 )
 from torchrl_flow.modules import (
     BestOfN,
+    CriticConfig,
     FlowActor,
     FlowActorConfig,
     Normalizer,
@@ -23,6 +24,7 @@ from torchrl_flow.modules import (
     ShortCutVelocityDiT,
     ShortCutVelocityMLP,
     ShortCutVelocityUNet1D,
+    make_critic,
     make_flow_actor,
 )
 from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
@@ -31,6 +33,7 @@ from torchrl_flow.training import (
     conclude,
     evaluate,
     load_checkpoint,
+    load_critic,
     load_policy,
     make_chunk_env,
     make_demonstrations,
@@ -42,6 +45,7 @@ __all__ = [
     "AWFlowLoss",
     "BestOfN",
     "ChunkStorage",
+    "CriticConfig",
     "DemoReplayBuffer",
     "DemoStore",
     "FlowActor",
@@ -66,9 +70,11 @@ __all__ = [
     "evaluate",
     "history_transforms",
     "load_checkpoint",
+    "load_critic",
     "load_demonstrations",
     "load_policy",
     "make_chunk_env",
+    "make_critic",
     "make_demonstrations",
     "make_flow_actor",
     "make_task_env",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
+from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
 from torchrl_flow.modules.flow_actor import FlowActor
@@ -15,6 +16,7 @@ from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
     "BestOfN",
+    "CriticConfig",
     "EnsembleCompute",
     "EnsembleInit",
     "FlowActor",
@@ -32,6 +34,7 @@ __all__ = [
     "SpatialSoftmax",
     "Statistics",
     "VelocityNetwork",
+    "make_critic",
     "make_flow_actor",
     "random_shift",
 ]

@@ -23,9 +23,11 @@ from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
+    load_critic,
     load_policy,
     make_task_env,
     observation_keys,
+    require_actor_config,
     require_demonstrations_of,
     task_info,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "isolated_rng",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_critic",
     "load_policy",
     "make_chunk_env",
     "make_demonstrations",
@@ -68,6 +71,7 @@ __all__ = [
     "mix_seeds",
     "observation_keys",
     "read_metrics",
+    "require_actor_config",
     "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",

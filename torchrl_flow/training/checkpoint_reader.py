@@ -74,6 +74,11 @@ class TrainingCheckpoint:
         return self.counters.get("step", 0)
 
     @property
+    def module_configs(self) -> dict[str, Any]:
+        """From what the modules beside the actor are rebuilt, by role."""
+        return self.metadata.get("module_configs", {})
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the modules."""
         return self._names("module")

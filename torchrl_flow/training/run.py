@@ -39,6 +39,7 @@ class Run:
             there is none. Without it a directory that holds a run is refused.
         task: identity of the task (an env's ``task_info``), checked on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
+        module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
         may_differ: fields of ``config`` that may change on resuming.
         keep_last: number of newest checkpoints to keep.
         keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
@@ -71,6 +72,7 @@ class Run:
         resume: bool = False,
         task: Mapping[str, Any] | None = None,
         actor_config: Any = None,
+        module_configs: Mapping[str, Any] | None = None,
         may_differ: Collection[str] = ("resume",),
         keep_last: int = 2,
         keep_best: str | None = None,
@@ -82,6 +84,7 @@ class Run:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
         self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
+        self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self.resumed_from = self._find_checkpoint(resume, may_differ)
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
@@ -216,7 +219,7 @@ class Run:
             actor_config=self.actor_config,
             counters=self.counters,
             metrics=self._metrics_now,
-            metadata={"wall_s": self.wall_s},
+            metadata={"wall_s": self.wall_s, "module_configs": self.module_configs},
             **self._parts,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torchrl.checkpoint import CheckpointError
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
-from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
+from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 
@@ -22,9 +22,11 @@ __all__ = [
     "PLANAR",
     "ObsMode",
     "evaluation_env",
+    "load_critic",
     "load_policy",
     "make_task_env",
     "observation_keys",
+    "require_actor_config",
     "require_demonstrations_of",
     "task_info",
 ]
@@ -140,6 +142,58 @@ def load_policy(
     actor = make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config))
     checkpoint.restore(modules={role: actor})
     return actor.to(device).eval(), checkpoint
+
+
+def require_actor_config(
+    checkpoint: TrainingCheckpoint, wanted: FlowActor | Mapping[str, Any], fields: Iterable[str] | None = None
+) -> None:
+    """Refuse a checkpoint whose policy is built otherwise, naming both values of each field that differs.
+
+    Args:
+        checkpoint: the checkpoint.
+        wanted: a policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`, of which None is any value.
+        fields: those to compare; all of ``wanted``'s by default.
+
+    Raises:
+        CheckpointError: if one differs.
+    """
+    if isinstance(wanted, FlowActor):
+        wanted = wanted.config.to_dict() if wanted.config is not None else {}
+    differing = [
+        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {wanted[name]!r}"
+        for name in (wanted if fields is None else fields)
+        if wanted.get(name) is not None and checkpoint.actor_config.get(name) != wanted[name]
+    ]
+    if differing:
+        raise CheckpointError(f"{checkpoint.path} was made for another policy. {'; '.join(differing)}.")
+
+
+def load_critic(
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None
+) -> tuple[QEnsemble, TrainingCheckpoint]:
+    """Rebuild the critic of action chunks from a checkpoint.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        actor: the policy whose chunks it values, as :func:`load_policy` gives it; a critic that shares its encoder
+            writes its weights into it.
+        role: which weights; the averaged ones (``target_critic``) where there are any, else ``critic``.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
+    """
+    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    if "critic" not in checkpoint.module_configs:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no critic, only {', '.join(checkpoint.roles) or 'nothing'}: it was written by a "
+            "stage that trains none. Train one from it, or name a checkpoint of aw_shortcut_flow_offline or later."
+        )
+    require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
+    if role is None:
+        role = "target_critic" if "target_critic" in checkpoint.roles else "critic"
+    critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
+    checkpoint.restore(modules={role: critic})
+    return critic, checkpoint
 
 
 def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwargs: Any) -> EnvBase:
