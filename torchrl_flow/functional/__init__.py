@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.functional.activation import mish
 from torchrl_flow.functional.advantage import (
     AdvantageNorm,
     Weighting,
@@ -62,6 +63,7 @@ __all__ = [
     "is_power_of_two",
     "latch",
     "masked_mean_square",
+    "mish",
     "reduce_ensemble",
     "select_dyadic_steps",
     "shortcut_target",

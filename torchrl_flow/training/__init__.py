@@ -8,9 +8,11 @@ from torchrl_flow.training.checkpoint_reader import (
     require_task,
 )
 from torchrl_flow.training.conclusion import can_film, conclude
+from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
@@ -25,6 +27,7 @@ from torchrl_flow.training.tasks import (
     evaluation_env,
     load_critic,
     load_policy,
+    make_task_chunk_env,
     make_task_env,
     observation_keys,
     require_actor_config,
@@ -33,12 +36,14 @@ from torchrl_flow.training.tasks import (
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
+from torchrl_flow.training.warm_start import warm_start
 
 __all__ = [
     "BENCHMARK_COLUMNS",
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
     "LossGroup",
@@ -67,6 +72,7 @@ __all__ = [
     "load_policy",
     "make_chunk_env",
     "make_demonstrations",
+    "make_task_chunk_env",
     "make_task_env",
     "mix_seeds",
     "observation_keys",
@@ -82,6 +88,8 @@ __all__ = [
     "tile_episodes",
     "today",
     "video_suffix",
+    "warm_start",
+    "write_json",
     "write_report",
     "write_video",
 ]

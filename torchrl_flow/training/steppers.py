@@ -167,7 +167,7 @@ class NamedLossStepper(OptimizationStepper):
     def _update(self, batch: TensorDictBase, compute: Compute, *, pretraining: bool = False) -> Metrics:
         number = self.num_updates + 1
         undelayed = pretraining and not self.delay_in_pretraining
-        due = [group for group in self.groups if undelayed or number % group.every == 0]
+        due = [group for group in self.groups if number > group.warmup and (undelayed or number % group.every == 0)]
         for group in self.groups:
             group.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
