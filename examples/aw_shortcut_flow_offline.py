@@ -42,6 +42,8 @@ class Args:
     """seed of the critic and of training"""
     task: str | None = None
     """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
     obs_horizon: int | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: int | None = None
@@ -55,7 +57,9 @@ class Args:
     batch_size: int = 256
     """chunks per gradient step"""
     lr: float = 3e-4
-    """learning rate of actor and critic"""
+    """learning rate of the actor"""
+    critic_lr: float = 3e-4
+    """learning rate of the critic"""
     gamma: float = 0.97
     """discount of one environment step"""
     tau: float = 0.005
@@ -133,7 +137,7 @@ def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepp
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
     actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4)
-    critic = torch.optim.Adam(loss_module.critic_parameters(), args.lr)
+    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr)
     groups = [
         training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
         training.LossGroup(
@@ -175,7 +179,7 @@ def main(args: Args) -> training.EvaluationResult:
     training.seed_everything(args.seed)
     checkpoint = training.load_checkpoint(args.policy)
     actor = make_actor(args, checkpoint)
-    env = training.evaluation_env(checkpoint, task=args.task or checkpoint.task["task"])
+    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)

@@ -228,7 +228,8 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
-        **kwargs: passed to :func:`make_task_chunk_env`, over what the checkpoint says.
+        **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
+            checkpoint's is refused, None is any.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names.
@@ -236,8 +237,12 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     task = checkpoint.task
     if "task" not in task:
         raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
+    identity = {key: task[key] for key in ("task", "obs_mode", "control_mode")}
+    # Before the simulator is started, and with both values named.
+    require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
+    kwargs = {key: value for key, value in kwargs.items() if key not in identity}
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
-    wanted = {"task": task["task"], "obs_mode": task["obs_mode"], "control_mode": task["control_mode"]}
+    wanted: dict[str, Any] = {**identity}
     wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
     env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
