@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
@@ -10,11 +11,14 @@ from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, Spat
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "BeliefEncoder",
+    "BeliefEncoderConfig",
     "BestOfN",
     "CriticConfig",
     "EnsembleCompute",
@@ -22,6 +26,7 @@ __all__ = [
     "FlowActor",
     "FlowActorConfig",
     "FlowTimeEmbedding",
+    "LatentActionBox",
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
@@ -31,6 +36,8 @@ __all__ = [
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",
     "SinusoidalEmbedding",
+    "SlateRanker",
+    "SlateRankerConfig",
     "SpatialSoftmax",
     "Statistics",
     "VelocityNetwork",
