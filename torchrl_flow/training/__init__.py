@@ -7,6 +7,7 @@ from torchrl_flow.training.checkpoint_reader import (
     load_checkpoint,
     require_task,
 )
+from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import can_film, conclude
 from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
@@ -19,6 +20,8 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
+from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
@@ -39,6 +42,7 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "CollectSlatesArgs",
     "EvaluationResult",
     "FrameRecorder",
     "LossGroup",
@@ -46,13 +50,18 @@ __all__ = [
     "MakeDemosReport",
     "NamedLossStepper",
     "Progress",
+    "RelabelSlatesArgs",
     "Run",
     "RunLogger",
+    "SlateLogs",
+    "SlateModels",
+    "SlateModelsArgs",
     "TrainingCheckpoint",
     "append_benchmark",
     "append_result",
     "as_frames",
     "can_film",
+    "collect_slates",
     "collect_versions",
     "command_line",
     "compare_num_steps",
@@ -70,17 +79,21 @@ __all__ = [
     "make_task_env",
     "mix_seeds",
     "observation_keys",
+    "play_slates",
     "read_metrics",
+    "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",
+    "round_trip_return",
     "save_checkpoint",
     "seed_everything",
     "success_metrics",
     "task_info",
     "tile_episodes",
     "today",
+    "train_slate_models",
     "video_suffix",
     "write_report",
     "write_video",
