@@ -211,9 +211,9 @@ def test_latent_env_is_the_same_env_under_transforms():
     env = latent_slate_env(base, FakeEncoder(), FakeRanker())
     check_env_specs(env)
     assert env.action_spec.shape == (3, 32)
-    assert env.action_spec.space.high.max() == 2
+    assert env.action_spec.space.high.max() == 1
     rollout = env.rollout(15, break_when_any_done=False)
-    assert torch.equal(rollout["next", "slate"], FakeRanker().rank(rollout["action"]))
+    assert torch.equal(rollout["next", "slate"], FakeRanker().rank(0.5 + 1.5 * rollout["action"]))
     belief = torch.zeros(3, 20)
     for t in range(15):
         if t in (0, 6, 12):

@@ -16,7 +16,7 @@ from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.statistics import column_statistics
 
-__all__ = ["NpzReplayBuffer", "read_npz"]
+__all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("next_observations", "timeouts")
@@ -40,11 +40,7 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
         DataError: if an array is missing, of another shape or type, or not finite, or a hash differs.
     """
     path = Path(path)
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    with file:
+    with _open(path) as file:
         metadata = json.loads(str(file["metadata"])) if "metadata" in file.files else {}
         _check_hashes(path, metadata, hashes)
         arrays = {name: _array(path, file, name) for name in (*REQUIRED, *OPTIONAL) if name in file.files}
@@ -53,6 +49,26 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
         raise DataError(f"{path} lacks {missing}; transitions need {list(REQUIRED)}, and may have {list(OPTIONAL)}.")
     _check_shapes(path, arrays)
     return _transitions(path, arrays), metadata
+
+
+def read_npz_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of a file alone; empty where it has none.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    with _open(Path(path)) as file:
+        return json.loads(str(file["metadata"])) if "metadata" in file.files else {}
+
+
+def _open(path: Path) -> Any:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as .npz: {error}") from error
+    if not hasattr(file, "files"):
+        raise DataError(f"{path} is no .npz file: it holds a single array.")
+    return file
 
 
 def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, str] | None) -> None:
@@ -144,7 +160,7 @@ class NpzReplayBuffer(TensorDictReplayBuffer):
     Keyword Args:
         batch_size: rows of a sample.
         hashes: hashes of the models that the environment uses, which the file must carry.
-        action_low: lower bound ``[A]``; actions beyond are clamped.
+        action_low: lower bound ``[A]`` of a box; given both, actions are clamped to the box and mapped to [-1, 1].
         action_high: upper bound ``[A]``.
         device: where the transitions are kept.
         **kwargs: passed to TorchRL's buffer.
@@ -154,7 +170,7 @@ class NpzReplayBuffer(TensorDictReplayBuffer):
 
     Attributes:
         metadata: of the file.
-        clamped: share of the actions' components that were out of bounds.
+        clamped: share of the actions' components that were out of the box.
 
     Examples:
         >>> import tempfile
@@ -179,16 +195,22 @@ class NpzReplayBuffer(TensorDictReplayBuffer):
     ) -> None:
         data, self.metadata = read_npz(path, hashes=hashes)
         self.clamped = 0.0
-        action = data["action"]
-        for name, bound in (("action_low", action_low), ("action_high", action_high)):
-            if bound is not None and bound.shape != action.shape[1:]:
-                raise DataError(f"{name} must have shape {list(action.shape[1:])}, got {list(bound.shape)}.")
-        if action_low is not None or action_high is not None:
-            bounded = action.clamp(action_low, action_high)
-            self.clamped = float((bounded != action).float().mean())
-            data["action"] = bounded
+        if action_low is not None and action_high is not None:
+            data["action"] = self._in_box(data["action"], action_low, action_high)
+        elif action_low is not None or action_high is not None:
+            raise DataError("give both action_low and action_high, or neither.")
         self.transitions = data.to(device)
         super().__init__(storage=TensorStorage(self.transitions), batch_size=batch_size, **kwargs)
+
+    def _in_box(self, action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        if not low.shape == high.shape == action.shape[1:] or not (low < high).all():
+            raise DataError(
+                f"action_low and action_high must have shape {list(action.shape[1:])}, the first below the second, got "
+                f"{list(low.shape)} and {list(high.shape)}."
+            )
+        scaled = (action - 0.5 * (high + low)) / (0.5 * (high - low))
+        self.clamped = float((scaled.abs() > 1 + 1e-6).float().mean())
+        return scaled.clamp(-1.0, 1.0)
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
         """Statistics of observations and actions, for the normalisers of a policy."""

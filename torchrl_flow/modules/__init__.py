@@ -11,7 +11,9 @@ from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, Spat
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.single_step import SingleStepActor
 from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
+from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
@@ -35,13 +37,18 @@ __all__ = [
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",
+    "SingleStepActor",
     "SinusoidalEmbedding",
     "SlateRanker",
     "SlateRankerConfig",
     "SpatialSoftmax",
+    "StatePolicyConfig",
     "Statistics",
     "VelocityNetwork",
     "make_critic",
     "make_flow_actor",
+    "make_state_policy",
+    "make_state_value",
+    "make_state_values",
     "random_shift",
 ]

@@ -22,6 +22,7 @@ from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, app
 from torchrl_flow.training.run import Run
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
+from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
@@ -56,6 +57,8 @@ __all__ = [
     "SlateLogs",
     "SlateModels",
     "SlateModelsArgs",
+    "SlateReturns",
+    "SlateTask",
     "TrainingCheckpoint",
     "append_benchmark",
     "append_result",
@@ -74,12 +77,14 @@ __all__ = [
     "load_checkpoint",
     "load_critic",
     "load_policy",
+    "load_state_policy",
     "make_chunk_env",
     "make_demonstrations",
     "make_task_env",
     "mix_seeds",
     "observation_keys",
     "play_slates",
+    "q_diagnostics",
     "read_metrics",
     "relabel_slates",
     "require_actor_config",

@@ -103,8 +103,11 @@ class BeliefState(Transform):
 class LatentSlate(Transform):
     """Let the action be a latent of the ranker, which makes the slate of it.
 
+    Outside, actions lie in ``[-1, 1]``; they are stretched to the ranker's box, ``centre + scale * action``, so that a
+    policy's ``tanh`` covers it.
+
     Args:
-        ranker: module with ``rank(latent)`` and the bounds ``action_low`` and ``action_high`` ``[A]``.
+        ranker: module with ``rank(latent)`` and the bounds ``action_low`` and ``action_high`` ``[A]`` of its box.
         action_key: key of the action, latent outside and slate inside.
     """
 
@@ -114,16 +117,15 @@ class LatentSlate(Transform):
 
     @torch.no_grad()
     def _inv_apply_transform(self, action: Tensor) -> Tensor:
-        return self.ranker.rank(action)
+        low, high = self.ranker.action_low, self.ranker.action_high
+        return self.ranker.rank(0.5 * (high + low) + 0.5 * (high - low) * action.clamp(-1.0, 1.0))
 
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
-        """Give the action the ranker's box."""
+        """Make the action a latent."""
         spec: Any = input_spec.clone()
         action = spec["full_action_spec", self.in_keys_inv[0]]
-        batch, low, high = action.shape[:-1], self.ranker.action_low, self.ranker.action_high
-        shape = torch.Size([*batch, *low.shape])
-        low, high = (bound.to(action.device).expand(shape).clone() for bound in (low, high))
-        spec["full_action_spec", self.in_keys_inv[0]] = Bounded(low, high, shape, action.device, torch.float32)
+        shape = torch.Size([*action.shape[:-1], *self.ranker.action_low.shape])
+        spec["full_action_spec", self.in_keys_inv[0]] = Bounded(-1.0, 1.0, shape, action.device, torch.float32)
         return spec
 
 
