@@ -59,6 +59,8 @@ class Args:
     """learning rate"""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """hidden layers"""
+    layer_norm: bool = True
+    """normalise the values' hidden layers, against divergence outside the data"""
     eval_every: int = 5_000
     """updates between evaluations; 0 for none"""
     eval_episodes: int = 256
@@ -120,7 +122,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
     task = training.SlateTask(args.data, args.models, batch_size=args.batch_size, gamma=args.gamma)
-    config = StatePolicyConfig(task.state_dim, task.action_dim, "deterministic", args.hidden_sizes)
+    config = StatePolicyConfig(task.state_dim, task.action_dim, "deterministic", args.hidden_sizes, args.layer_norm)
     recipe = "td3_bc" if args.alpha else "bc"
     directory = Path(args.runs) / (args.name or f"{recipe}-{task.path.stem}-{args.seed}")
     options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}

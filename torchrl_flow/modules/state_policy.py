@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 
 from torchrl_flow.modules.normalizer import Normalizer
 
@@ -34,13 +35,31 @@ class StatePolicyConfig:
     """A policy that gives an action, or a distribution of them."""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers of policy and values."""
+    layer_norm: bool = True
+    """Normalise the hidden layers of values, which keeps them from running off where there are no data."""
+    obs_horizon: int | None = None
+    """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
+    act_horizon: int | None = None
+    """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
         if self.kind not in ("deterministic", "gaussian"):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
-        if min(self.state_dim, self.action_dim, *self.hidden_sizes) < 1:
+        if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}.")
+        if self.kind == "gaussian" and self.act_horizon is not None:
+            raise ValueError("a gaussian policy gives single actions: leave act_horizon out.")
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return self.state_dim * (self.obs_horizon or 1)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action or a chunk."""
+        return self.action_dim * (self.act_horizon or 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -56,14 +75,23 @@ def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | No
 class _StateMLP(nn.Module):
     """A multi-layer perceptron of normalised states and, where given, actions."""
 
-    def __init__(self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int, *, norm: bool = False
+    ) -> None:
         super().__init__()
         self.normalizer = normalizer
-        self.layers = MLP(inputs, outputs, num_cells=list(config.hidden_sizes), activation_class=nn.ReLU)
+        self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise([inputs, *config.hidden_sizes]):
+            layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden_sizes[-1], outputs))
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         state = self.normalizer(observation)
-        return self.layers(state if action is None else torch.cat([state, action], -1))
+        state = state.flatten(-2) if self.history else state
+        if action is not None:
+            state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
+        return self.layers(state)
 
 
 class _GaussianHead(nn.Module):
@@ -94,10 +122,13 @@ def make_state_policy(
         torch.Size([4, 3])
     """
     gaussian = config.kind == "gaussian"
-    outputs = 2 * config.action_dim if gaussian else config.action_dim
-    net = _StateMLP(config, _normalizer(config, statistics), config.state_dim, outputs)
+    outputs = 2 * config.action_dim if gaussian else config.action_size
+    net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, outputs)
     if not gaussian:
-        return TensorDictModule(nn.Sequential(net, nn.Tanh()), in_keys=["observation"], out_keys=["action"])
+        layers: list[nn.Module] = [net, nn.Tanh()]
+        if config.act_horizon is not None:
+            layers.append(nn.Unflatten(-1, (config.act_horizon, config.action_dim)))
+        return TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=["action"])
     return ProbabilisticActor(
         TensorDictModule(_GaussianHead(net), in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
@@ -118,10 +149,10 @@ def make_state_values(
         statistics: of the states.
         number: critics; a list, and not one to be copied, keeps their initialisation.
     """
-    inputs = config.state_dim + config.action_dim
+    inputs = config.observation_size + config.action_size
     return [
         ValueOperator(
-            _StateMLP(config, _normalizer(config, statistics), inputs, 1),
+            _StateMLP(config, _normalizer(config, statistics), inputs, 1, norm=config.layer_norm),
             in_keys=["observation", "action"],
             out_keys=["state_action_value"],
         )
@@ -131,5 +162,5 @@ def make_state_values(
 
 def make_state_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
     """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
-    net = _StateMLP(config, _normalizer(config, statistics), config.state_dim, 1)
+    net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
     return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
