@@ -67,7 +67,8 @@ class ChunkTD3BCLoss(TD3BCLoss):
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        self._in_keys = list(dict.fromkeys([*(self._in_keys or []), unravel_key(self.tensor_keys.steps_to_next_obs)]))
+        keys: Any = self._in_keys
+        self._in_keys = list(dict.fromkeys([*keys, unravel_key(self.tensor_keys.steps_to_next_obs)]))
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         super()._forward_value_estimator_keys(**kwargs)
