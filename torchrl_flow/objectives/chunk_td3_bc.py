@@ -67,8 +67,8 @@ class ChunkTD3BCLoss(TD3BCLoss):
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        keys: Any = self._in_keys
-        self._in_keys = list(dict.fromkeys([*keys, unravel_key(self.tensor_keys.steps_to_next_obs)]))
+        inherited: Any = self._in_keys
+        self._in_keys = list(dict.fromkeys([*inherited, unravel_key(self.tensor_keys.steps_to_next_obs)]))
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         super()._forward_value_estimator_keys(**kwargs)
@@ -87,7 +87,8 @@ class ChunkTD3BCLoss(TD3BCLoss):
         Raises:
             KeyError: if a key of the transition is missing; nothing is assumed in its place.
         """
-        for key in self.in_keys:
+        wanted: Any = self.in_keys
+        for key in wanted:
             tensordict[key]
         return super().qvalue_loss(tensordict)
 

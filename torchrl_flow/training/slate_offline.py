@@ -20,6 +20,7 @@ from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
 from torchrl_flow.envs.slate import SlateEnv, SlatePolicyName
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.results import append_result
 from torchrl_flow.training.slate_model_training import round_trip_return
 from torchrl_flow.training.slate_models import SlateModels
@@ -146,16 +147,15 @@ class SlateTask:
             seed: of the first user.
             random: let distributions and flows sample; their mode or zero noise otherwise.
         """
-        env = self.models.env(episodes)
         exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
-        generators = torch.random.get_rng_state()
-        torch.manual_seed(seed)  # a policy that samples does so alike in every evaluation
-        with set_exploration_type(exploration):
+        # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
+        with isolated_rng(seed), set_exploration_type(exploration):
+            env = self.models.env(episodes)
+            length = int(self.data.metadata["length"])
             data, total = env.reset(seed=seed), torch.zeros(episodes, 1)
-            for _ in range(SlateEnv(self.models.env_name, 1, catalogue=self.models.catalogue).max_episode_steps):
+            for _ in range(length):
                 data = env.step(policy(data))["next"]
                 total += data["reward"]
-        torch.random.set_rng_state(generators)
         return SlateReturns(tuple(total.flatten().tolist()))
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
