@@ -39,6 +39,8 @@ class Args:
     """directory of the runs"""
     results: str = "runs/results.csv"
     """table to which the result is appended"""
+    label: str | None = None
+    """what the table of results calls this variant; the data's policy where none is given"""
     seed: int = 0
     """seed of networks and training"""
     iterations: int = 20_000
@@ -130,7 +132,8 @@ def main(args: Args) -> None:
     with training.Run(directory, args, task=task.info, actor_config=config, **options) as run:
         train(args, run, task, loss)
         result = evaluate(args, task, loss)
-        task.record(args.results, "bc_slates", result, seed=args.seed, episodes=args.eval_episodes, wall_s=run.wall_s)
+        row = {"seed": args.seed, "episodes": args.eval_episodes, "wall_s": run.wall_s, "stage": args.label}
+        task.record(args.results, "bc_slates", result, **row)
         print(task.report(directory, "bc_slates", result, episodes=args.eval_episodes))
 
 

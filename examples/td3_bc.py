@@ -37,6 +37,8 @@ class Args:
     """directory of the runs"""
     results: str = "runs/results.csv"
     """table to which the result is appended"""
+    label: str | None = None
+    """what the table of results calls this variant; the data's policy where none is given"""
     seed: int = 0
     """seed of networks and training"""
     iterations: int = 20_000
@@ -130,7 +132,8 @@ def main(args: Args) -> None:
         policy, loss = make_loss(args, task, config)
         train(args, run, task, policy, loss)
         result = task.evaluate(policy, episodes=args.eval_episodes)
-        task.record(args.results, recipe, result, seed=args.seed, episodes=args.eval_episodes, wall_s=run.wall_s)
+        row = {"seed": args.seed, "episodes": args.eval_episodes, "wall_s": run.wall_s, "stage": args.label}
+        task.record(args.results, recipe, result, **row)
         print(task.report(directory, recipe, result, episodes=args.eval_episodes))
 
 
