@@ -122,7 +122,7 @@ def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
-    task = training.SlateTask(args.data, args.models, batch_size=args.batch_size, gamma=args.gamma)
+    task = training.offline_task(args.data, args.models, batch_size=args.batch_size, gamma=args.gamma)
     config = StatePolicyConfig(task.state_dim, task.action_dim, "gaussian", args.hidden_sizes, args.layer_norm)
     directory = Path(args.runs) / (args.name or f"cql-{task.path.stem}-{args.seed}")
     options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}

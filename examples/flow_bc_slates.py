@@ -125,7 +125,7 @@ def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
-    task = training.SlateTask(args.data, args.models, batch_size=args.batch_size)
+    task = training.offline_task(args.data, args.models, batch_size=args.batch_size)
     directory = Path(args.runs) / (args.name or f"flow_bc-{task.path.stem}-{args.seed}")
     config, loss = make_loss(args, task)
     options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}

@@ -171,7 +171,13 @@ def _rendering() -> str:
 
 
 def _command() -> type:
-    from torchrl_flow.training import CollectSlatesArgs, MakeDemosArgs, RelabelSlatesArgs, SlateModelsArgs
+    from torchrl_flow.training import (
+        CollectSardineArgs,
+        CollectSlatesArgs,
+        MakeDemosArgs,
+        RelabelSlatesArgs,
+        SlateModelsArgs,
+    )
 
     def sub(kind: type, name: str) -> object:
         return Annotated[kind, tyro.conf.subcommand(name)]
@@ -184,6 +190,7 @@ def _command() -> type:
         sub(SlateModelsArgs, "slate-models"),
         sub(CollectSlatesArgs, "collect-slates"),
         sub(RelabelSlatesArgs, "relabel-slates"),
+        sub(CollectSardineArgs, "collect-sardine"),
         sub(Versions, "versions"),
     ]
     from typing import Union

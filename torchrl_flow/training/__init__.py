@@ -20,6 +20,7 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
@@ -43,6 +44,7 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "CollectSardineArgs",
     "CollectSlatesArgs",
     "EvaluationResult",
     "FrameRecorder",
@@ -54,6 +56,7 @@ __all__ = [
     "RelabelSlatesArgs",
     "Run",
     "RunLogger",
+    "SardineTask",
     "SlateLogs",
     "SlateModels",
     "SlateModelsArgs",
@@ -64,6 +67,7 @@ __all__ = [
     "append_result",
     "as_frames",
     "can_film",
+    "collect_sardine",
     "collect_slates",
     "collect_versions",
     "command_line",
@@ -83,6 +87,7 @@ __all__ = [
     "make_task_env",
     "mix_seeds",
     "observation_keys",
+    "offline_task",
     "play_slates",
     "q_diagnostics",
     "read_metrics",

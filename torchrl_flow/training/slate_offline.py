@@ -105,6 +105,11 @@ class SlateTask:
         self.path, self.gamma = Path(data), gamma
 
     @property
+    def name(self) -> str:
+        """Name of the environment."""
+        return self.models.env_name
+
+    @property
     def info(self) -> dict[str, Any]:
         """Identity of the task, for checkpoints."""
         metadata = self.data.metadata
@@ -204,8 +209,8 @@ class SlateTask:
         append_result(
             path,
             recipe=recipe,
-            task=self.models.env_name,
-            obs="belief",
+            task=self.name,
+            obs=self.info["obs_mode"],
             stage=stage if stage is not None else self.data.metadata["policy"],
             seed=seed,
             episodes=episodes,
