@@ -1,7 +1,8 @@
 """The slate recommender: simulator, reference policies, and the transforms of its latent form."""
 
 from torchrl_flow.envs.slate._catalogue import ItemCatalogue
-from torchrl_flow.envs.slate.env import SLATE_ENVS, SlateEnv, make_catalogue
+from torchrl_flow.envs.slate._names import SLATE_ENVS, make_catalogue
+from torchrl_flow.envs.slate.env import SlateEnv
 from torchrl_flow.envs.slate.policies import (
     SLATE_POLICIES,
     SlatePolicy,
