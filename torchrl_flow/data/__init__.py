@@ -12,6 +12,8 @@ from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.maniskill import read_maniskill
 from torchrl_flow.data.maniskill_reader import ReadOptions
 from torchrl_flow.data.mixed_replay import MixedReplayBuffer
+from torchrl_flow.data.npz import NpzReplayBuffer, read_npz
+from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.data.ratio_sampler import LinearRatio, split_batch
 from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
 from torchrl_flow.data.statistics import column_statistics
@@ -28,6 +30,8 @@ __all__ = [
     "Episode",
     "LinearRatio",
     "MixedReplayBuffer",
+    "NpzReplayBuffer",
+    "NpzStream",
     "ReadOptions",
     "TrajectoryFile",
     "column_statistics",
@@ -35,6 +39,7 @@ __all__ = [
     "drop_idle_steps",
     "load_demonstrations",
     "read_maniskill",
+    "read_npz",
     "split_batch",
 ]
 

@@ -39,6 +39,7 @@ from torchrl_flow.functional.flow import (
     velocity_target,
 )
 from torchrl_flow.functional.observation import flatten_state, state_paths
+from torchrl_flow.functional.slate import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 from torchrl_flow.functional.statistics import wilson_interval
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Weighting",
     "advantage_weights",
     "batch_advantage",
+    "binary_auc",
     "chunk_return",
     "consistency_rows",
     "dyadic_step_sizes",
@@ -58,15 +60,18 @@ __all__ = [
     "executed_slice",
     "executed_steps",
     "flatten_state",
+    "gaussian_kl",
     "integrate",
     "interpolate",
     "is_power_of_two",
     "latch",
+    "latent_sample",
     "masked_mean_square",
     "mish",
     "reduce_ensemble",
     "select_dyadic_steps",
     "shortcut_target",
+    "slate_vae_terms",
     "state_paths",
     "subset_min",
     "take_best",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
@@ -10,11 +11,16 @@ from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, Spat
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.single_step import SingleStepActor
+from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
+from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "BeliefEncoder",
+    "BeliefEncoderConfig",
     "BestOfN",
     "CriticConfig",
     "EnsembleCompute",
@@ -22,6 +28,7 @@ __all__ = [
     "FlowActor",
     "FlowActorConfig",
     "FlowTimeEmbedding",
+    "LatentActionBox",
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
@@ -30,11 +37,18 @@ __all__ = [
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",
+    "SingleStepActor",
     "SinusoidalEmbedding",
+    "SlateRanker",
+    "SlateRankerConfig",
     "SpatialSoftmax",
+    "StatePolicyConfig",
     "Statistics",
     "VelocityNetwork",
     "make_critic",
     "make_flow_actor",
+    "make_state_policy",
+    "make_state_value",
+    "make_state_values",
     "random_shift",
 ]

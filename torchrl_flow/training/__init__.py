@@ -7,6 +7,7 @@ from torchrl_flow.training.checkpoint_reader import (
     load_checkpoint,
     require_task,
 )
+from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import can_film, conclude
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
@@ -21,6 +22,10 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
+from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
+from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
@@ -43,6 +48,8 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "CollectSardineArgs",
+    "CollectSlatesArgs",
     "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
@@ -51,13 +58,22 @@ __all__ = [
     "MakeDemosReport",
     "NamedLossStepper",
     "Progress",
+    "RelabelSlatesArgs",
     "Run",
     "RunLogger",
+    "SardineTask",
+    "SlateLogs",
+    "SlateModels",
+    "SlateModelsArgs",
+    "SlateReturns",
+    "SlateTask",
     "TrainingCheckpoint",
     "append_benchmark",
     "append_result",
     "as_frames",
     "can_film",
+    "collect_sardine",
+    "collect_slates",
     "collect_versions",
     "command_line",
     "compare_num_steps",
@@ -70,23 +86,30 @@ __all__ = [
     "load_checkpoint",
     "load_critic",
     "load_policy",
+    "load_state_policy",
     "make_chunk_env",
     "make_demonstrations",
     "make_task_chunk_env",
     "make_task_env",
     "mix_seeds",
     "observation_keys",
+    "offline_task",
+    "play_slates",
+    "q_diagnostics",
     "read_metrics",
+    "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",
+    "round_trip_return",
     "save_checkpoint",
     "seed_everything",
     "success_metrics",
     "task_info",
     "tile_episodes",
     "today",
+    "train_slate_models",
     "video_suffix",
     "warm_start",
     "write_json",
