@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_flow.objectives.aw_flow import AWFlowLoss
 from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective, EncoderGrad
+from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
 from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
 from torchrl_flow.objectives.shortcut_objective import AveragedNetwork, ShortCutObjective
 from torchrl_flow.objectives.target_update import NetworkSoftUpdate
@@ -13,6 +14,7 @@ __all__ = [
     "AveragedNetwork",
     "ChunkCriticObjective",
     "EncoderGrad",
+    "FlowAnchorLoss",
     "NetworkSoftUpdate",
     "ShortCutFlowLoss",
     "ShortCutObjective",

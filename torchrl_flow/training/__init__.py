@@ -18,6 +18,7 @@ from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
 from torchrl_flow.training.run import Run
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
@@ -39,6 +40,7 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "ChunkRollouts",
     "EvaluationResult",
     "FrameRecorder",
     "LossGroup",
@@ -68,6 +70,7 @@ __all__ = [
     "make_chunk_env",
     "make_demonstrations",
     "make_task_env",
+    "minibatches",
     "mix_seeds",
     "observation_keys",
     "read_metrics",
