@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from torchrl_flow import training
 from torchrl_flow.functional import max_sigma_schedule
 from torchrl_flow.modules import (
     FlowActor,
+    FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
     StateValue,
@@ -131,7 +133,7 @@ def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool
     """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
     planar = checkpoint.task["task"] == training.PLANAR
     num_envs = args.num_envs if train else 50
-    batch = num_envs if planar or num_envs > 1 and train else None
+    batch = num_envs if planar or (num_envs > 1 and train) else None
     return training.evaluation_env(checkpoint, gamma=args.gamma, num_envs=batch, ignore_terminations=not train)
 
 
@@ -152,7 +154,7 @@ def make_losses(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[C
     """Build TorchRL's PPO on the chain, the anchor where one is asked for, and the advantage estimate."""
     loss_module = ClipPPOLoss(
         noisy,  # pyright: ignore[reportArgumentType]
-        value,
+        value,  # pyright: ignore[reportArgumentType]
         clip_epsilon=args.clip,
         entropy_coeff=args.entropy_coef,
         critic_coeff=args.value_coef,
@@ -160,7 +162,13 @@ def make_losses(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[C
         normalize_advantage=True,
     )
     anchor = FlowAnchorLoss(noisy.flow_actor) if args.anchor_coef else None
-    gae = GAE(gamma=args.gamma, lmbda=args.gae_lambda, value_network=value, vectorized=False, deactivate_vmap=True)
+    gae = GAE(
+        gamma=args.gamma,
+        lmbda=args.gae_lambda,
+        value_network=value,  # pyright: ignore[reportArgumentType]
+        vectorized=False,
+        deactivate_vmap=True,
+    )
     gae.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
     return loss_module, anchor, gae
 
@@ -169,10 +177,9 @@ def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dic
     """Build an optimiser for the flow with its noise and one for the value."""
     flow = [*noisy.flow_actor.velocity_network.parameters(), *noisy.noise_net.parameters()]
     flow += noisy.flow_actor.encoder.parameters() if args.train_encoder else []
-    options = {"weight_decay": 0.0, "eps": 1e-5}
     return {
-        "flow": torch.optim.AdamW(flow, args.lr, **options),
-        "value": torch.optim.AdamW(value.head.parameters(), args.critic_lr, **options),
+        "flow": torch.optim.Adam(flow, args.lr, eps=1e-5),
+        "value": torch.optim.Adam(value.head.parameters(), args.critic_lr, eps=1e-5),
     }
 
 
@@ -187,6 +194,7 @@ def update(
 ) -> dict[str, torch.Tensor]:
     """Go over an iteration's chunks several times, a minibatch a gradient step; returns the last one's metrics."""
     metrics: dict[str, torch.Tensor] = {}
+    start = time.perf_counter()
     for epoch in range(args.epochs):
         divergences = []
         for batch in training.minibatches(data, args.minibatch_size):
@@ -209,6 +217,7 @@ def update(
             metrics["divergence"] = torch.stack(divergences).mean()
             if args.target_kl is not None and metrics["divergence"] > args.target_kl:
                 break
+    metrics["epoch_s"] = torch.tensor((time.perf_counter() - start) / metrics["epochs"])
     return metrics
 
 
@@ -250,7 +259,7 @@ def main(args: Args) -> None:
     training.seed_everything(args.seed)
     actor, checkpoint = training.load_policy(args.policy, device=args.device)
     actor.num_steps = args.num_steps
-    actor.config = dataclasses.replace(actor.config, num_steps=args.num_steps)
+    actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
     name = args.name or f"reinflow-{checkpoint.task['task']}-{args.seed}"
     directory = Path(args.runs) / name
     env, eval_env = make_env(args, checkpoint, train=True), make_env(args, checkpoint, train=False)

@@ -54,7 +54,7 @@ def chain_times(num_steps: int, *, device: torch.device | None = None, dtype: to
 
 
 def bounded_sigma(z: Tensor, sigma_min: float, sigma_max: Tensor | float) -> Tensor:
-    """Return noise levels ``exp((log smin^2 + (log smax^2 - log smin^2) (tanh z + 1) / 2) / 2)``, of the shape of ``z``.
+    """Return noise levels ``exp((log smin^2 + (log smax^2 - log smin^2) (tanh z + 1) / 2) / 2)``, of the shape of z.
 
     The levels lie between the bounds; ``z = 0`` gives their geometric mean.
 
@@ -190,7 +190,7 @@ def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Ten
 
 
 def chunk_transport_cost(chunk: Tensor, reference: Tensor) -> Tensor:
-    """Return ``|| chunk - reference ||^2`` of each row ``[*B]``: averaged, a bound on the squared 2-Wasserstein distance.
+    """Return ``|| chunk - reference ||^2`` of each row: averaged, a bound on the squared 2-Wasserstein distance.
 
     Two flows that start from the same noise couple their distributions; the mean cost of a coupling is never below
     the squared distance.
@@ -198,6 +198,9 @@ def chunk_transport_cost(chunk: Tensor, reference: Tensor) -> Tensor:
     Args:
         chunk: ``[*B, H, A]``.
         reference: ``[*B, H, A]``.
+
+    Returns:
+        the cost ``[*B]``.
 
     Raises:
         ValueError: if the shapes differ.

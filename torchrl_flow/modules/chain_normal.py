@@ -29,12 +29,16 @@ class ChainNormal(Distribution):
         (torch.Size([5, 4, 16, 7]), torch.Size([5]))
     """
 
-    arg_constraints = {"mean": constraints.real, "sigma": constraints.positive}  # noqa: RUF012 - as in torch
-    support = constraints.independent(constraints.real, 3)
+    arg_constraints = {  # noqa: RUF012 # pyright: ignore[reportAssignmentType]
+        "mean": constraints.real,
+        "sigma": constraints.positive,
+    }
+    support = constraints.independent(constraints.real, 3)  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(self, mean: Tensor, sigma: Tensor, *, reduction: LogProbReduction = "mean") -> None:
-        self._mean, self.sigma, self.reduction = mean, sigma, reduction
+        self._mean, self.sigma = mean, sigma
+        self.reduction: LogProbReduction = reduction
         # Checking values would read every tensor once more at each call of the loss; shapes are checked in log_prob.
         super().__init__(mean.shape[:-3], mean.shape[-3:], validate_args=False)
 

@@ -163,7 +163,7 @@ class FlowActor(TensorDictModuleBase):
         return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
 
     def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise to an action chunk ``[B, H, A]`` in the environment's units; arguments as for the normalised one."""
+        """Carry noise to an action chunk ``[B, H, A]`` in the environment's units, within its bounds."""
         normalised = self.sample_normalised(features, noise, num_steps=num_steps)
         return self.clamp(self.action_normalizer.inverse(normalised))
 

@@ -31,8 +31,8 @@ class NoisyFlowActor(TensorDictModuleBase):
     on the time grid of sampling. The initial noise's density cancels in the ratio and is left out.
 
     The chain runs in units of normalised actions and is not clamped on its way, so that without noise it is the flow
-    actor's chain to the bit, and no clamped mean loses its gradient; the environment's bounds apply to the action alone,
-    a function of the chain's end that the density need not know. ``mean_bound=1.0`` clamps every step's mean to
+    actor's chain to the bit, and no clamped mean loses its gradient; the environment's bounds apply to the action
+    alone, a function of the chain's end that the density need not know. ``mean_bound=1.0`` clamps every step's mean to
     [-1, 1], in sampling and scoring alike, which fits actions normalised by minimum and maximum; mean-std normalised
     actions lie outside of [-1, 1] where they should, and a clamped chain could not reach them.
 
@@ -42,7 +42,8 @@ class NoisyFlowActor(TensorDictModuleBase):
 
     Keyword Args:
         num_steps: K; the flow actor's own by default.
-        log_prob_reduction: ``"mean"`` over K, H and A, or ``"sum"``; see :func:`~torchrl_flow.functional.chain_log_prob`.
+        log_prob_reduction: ``"mean"`` over K, H and A, or ``"sum"``; see
+            :func:`~torchrl_flow.functional.chain_log_prob`.
         mean_bound: clamp the steps' means to ``[-mean_bound, mean_bound]``; ``None`` for no clamp.
         train_encoder: let the policy's loss train the encoder.
         return_chain: write the chain, 2 K H A numbers a row; without it only its start ``("flow", "noise")``, H A

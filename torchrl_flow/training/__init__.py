@@ -21,6 +21,16 @@ from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, app
 from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
 from torchrl_flow.training.run import Run
 from torchrl_flow.training.steppers import NamedLossStepper
+from torchrl_flow.training.sweep import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    plan_sweep,
+    run_status,
+    run_sweep,
+    select_variants,
+)
+from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
@@ -50,7 +60,11 @@ __all__ = [
     "Progress",
     "Run",
     "RunLogger",
+    "RunStatus",
+    "SweepRun",
     "TrainingCheckpoint",
+    "Variant",
+    "VariantResult",
     "append_benchmark",
     "append_result",
     "as_frames",
@@ -61,6 +75,7 @@ __all__ = [
     "conclude",
     "evaluate",
     "evaluation_env",
+    "format_statuses",
     "git_commit",
     "isolated_rng",
     "latest_checkpoint",
@@ -73,18 +88,24 @@ __all__ = [
     "minibatches",
     "mix_seeds",
     "observation_keys",
+    "plan_sweep",
     "read_metrics",
     "require_actor_config",
     "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",
+    "run_status",
+    "run_sweep",
     "save_checkpoint",
     "seed_everything",
+    "select_variants",
     "success_metrics",
+    "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
     "video_suffix",
     "write_report",
+    "write_sweep_report",
     "write_video",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -63,7 +63,7 @@ class ChunkRollouts:
                 step, carry = self.env.step_and_maybe_reset(self.policy(carry))
                 steps.append(self._kept(step))
         self._carry = carry
-        return torch.stack(steps, -1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return lazy_stack(steps, -1).contiguous()
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")
@@ -96,7 +96,7 @@ class ChunkRollouts:
 
 
 def _joined(key: NestedKey) -> str:
-    return key if isinstance(key, str) else ".".join(key)
+    return key if isinstance(key, str) else ".".join(map(str, key))
 
 
 def minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
@@ -120,4 +120,4 @@ def minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
     order = torch.randperm(rows, device=data.device)
     size = min(size, rows)
     for first in range(0, rows - size + 1, size):
-        yield data[order[first : first + size]]
+        yield data[order[first : first + size]]  # pyright: ignore[reportReturnType]
