@@ -217,7 +217,7 @@ def update(
             metrics["divergence"] = torch.stack(divergences).mean()
             if args.target_kl is not None and metrics["divergence"] > args.target_kl:
                 break
-    metrics["epoch_s"] = torch.tensor((time.perf_counter() - start) / metrics["epochs"])
+    metrics["epoch_s"] = (time.perf_counter() - start) / metrics["epochs"]
     return metrics
 
 
@@ -246,7 +246,8 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         warming_up = env_steps < args.critic_warmup_steps
         metrics = update(args, loss_module, anchor, optimizers, data.reshape(-1), warming_up=warming_up)
         finished = data["next", "done"]
-        metrics["success"] = data["next", "success"][finished].float().mean()
+        if finished.any():
+            metrics["success"] = data["next", "success"][finished].float().mean()
         metrics |= {"env_steps": run.counters["env_steps"], "sigma_max": sigma_max, "value": data["state_value"].mean()}
         run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:

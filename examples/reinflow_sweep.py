@@ -37,17 +37,30 @@ DEFAULTS: dict[str, Any] = {
     "entropy_coef": 0.01,
     "value_coef": 0.5,
     "critic_warmup_steps": 5000,
+    "sigma_min": 0.01,
     "sigma_max": 0.3,
     "noise_schedule": "linear",
     "noise_decay_steps": 500_000,
 }
 """The baseline of a ManiSkill task: the defaults of `reinflow.py`."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": DEFAULTS,
-    "planar": DEFAULTS,
+PLANAR: dict[str, Any] = {
+    **DEFAULTS,
+    "total_env_steps": 2_000_000,
+    "num_envs": 256,
+    "rollout_steps": 12,
+    "epochs": 2,
+    "minibatch_size": 768,
+    "lr": 2e-4,
+    "critic_lr": 1e-3,
+    "clip": 0.01,
+    "critic_warmup_steps": 100_000,
+    "sigma_min": 0.05,
+    "noise_decay_steps": 4_000_000,
 }
-"""Baselines; see `main`."""
+"""The baseline of the planar task: many environments, and noise that moves actions of unit scale noticeably."""
+
+PRESETS = {"default": DEFAULTS, "planar": PLANAR}
 
 VARIANTS = (
     Variant("baseline", "baseline"),

@@ -28,7 +28,8 @@ class NoisyFlowActor(TensorDictModuleBase):
 
     As the actor network of TorchRL's policy-gradient losses (``ClipPPOLoss(actor, value)`` needs no key set) it gives
     :meth:`get_dist`, which reads observations and ``("flow", "x")`` and scores all K steps in one call of the network,
-    on the time grid of sampling. The initial noise's density cancels in the ratio and is left out.
+    on the time grid of sampling. The initial noise's density cancels in the ratio and is left out. The losses'
+    ``in_keys`` do not name ``("flow", "x")``: keep ``"flow"`` whole.
 
     The chain runs in units of normalised actions and is not clamped on its way, so that without noise it is the flow
     actor's chain to the bit, and no clamped mean loses its gradient; the environment's bounds apply to the action

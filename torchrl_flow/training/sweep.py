@@ -149,7 +149,7 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [flag, *(f"{item:g}" if isinstance(item, float) else str(item) for item in values)]
+    return [flag, *map(str, values)]
 
 
 def run_status(run: SweepRun) -> RunStatus:
