@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -64,7 +64,9 @@ class Args:
     total_env_steps: int = 1_000_000
     """environment steps of training"""
     num_envs: int = 1
-    """environments that are stepped together"""
+    """environments that are stepped together; above 1 ManiSkill needs physx_cuda"""
+    sim_backend: str = "physx_cuda"
+    """ManiSkill's simulation where num_envs is above 1"""
     rollout_steps: int = 128
     """chunks per environment and iteration"""
     epochs: int = 4
@@ -131,10 +133,14 @@ class Args:
 
 def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
     """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    planar = checkpoint.task["task"] == training.PLANAR
-    num_envs = args.num_envs if train else 50
-    batch = num_envs if planar or (num_envs > 1 and train) else None
-    return training.evaluation_env(checkpoint, gamma=args.gamma, num_envs=batch, ignore_terminations=not train)
+    options: dict[str, Any] = {"ignore_terminations": not train, "num_envs": args.num_envs if train else None}
+    if checkpoint.task["task"] == training.PLANAR:
+        options |= {"num_envs": args.num_envs if train else 50, "device": args.device}
+    elif args.num_envs == 1:
+        options["num_envs"] = None
+    elif train:
+        options["sim_backend"] = args.sim_backend
+    return training.evaluation_env(checkpoint, gamma=args.gamma, **options)
 
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:

@@ -138,7 +138,7 @@ def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
             carried[name] = value
         else:
             number = base[name] * value / DEFAULTS[name]
-            carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else number
+            carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else float(f"{number:.6g}")
     return carried
 
 
