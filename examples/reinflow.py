@@ -1,7 +1,14 @@
-"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise in every sampling step, sparse reward.
+r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise in every sampling step, sparse reward.
 
-    python examples/shortcut_flow_bc.py --task planar --num-demos 100 --iterations 1500 --name bc
-    python examples/reinflow.py --policy runs/bc --num-steps 4 --num-envs 256 --rollout-steps 13
+    python examples/shortcut_flow_bc.py --task planar --num-demos 100 --iterations 1500 --width 128 --depth 2 \
+        --pred-horizon 8 --name bc
+    python examples/reinflow.py --policy runs/bc --num-steps 4 --num-envs 256 --rollout-steps 13 --minibatch-size 832 \
+        --epochs 2 --total-env-steps 2000000 --lr 2e-4 --critic-lr 1e-3 --clip 0.01 --sigma-min 0.05 \
+        --noise-decay-steps 4000000 --critic-warmup-steps 100000
+
+Takes about 3 minutes on one CPU core for the planar task, success_once from about 0.5 to about 0.99. The defaults are
+those of ManiSkill's tasks with one environment. With the log-probability averaged over the chain, ratios stay close to
+1 even where the policy moves far: a bound of 0.01 clips a third of them on the planar task, one of 0.2 none.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
 `policy`. Evaluation over fixed seeds and a report come at the end, whose path is printed last. A run that was stopped
