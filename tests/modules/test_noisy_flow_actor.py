@@ -55,18 +55,26 @@ def sampled(actor, *batch):
         return actor(observations(*batch))
 
 
-@pytest.mark.filterwarnings("ignore:num_steps=3")
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8, 16])  # 3 is none of ShortCut's: instantaneous velocities, d = 0
+@pytest.mark.filterwarnings("ignore:num_steps=")
+# With max_steps 2 the network knows no step size below 1/2: it is asked for instantaneous velocities, d = 0.
+@pytest.mark.parametrize(
+    ("num_steps", "max_steps"), [(1, 16), (2, 16), (3, 16), (4, 16), (8, 16), (16, 16), (4, 2), (8, 2), (16, 2)]
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("mean_bound", [None, 1.0])
-def test_the_ratio_is_one_before_any_update(num_steps, reduction, mean_bound):
-    actor = make(num_steps=num_steps, log_prob_reduction=reduction, mean_bound=mean_bound).double()
+def test_the_ratio_is_one_before_any_update(num_steps, max_steps, reduction, mean_bound):
+    flow = make_flow(max_steps=max_steps, num_steps=1)
+    asked = []
+    flow.velocity_network.register_forward_hook(lambda *args: asked.append(args[1][2].unique().tolist()))
+    actor = make(flow, num_steps=num_steps, log_prob_reduction=reduction, mean_bound=mean_bound).double()
     data = sampled(actor, 7, 9).reshape(-1)
     # In minibatches of rows that were drawn at different times.
     for rows in torch.randperm(63)[:60].reshape(3, 20):
         part = data[rows]
         ratio = (actor.get_dist(part).log_prob(part["flow", "x_next"]) - part["flow", "log_prob"]).exp()
         assert (ratio - 1).abs().max() <= 1e-6
+    shortcut = num_steps <= max_steps and num_steps != 3
+    assert asked == [[1 / num_steps if shortcut else 0.0]] * (num_steps + 3)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8, 16])
