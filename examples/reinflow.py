@@ -7,8 +7,9 @@ r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise 
         --noise-decay-steps 4000000 --critic-warmup-steps 100000
 
 Takes about 3 minutes on one CPU core for the planar task, success_once from about 0.5 to about 0.99. The defaults are
-those of ManiSkill's tasks with one environment. With the log-probability averaged over the chain, ratios stay close to
-1 even where the policy moves far: a bound of 0.01 clips a third of them on the planar task, one of 0.2 none.
+those of ManiSkill's tasks with one environment. Beware of --clip with the log-probability averaged over the chain's
+K H A terms: a bound of 0.01 on the ratio is one of about 1 on the chain's log-probability here, 0.2 one of 20, which is
+none, and with this command's learning rate the policy is lost within ten iterations.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
 `policy`. Evaluation over fixed seeds and a report come at the end, whose path is printed last. A run that was stopped
