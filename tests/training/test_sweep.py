@@ -105,6 +105,8 @@ def test_a_running_run_is_known_by_its_process(tmp_path):
     record = {"pid": os.getpid(), "host": os.uname().nodename, "started": 0.0}
     run.record.write_text(json.dumps(record))
     assert run_status(run).state == "running"
+    assert run_sweep([run])[0].state == "running"
+    assert not run.directory.exists()
     run.record.write_text(json.dumps({**record, "pid": 2**22 - 1}))
     assert run_status(run).state == "crashed"
 
