@@ -168,10 +168,10 @@ def measure(forms: dict[str, Callable[[], object]], args: Args) -> dict[str, lis
     return {name: values[3:] for name, values in times.items()}
 
 
-def main(args: Args) -> None:
-    torch.set_num_threads(args.threads)
-    noisy, value, loss_module, batch = make(args)
-    parameters = [*noisy.parameters(), *value.head.parameters()]
+def make_losses(
+    args: Args, noisy: NoisyFlowActor, value: StateValue, loss_module: ClipPPOLoss, batch: TensorDict
+) -> dict[str, Callable[[TensorDict], Tensor]]:
+    """The forms of the loss, whose values are one."""
 
     def library(batch: TensorDict) -> Tensor:
         out = loss_module(batch)
@@ -192,6 +192,14 @@ def main(args: Args) -> None:
         options: dict[str, Any] = {"fallback_random": True}
         losses |= {f"{name} compiled": torch.compile(loss, options=options) for name, loss in losses.items()}
         torch.testing.assert_close(losses["library compiled"](batch), reference(batch), rtol=1e-4, atol=1e-5)
+    return losses
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    noisy, value, loss_module, batch = make(args)
+    parameters = [*noisy.parameters(), *value.head.parameters()]
+    losses = make_losses(args, noisy, value, loss_module, batch)
     pairs = [("library", "reference")]
     if args.compile:
         pairs += [("library compiled", "reference"), ("library compiled", "reference compiled")]
