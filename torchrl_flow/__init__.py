@@ -17,6 +17,8 @@ from torchrl_flow.modules import (
     CriticConfig,
     FlowActor,
     FlowActorConfig,
+    NoiseNetConfig,
+    NoisyFlowActor,
     Normalizer,
     ObservationEncoder,
     PixelEncoder,
@@ -26,8 +28,9 @@ from torchrl_flow.modules import (
     ShortCutVelocityUNet1D,
     make_critic,
     make_flow_actor,
+    make_noise_net,
 )
-from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
+from torchrl_flow.objectives import AWFlowLoss, FlowAnchorLoss, ShortCutFlowLoss
 from torchrl_flow.training import (
     Run,
     conclude,
@@ -50,9 +53,12 @@ __all__ = [
     "DemoStore",
     "FlowActor",
     "FlowActorConfig",
+    "FlowAnchorLoss",
     "ManiSkillEnv",
     "ManiSkillWrapper",
     "MixedReplayBuffer",
+    "NoiseNetConfig",
+    "NoisyFlowActor",
     "Normalizer",
     "ObservationEncoder",
     "PixelEncoder",
@@ -77,6 +83,7 @@ __all__ = [
     "make_critic",
     "make_demonstrations",
     "make_flow_actor",
+    "make_noise_net",
     "make_task_env",
     "save_checkpoint",
 ]

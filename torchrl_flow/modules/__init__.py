@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.best_of_n import BestOfN
+from torchrl_flow.modules.chain_normal import ChainNormal
 from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
+from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.single_step import SingleStepActor
 from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
+from torchrl_flow.modules.state_value import StateValue, StateValueConfig, make_state_value
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
@@ -22,13 +26,17 @@ __all__ = [
     "BeliefEncoder",
     "BeliefEncoderConfig",
     "BestOfN",
+    "ChainNormal",
     "CriticConfig",
     "EnsembleCompute",
     "EnsembleInit",
+    "ExploreNoiseNet",
     "FlowActor",
     "FlowActorConfig",
     "FlowTimeEmbedding",
     "LatentActionBox",
+    "NoiseNetConfig",
+    "NoisyFlowActor",
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
@@ -43,10 +51,13 @@ __all__ = [
     "SlateRankerConfig",
     "SpatialSoftmax",
     "StatePolicyConfig",
+    "StateValue",
+    "StateValueConfig",
     "Statistics",
     "VelocityNetwork",
     "make_critic",
     "make_flow_actor",
+    "make_noise_net",
     "make_state_policy",
     "make_state_value",
     "make_state_values",

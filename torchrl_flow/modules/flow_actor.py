@@ -147,8 +147,8 @@ class FlowActor(TensorDictModuleBase):
         step_size = torch.zeros_like(timestep) if step_size is None else step_size
         return self.velocity_network(sample, timestep, step_size, features)
 
-    def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise ``[B, H, A]`` to an action chunk ``[B, H, A]`` in the environment's units.
+    def sample_normalised(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """Carry noise ``[B, H, A]`` to an action chunk ``[B, H, A]`` in normalised units, without bounds.
 
         Args:
             features: encoded observations ``[B, C]``.
@@ -160,7 +160,11 @@ class FlowActor(TensorDictModuleBase):
         def field(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
             return self.velocity(features, x, t, d)
 
-        normalised = integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
+        return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
+
+    def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """Carry noise to an action chunk ``[B, H, A]`` in the environment's units, within its bounds."""
+        normalised = self.sample_normalised(features, noise, num_steps=num_steps)
         return self.clamp(self.action_normalizer.inverse(normalised))
 
     def clamp(self, chunk: Tensor) -> Tensor:

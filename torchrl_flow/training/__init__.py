@@ -21,12 +21,23 @@ from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
 from torchrl_flow.training.run import Run
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
 from torchrl_flow.training.steppers import NamedLossStepper
+from torchrl_flow.training.sweep import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    plan_sweep,
+    run_status,
+    run_sweep,
+    select_variants,
+)
+from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
@@ -48,6 +59,7 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "ChunkRollouts",
     "CollectSardineArgs",
     "CollectSlatesArgs",
     "DemoSource",
@@ -61,13 +73,17 @@ __all__ = [
     "RelabelSlatesArgs",
     "Run",
     "RunLogger",
+    "RunStatus",
     "SardineTask",
     "SlateLogs",
     "SlateModels",
     "SlateModelsArgs",
     "SlateReturns",
     "SlateTask",
+    "SweepRun",
     "TrainingCheckpoint",
+    "Variant",
+    "VariantResult",
     "append_benchmark",
     "append_result",
     "as_frames",
@@ -80,6 +96,7 @@ __all__ = [
     "conclude",
     "evaluate",
     "evaluation_env",
+    "format_statuses",
     "git_commit",
     "isolated_rng",
     "latest_checkpoint",
@@ -91,9 +108,11 @@ __all__ = [
     "make_demonstrations",
     "make_task_chunk_env",
     "make_task_env",
+    "minibatches",
     "mix_seeds",
     "observation_keys",
     "offline_task",
+    "plan_sweep",
     "play_slates",
     "q_diagnostics",
     "read_metrics",
@@ -103,9 +122,13 @@ __all__ = [
     "require_task",
     "reset_with_seeds",
     "round_trip_return",
+    "run_status",
+    "run_sweep",
     "save_checkpoint",
     "seed_everything",
+    "select_variants",
     "success_metrics",
+    "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
@@ -114,5 +137,6 @@ __all__ = [
     "warm_start",
     "write_json",
     "write_report",
+    "write_sweep_report",
     "write_video",
 ]

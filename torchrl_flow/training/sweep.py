@@ -29,6 +29,8 @@ __all__ = ["RunStatus", "SweepRun", "Variant", "plan_sweep", "run_status", "run_
 
 _has_ray = importlib.util.find_spec("ray") is not None
 _LOG_LINES = 5
+# Loaded here: between fork and exec little more than a system call is safe.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,13 @@ def run_status(run: SweepRun) -> RunStatus:
     return RunStatus(run, "crashed", "killed", wall_s) if record else RunStatus(run, "waiting")
 
 
+def _runs_here(run: SweepRun) -> bool:
+    if not run.record.exists():
+        return False
+    record = json.loads(run.record.read_text(encoding="utf-8"))
+    return "returncode" not in record and record["host"] == os.uname().nodename and _is_alive(record)
+
+
 def _is_alive(record: Mapping[str, Any]) -> bool:
     if record["host"] != os.uname().nodename:
         return True  # Another machine's processes cannot be asked for.
@@ -188,7 +197,8 @@ def _tail(path: Path) -> str:
 
 def _die_with_parent() -> None:
     """Have the kernel end this process with the one that started it, so that no run outlives its sweep."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM)
 
 
 def _execute(run: SweepRun, threads: int) -> int:
@@ -202,7 +212,7 @@ def _execute(run: SweepRun, threads: int) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent,
         )
         record = {"pid": process.pid, "host": os.uname().nodename, "started": start, "command": run.shell()}
         write_json(run.record, record)
@@ -223,6 +233,8 @@ def run_sweep(
 ) -> list[RunStatus]:
     """Run what is not finished, several at a time; a run that crashes does not stop the others.
 
+    What another sweep runs on this machine is left to it.
+
     Args:
         runs: of :func:`plan_sweep`.
         workers: runs at a time on this machine; as many as its CPUs allow where ``None``. Of no effect on a cluster.
@@ -236,7 +248,7 @@ def run_sweep(
         what became of each run, in their order.
     """
     show = on_change or (lambda statuses: None)
-    todo = [run for run in runs if run_status(run).state != "finished"]
+    todo = [run for run in runs if run_status(run).state != "finished" and not _runs_here(run)]
     for run in todo:
         run.record.unlink(missing_ok=True)
     show([run_status(run) for run in runs])
