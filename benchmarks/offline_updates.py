@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.objectives import IQLLoss, LossModule, SoftUpdate, TD3BCLoss
 
-from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
+from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.objectives import ConservativeQLoss
 from torchrl_flow.training import append_benchmark
 
@@ -85,7 +85,7 @@ def ours(args: Args, algorithm: Algorithm, compiled: bool) -> Update:
         td3: Any = TD3BCLoss(policy, values, bounds=(-1.0, 1.0), loss_function="l2")  # pyright: ignore
         loss, terms = td3, [lambda batch: td3.qvalue_loss(batch)[0], lambda batch: td3.actor_loss(batch)[0]]
     else:
-        value = make_state_value(sizes).to(args.device)
+        value = make_observation_value(sizes).to(args.device)
         spec = Bounded(-1.0, 1.0, torch.Size([args.action_dim]), args.device)
         options: Any = {"loss_function": "l2"}
         whole: Any = (
@@ -120,7 +120,7 @@ class _Plain:
         sizes = config(args, algorithm)
         self.policy = make_state_policy(sizes).to(args.device)
         self.q1, self.q2 = (value.module.to(args.device) for value in make_state_values(sizes))
-        self.v = make_state_value(sizes).module.to(args.device)
+        self.v = make_observation_value(sizes).module.to(args.device)
         self.sources = [self.policy, self.q1, self.q2] if algorithm == "td3_bc" else [self.q1, self.q2]
         self.targets = [copy.deepcopy(network) for network in self.sources]
         self.log_alpha = nn.Parameter(torch.zeros((), device=args.device))

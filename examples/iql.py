@@ -20,7 +20,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives import IQLLoss, SoftUpdate
 
 from torchrl_flow import training
-from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
+from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 
 
 @dataclasses.dataclass
@@ -80,7 +80,7 @@ def make_loss(args: Args, task: training.SlateTask, config: StatePolicyConfig) -
     loss = IQLLoss(
         policy,  # pyright: ignore[reportArgumentType]
         make_state_values(config, statistics),  # pyright: ignore[reportArgumentType]
-        make_state_value(config, statistics),
+        make_observation_value(config, statistics),
         loss_function="l2",
         expectile=args.expectile,
         temperature=args.temperature,

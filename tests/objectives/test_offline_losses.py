@@ -13,7 +13,7 @@ from torchrl.data import Bounded
 from torchrl.objectives import IQLLoss, SoftUpdate, TD3BCLoss
 
 from tests.contract.kit import LossContract
-from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
+from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.objectives import ChunkTD3BCLoss, ConservativeQLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:CQLLoss with reduction")
@@ -33,7 +33,7 @@ def networks(kind):
     torch.manual_seed(0)
     config = StatePolicyConfig(D, A, kind, (16, 16))
     policy, values = make_state_policy(config, STATISTICS), make_state_values(config, STATISTICS)
-    value = make_state_value(config, STATISTICS)
+    value = make_observation_value(config, STATISTICS)
     return tuple(module.double() for module in (policy, *values, value))
 
 

@@ -16,7 +16,12 @@ from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.single_step import SingleStepActor
 from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
-from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy, make_state_value, make_state_values
+from torchrl_flow.modules.state_policy import (
+    StatePolicyConfig,
+    make_observation_value,
+    make_state_policy,
+    make_state_values,
+)
 from torchrl_flow.modules.state_value import StateValue, StateValueConfig, make_state_value
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
@@ -58,6 +63,7 @@ __all__ = [
     "make_critic",
     "make_flow_actor",
     "make_noise_net",
+    "make_observation_value",
     "make_state_policy",
     "make_state_value",
     "make_state_values",

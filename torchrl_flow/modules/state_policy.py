@@ -16,7 +16,7 @@ from torchrl_flow.modules.normalizer import Normalizer
 
 PolicyKind = Literal["deterministic", "gaussian"]
 
-__all__ = ["PolicyKind", "StatePolicyConfig", "make_state_policy", "make_state_value", "make_state_values"]
+__all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_state_policy", "make_state_values"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def make_state_values(
     ]
 
 
-def make_state_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
+def make_observation_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
     """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
     return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
