@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torchrl_flow.functional import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-WITH_TABLES = (ROOT / "README.md", ROOT / "docs" / "demonstrations.md")
+WITH_TABLES = (ROOT / "README.md", ROOT / "docs" / "demonstrations.md", ROOT / "docs" / "awsc.md")
 HEAD = """# Results and timings
 
 Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
@@ -76,17 +77,42 @@ def learning(found: list[dict[str, str]]) -> str:
     return text
 
 
+def summary_table(found: list[dict[str, str]]) -> str:
+    """Write one line for each task and stage: its seeds side by side, their mean and standard deviation."""
+    header = ["task", "obs", "stage", "episodes", "success_once by seed", "mean", "deviation", "env steps", "minutes"]
+    body = []
+    for key in dict.fromkeys((row["task"], row["obs"], row["stage"], row["episodes"]) for row in found):
+        mine = [row for row in found if (row["task"], row["obs"], row["stage"], row["episodes"]) == key]
+        mine.sort(key=lambda row: int(row["seed"]))
+        once = [float(row["success_once"]) for row in mine]
+        steps = [int(row["env_steps"]) for row in mine if row["env_steps"]]
+        minutes = statistics.mean(float(row["wall_s"]) for row in mine) / 60
+        rates = " ".join(f"{value:.2f}" for value in once)
+        deviation = f"{statistics.stdev(once):.3f}" if len(once) > 1 else ""
+        cells = [rates, f"{statistics.mean(once):.3f}", deviation]
+        body.append([*key, *cells, f"{statistics.mean(steps):.0f}" if steps else "", f"{minutes:.1f}"])
+    return table(header, body)
+
+
 def fill(page: str, found: list[dict[str, str]]) -> str:
-    """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``."""
+    """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``.
+
+    Values may hold spaces where they are written with underscores. ``summary`` in place of ``results`` asks for one
+    line a stage instead of one a row.
+    """
 
     def block(match: re.Match[str]) -> str:
-        wanted = [pair.split("=", 1) for pair in match[1].split()]
-        rows_here = [row for row in found if all(row[name] in values.split("|") for name, values in wanted)]
+        kind, text = match[1], match[2]
+        wanted = [pair.split("=", 1) for pair in text.split()]
+        rows_here = [
+            row for row in found if all(row[name].replace(" ", "_") in values.split("|") for name, values in wanted)
+        ]
         if not rows_here:
-            raise SystemExit(f"No row of results/results.csv is one of {match[1]!r}.")
-        return f"<!-- results {match[1]} -->\n\n{learning_table(rows_here)}\n<!-- end -->"
+            raise SystemExit(f"No row of results/results.csv is one of {text!r}.")
+        written = summary_table(rows_here) if kind == "summary" else learning_table(rows_here)
+        return f"<!-- {kind} {text} -->\n\n{written}\n<!-- end -->"
 
-    return re.sub(r"<!-- results (.*?) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|summary) (.*?) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def timings(found: list[dict[str, str]]) -> str:

@@ -72,6 +72,8 @@ class Args:
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
+    advantage: Literal["critic", "td"] = "td"
+    """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
     num_baseline_samples: int = 2
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -121,6 +123,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
+        advantage=args.advantage if args.baseline == "policy" else "critic",
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,

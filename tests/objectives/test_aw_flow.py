@@ -225,6 +225,24 @@ def test_the_policys_own_value_as_a_baseline(reduction):
     torch.testing.assert_close(run(loss, batch)["loss_actor"].detach(), (weights * errors).mean())
 
 
+def test_a_td_advantage_is_what_came_of_the_chunk_less_the_states_value():
+    """``R + gamma^k (1 - terminated) V(s') - V(s)`` of each member, by a loop; the chunk's own Q has no say."""
+    options = {"gamma": GAMMA, "baseline": "policy", "advantage": "td", "num_baseline_samples": 2}
+    loss, batch = make_loss(**options), make_batch()
+    values = {"here": torch.randn(3, 8), "next": torch.randn(3, 8)}
+    of_next = batch["next", "observation"]
+    loss._policy_values = lambda td: values["next" if torch.equal(td["observation"], of_next) else "here"]
+    found = loss._relative_values(batch, torch.full((3, 8), torch.nan))
+    for member in range(3):
+        for row in range(8):
+            following = batch["next"][row]
+            k, alive = int(following["steps_to_next_obs"]), not bool(following["terminated"])
+            target = following["reward"].item() + GAMMA**k * alive * values["next"][member, row].item()
+            expected = target - values["here"][member, row].item()
+            assert found[member, row].item() == pytest.approx(expected, abs=1e-5)
+    assert run(make_loss(beta=2.0, **options), batch)["loss_actor"].isfinite()
+
+
 def test_a_baseline_of_its_own_state_takes_the_states_worth_out_of_the_weights():
     """Values that depend on the state alone weigh all rows equally; against the batch's mean they do not."""
     spread = {}
@@ -647,6 +665,8 @@ def test_metrics_do_not_start_like_losses():
         ({"num_min_qs": 4}, r"num_min_qs.*num_qs=3"),
         ({"num_action_samples": 0}, "num_action_samples"),
         ({"baseline": "zero"}, "'zero'"),
+        ({"advantage": "mc", "baseline": "policy"}, "'mc'"),
+        ({"advantage": "td"}, "baseline='policy'"),
         ({"num_baseline_samples": 0}, "num_baseline_samples"),
         ({"target_num_steps": 0}, "target_num_steps"),
         ({"target_reduction": "max"}, "target_reduction"),

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 Baseline = Literal["batch", "policy"]
 
-__all__ = ["AWFlowLoss", "Baseline"]
+AdvantageSource = Literal["critic", "td"]
+
+__all__ = ["AWFlowLoss", "AdvantageSource", "Baseline"]
 
 
 class AWFlowLoss(ChunkCriticObjective):
@@ -37,7 +39,9 @@ class AWFlowLoss(ChunkCriticObjective):
     ``w = min(exp(beta A), weight_clip)``, scaled to mean 1. With ``baseline="batch"`` ``A = q - mean(q)`` of the
     critic's values of the data's own chunks: rows compete with one another, so that chunks in states near the goal
     outweigh all others where rewards are sparse. With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)`` with
-    ``a_i`` from the averaged actor in the same state, the advantage proper.
+    ``a_i`` from the averaged actor in the same state, the advantage proper. With ``advantage="td"`` the first term is
+    not the critic's opinion of the chunk but what came of it, ``R + gamma^k (1 - terminated) V(s')``, V being that
+    mean of Q: it asks of the critic to tell states apart and not chunks, which is easier by far.
 
     Critic: ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the averaged actor,
     through TorchRL's value estimator. R and k are the chunk's return and executed steps, as
@@ -63,6 +67,7 @@ class AWFlowLoss(ChunkCriticObjective):
         weight_clip: bound on ``exp(beta A)``.
         weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
         baseline: ``"batch"`` or ``"policy"``, see above.
+        advantage: ``"critic"`` or ``"td"``, see above; the latter needs ``baseline="policy"``.
         num_baseline_samples: chunks ``a_i`` of a state, each by ``target_num_steps`` Euler steps.
         advantage_norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
         filter_policy_data: keep rows that are neither demonstrations nor better than the batch from the actor.
@@ -132,6 +137,7 @@ class AWFlowLoss(ChunkCriticObjective):
         beta: float = 100.0,
         weight_clip: float = 200.0,
         baseline: Baseline = "batch",
+        advantage: AdvantageSource = "critic",
         num_baseline_samples: int = 4,
         weighting: Weighting = "exp",
         advantage_norm: AdvantageNorm = "none",
@@ -175,9 +181,13 @@ class AWFlowLoss(ChunkCriticObjective):
             raise ValueError(f"advantage_reduction must be 'min', 'mean' or 'ucb', got {advantage_reduction!r}.")
         if baseline not in ("batch", "policy"):
             raise ValueError(f"baseline must be 'batch' or 'policy', got {baseline!r}.")
+        if advantage not in ("critic", "td"):
+            raise ValueError(f"advantage must be 'critic' or 'td', got {advantage!r}.")
+        if advantage == "td" and baseline != "policy":
+            raise ValueError("advantage='td' is relative to the policy's value: give baseline='policy' with it.")
         if num_baseline_samples < 1:
             raise ValueError(f"num_baseline_samples must be at least 1, got {num_baseline_samples}.")
-        self.baseline, self.num_baseline_samples = baseline, num_baseline_samples
+        self.baseline, self.advantage, self.num_baseline_samples = baseline, advantage, num_baseline_samples
         self.beta, self.weight_clip, self.weighting = beta, weight_clip, weighting
         self.advantage_norm, self.advantage_reduction = advantage_norm, advantage_reduction
         self.filter_policy_data, self.advantage_threshold = filter_policy_data, advantage_threshold
@@ -225,6 +235,17 @@ class AWFlowLoss(ChunkCriticObjective):
         return self.row_errors(tensordict, detach_features=detach)
 
     @torch.no_grad()
+    def _relative_values(self, tensordict: TensorDictBase, q: Tensor) -> Tensor:
+        """Return each member's values ``[num_qs, B]`` of the rows' chunks, less its baseline."""
+        if self.baseline == "batch":
+            return q
+        if self.advantage == "td":
+            following: Any = tensordict["next"]
+            values = self._policy_values(following)
+            q = torch.stack([self._discounted(tensordict, value) for value in values])
+        return q - self._policy_values(tensordict)
+
+    @torch.no_grad()
     def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
         """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
         chunks = self.sample_targets(tensordict, self.num_baseline_samples)
@@ -245,8 +266,7 @@ class AWFlowLoss(ChunkCriticObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows."""
         own_baseline = self.baseline == "policy"
-        relative = q - self._policy_values(tensordict) if own_baseline else q
-        value = self._reduce_members(relative, self.advantage_reduction)
+        value = self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)
         scale: dict[str, Any] = {"norm": self.advantage_norm, "center": not own_baseline}
         kept = valid = self._valid_rows(tensordict, errors)
         advantage = batch_advantage(value, mask=valid, **scale)

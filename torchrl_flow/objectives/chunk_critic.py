@@ -246,6 +246,12 @@ class ChunkCriticObjective(ShortCutObjective):
         following: Any = tensordict["next"]
         return self.value_estimator.value_estimate(tensordict, next_value=self.next_value(following))
 
+    def _discounted(self, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+        """Return ``R + gamma^k (1 - terminated) next_value`` ``[B]``, by the value estimator, of values ``[B]``."""
+        batch = self.actor_network.encoder.batch_shape(tensordict)
+        target = self.value_estimator.value_estimate(tensordict, next_value=next_value.reshape(*batch, 1))
+        return target.reshape(-1)
+
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:
         """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for a state.
