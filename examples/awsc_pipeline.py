@@ -31,8 +31,8 @@ SHORT = {"act_horizon": 4}
 """Half the usual chunk: the fewer actions a critic must weigh together, the better it tells good ones from bad."""
 PLANAR: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
-    "2": {"critic_warmup": 3000, "iterations": 1500},
-    "3": {"chunks": 12_000, "utd_ratio": 0.5, "actor_every": 1},
+    "2": {"critic_warmup": 1500, "iterations": 1000, "tau": 0.02, "critic_hidden": (128, 128)},
+    "3": {"chunks": 20_000, "num_envs": 128, "utd_ratio": 0.2, "actor_every": 1, "tau": 0.02, "lr": 1e-3},
 }
 MANISKILL: dict[str, dict[str, Any]] = {
     "1": {"iterations": 5000, **SHORT},
