@@ -24,8 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 
 install: $(VENV)/.installed ## Make the virtual environment
 
-demo: $(VENV)/.installed ## Demonstrations, cloning, evaluation and report on PushCube-v1 (about 5 minutes)
-	$(BIN)/python -m torchrl_flow run shortcut_flow_bc --task PushCube-v1 --name demo --iterations 2500 --resume
+demo: $(VENV)/.installed ## The three stages of AWSC on the planar task, a report of each and one table (about 8 minutes)
+	$(BIN)/python -m torchrl_flow run awsc_pipeline --task planar --name demo
 
 quickstart: $(VENV)/.installed ## Clone a policy on the planar task in under a minute
 	$(BIN)/python examples/quickstart.py
