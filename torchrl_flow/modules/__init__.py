@@ -8,8 +8,12 @@ from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
+from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.state_value import StateValue
+from torchrl_flow.modules.steered_flow_actor import SteeredFlowActor
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
@@ -22,19 +26,26 @@ __all__ = [
     "FlowActor",
     "FlowActorConfig",
     "FlowTimeEmbedding",
+    "LatentGaussianPolicy",
+    "LatentNormal",
+    "LatentPolicyConfig",
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
     "PixelEncoder",
+    "PriorMixture",
     "QEnsemble",
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",
     "SinusoidalEmbedding",
     "SpatialSoftmax",
+    "StateValue",
     "Statistics",
+    "SteeredFlowActor",
     "VelocityNetwork",
     "make_critic",
     "make_flow_actor",
+    "make_latent_policy",
     "random_shift",
 ]
