@@ -40,7 +40,7 @@ class LatentNormal(Distribution):
         (True, 0.0)
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(

@@ -148,7 +148,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
             return_log_prob=True,
             log_prob_key=log_prob_key,
         )
-        super().__init__(parameters, sampler)
+        super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
         self.latent_shape = shape
         self.steer_mode: SteerMode = steer_mode
         self.latent_bound, self.prior_mixing = latent_bound, prior_mixing
@@ -185,10 +185,15 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         """Carry draws ``[*, S, A]`` from N(0, I) to draws from the prior of the latents: bounded as those are."""
         return bound_latent(noise, self.latent_bound)
 
+    def normal(self, tensordict: TensorDictBase) -> LatentNormal:
+        """Return the policy's own distribution, prior mixing left out, where ``get_dist`` has it in."""
+        parameters = self._network(tensordict.select(*self._network.in_keys))
+        loc, scale = (parameters[key] for key in self._network.out_keys[:2])
+        return LatentNormal(loc, scale, bound=self.latent_bound)
+
     def kl_to_prior(self, tensordict: TensorDictBase) -> Tensor:
         """Return ``KL(pi(. | s) || prior)``, ``[*B]``, in closed form; prior mixing is left out of it."""
-        dist: Any = self.get_dist(tensordict)
-        return dist.kl_to_prior()
+        return self.normal(tensordict).kl_to_prior()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -246,6 +246,12 @@ class ChunkCriticObjective(ShortCutObjective):
         following: Any = tensordict["next"]
         return self.value_estimator.value_estimate(tensordict, next_value=self.next_value(following))
 
+    def _next_noise(self, tensordict: TensorDictBase, features: Tensor) -> Tensor:
+        """Return the noise ``[B * N, H, A]`` of the candidates, whose repeated features are given."""
+        # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
+        shape = (features.shape[0], *self.actor_network.noise_shape)
+        return torch.randn(shape, device=features.device, dtype=features.dtype)
+
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:
         """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for a state.
@@ -257,9 +263,7 @@ class ChunkCriticObjective(ShortCutObjective):
         batch = actor.encoder.batch_shape(tensordict)
         with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
             features = actor.features(tensordict, augment=self.augment).repeat_interleave(num, 0)
-            # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
-            shape = (features.shape[0], *actor.noise_shape)
-            noise = torch.randn(shape, device=features.device, dtype=features.dtype)
+            noise = self._next_noise(tensordict, features)
             chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
         executed = chunks[:, actor.executed_slice].unflatten(0, (-1, num))
         with self.target_critic_network_params.to_module(critic, preserve_module_state=False):

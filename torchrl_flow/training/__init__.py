@@ -19,6 +19,18 @@ from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_every
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
+from torchrl_flow.training.steering import (
+    LATENT_POLICY,
+    alias_demonstrations,
+    latent_value_gap,
+    load_latent_policy,
+    load_steered,
+    macro_replay,
+    macro_transitions,
+    policy_demonstrations,
+    steering_env,
+)
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.tasks import (
     PLANAR,
@@ -36,6 +48,7 @@ from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes,
 
 __all__ = [
     "BENCHMARK_COLUMNS",
+    "LATENT_POLICY",
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
@@ -49,6 +62,7 @@ __all__ = [
     "Run",
     "RunLogger",
     "TrainingCheckpoint",
+    "alias_demonstrations",
     "append_benchmark",
     "append_result",
     "as_frames",
@@ -56,20 +70,27 @@ __all__ = [
     "collect_versions",
     "command_line",
     "compare_num_steps",
+    "compare_stages",
     "conclude",
     "evaluate",
     "evaluation_env",
     "git_commit",
     "isolated_rng",
+    "latent_value_gap",
     "latest_checkpoint",
     "load_checkpoint",
     "load_critic",
+    "load_latent_policy",
     "load_policy",
+    "load_steered",
+    "macro_replay",
+    "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
     "make_task_env",
     "mix_seeds",
     "observation_keys",
+    "policy_demonstrations",
     "read_metrics",
     "require_actor_config",
     "require_demonstrations_of",
@@ -77,6 +98,8 @@ __all__ = [
     "reset_with_seeds",
     "save_checkpoint",
     "seed_everything",
+    "stages_svg",
+    "steering_env",
     "success_metrics",
     "task_info",
     "tile_episodes",
