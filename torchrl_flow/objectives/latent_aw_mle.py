@@ -14,10 +14,9 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.ensemble import upper_confidence_bound
 from torchrl_flow.functional.latent import candidate_weights, expand_latent
+from torchrl_flow.objectives.latent_sac import LatentSACLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torchrl_flow.modules import FlowActor, LatentGaussianPolicy, QEnsemble
 
 __all__ = ["LatentAWMLELoss"]
@@ -33,8 +32,9 @@ class LatentAWMLELoss(LossModule):
 
     Args:
         latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. Its weights are shared, not copied.
-        critic: values executed chunks (a :class:`~torchrl_flow.modules.QEnsemble` of the flow's chunks), or a list of
-            critics of the latents themselves, with which no flow is needed. Held, neither copied nor part of the loss.
+        critic: values executed chunks (a :class:`~torchrl_flow.modules.QEnsemble` of the flow's chunks), or latents (a
+            :class:`LatentSACLoss`, whose critics it then asks), with which no flow is needed. Held, neither copied nor
+            part of the loss.
         flow: the frozen :class:`~torchrl_flow.modules.FlowActor`, likewise; ``None`` with critics of latents.
 
     Keyword Args:
@@ -76,7 +76,7 @@ class LatentAWMLELoss(LossModule):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    critics: list[QEnsemble]
+    critic: QEnsemble | LatentSACLoss
     flow: FlowActor | None
     latent_policy: LatentGaussianPolicy
     latent_policy_params: TensorDictParams
@@ -84,7 +84,7 @@ class LatentAWMLELoss(LossModule):
     def __init__(
         self,
         latent_policy: LatentGaussianPolicy,
-        critic: QEnsemble | Sequence[QEnsemble],
+        critic: QEnsemble | LatentSACLoss,
         flow: FlowActor | None = None,
         *,
         num_candidates: int = 16,
@@ -107,22 +107,27 @@ class LatentAWMLELoss(LossModule):
         self.num_steps, self.reduction = num_steps, reduction
         self.convert_to_functional(latent_policy, "latent_policy")  # pyright: ignore[reportArgumentType]
         # Past nn.Module, which would make their parameters the loss's.
-        critics: list[Any] = list(critic) if isinstance(critic, (list, tuple)) else [critic]
-        object.__setattr__(self, "critics", critics)
+        object.__setattr__(self, "critic", critic)
         object.__setattr__(self, "flow", flow)
-        self._check(latent_policy, critics[0], flow)
-        others = [*(critics[0].encoder.in_keys), *([] if flow is None else flow.in_keys)]
+        others = self._check(latent_policy, critic, flow)
         self._in_keys: list[NestedKey] = list(dict.fromkeys([*latent_policy.in_keys, *others]))
         self._out_keys: list[NestedKey] = ["loss_latent_policy", "kl_to_prior", "effective_candidates", "score_mean"]
         self._out_keys += ["score_gain", "latent_scale"]
 
     @staticmethod
-    def _check(policy: LatentGaussianPolicy, critic: QEnsemble, flow: FlowActor | None) -> None:
-        takes = (critic.act_horizon, critic.action_dim)
-        given = tuple(policy.latent_shape) if flow is None else (flow.act_horizon, flow.action_dim)
-        if takes != given:
-            what = "latents" if flow is None else "the flow's executed chunks"
-            raise ValueError(f"the critic values {list(takes)}, but {what} are {list(given)}.")
+    def _check(
+        policy: LatentGaussianPolicy, critic: QEnsemble | LatentSACLoss, flow: FlowActor | None
+    ) -> list[NestedKey]:
+        """Refuse networks that do not fit together; return the observations that they read."""
+        values_latents = isinstance(critic, LatentSACLoss)
+        if values_latents != (flow is None):
+            raise ValueError("give a flow with a critic of actions, and none with critics of latents.")
+        if isinstance(critic, LatentSACLoss):
+            return [key for key in critic.qvalue_network.in_keys if key != policy.latent_key]
+        takes, given = (critic.act_horizon, critic.action_dim), (flow.act_horizon, flow.action_dim) if flow else None
+        if takes != given or flow is None:
+            raise ValueError(f"the critic values {list(takes)}, but the flow's executed chunks are {given}.")
+        return [*critic.encoder.in_keys, *flow.in_keys]
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -155,22 +160,22 @@ class LatentAWMLELoss(LossModule):
         Returns:
             latents ``[B, M, S, A]`` and scores ``[B, M]`` of the flattened batch.
         """
-        policy, flow, critics = self.latent_policy, self.flow, self.critics
-        encoder = critics[0].encoder
-        rows = encoder.batch_shape(tensordict).numel()
-        parameter = next(critics[0].parameters())
+        policy, flow, critic = self.latent_policy, self.flow, self.critic
+        rows = policy.encoder.batch_shape(tensordict).numel()
+        parameter = next(self.latent_policy_params.parameters())
         options: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         shape = torch.Size([rows, self.num_candidates])
         latent = policy.prior_latent(torch.randn(*shape, *policy.latent_shape, **options))
-        candidate = latent
-        if flow is not None:
-            fill = torch.randn(*shape, *flow.noise_shape, **options)
-            noise = expand_latent(latent, fill, policy.steer_mode).flatten(0, 1)
-            features = flow.features(tensordict).repeat_interleave(self.num_candidates, 0)
-            chunk = flow.sample(features, noise, num_steps=self.num_steps)
-            candidate = chunk[:, flow.executed_slice].unflatten(0, shape)
-        values = [c.q_values(c.encoder(*c.encoder.preprocess(tensordict)), candidate).squeeze(-1) for c in critics]
-        return latent, upper_confidence_bound(torch.cat(values), kappa=self.kappa)
+        if isinstance(critic, LatentSACLoss) or flow is None:
+            values = critic.latent_values(tensordict, latent)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            return latent, upper_confidence_bound(values, kappa=self.kappa)
+        fill = torch.randn(*shape, *flow.noise_shape, **options)
+        noise = expand_latent(latent, fill, policy.steer_mode).flatten(0, 1)
+        features = flow.features(tensordict).repeat_interleave(self.num_candidates, 0)
+        chunk = flow.sample(features, noise, num_steps=self.num_steps)
+        candidates = chunk[:, flow.executed_slice].unflatten(0, shape)
+        values = critic.q_values(critic.encoder(*critic.encoder.preprocess(tensordict)), candidates)
+        return latent, upper_confidence_bound(values.squeeze(-1), kappa=self.kappa)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

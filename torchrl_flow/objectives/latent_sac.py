@@ -119,6 +119,17 @@ class LatentSACLoss(SACLoss):
         )
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
+    @torch.no_grad()
+    def latent_values(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
+        """Return the critics' values ``[N, B, M]`` of M latents ``[B, M, S, A]`` for each of B observations."""
+        keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
+        rows: Any = tensordict.select(*keys).reshape(-1).repeat_interleave(latent.shape[1], 0)
+        return self._values(rows.set(self.tensor_keys.action, latent.flatten(0, 1))).unflatten(-1, latent.shape[:2])
+
+    def mean_value(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
+        """Return the critics' mean value ``[B]`` of a latent ``[B, S, A]`` for each observation."""
+        return self.latent_values(tensordict, latent.unsqueeze(1)).mean(0).squeeze(-1)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the critics' loss alone, and its metrics."""
         return self._regression(tensordict, self._values(tensordict), self._compute_target_v2(tensordict))
