@@ -165,11 +165,8 @@ def train(
             aw_mle, [LossGroup("loss_latent_policy", torch.optim.Adam(policy.parameters(), args.lr))]
         )
     else:
-        group = LossGroup(
-            ("loss_actor", "loss_alpha"),
-            torch.optim.Adam([*policy.parameters(), sac.log_alpha], args.lr),
-            method="policy_loss",
-        )
+        both: list[Any] = [*policy.parameters(), sac.log_alpha]
+        group = LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(both, args.lr), method="policy_loss")
         policy_step = NamedLossStepper(sac, [group])
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
     modules = {"policy": flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}

@@ -3,7 +3,7 @@
     python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0
     python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0 --na
 
-take about 10 minutes each on one CPU thread for the planar task. With --na a critic learns from executed actions, and
+take 2 to 5 minutes on one CPU thread for the planar task. With --na a critic learns from executed actions, and
 the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay buffer, with
 latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The flow's
 weights do not change, which is checked at the end. A run that was stopped goes on with --resume.
@@ -72,18 +72,18 @@ class Args:
     """critics"""
     num_steps: int | None = None
     """sampling steps K of the flow; its own where none is given"""
-    num_envs: int = 32
+    num_envs: int = 128
     """environments that run side by side; 0 for one that is not batched, as ManiSkill's on a CPU"""
     rollout: int = 13
     """chunks per environment and iteration; 13 chunks of 8 steps cover an episode of the planar task"""
-    iterations: int = 40
+    iterations: int = 14
     """iterations of collecting and updating"""
-    warm_up: int = 2
+    warm_up: int = 1
     """iterations before the first update"""
-    policy_delay: int = 500
+    policy_delay: int = 200
     """updates of the critics before the first of the policy, which would climb what they have not learnt yet"""
-    utd: float = 1.0
-    """updates per collected chunk"""
+    utd: float = 0.25
+    """updates per collected chunk; 1 to 100 where environment steps are what is scarce"""
     distill_steps: int = 1
     """steps of distillation per update, with --na"""
     distillation: Literal["forward", "aliased", "both"] = "forward"
@@ -108,7 +108,7 @@ class Args:
     """count the entropy in the targets"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 2
+    eval_every: int = 1
     """iterations between evaluations on 100 other episodes; 0 for none"""
     num_videos: int = 0
     """episodes to film, where the machine can render"""

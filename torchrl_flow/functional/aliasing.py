@@ -131,7 +131,7 @@ def invert_noise(
 
 
 def reverse_flow(
-    velocity_fn: VelocityFn, x_1: Tensor, *, num_steps: int, iterations: int = 2, shortcut: bool = False
+    velocity_fn: VelocityFn, x_1: Tensor, *, num_steps: int, iterations: int = 3, shortcut: bool = False
 ) -> Tensor:
     """Undo the K Euler steps of :func:`~torchrl_flow.functional.integrate`: carry data back to noise.
 

@@ -80,6 +80,7 @@ class LatentAWMLELoss(LossModule):
     flow: FlowActor | None
     latent_policy: LatentGaussianPolicy
     latent_policy_params: TensorDictParams
+    target_latent_policy_params: TensorDictParams
 
     def __init__(
         self,

@@ -87,11 +87,15 @@ class LatentSACLoss(SACLoss):
         self._out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "policy_entropy", "q_mean", "q_std"]
         self._out_keys += ["td_error"]
 
+    def _transition_keys(self) -> list[NestedKey]:
+        keys = self.tensor_keys
+        return [keys.reward, keys.done, keys.terminated, "steps_to_next_obs"]
+
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys
         observations = list(dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys]))
         following = [key for key in observations if key != keys.action]
-        following += [keys.reward, keys.done, keys.terminated, "steps_to_next_obs"]
+        following += self._transition_keys()
         wanted = [*observations, *(("next", key) for key in following)]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in wanted))
 
@@ -104,6 +108,8 @@ class LatentSACLoss(SACLoss):
         return values.get(self.tensor_keys.state_action_value).min(0)[0]
 
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
+        for key in self._transition_keys():
+            tensordict[unravel_key(("next", key))]  # A missing k would be taken for 1.
         if self.backup_entropy:
             return super()._compute_target_v2(tensordict)
         with torch.no_grad():
@@ -119,11 +125,17 @@ class LatentSACLoss(SACLoss):
         )
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
+    def _observations(self, tensordict: TensorDictBase) -> TensorDict:
+        """Return what the critics see of a batch ``[*B]``, flattened; also where a batch does not know its size."""
+        batch = self.actor_network.encoder.batch_shape(tensordict)
+        keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
+        flat = {key: tensordict[key].reshape(-1, *tensordict[key].shape[len(batch) :]) for key in keys}
+        return TensorDict(flat, batch_size=[batch.numel()])
+
     @torch.no_grad()
     def latent_values(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
         """Return the critics' values ``[N, B, M]`` of M latents ``[B, M, S, A]`` for each of B observations."""
-        keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
-        rows: Any = tensordict.select(*keys).reshape(-1).repeat_interleave(latent.shape[1], 0)
+        rows: Any = self._observations(tensordict).repeat_interleave(latent.shape[1], 0)
         return self._values(rows.set(self.tensor_keys.action, latent.flatten(0, 1))).unflatten(-1, latent.shape[:2])
 
     def mean_value(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
@@ -249,11 +261,11 @@ class DistilledSACLoss(LatentSACLoss):
             that with ``mode="both"``.
         """
         policy, flow = self.actor_network, self.flow
-        tensordict = tensordict.reshape(-1)
         reference = next(self.action_critic.parameters())
+        rows: Any = self._observations(tensordict)
         latents, targets = [], []
         if self.mode != "aliased":
-            shape = torch.Size([tensordict.shape[0], num])
+            shape = torch.Size([rows.shape[0], num])
             options: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
             latent = policy.prior_latent(torch.randn(*shape, *policy.latent_shape, **options))
             fill = torch.randn(*shape, *flow.noise_shape, **options)
@@ -263,11 +275,10 @@ class DistilledSACLoss(LatentSACLoss):
             latents.append(latent.transpose(0, 1))
             targets.append(self._teach(tensordict, chunk[..., flow.executed_slice, :]).permute(2, 1, 0))
         if self.mode != "forward":
-            latent = tensordict[self.tensor_keys.action]
-            value = self._teach(tensordict, tensordict[self.action_critic.action_key].unsqueeze(1))
+            latent = tensordict[self.tensor_keys.action].reshape(-1, *policy.latent_shape)
+            action = tensordict[self.action_critic.action_key].reshape(-1, 1, flow.act_horizon, flow.action_dim)
             latents.append(latent.expand(num, *latent.shape))
-            targets.append(value.permute(2, 1, 0).expand(num, -1, -1))
-        rows: Any = tensordict.select(*(key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action))
+            targets.append(self._teach(tensordict, action).permute(2, 1, 0).expand(num, -1, -1))
         rows = torch.cat([rows] * len(latents)) if len(latents) > 1 else rows
         pairs: Any = rows.expand(num, *rows.shape).clone(False)
         pairs.set(self.tensor_keys.action, torch.cat(latents, 1))
