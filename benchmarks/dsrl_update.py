@@ -8,9 +8,9 @@ ratio of neighbouring measurements with its quartiles: below 1, ours is the fast
 of actions, `distill_steps` of the critics of noise, and one of policy and temperature, each with its optimiser, then
 the target. The restatement does the same operations in the order of the official code (temperature, critic of actions,
 then for each step of distillation new noise, the flow, the teacher and the critics of noise, then the policy), with two
-critics of three layers of 128, tanh and LayerNorm. Ours makes the pairs of all steps of distillation in one pass of
-flow and teacher; its critics have LayerNorm and Mish, which costs more than tanh. The velocity network is the same
-object in both. Replay is not timed: both get their batches from memory.
+critics of three layers of 128, tanh and LayerNorm. Our critics have LayerNorm and Mish, which
+costs more than tanh. The velocity network, by far the most of the time, is the same object in both. Replay is not
+timed: both get their batches from memory.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Args:
     """Steps of a chunk, all of them executed and steered."""
     hidden_sizes: tuple[int, ...] = (128, 128, 128)
     distill_steps: int = 10
+    batched_pairs: bool = False
+    """Make the pairs of all steps of distillation in one pass of flow and teacher; on a CPU it overflows the cache."""
     flow_width: int = 256
     flow_depth: int = 3
     num_steps: tuple[int, ...] = (1, 8)
@@ -117,8 +119,12 @@ def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
     def step() -> None:
         rows = batch.clone(False)
         td.update(rows)
-        for pairs in loss.distillation_pairs(rows, args.distill_steps).unbind(0):
-            distil.update(pairs)
+        if args.batched_pairs:
+            for pairs in loss.distillation_pairs(rows, args.distill_steps).unbind(0):
+                distil.update(pairs)
+        else:
+            for _ in range(args.distill_steps):
+                distil.update(rows)
         improve.update(rows)
 
     return step

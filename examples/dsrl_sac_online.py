@@ -147,7 +147,8 @@ def sac_options(args: Args, actor: SteeredFlowActor) -> dict[str, Any]:
     """Return the arguments of the loss over latents."""
     target = -0.5 * actor.policy.latent_shape.numel() if args.target_entropy is None else args.target_entropy
     options = {"gamma": args.gamma, "target_entropy": target, "backup_entropy": args.backup_entropy}
-    return {**options, "alpha_init": args.alpha}
+    # A loop over two critics is no slower than vmap on a CPU.
+    return {**options, "alpha_init": args.alpha, "deactivate_vmap": args.device == "cpu"}
 
 
 def policy_group(args: Args, loss: LatentSACLoss) -> list[LossGroup]:
@@ -190,8 +191,8 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
 
     def update(batch: TensorDictBase) -> dict[str, Any]:
         metrics = td.update(batch)
-        for pairs in loss.distillation_pairs(batch, args.distill_steps).unbind(0):
-            metrics["distillation_error"] = distil.update(pairs)["td_error"]
+        for _ in range(args.distill_steps):
+            metrics["distillation_error"] = distil.update(batch)["td_error"]
         return metrics if td.num_updates <= args.policy_delay else metrics | improve.update(batch)
 
     modules = {"sac": loss, "critic": action_critic, "target_critic": critic_loss.ema_value}
