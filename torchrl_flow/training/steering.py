@@ -122,9 +122,9 @@ def policy_demonstrations(
     config, actor = checkpoint.config, FlowActorConfig.from_dict(checkpoint.actor_config)
     chunks: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     chunks |= {"padding": "hold", "mask_padding": False, "gamma": gamma, "batch_size": batch_size, "device": device}
-    num = num_demos or config.get("num_demos", 100)
+    num = num_demos or config.get("num_demos") or 100
     if demos is None and task["task"] == PLANAR:
-        quality = quality or str(config.get("quality", "mixed"))
+        quality = quality or str(config.get("quality") or "mixed")
         pixels, seed = task["obs_mode"] != "state", config.get("seed", 0)
         root = Path("demos") / f"planar-{quality}-{task['obs_mode']}-{num}-{seed}"
         if not root.exists():
