@@ -174,7 +174,7 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
     options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
     collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
     modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "value": value}
-    run.track(modules=modules, optimizers={"adam": optimizer}, state={"env": envs[0]})
+    run.track(modules=modules, optimizers={"adam": optimizer}, state={"env": training.base_env(envs[0])})
     for step in run.steps(args.iterations, save_every=args.save_every):
         policy.set_prior_fraction(args.prior_fraction * args.prior_decay ** (step - 1))
         data = next(collected).exclude("noise", "action_chunk", "action")

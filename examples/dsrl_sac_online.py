@@ -230,7 +230,7 @@ def train(
     options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
     collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
     modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, **learner.modules}
-    run.track(modules=modules, state={"env": envs[0], "replay": buffer, **learner.state})
+    run.track(modules=modules, state={"env": training.base_env(envs[0]), "replay": buffer, **learner.state})
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = next(collected)
         buffer.extend(training.macro_transitions(data))

@@ -8,7 +8,7 @@ from torchrl_flow.training.checkpoint_reader import (
     require_task,
 )
 from torchrl_flow.training.conclusion import can_film, conclude
-from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
+from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.loss_groups import LossGroup
@@ -66,6 +66,7 @@ __all__ = [
     "append_benchmark",
     "append_result",
     "as_frames",
+    "base_env",
     "can_film",
     "collect_versions",
     "command_line",
