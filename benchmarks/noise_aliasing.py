@@ -78,7 +78,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     flow, checkpoint = training.load_policy(args.policy)
     policy = make_latent_policy(LatentPolicyConfig(args.steer_mode, args.latent_bound), flow)
-    data = training.policy_demonstrations(checkpoint, checkpoint.task, gamma=0.99)
+    data = training.policy_demonstrations(checkpoint, gamma=0.99)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: args.rows]
     batch = data[chosen]
     rows: list[dict[str, Any]] = []

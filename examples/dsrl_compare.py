@@ -79,9 +79,7 @@ def main(args: Args) -> None:
         found = {"1": training.load_steered(first), **found}
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise ValueError(f"{first} steers another flow than {args.run}: its weights differ.")
-    num_envs = 50 if checkpoint.task["task"] == training.PLANAR else None
-    gamma = checkpoint.config["gamma"]
-    env = training.steering_env(checkpoint, num_envs=num_envs, gamma=gamma, evaluation=True)
+    env = training.evaluation_env(checkpoint, gamma=checkpoint.config["gamma"])
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)

@@ -40,7 +40,7 @@ class Args:
     demos: str | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
     num_demos: int | None = None
-    """demonstrations; as many as the policy's where none is given"""
+    """how many of them, where demos names others"""
     name: str | None = None
     """name of the run; recipe and task where none is given"""
     runs: str = "runs"
@@ -149,18 +149,18 @@ def main(args: Args) -> None:
     training.seed_everything(args.seed)
     flow, checkpoint = training.load_policy(args.policy, device=args.device)
     digest = module_digest(flow)
-    num_envs = 50 if checkpoint.task["task"] == training.PLANAR else None
-    env = training.steering_env(checkpoint, num_envs=num_envs, gamma=args.gamma, evaluation=True)
+    env = training.evaluation_env(checkpoint, gamma=args.gamma)
     task = training.task_info(env)
-    wanted: dict[str, Any] = {"demos": args.demos, "num_demos": args.num_demos, "device": args.device}
-    data = training.policy_demonstrations(checkpoint, task, gamma=args.gamma, batch_size=args.batch_size, **wanted)
+    source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
+    sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}
+    data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma, **sampling)
     latents = LatentPolicyConfig(
         steer_mode=args.steer_mode, latent_bound=args.latent_bound, hidden_sizes=args.hidden_sizes
     )
     actor = SteeredFlowActor(make_latent_policy(latents, flow), flow, num_steps=args.num_steps)
     critic, critic_config, warm_up = find_critic(args, checkpoint, flow)
     directory = Path(args.runs) / (args.name or f"dsrl_offline-{task['task']}-{args.seed}")
-    config = dataclasses.asdict(args)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     options |= {"module_configs": {training.LATENT_POLICY: latents, "critic": critic_config}}
     with training.Run(directory, config, task=task, actor_config=flow.config, **options) as run:

@@ -28,8 +28,10 @@ from torchrl_flow.modules import (
     LatentGaussianPolicy,
     LatentPolicyConfig,
     StateValue,
+    StateValueConfig,
     SteeredFlowActor,
     make_latent_policy,
+    make_state_value,
 )
 
 
@@ -105,12 +107,11 @@ class Args:
     """go on with a run that was stopped"""
 
 
-def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, evaluation: bool) -> EnvBase:
-    """Make the environment to train in, where success ends an episode, or the one to evaluate in, where it does not."""
-    num_envs = args.num_envs
-    if evaluation:
-        num_envs = 50 if checkpoint.task["task"] == training.PLANAR else 0
-    return training.steering_env(checkpoint, num_envs=num_envs or None, gamma=args.gamma, evaluation=evaluation)
+def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
+    training_options: dict[str, Any] = {"num_envs": args.num_envs or None, "ignore_terminations": False}
+    train_env = training.evaluation_env(checkpoint, gamma=args.gamma, **training_options)
+    return train_env, training.evaluation_env(checkpoint, gamma=args.gamma)
 
 
 def make_policy(args: Args, flow: FlowActor) -> LatentGaussianPolicy:
@@ -170,7 +171,7 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
     policy, frames = actor.policy, args.rollout * max(1, args.num_envs)
     loss, advantage = make_loss(args, policy, value)
     groups = [{"params": list(policy.parameters()), "lr": args.lr}]
-    optimizer = torch.optim.Adam([*groups, {"params": list(value.parameters()), "lr": args.value_lr}])
+    optimizer = torch.optim.Adam([*groups, {"params": list(value.head.parameters()), "lr": args.value_lr}])
     options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
     collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
     modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "value": value}
@@ -194,14 +195,17 @@ def main(args: Args) -> None:
     training.seed_everything(args.seed)
     flow, checkpoint = training.load_policy(args.policy, device=args.device)
     digest = module_digest(flow)
-    envs = tuple(make_env(args, checkpoint, evaluation=evaluation) for evaluation in (False, True))
+    envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])
     actor = SteeredFlowActor(make_policy(args, flow), flow, num_steps=args.num_steps)
-    value = StateValue.for_actor(flow, hidden_sizes=args.hidden_sizes)
+    value_config = StateValueConfig(args.hidden_sizes)
+    value = make_state_value(value_config, flow)
     directory = Path(args.runs) / (args.name or f"dsrl_ppo-{task['task']}-{args.seed}")
-    config = dataclasses.asdict(args)
+    # What the flow was cloned from, for the stages after this one.
+    config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
     options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    options |= {"actor_config": flow.config, "module_configs": {training.LATENT_POLICY: actor.policy.config}}
+    configs = {training.LATENT_POLICY: actor.policy.config, "value": value_config}
+    options |= {"actor_config": flow.config, "module_configs": configs}
     with training.Run(directory, config, task=task, **options) as run:
         train(args, run, actor, value, envs)
         unchanged = module_digest(flow) == digest

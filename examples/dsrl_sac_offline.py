@@ -46,7 +46,7 @@ class Args:
     demos: str | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
     num_demos: int | None = None
-    """demonstrations; as many as the policy's where none is given"""
+    """how many of them, where demos names others"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
@@ -114,11 +114,10 @@ class Args:
 
 
 def make_data(
-    args: Args, checkpoint: training.TrainingCheckpoint, actor: SteeredFlowActor
+    args: Args, checkpoint: training.TrainingCheckpoint, source: training.DemoSource, actor: SteeredFlowActor
 ) -> tuple[TensorDictReplayBuffer, str]:
     """Read the demonstrations and find their latents, once; the rest is a replay buffer."""
-    wanted: dict[str, Any] = {"demos": args.demos, "num_demos": args.num_demos}
-    data = training.policy_demonstrations(checkpoint, checkpoint.task, gamma=args.gamma, **wanted)
+    data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
     root = Path("demos") / f"latents-{args.aliasing}-{args.steer_mode}-{module_digest(actor.flow)[:12]}"
@@ -187,18 +186,18 @@ def main(args: Args) -> None:
     training.seed_everything(args.seed)
     flow, checkpoint = training.load_policy(args.policy, device=args.device)
     digest = module_digest(flow)
-    num_envs = 50 if checkpoint.task["task"] == training.PLANAR else None
-    env = training.steering_env(checkpoint, num_envs=num_envs, gamma=args.gamma, evaluation=True)
+    env = training.evaluation_env(checkpoint, gamma=args.gamma)
     task = training.task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(make_latent_policy(latents, flow), flow, num_steps=args.num_steps)
     critic, first = find_critic(args, checkpoint, actor)
     directory = Path(args.runs) / (args.name or f"dsrl_sac_offline-{task['task']}-{args.seed}")
-    config = dataclasses.asdict(args)
+    source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     configs = {training.LATENT_POLICY: latents, "critic": CriticConfig(args.num_qs, critic.hidden_sizes)}
     with training.Run(directory, config, task=task, actor_config=flow.config, module_configs=configs, **options) as run:
-        buffer, note = make_data(args, checkpoint, actor)
+        buffer, note = make_data(args, checkpoint, source, actor)
         gap = train(args, run, buffer, actor, critic, first)
         result, report = training.conclude(
             directory,

@@ -135,12 +135,11 @@ class Learner:
     state: dict[str, Any]
 
 
-def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, evaluation: bool) -> EnvBase:
-    """Make the environment to train in, where success ends an episode, or the one to evaluate in, where it does not."""
-    num_envs = args.num_envs
-    if evaluation:
-        num_envs = 50 if checkpoint.task["task"] == training.PLANAR else 0
-    return training.steering_env(checkpoint, num_envs=num_envs or None, gamma=args.gamma, evaluation=evaluation)
+def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
+    training_options: dict[str, Any] = {"num_envs": args.num_envs or None, "ignore_terminations": False}
+    train_env = training.evaluation_env(checkpoint, gamma=args.gamma, **training_options)
+    return train_env, training.evaluation_env(checkpoint, gamma=args.gamma)
 
 
 def sac_options(args: Args, actor: SteeredFlowActor) -> dict[str, Any]:
@@ -212,7 +211,7 @@ def add_demonstrations(
     """Put the demonstrations into the buffer, each with a latent that the flow carries to its action, or nearly."""
     if args.aliasing == "none":
         return "No demonstrations in the replay buffer."
-    data = training.policy_demonstrations(checkpoint, checkpoint.task, gamma=args.gamma)
+    data = training.policy_demonstrations(checkpoint, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
     root = Path("demos") / f"latents-{args.aliasing}-{args.steer_mode}-{module_digest(actor.flow)[:12]}"
@@ -253,7 +252,7 @@ def main(args: Args) -> None:
     training.seed_everything(args.seed)
     flow, checkpoint = training.load_policy(args.policy, device=args.device)
     digest = module_digest(flow)
-    envs = tuple(make_env(args, checkpoint, evaluation=evaluation) for evaluation in (False, True))
+    envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     policy = make_latent_policy(latents, flow)
@@ -265,7 +264,8 @@ def main(args: Args) -> None:
     start_from(args, learner)
     recipe = "dsrl_na" if args.na else "dsrl_sac"
     directory = Path(args.runs) / (args.name or f"{recipe}-{task['task']}-{args.seed}")
-    config = dataclasses.asdict(args)
+    # What the flow was cloned from, for the stages after this one.
+    config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
     options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     configs = {training.LATENT_POLICY: policy.config, **({"critic": critics} if args.na else {})}
     with training.Run(directory, config, task=task, actor_config=flow.config, module_configs=configs, **options) as run:

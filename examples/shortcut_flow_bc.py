@@ -21,8 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow import training
-from torchrl_flow.data import DemoReplayBuffer, DemoStore, load_demonstrations
-from torchrl_flow.envs import collect_demonstrations
+from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 
@@ -36,18 +35,18 @@ class Args:
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     demos: str | None = None
-    """trajectory file (.h5); made by the motion planner where none is given"""
+    """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
     num_demos: int = 100
     """demonstrations to train on"""
     retime: bool = True
     """make demonstrations fast and let them recover from pushes; see docs/demonstrations.md"""
-    quality: str = "mixed"
-    """quality of the planar task's scripted demonstrations"""
+    quality: str | None = None
+    """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
     name: str | None = None
     """name of the run; task and recipe where none is given"""
     runs: str = "runs"
     """directory of the runs"""
-    results: str = "runs/results.csv"
+    results: str | None = "runs/results.csv"
     """table to which the results are appended"""
     label: str | None = None
     """what the table of results calls this variant"""
@@ -101,28 +100,11 @@ class Args:
     """go on with a run that was stopped"""
 
 
-def make_data(args: Args, task: dict[str, Any]) -> DemoReplayBuffer:
+def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
-    chunks.update(padding="hold", mask_padding=False, next_obs=False, device=args.device)
-    if args.task == training.PLANAR:
-        pixels = args.obs_mode != "state"
-        episodes = collect_demonstrations(args.num_demos, quality=args.quality, seed=args.seed, from_pixels=pixels)
-        root = Path("demos") / f"planar-{args.quality}-{args.obs_mode}-{args.num_demos}-{args.seed}"
-        store = DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
-        return DemoReplayBuffer(store, **chunks)
-    path = args.demos
-    if path is None:
-        wanted = training.MakeDemosArgs(
-            task=args.task, num_demos=args.num_demos, obs_mode=args.obs_mode, retime=args.retime
-        )
-        report = training.make_demonstrations(wanted)
-        print(report.summary())
-        path = report.path
-    data = load_demonstrations(path, max_episodes=args.num_demos, **chunks)
-    training.require_demonstrations_of(task, data.task_info, path)
-    return data
+    return source.load(task, padding="hold", mask_padding=False, next_obs=False, device=args.device, **chunks)
 
 
 def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
@@ -149,17 +131,14 @@ def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
 
 def make_env(args: Args) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
-    num_envs = 50 if args.task == training.PLANAR else None
-    base = training.make_task_env(args.task, obs_mode=args.obs_mode, num_envs=num_envs, ignore_terminations=True)
-    # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
-    renders = args.obs_mode != "state" and args.task != training.PLANAR
-    return training.make_chunk_env(
-        base,
+    return training.make_task_chunk_env(
+        args.task,
+        obs_mode=args.obs_mode,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
-        obs_keys=training.observation_keys(args.obs_mode),
-        render_last=args.obs_horizon if renders else None,
+        num_envs=50 if args.task == training.PLANAR else None,
+        ignore_terminations=True,
     )
 
 
@@ -191,16 +170,17 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
             run.log(result.metrics())
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> training.EvaluationResult:
     """Data, policy, training, evaluation, report."""
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
     directory = Path(args.runs) / (args.name or f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
     env = make_env(args)
     task = training.task_info(env)
-    data = make_data(args, task)
+    source = training.DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
+    data = make_data(args, source, task)
     actor = make_actor(args, data)
-    config = dataclasses.asdict(args)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:
         loss_module = ShortCutFlowLoss(actor)
@@ -223,6 +203,7 @@ def main(args: Args) -> None:
         )
     print(result.summary())
     print(report.resolve())
+    return result
 
 
 if __name__ == "__main__":

@@ -171,7 +171,13 @@ def _rendering() -> str:
 
 
 def _command() -> type:
-    from torchrl_flow.training import MakeDemosArgs
+    from torchrl_flow.training import (
+        CollectSardineArgs,
+        CollectSlatesArgs,
+        MakeDemosArgs,
+        RelabelSlatesArgs,
+        SlateModelsArgs,
+    )
 
     def sub(kind: type, name: str) -> object:
         return Annotated[kind, tyro.conf.subcommand(name)]
@@ -181,6 +187,10 @@ def _command() -> type:
         sub(Run, "run"),
         sub(MakeDemosArgs, "make-demos"),
         sub(Evaluate, "evaluate"),
+        sub(SlateModelsArgs, "slate-models"),
+        sub(CollectSlatesArgs, "collect-slates"),
+        sub(RelabelSlatesArgs, "relabel-slates"),
+        sub(CollectSardineArgs, "collect-sardine"),
         sub(Versions, "versions"),
     ]
     from typing import Union

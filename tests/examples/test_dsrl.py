@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrl_flow.modules import StateValueConfig
 from torchrl_flow.training import load_checkpoint, load_policy
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,8 @@ def test_on_policy_stages_and_their_comparison(stage_1):
     finish(start(stage_1, "dsrl_ppo.py", *options))
     checkpoint = require_the_flow_of(stage_1, "ppo")
     assert checkpoint.counters["env_steps"] > 0
+    assert StateValueConfig.from_dict(checkpoint.module_configs["value"]) == StateValueConfig((16, 16))
+    assert checkpoint.config["demonstrations"] == load_checkpoint(stage_1 / "runs" / "bc").config["demonstrations"]
     rows = [row for row in results(stage_1) if row["recipe"] == "dsrl_ppo"]
     assert [row["stage"] for row in rows] == ["1", "2"]
     out = finish(start(stage_1, "dsrl_compare.py", "--run", "runs/ppo", "--eval-episodes", "4"))
@@ -108,7 +111,7 @@ def test_the_critic_of_a_checkpoint_is_used(stage_1):
     assert all(torch.equal(value, used[key]) for key, value in given.items())
 
 
-@pytest.mark.parametrize("extraction", ["aw_mle", "sac"])
+@pytest.mark.parametrize("extraction", [pytest.param("aw_mle", marks=pytest.mark.slow), "sac"])
 def test_off_policy_stages_and_their_comparison(folder, extraction):
     name = f"na-{extraction}"
     options = ["--policy", "runs/bc", "--distill-iterations", "4", *OFFLINE, "--aliasing", "retrieval"]
@@ -131,6 +134,7 @@ def state(run):
     return {role: checkpoint.state_dict(role) for role in checkpoint.roles}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "options"),
     [("dsrl_ppo.py", ONLINE), ("dsrl_sac_online.py", SAC), ("dsrl_sac_online.py", [*SAC, "--na"])],
@@ -156,6 +160,7 @@ def test_a_killed_run_resumes_to_the_same_bits(folder, tmp_path, script, options
                 assert torch.equal(value, resumed[role][key]), (role, key)
 
 
+@pytest.mark.slow
 def test_stages_of_different_flows_are_not_compared(stage_1):
     finish(start(stage_1, "shortcut_flow_bc.py", *BC[:-1], "bc2", "--seed", "1"))
     options = ("--policy", "runs/bc2", *ONLINE, "--iterations", "1", "--name", "ppo2")

@@ -115,3 +115,14 @@ def test_effective_sample_size_of_k_equal_weights_is_k():
 def test_bad_arguments_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("norm", ["none", "std", "mad"])
+def test_values_that_are_relative_already_are_scaled_and_not_moved(norm):
+    value = torch.tensor([0.5, 1.0, 3.0, 3.5])
+    scaled = F.batch_advantage(value, norm=norm, center=False)
+    centred = F.batch_advantage(value, norm=norm)
+    ratio = scaled / value
+    torch.testing.assert_close(ratio, ratio[:1].expand(4))
+    torch.testing.assert_close(scaled - scaled.mean(), centred - centred.mean())
+    assert (scaled > 0).all()

@@ -197,6 +197,57 @@ def test_loss_is_the_weighted_mean_of_the_row_errors():
     assert weights.max() > 1.2 * weights.min()
 
 
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+def test_the_policys_own_value_as_a_baseline(reduction):
+    """Each member's baseline is its mean value of the averaged actor's chunks in the same state."""
+    options = {"beta": 2.0, "num_min_qs": 3, "baseline": "policy", "num_baseline_samples": 3, "target_num_steps": 2}
+    loss, batch = make_loss(**options, advantage_reduction=reduction), make_batch()
+    torch.manual_seed(7)
+    found = loss._policy_values(batch)
+    torch.manual_seed(7)
+    actor, critic = loss.ema_actor(), loss.critic_network
+    noise = torch.randn(8 * 3, H, A).reshape(8, 3, H, A)
+    values = []
+    for i in range(3):
+        chunks = actor(batch.select("observation").set("noise", noise[:, i]), num_steps=2)
+        values.append(critic(chunks)["state_action_value"].squeeze(-1).detach())
+    torch.testing.assert_close(found, torch.stack(values).mean(0), rtol=1e-5, atol=1e-6)
+    assert not found.requires_grad
+    q = critic(batch)["state_action_value"].squeeze(-1).detach()
+    cloning = ShortCutFlowLoss(loss.actor_network, reduction="none")
+    cloning.target_actor_network_params.data.update_(loss.target_actor_network_params.data)
+    errors = run(cloning, batch)["loss_flow"].detach()
+    loss._policy_values = lambda _: found
+    relative = q - found
+    advantage = relative.min(0).values if reduction == "min" else relative.mean(0)
+    weights = (2.0 * advantage).exp()
+    weights = weights / weights.mean()
+    torch.testing.assert_close(run(loss, batch)["loss_actor"].detach(), (weights * errors).mean())
+
+
+def test_a_baseline_of_its_own_state_takes_the_states_worth_out_of_the_weights():
+    """Values that depend on the state alone weigh all rows equally; against the batch's mean they do not."""
+    spread = {}
+    for baseline in ("batch", "policy"):
+        loss, batch = make_loss(beta=5.0, baseline=baseline), make_batch()
+        first = loss.critic_network_params["linears", "0", "weight"].data
+        first[..., -H_A * A :] = 0
+        spread[baseline] = run(loss, batch)["effective_sample_size"].item()
+    assert spread["policy"] == pytest.approx(8.0, abs=1e-3)
+    assert spread["batch"] < 7.9
+
+
+def test_the_policys_baseline_makes_the_filter_keep_what_beats_the_policy():
+    loss, batch = make_loss(beta=1.0, baseline="policy", filter_policy_data=True), make_batch()
+    batch["is_demo"] = torch.zeros(8, 1, dtype=torch.bool)
+    q = loss.critic_network(batch)["state_action_value"].squeeze(-1).detach()
+    # A baseline that is 1 above the first four rows' values and 1 below the others'.
+    loss._policy_values = lambda _: q + torch.tensor([1.0] * 4 + [-1.0] * 4)
+    assert run(loss, batch)["policy_share"] == 0.5
+    loss._policy_values = lambda _: q + 1.0
+    assert run(loss, batch)["policy_share"] == 0
+
+
 @pytest.mark.parametrize("advantage_norm", ["none", "std", "mad"])
 @pytest.mark.parametrize("weighting", ["exp", "softmax", "binary"])
 def test_filtered_rows_equal_removed_rows(weighting, advantage_norm):
@@ -595,6 +646,8 @@ def test_metrics_do_not_start_like_losses():
         ({"gamma": 1.5}, "gamma"),
         ({"num_min_qs": 4}, r"num_min_qs.*num_qs=3"),
         ({"num_action_samples": 0}, "num_action_samples"),
+        ({"baseline": "zero"}, "'zero'"),
+        ({"num_baseline_samples": 0}, "num_baseline_samples"),
         ({"target_num_steps": 0}, "target_num_steps"),
         ({"target_reduction": "max"}, "target_reduction"),
         ({"advantage_reduction": "max"}, "advantage_reduction"),

@@ -68,6 +68,12 @@ def test_next_actions_come_from_the_steered_policy(steer_mode, num_action_sample
     assert features.shape[0] == noise.shape[0] == 8 * num_action_samples
 
 
+@pytest.mark.parametrize("steered", [False, True])
+def test_any_number_of_chunks_is_drawn_for_a_state(steered):
+    loss = make_loss(steered, num_action_samples=3)
+    assert loss.sample_targets(make_batch(), 5).shape == (8, 5, H_A, A)
+
+
 def test_training_leaves_the_flow_bitwise_as_it_is():
     loss = make_loss(True)
     flow = copy.deepcopy(loss.actor_network_params.data.flatten_keys().to_dict())

@@ -20,10 +20,11 @@ from torchrl_flow.modules import (
     FlowActorConfig,
     LatentPolicyConfig,
     NoiseAliaser,
-    StateValue,
+    StateValueConfig,
     SteeredFlowActor,
     make_flow_actor,
     make_latent_policy,
+    make_state_value,
 )
 from torchrl_flow.training import Run
 
@@ -50,7 +51,7 @@ def make_env(num_envs, evaluation=False):
 def written(folder, actor):
     task = training.task_info(make_env(2))
     options = {"actor_config": actor.flow.config, "module_configs": {"latent_policy": actor.policy.config}}
-    with Run(folder, {"num_demos": 4, "gamma": 0.9}, task=task, progress=False, **options) as run:
+    with Run(folder, {"demonstrations": {"num_demos": 4}, "gamma": 0.9}, task=task, progress=False, **options) as run:
         run.track(modules={"policy": actor.flow, "latent_policy": actor.policy})
         for _ in run.steps(1):
             pass
@@ -64,7 +65,7 @@ def test_ppos_ratio_is_one_at_sync_with_prior_mixing_on(steer_mode, bound):
     collector = Collector(make_env(16), actor, frames_per_batch=16 * 6, total_frames=16 * 6, trust_policy=True)
     data = next(iter(collector))
     collector.shutdown()
-    loss = ClipPPOLoss(actor.policy, StateValue.for_actor(actor.flow, hidden_sizes=(8,)))
+    loss = ClipPPOLoss(actor.policy, make_state_value(StateValueConfig((8,)), actor.flow))
     loss.set_keys(action="latent", sample_log_prob="latent_log_prob")
     GAE(gamma=0.9, lmbda=0.95, value_network=loss.critic_network, vectorized=False)
     data["advantage"], data["value_target"] = torch.randn(16, 6, 1), torch.randn(16, 6, 1)
@@ -94,7 +95,7 @@ def test_the_ratio_of_a_stored_prior_draw_stays_bounded():
 
 def test_advantages_discount_by_the_steps_executed():
     actor = make_steered()
-    value = StateValue.for_actor(actor.flow, hidden_sizes=(8,))
+    value = make_state_value(StateValueConfig((8,)), actor.flow)
     advantage = GAE(gamma=0.9, lmbda=0.0, value_network=value, vectorized=False)
     advantage.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
@@ -141,7 +142,7 @@ def test_demonstrations_and_their_latents_are_made_once(tmp_path, monkeypatch):
     actor = make_steered(steer_mode="tied", latent_bound=2.0)
     written(tmp_path / "run", actor)
     _, checkpoint = training.load_steered(tmp_path / "run")
-    data = training.policy_demonstrations(checkpoint, checkpoint.task, gamma=0.9)
+    data = training.policy_demonstrations(checkpoint, gamma=0.9)
     assert data.store.num_episodes == 4
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode="retrieval", candidates=4))
     cache = training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
@@ -151,6 +152,21 @@ def test_demonstrations_and_their_latents_are_made_once(tmp_path, monkeypatch):
     next(iter(actor.flow.parameters())).data.add_(1e-6)
     with pytest.raises(DataError, match="flow"):
         training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
+
+
+def test_demonstrations_that_a_checkpoint_does_not_tell_must_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = training.task_info(make_env(2))
+    with Run(tmp_path / "run", {}, task=task, actor_config=CONFIG, progress=False) as run:
+        run.track(modules={"policy": make_steered().flow})
+        for _ in run.steps(1):
+            pass
+    checkpoint = training.load_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="--demos"):
+        training.policy_demonstrations(checkpoint, gamma=0.9)
+    data = training.policy_demonstrations(checkpoint, training.DemoSource(num_demos=3), gamma=0.9)
+    assert data.store.num_episodes == 3
+    assert data.sample()["action"].shape == (256, 4, 3)
 
 
 def test_macro_replay_keeps_what_losses_read_and_nothing_else():

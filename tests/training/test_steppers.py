@@ -16,6 +16,8 @@ from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
 from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.training import LossGroup, NamedLossStepper, load_checkpoint, make_chunk_env, save_checkpoint
 
 GAMMA, H, H_A, ACTION_DIM, STATE_DIM = 0.9, 6, 4, 3, 12
@@ -166,6 +168,25 @@ def test_pretraining_is_counted_apart_and_not_repeated(delayed):
     assert len(list(stepper.pretrain(batch, 10))) == 2
     assert (stepper.num_updates, stepper.num_pretrain_updates) == (10, 10)
     assert loss.calls["actor_loss"] == (2 if delayed else 10)
+
+
+def test_a_group_waits_for_its_warmup():
+    loss = TwoLosses()
+    adam = [torch.optim.Adam([net["weight"]], lr=0.05) for net in (loss.critic_params, loss.actor_params)]
+    groups = [
+        LossGroup("loss_critic", adam[0], method="critic_loss"),
+        LossGroup("loss_actor", adam[1], method="actor_loss", every=2, warmup=3),
+    ]
+    stepper, actor = NamedLossStepper(loss, groups), loss.actor_params["weight"].clone()
+    for _ in range(3):
+        stepper.update(batch())
+    assert loss.calls == {"forward": 0, "critic_loss": 3, "actor_loss": 0}
+    assert torch.equal(loss.actor_params["weight"], actor)
+    for _ in range(3):
+        stepper.update(batch())
+    assert loss.calls["actor_loss"] == 2
+    with pytest.raises(ValueError, match="warmup must be at least 0, got -1"):
+        LossGroup("loss_actor", adam[1], warmup=-1)
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
@@ -326,6 +347,44 @@ def test_in_torchrls_trainer_with_a_stock_collector_and_the_mixed_buffer(demos, 
     logged = trainer._log_dict
     assert {"loss_qvalue", "loss_actor", "loss_alpha", "grad_norm_qvalue"} <= set(logged)
     assert all(torch.isfinite(value) for value in logged["loss_qvalue"])
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_aw_flow_loss_in_torchrls_trainer_with_a_stock_collector(demos):
+    env = chunk_env()
+    config = FlowActorConfig(
+        action_dim=ACTION_DIM, state_dim=STATE_DIM, obs_horizon=1, pred_horizon=H, act_horizon=H_A, width=16, depth=1
+    )
+    actor = make_flow_actor(config)
+    loss = AWFlowLoss(actor, make_critic(CriticConfig(num_qs=3, hidden_sizes=(16,)), actor), filter_policy_data=True)
+    updater = SoftUpdate(loss, tau=0.01)
+    groups = [
+        LossGroup("loss_qvalue", torch.optim.Adam(loss.critic_parameters(), 1e-3), method="qvalue_loss"),
+        LossGroup("loss_actor", torch.optim.Adam(loss.actor_parameters(), 1e-3), method="actor_loss", every=4),
+    ]
+    stepper = NamedLossStepper(loss, groups, target_updater=updater, utd_ratio=1, pretrain_steps=2)
+    buffer = MixedReplayBuffer(demos, online=100, batch_size=32)
+    before = snapshot(loss.actor_network_params), snapshot(loss.critic_network_params)
+    trainer = Trainer(
+        collector=Collector(env, actor, frames_per_batch=8, total_frames=40),
+        total_frames=40,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss,
+        optimization_stepper=stepper,
+        replay_buffer=buffer,
+        progress_bar=False,
+        log_interval=1,
+    )
+    ReplayBufferTrainer(buffer).register(trainer)
+    trainer.train()
+    assert (buffer.write_count, trainer.collected_frames) == (40, 40)
+    assert (stepper.num_pretrain_updates, stepper.num_updates) == (2, 42)
+    assert changed(before[0], loss.actor_network_params)
+    assert changed(before[1], loss.critic_network_params)
+    logged = trainer._log_dict
+    assert {"loss_qvalue", "loss_actor", "effective_sample_size", "policy_share", "td_error"} <= set(logged)
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in logged["loss_actor"])
 
 
 def test_the_trainers_state_holds_the_steppers(demos):

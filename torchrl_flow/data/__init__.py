@@ -13,6 +13,8 @@ from torchrl_flow.data.maniskill import read_maniskill
 from torchrl_flow.data.maniskill_reader import ReadOptions
 from torchrl_flow.data.mixed_replay import MixedReplayBuffer
 from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
+from torchrl_flow.data.npz import NpzReplayBuffer, read_npz
+from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.data.ratio_sampler import LinearRatio, split_batch
 from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
 from torchrl_flow.data.statistics import column_statistics
@@ -31,6 +33,8 @@ __all__ = [
     "LinearRatio",
     "MixedReplayBuffer",
     "NoiseCache",
+    "NpzReplayBuffer",
+    "NpzStream",
     "ReadOptions",
     "TrajectoryFile",
     "column_statistics",
@@ -40,6 +44,7 @@ __all__ = [
     "load_demonstrations",
     "module_digest",
     "read_maniskill",
+    "read_npz",
     "split_batch",
 ]
 

@@ -8,10 +8,27 @@ from torchrl_flow.envs._planar_demos import collect_demonstrations
 from torchrl_flow.envs._planar_dynamics import PlanarGeometry
 from torchrl_flow.envs.maniskill import ManiSkillEnv, ManiSkillWrapper
 from torchrl_flow.envs.planar import PlanarPickPlaceEnv
+from torchrl_flow.envs.slate import (
+    SLATE_ENVS,
+    SLATE_POLICIES,
+    BeliefState,
+    ItemCatalogue,
+    LatentSlate,
+    SlateEnv,
+    SlatePolicy,
+    latent_slate_env,
+    make_catalogue,
+    make_slate_policy,
+)
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 
 __all__ = [
     "DEMO_QUALITIES",
+    "SLATE_ENVS",
+    "SLATE_POLICIES",
+    "BeliefState",
+    "ItemCatalogue",
+    "LatentSlate",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",
@@ -20,6 +37,11 @@ __all__ = [
     "PlanarPickPlaceEnv",
     "RenderDeviceError",
     "SMDPChunk",
+    "SlateEnv",
+    "SlatePolicy",
     "collect_demonstrations",
     "history_transforms",
+    "latent_slate_env",
+    "make_catalogue",
+    "make_slate_policy",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.functional.activation import mish
 from torchrl_flow.functional.advantage import (
     AdvantageNorm,
     Weighting,
@@ -10,6 +11,16 @@ from torchrl_flow.functional.advantage import (
     effective_sample_size,
 )
 from torchrl_flow.functional.aliasing import DecodeFn, alias_residual, best_alias, invert_noise, reverse_flow
+from torchrl_flow.functional.chain import (
+    LogProbReduction,
+    NoiseSchedule,
+    bounded_sigma,
+    chain_entropy,
+    chain_log_prob,
+    chain_times,
+    chunk_transport_cost,
+    max_sigma_schedule,
+)
 from torchrl_flow.functional.chunk import (
     ChunkAlignment,
     chunk_return,
@@ -50,6 +61,7 @@ from torchrl_flow.functional.latent import (
     unbound_latent,
 )
 from torchrl_flow.functional.observation import flatten_state, state_paths
+from torchrl_flow.functional.slate import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 from torchrl_flow.functional.statistics import wilson_interval
 
 __all__ = [
@@ -57,6 +69,8 @@ __all__ = [
     "ChunkAlignment",
     "DecodeFn",
     "EnsembleReduction",
+    "LogProbReduction",
+    "NoiseSchedule",
     "SteerMode",
     "VelocityFn",
     "Weighting",
@@ -64,10 +78,16 @@ __all__ = [
     "alias_residual",
     "batch_advantage",
     "best_alias",
+    "binary_auc",
     "bound_latent",
     "bound_log_det",
+    "bounded_sigma",
     "candidate_weights",
+    "chain_entropy",
+    "chain_log_prob",
+    "chain_times",
     "chunk_return",
+    "chunk_transport_cost",
     "consistency_rows",
     "dyadic_step_sizes",
     "effective_sample_size",
@@ -77,19 +97,24 @@ __all__ = [
     "executed_steps",
     "expand_latent",
     "flatten_state",
+    "gaussian_kl",
     "integrate",
     "interpolate",
     "invert_noise",
     "is_power_of_two",
     "kl_to_prior",
     "latch",
+    "latent_sample",
     "masked_mean_square",
+    "max_sigma_schedule",
+    "mish",
     "mixture_log_prob",
     "normal_log_prob",
     "reduce_ensemble",
     "reverse_flow",
     "select_dyadic_steps",
     "shortcut_target",
+    "slate_vae_terms",
     "state_paths",
     "subset_min",
     "take_best",

@@ -47,7 +47,12 @@ def _median(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def batch_advantage(
-    q: Tensor, *, norm: AdvantageNorm = "none", eps: float = 1e-6, mask: Tensor | None = None
+    q: Tensor,
+    *,
+    norm: AdvantageNorm = "none",
+    eps: float = 1e-6,
+    mask: Tensor | None = None,
+    center: bool = True,
 ) -> Tensor:
     """Return ``q`` less its mean over the batch, on request divided by its spread.
 
@@ -58,6 +63,8 @@ def batch_advantage(
         eps: added to the spread, so that equal values give 0.
         mask: ``[B]`` bool, True where a row counts in mean and spread; all rows where ``None``. Every row gets an
             advantage.
+        center: subtract the mean; False for values that are relative to a baseline already, of which only the scale
+            is to change.
 
     Raises:
         ValueError: if ``q`` is no vector, ``mask`` does not fit or ``norm`` is unknown.
@@ -69,11 +76,12 @@ def batch_advantage(
     """
     _check_vector("q", q)
     _check_mask(mask, q)
-    advantage = q - _mean(q, mask)
+    deviation = q - _mean(q, mask)
+    advantage = deviation if center else q
     if norm == "none":
         return advantage
     if norm == "std":
-        spread = q.std(unbiased=False) if mask is None else _mean(advantage.square(), mask).sqrt()
+        spread = q.std(unbiased=False) if mask is None else _mean(deviation.square(), mask).sqrt()
         return advantage / (spread + eps)
     if norm == "mad":
         return advantage / (1.4826 * _median((q - _median(q, mask)).abs(), mask) + eps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
@@ -71,6 +72,16 @@ class BestOfN(TensorDictModuleBase):
         noise[0] = 0
         # Not part of the state dict: it does not depend on training, and N may differ between two uses.
         self.register_buffer("fixed_noise", noise, persistent=False)
+
+    @property
+    def noise_key(self) -> NestedKey:
+        """Key of the optional noise: the actor's."""
+        return self.actor.noise_key
+
+    @property
+    def noise_shape(self) -> torch.Size:
+        """Shape of a row's noise: ``[N, H, A]``, ``[H, A]`` with one sample."""
+        return torch.Size([*([self.num_samples] if self.num_samples > 1 else []), *self.actor.noise_shape])
 
     def _noise(self, tensordict: TensorDictBase, batch: torch.Size, reference: Tensor) -> Tensor:
         shape = (*batch, self.num_samples, *self.actor.noise_shape)

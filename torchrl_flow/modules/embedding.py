@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from torchrl_flow.modules.activation import Mish
+
 __all__ = ["FlowTimeEmbedding", "SinusoidalEmbedding", "ZeroLinear", "check_velocity_inputs"]
 
 
@@ -68,7 +70,7 @@ class FlowTimeEmbedding(nn.Module):
     def __init__(self, size: int, *, sinusoidal_size: int = 64) -> None:
         super().__init__()
         self.sinusoid = SinusoidalEmbedding(sinusoidal_size)
-        self.net = nn.Sequential(nn.Linear(2 * sinusoidal_size, size), nn.Mish(), nn.Linear(size, size))
+        self.net = nn.Sequential(nn.Linear(2 * sinusoidal_size, size), Mish(), nn.Linear(size, size))
 
     def forward(self, timestep: Tensor, step_size: Tensor) -> Tensor:
         """Embed times ``[B]`` and step sizes ``[B]`` as ``[B, size]``."""

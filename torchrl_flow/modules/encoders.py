@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.normalizer import Normalizer
 
 __all__ = ["ObservationEncoder", "PixelEncoder", "SpatialSoftmax", "random_shift"]
@@ -103,7 +104,7 @@ class PixelEncoder(nn.Module):
         self.shape = tuple(shape)
         layers: list[nn.Module] = []
         for c_in, c_out in zip([3, *channels[:-1]], channels):
-            layers += [nn.Conv2d(c_in, c_out, 5, stride=2, padding=2), nn.GroupNorm(8, c_out), nn.Mish()]
+            layers += [nn.Conv2d(c_in, c_out, 5, stride=2, padding=2), nn.GroupNorm(8, c_out), Mish()]
         layers += [nn.Conv2d(channels[-1], num_keypoints, 1), SpatialSoftmax()]
         self.conv = nn.Sequential(*layers)
         self.linear = nn.Linear(2 * num_keypoints, features)

@@ -147,25 +147,25 @@ class FlowActor(TensorDictModuleBase):
         step_size = torch.zeros_like(timestep) if step_size is None else step_size
         return self.velocity_network(sample, timestep, step_size, features)
 
-    def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise ``[B, H, A]`` to an action chunk ``[B, H, A]`` in the environment's units.
+    def sample_normalised(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """Carry noise ``[B, H, A]`` to an action chunk ``[B, H, A]`` in normalised units, without bounds.
 
         Args:
             features: encoded observations ``[B, C]``.
             noise: starting points, in normalised units.
             num_steps: K; the actor's own by default.
         """
-        return self.clamp(self.sample_unclamped(features, noise, num_steps=num_steps))
-
-    def sample_unclamped(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Return what :meth:`sample` does before the clamp to the bounds, through which no gradient goes."""
         num_steps = self.num_steps if num_steps is None else num_steps
 
         def field(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
             return self.velocity(features, x, t, d)
 
-        normalised = integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
-        return self.action_normalizer.inverse(normalised)
+        return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
+
+    def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """Carry noise to an action chunk ``[B, H, A]`` in the environment's units, within its bounds."""
+        normalised = self.sample_normalised(features, noise, num_steps=num_steps)
+        return self.clamp(self.action_normalizer.inverse(normalised))
 
     def clamp(self, chunk: Tensor) -> Tensor:
         """Clamp actions ``[*, A]`` to the bounds, where there are any."""

@@ -14,6 +14,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_flow.functional.latent import SteerMode, bound_latent
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
@@ -41,7 +42,7 @@ class _LatentParameters(TensorDictModuleBase):
         layers: list[nn.Module] = []
         width = encoder.out_features
         for size in hidden_sizes:
-            layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.Mish()]
+            layers += [nn.Linear(width, size), nn.LayerNorm(size), Mish()]
             width = size
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(width, 2 * latent_shape.numel())
@@ -51,7 +52,7 @@ class _LatentParameters(TensorDictModuleBase):
     def reset_parameters(self) -> None:
         """Start as the prior itself: mean 0, scale 1."""
         for layer in self.trunk:
-            if not isinstance(layer, nn.Mish):
+            if not isinstance(layer, Mish):
                 layer.reset_parameters()  # pyright: ignore[reportCallIssue]
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -116,7 +116,7 @@ class NoiseAliaser(TensorDictModuleBase):
         """Return the normalised heads ``[N, H_a, A]`` of latents ``[N, S, A]``, unclamped: a clamp has no gradient."""
         noise = expand_latent(latent, fill, self.steer_mode)
         flow = self.flow
-        chunk = flow.action_normalizer(flow.sample_unclamped(features, noise, num_steps=self.num_steps))
+        chunk = flow.sample_normalised(features, noise, num_steps=self.num_steps)
         return chunk[:, flow.executed_slice]
 
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
@@ -173,7 +173,7 @@ class NoiseAliaser(TensorDictModuleBase):
         flow = self.flow
         chunk = data.get(flow.chunk_key, None)
         if chunk is None:
-            chunk = flow.action_normalizer(flow.sample_unclamped(features, fill, num_steps=self.num_steps))
+            chunk = flow.sample_normalised(features, fill, num_steps=self.num_steps)
         else:
             chunk = flow.action_normalizer(chunk.reshape(-1, *flow.noise_shape))
         x_1 = chunk.clone()

@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_flow.functional.activation import mish
 from torchrl_flow.functional.ensemble import EnsembleReduction, reduce_ensemble
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.normalizer import Normalizer
@@ -230,7 +231,7 @@ class QEnsemble(TensorDictModuleBase):
     def _batched(self, x: Tensor) -> Tensor:
         x = x.expand(self.num_qs, *x.shape)
         for linear, norm in zip(self.linears, self.norms):
-            x = F.mish(norm(linear(x)))
+            x = mish(norm(linear(x)))
         return self.head(x)
 
     def _loop(self, x: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ class QEnsemble(TensorDictModuleBase):
             hidden = x
             for (weight, bias), (scale, shift) in zip(params[:depth], params[depth:-1]):
                 hidden = F.linear(hidden, weight[member], bias[member])
-                hidden = F.mish(F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member]))
+                hidden = mish(F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member]))
             values.append(F.linear(hidden, params[-1][0][member], params[-1][1][member]))
         return torch.stack(values)
 

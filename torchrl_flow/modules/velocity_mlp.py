@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
 
 __all__ = ["ShortCutVelocityMLP"]
@@ -17,7 +18,7 @@ class _FiLMResidualBlock(nn.Module):
         self.linear_in = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
-        self.activation = nn.Mish()
+        self.activation = Mish()
         self.dropout = nn.Dropout(dropout)
         self.linear_out = ZeroLinear(width, width)
 
@@ -77,9 +78,9 @@ class ShortCutVelocityMLP(nn.Module):
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
         self.time_embedding = FlowTimeEmbedding(width)
         self.cond_embedding = nn.Sequential(
-            nn.Linear(cond_dim, width), nn.LayerNorm(width), nn.Mish(), nn.Linear(width, width)
+            nn.Linear(cond_dim, width), nn.LayerNorm(width), Mish(), nn.Linear(width, width)
         )
-        self.activation = nn.Mish()
+        self.activation = Mish()
         self.linear_in = nn.Linear(pred_horizon * action_dim, width)
         self.blocks = nn.ModuleList(_FiLMResidualBlock(width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)

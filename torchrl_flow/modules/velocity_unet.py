@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
 
 __all__ = ["ShortCutVelocityUNet1D"]
@@ -16,7 +17,7 @@ def _conv_block(in_channels: int, out_channels: int, kernel_size: int, groups: i
     return nn.Sequential(
         nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
         nn.GroupNorm(groups, out_channels),
-        nn.Mish(),
+        Mish(),
     )
 
 
@@ -80,7 +81,7 @@ class ShortCutVelocityUNet1D(nn.Module):
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
         self.time_embedding = FlowTimeEmbedding(embed_size)
         cond_size = embed_size + cond_dim
-        self.activation = nn.Mish()
+        self.activation = Mish()
 
         def block(c_in: int, c_out: int) -> _FiLMConvBlock:
             return _FiLMConvBlock(c_in, c_out, cond_size, kernel_size, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,7 +24,9 @@ from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective, EncoderGr
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, QEnsemble
 
-__all__ = ["AWFlowLoss"]
+Baseline = Literal["batch", "policy"]
+
+__all__ = ["AWFlowLoss", "Baseline"]
 
 
 class AWFlowLoss(ChunkCriticObjective):
@@ -32,8 +34,10 @@ class AWFlowLoss(ChunkCriticObjective):
 
     Actor: the mean of ``w * error`` with each row's ShortCut error (that of
     :class:`~torchrl_flow.objectives.ShortCutFlowLoss`, which it equals bit for bit at ``beta=0``) and weights
-    ``w = min(exp(beta A), weight_clip)``, scaled to mean 1, with ``A = q - mean(q)`` of the critic's values of the
-    data's own chunks.
+    ``w = min(exp(beta A), weight_clip)``, scaled to mean 1. With ``baseline="batch"`` ``A = q - mean(q)`` of the
+    critic's values of the data's own chunks: rows compete with one another, so that chunks in states near the goal
+    outweigh all others where rewards are sparse. With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)`` with
+    ``a_i`` from the averaged actor in the same state, the advantage proper.
 
     Critic: ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the averaged actor,
     through TorchRL's value estimator. R and k are the chunk's return and executed steps, as
@@ -58,6 +62,8 @@ class AWFlowLoss(ChunkCriticObjective):
         beta: inverse temperature of the weights.
         weight_clip: bound on ``exp(beta A)``.
         weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
+        baseline: ``"batch"`` or ``"policy"``, see above.
+        num_baseline_samples: chunks ``a_i`` of a state, each by ``target_num_steps`` Euler steps.
         advantage_norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
         filter_policy_data: keep rows that are neither demonstrations nor better than the batch from the actor.
         advantage_threshold: what "better" is, in units of the advantage after ``advantage_norm``.
@@ -125,6 +131,8 @@ class AWFlowLoss(ChunkCriticObjective):
         *,
         beta: float = 100.0,
         weight_clip: float = 200.0,
+        baseline: Baseline = "batch",
+        num_baseline_samples: int = 4,
         weighting: Weighting = "exp",
         advantage_norm: AdvantageNorm = "none",
         filter_policy_data: bool = False,
@@ -165,6 +173,11 @@ class AWFlowLoss(ChunkCriticObjective):
         advantage_weights(zero, beta=beta, weight_clip=weight_clip, weighting=weighting)
         if advantage_reduction not in ("min", "mean", "ucb"):
             raise ValueError(f"advantage_reduction must be 'min', 'mean' or 'ucb', got {advantage_reduction!r}.")
+        if baseline not in ("batch", "policy"):
+            raise ValueError(f"baseline must be 'batch' or 'policy', got {baseline!r}.")
+        if num_baseline_samples < 1:
+            raise ValueError(f"num_baseline_samples must be at least 1, got {num_baseline_samples}.")
+        self.baseline, self.num_baseline_samples = baseline, num_baseline_samples
         self.beta, self.weight_clip, self.weighting = beta, weight_clip, weighting
         self.advantage_norm, self.advantage_reduction = advantage_norm, advantage_reduction
         self.filter_policy_data, self.advantage_threshold = filter_policy_data, advantage_threshold
@@ -211,6 +224,12 @@ class AWFlowLoss(ChunkCriticObjective):
         detach = self.shared_encoder and self.encoder_grad == "critic"
         return self.row_errors(tensordict, detach_features=detach)
 
+    @torch.no_grad()
+    def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
+        """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
+        chunks = self.sample_targets(tensordict, self.num_baseline_samples)
+        return self._values(self.critic_network_params, tensordict, chunks).mean(-1)
+
     def _valid_rows(self, tensordict: TensorDictBase, errors: Tensor) -> Tensor | None:
         """Return which rows TorchRL's validity masks leave in the losses; ``None`` where there is no mask."""
         valid = None
@@ -225,13 +244,16 @@ class AWFlowLoss(ChunkCriticObjective):
         self, tensordict: TensorDictBase, errors: Tensor, rows: Tensor, q: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows."""
-        value = self._reduce_members(q, self.advantage_reduction)
+        own_baseline = self.baseline == "policy"
+        relative = q - self._policy_values(tensordict) if own_baseline else q
+        value = self._reduce_members(relative, self.advantage_reduction)
+        scale: dict[str, Any] = {"norm": self.advantage_norm, "center": not own_baseline}
         kept = valid = self._valid_rows(tensordict, errors)
-        advantage = batch_advantage(value, norm=self.advantage_norm, mask=valid)
+        advantage = batch_advantage(value, mask=valid, **scale)
         if self.filter_policy_data:
             kept = tensordict[self.tensor_keys.is_demo].reshape(-1) | (advantage > self.advantage_threshold)
             kept = kept if valid is None else kept & valid
-            advantage = batch_advantage(value, norm=self.advantage_norm, mask=kept)
+            advantage = batch_advantage(value, mask=kept, **scale)
         weights = advantage_weights(
             advantage, beta=self.beta, weight_clip=self.weight_clip, weighting=self.weighting, mask=kept
         )

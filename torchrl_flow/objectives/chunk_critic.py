@@ -246,8 +246,8 @@ class ChunkCriticObjective(ShortCutObjective):
         following: Any = tensordict["next"]
         return self.value_estimator.value_estimate(tensordict, next_value=self.next_value(following))
 
-    def _next_noise(self, tensordict: TensorDictBase, features: Tensor) -> Tensor:
-        """Return the noise ``[B * N, H, A]`` of the candidates, whose repeated features are given."""
+    def _next_noise(self, tensordict: TensorDictBase, features: Tensor, num: int) -> Tensor:
+        """Return the noise ``[B * num, H, A]`` of ``num`` chunks a state, whose repeated features are given."""
         # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
         shape = (features.shape[0], *self.actor_network.noise_shape)
         return torch.randn(shape, device=features.device, dtype=features.dtype)
@@ -259,15 +259,25 @@ class ChunkCriticObjective(ShortCutObjective):
         Args:
             tensordict: the observations that follow, ``[*B]``.
         """
-        actor, critic, num = self.actor_network, self.critic_network, self.num_action_samples
-        batch = actor.encoder.batch_shape(tensordict)
-        with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
-            features = actor.features(tensordict, augment=self.augment).repeat_interleave(num, 0)
-            noise = self._next_noise(tensordict, features)
-            chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
-        executed = chunks[:, actor.executed_slice].unflatten(0, (-1, num))
-        with self.target_critic_network_params.to_module(critic, preserve_module_state=False):
-            features = critic.encoder(*critic.encoder.preprocess(tensordict, augment=self.augment))
-            q = critic.q_values(features, executed).squeeze(-1)
+        batch = self.actor_network.encoder.batch_shape(tensordict)
+        executed = self.sample_targets(tensordict, self.num_action_samples)
+        q = self._values(self.target_critic_network_params, tensordict, executed)
         best = take_best(q.mean(0), q, dim=1)
         return self._reduce_members(best, self.target_reduction).reshape(*batch, 1)
+
+    @torch.no_grad()
+    def sample_targets(self, tensordict: TensorDictBase, num: int) -> Tensor:
+        """Return ``num`` executed chunks ``[B, num, H_a, A]`` of the averaged actor for each state of a batch."""
+        actor = self.actor_network
+        with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
+            features = actor.features(tensordict, augment=self.augment).repeat_interleave(num, 0)
+            noise = self._next_noise(tensordict, features, num)
+            chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
+        return chunks[:, actor.executed_slice].unflatten(0, (-1, num))
+
+    def _values(self, params: TensorDictParams, tensordict: TensorDictBase, action: Tensor) -> Tensor:
+        """Return the values ``[num_qs, B, S]`` of S chunks a row, by the critic with the given parameters."""
+        critic = self.critic_network
+        with params.to_module(critic, preserve_module_state=False):
+            features = critic.encoder(*critic.encoder.preprocess(tensordict, augment=self.augment))
+            return critic.q_values(features, action).squeeze(-1)

@@ -127,12 +127,12 @@ class ChunkCriticLoss(ChunkCriticObjective):
         self._clear_weakrefs(tensordict, out, *names)
         return out
 
-    def _next_noise(self, tensordict: TensorDictBase, features: Tensor) -> Tensor:
-        noise = super()._next_noise(tensordict, features)
+    def _next_noise(self, tensordict: TensorDictBase, features: Tensor, num: int) -> Tensor:
+        noise = super()._next_noise(tensordict, features, num)
         policy = self.latent_policy
         if policy is None:
             return noise
-        latent = policy.normal(tensordict).sample(torch.Size([self.num_action_samples]))
-        # [N, *B, S, A] to rows of which the N candidates of an observation are neighbours.
+        latent = policy.normal(tensordict).sample(torch.Size([num]))
+        # [num, *B, S, A] to rows of which the candidates of an observation are neighbours.
         latent = latent.flatten(1, -3).transpose(0, 1).flatten(0, 1)
         return expand_latent(latent, noise, policy.steer_mode)

@@ -1,16 +1,14 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.training.checkpoint_reader import (
-    TrainingCheckpoint,
-    latest_checkpoint,
-    load_checkpoint,
-    require_task,
-)
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
+from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import can_film, conclude
+from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
@@ -18,7 +16,12 @@ from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
 from torchrl_flow.training.run import Run
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
+from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
+from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
     LATENT_POLICY,
@@ -29,14 +32,16 @@ from torchrl_flow.training.steering import (
     macro_replay,
     macro_transitions,
     policy_demonstrations,
-    steering_env,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
+from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
+from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
     load_critic,
     load_policy,
+    make_task_chunk_env,
     make_task_env,
     observation_keys,
     require_actor_config,
@@ -45,6 +50,7 @@ from torchrl_flow.training.tasks import (
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
+from torchrl_flow.training.warm_start import warm_start
 
 __all__ = [
     "BENCHMARK_COLUMNS",
@@ -52,6 +58,10 @@ __all__ = [
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
+    "ChunkRollouts",
+    "CollectSardineArgs",
+    "CollectSlatesArgs",
+    "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
     "LossGroup",
@@ -59,15 +69,28 @@ __all__ = [
     "MakeDemosReport",
     "NamedLossStepper",
     "Progress",
+    "RelabelSlatesArgs",
     "Run",
     "RunLogger",
+    "RunStatus",
+    "SardineTask",
+    "SlateLogs",
+    "SlateModels",
+    "SlateModelsArgs",
+    "SlateReturns",
+    "SlateTask",
+    "SweepRun",
     "TrainingCheckpoint",
+    "Variant",
+    "VariantResult",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
     "as_frames",
     "base_env",
     "can_film",
+    "collect_sardine",
+    "collect_slates",
     "collect_versions",
     "command_line",
     "compare_num_steps",
@@ -75,6 +98,7 @@ __all__ = [
     "conclude",
     "evaluate",
     "evaluation_env",
+    "format_statuses",
     "git_commit",
     "isolated_rng",
     "latent_value_gap",
@@ -83,29 +107,45 @@ __all__ = [
     "load_critic",
     "load_latent_policy",
     "load_policy",
+    "load_state_policy",
     "load_steered",
     "macro_replay",
     "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
+    "make_task_chunk_env",
     "make_task_env",
+    "minibatches",
     "mix_seeds",
     "observation_keys",
+    "offline_task",
+    "plan_sweep",
+    "play_slates",
     "policy_demonstrations",
+    "q_diagnostics",
     "read_metrics",
+    "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
     "require_task",
     "reset_with_seeds",
+    "round_trip_return",
+    "run_status",
+    "run_sweep",
     "save_checkpoint",
     "seed_everything",
+    "select_variants",
     "stages_svg",
-    "steering_env",
     "success_metrics",
+    "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
+    "train_slate_models",
     "video_suffix",
+    "warm_start",
+    "write_json",
     "write_report",
+    "write_sweep_report",
     "write_video",
 ]

@@ -10,9 +10,10 @@ import torch
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.modules import FlowActor, SteeredFlowActor
-from torchrl_flow.training.evaluation import compare_num_steps
+from torchrl_flow.training.evaluation import compare_num_steps, evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
+from torchrl_flow.training.group_rollout import Policy
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import append_result
@@ -40,6 +41,7 @@ def conclude(
     stage: str | None = None,
     seed: int = 0,
     num_steps: Sequence[int] = (),
+    variants: Mapping[str, Policy] | None = None,
     num_videos: int = 4,
     results: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
@@ -63,8 +65,10 @@ def conclude(
         stage: stage of the recipe, where it has several.
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
+        variants: other policies to evaluate on the same seeds, by name, such as ``{"best of 4": BestOfN(...)}``.
         num_videos: episodes to film, where the environment can.
-        results: ``results.csv`` to append to, a row for each number of sampling steps; none where ``None``.
+        results: ``results.csv`` to append to, a row for each number of sampling steps and each variant; none where
+            ``None``.
         config: the script's arguments.
         env_steps: environment steps that training took.
         wall_s: seconds that training took.
@@ -80,6 +84,7 @@ def conclude(
     compared = compare_num_steps(env, actor, seeds, every[:1], num_videos=films, progress=progress)
     compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
     result = compared[actor.num_steps]
+    others = {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
     video = None
     if films and result.videos:
         video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.videos))
@@ -90,7 +95,7 @@ def conclude(
         directory / "report.html",
         title=f"{name} on {task['task']}",
         subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
-        results={f"{name}, K = {actor.num_steps}": result},
+        results={f"{name}, K = {actor.num_steps}": result, **others},
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
         curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
         video=video,
@@ -100,13 +105,14 @@ def conclude(
         versions=collect_versions(),
         command=command_line(),
     )
-    figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
+    every_result = {f"K={k}": value for k, value in sorted(compared.items())} | others
+    figures = {key.removeprefix("K="): value.metrics("") for key, value in every_result.items()}
     write_json(directory / "evaluation.json", figures)
     if results is not None:
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
-        for k, value in sorted(compared.items()):
-            sampling = f"K={k}" if len(compared) > 1 else None
-            name = " ".join(part for part in (stage, sampling) if part) or None
+        for label, value in every_result.items():
+            plain = len(compared) == 1 and value is result
+            name = " ".join(part for part in (stage, None if plain else label) if part) or None
             append_result(results, **columns, stage=name, env_steps=env_steps, wall_s=wall_s, **value.result_columns())
     return result, path
 

@@ -23,6 +23,8 @@ class LossGroup:
         optimizer: of the parameters that these losses train.
         every: an update of this group comes with every so many updates of the stepper; 8 for the actor of a critic
             that takes 8 steps before it.
+        warmup: updates of the stepper before the first of this group, those of pretraining included; for an actor
+            that waits for its critic.
         method: method of the loss module that computes these losses alone, from a batch, as a tensor, a pair of a
             tensor and metrics, or a TensorDict; it spares computing them where they are not due. Default: they come
             from the loss module's ``forward``, with those of all other groups without a method.
@@ -36,6 +38,7 @@ class LossGroup:
     losses: str | Sequence[str]
     optimizer: Optimizer
     every: int = 1
+    warmup: int = 0
     method: str | None = None
     max_grad_norm: float | None = None
     target_updater: TargetNetUpdater | None = None
@@ -47,6 +50,8 @@ class LossGroup:
             raise ValueError("losses must name at least one output of the loss module, got none.")
         if self.every < 1:
             raise ValueError(f"every must be at least 1, got {self.every}.")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {self.warmup}.")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {self.max_grad_norm}.")
 

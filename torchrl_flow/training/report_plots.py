@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["curve_svg"]
+__all__ = ["curve_svg", "curves_svg"]
 
 _has_matplotlib = importlib.util.find_spec("matplotlib") is not None
 
 # Placeholders for colours of the page's style sheet: an SVG inside HTML may name its variables.
 _INK, _MUTED, _GRID, _LINE = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--rule)", _LINE: "var(--accent)"}
+# Readable on light and dark pages alike (the palette of Okabe and Ito).
+_HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MAX_POINTS = 400
 
 
@@ -42,6 +44,39 @@ def curve_svg(
     Raises:
         RuntimeError: if matplotlib is missing, naming the extra.
     """
+
+    def draw(axes) -> None:
+        _draw(axes, steps, values, low, high)
+
+    return _figure_svg(draw, title=title, unit_interval=unit_interval)
+
+
+def curves_svg(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, unit_interval: bool = False
+) -> str:
+    """Return several curves in one drawing, the first in the text's colour, as the text of an ``<svg>`` element.
+
+    Args:
+        curves: x and y values of each, by name.
+        title: heading of the drawing.
+        unit_interval: draw y from 0 to 1.
+
+    Raises:
+        RuntimeError: if matplotlib is missing, naming the extra.
+    """
+
+    def draw(axes) -> None:
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            colour = _INK if i == 0 else _HUES[(i - 1) % len(_HUES)]
+            axes.plot(x, y, color=colour, linewidth=1.6, linestyle="--" if i == 0 else "-", label=name)
+        axes.legend(frameon=False, fontsize=8)
+
+    return _figure_svg(draw, title=title, unit_interval=unit_interval, size=(5.2, 3.2))
+
+
+def _figure_svg(
+    draw: Callable[[Any], None], *, title: str, unit_interval: bool, size: tuple[float, float] = (4.2, 2.5)
+) -> str:
     if not _has_matplotlib:
         raise RuntimeError("Curves need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
     from matplotlib import rc_context
@@ -60,11 +95,11 @@ def curve_svg(
         "ytick.color": _MUTED,
     }
     with rc_context(style):
-        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
-        _draw(axes, steps, values, low, high)
+        draw(axes)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK)
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(_short_number)

@@ -1,9 +1,9 @@
-"""What recipes that steer a frozen flow share: loading policies, environments, demonstrations and their latents."""
+"""What recipes that steer a frozen flow share: loading policies, demonstrations and their latents."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.checkpoint import CheckpointError
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import EnvBase
 
-from torchrl_flow.data import DemoReplayBuffer, DemoStore, NoiseCache, data_digest, load_demonstrations, module_digest
-from torchrl_flow.envs import collect_demonstrations
+from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_digest
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -26,9 +24,9 @@ from torchrl_flow.modules import (
     make_latent_policy,
 )
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
-from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations
+from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
-from torchrl_flow.training.tasks import PLANAR, evaluation_env, load_policy, require_demonstrations_of
+from torchrl_flow.training.tasks import load_policy
 
 __all__ = [
     "LATENT_POLICY",
@@ -39,7 +37,6 @@ __all__ = [
     "macro_replay",
     "macro_transitions",
     "policy_demonstrations",
-    "steering_env",
 ]
 
 LATENT_POLICY = "latent_policy"
@@ -82,64 +79,32 @@ def load_steered(source: str | Path | TrainingCheckpoint) -> tuple[SteeredFlowAc
     return SteeredFlowActor(policy, flow), checkpoint
 
 
-def steering_env(
-    checkpoint: TrainingCheckpoint, *, num_envs: int | None, gamma: float, evaluation: bool = False
-) -> EnvBase:
-    """Make the chunk environment of a checkpoint's task: to train in (success ends an episode), or to evaluate in.
-
-    Args:
-        checkpoint: of a flow policy.
-        num_envs: sub-environments; ``None`` for one, unbatched.
-        gamma: discount of the rewards inside a chunk.
-        evaluation: let episodes run to the time limit.
-    """
-    return evaluation_env(checkpoint, gamma=gamma, num_envs=num_envs, ignore_terminations=evaluation)
-
-
 def policy_demonstrations(
     checkpoint: TrainingCheckpoint,
-    task: Mapping[str, Any],
+    source: DemoSource | None = None,
     *,
     gamma: float,
-    demos: str | None = None,
-    num_demos: int | None = None,
-    quality: str | None = None,
     batch_size: int = 256,
     device: str = "cpu",
 ) -> DemoReplayBuffer:
-    """Return the demonstrations that a policy was cloned from, as SMDP transitions: found or made as its run did.
+    """Return the demonstrations of a policy as SMDP transitions, in chunks of its horizons.
 
     Args:
-        checkpoint: of the policy; its ``config`` tells what it was trained on.
-        task: identity of the task.
+        checkpoint: of the policy.
+        source: where they are; those that the policy was trained on where ``None``.
         gamma: discount of one environment step.
-        demos: a file or store to read instead.
-        num_demos: episodes; those of the policy's run by default.
-        quality: of the planar task's scripted demonstrations, likewise.
         batch_size: of the buffer.
         device: of its batches.
+
+    Raises:
+        CheckpointError: if no source is given and the checkpoint does not tell.
+        ValueError: if they are of another task.
     """
-    config, actor = checkpoint.config, FlowActorConfig.from_dict(checkpoint.actor_config)
-    chunks: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
-    chunks |= {"padding": "hold", "mask_padding": False, "gamma": gamma, "batch_size": batch_size, "device": device}
-    num = num_demos or config.get("num_demos") or 100
-    if demos is None and task["task"] == PLANAR:
-        quality = quality or str(config.get("quality") or "mixed")
-        pixels, seed = task["obs_mode"] != "state", config.get("seed", 0)
-        root = Path("demos") / f"planar-{quality}-{task['obs_mode']}-{num}-{seed}"
-        if not root.exists():
-            episodes = collect_demonstrations(num, quality=quality, seed=seed, from_pixels=pixels)
-            DemoStore.from_episodes(episodes, root, task_info=task)
-        return DemoReplayBuffer(DemoStore.open(root), **chunks)
-    path = demos or config.get("demos")
-    if path is None:
-        wanted = MakeDemosArgs(
-            task=task["task"], num_demos=num, obs_mode=task["obs_mode"], retime=config.get("retime", True)
-        )
-        path = make_demonstrations(wanted).path
-    data = load_demonstrations(path, **({} if Path(path).is_dir() else {"max_episodes": num}), **chunks)
-    require_demonstrations_of(task, data.task_info, path)
-    return data
+    source = DemoSource.of_checkpoint(checkpoint) if source is None else source
+    actor = FlowActorConfig.from_dict(checkpoint.actor_config)
+    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
+    return source.load(checkpoint.task, padding="hold", mask_padding=False, **horizons, **options)
 
 
 def alias_demonstrations(

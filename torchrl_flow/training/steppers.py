@@ -167,7 +167,7 @@ class NamedLossStepper(OptimizationStepper):
     def _update(self, batch: TensorDictBase, compute: Compute, *, pretraining: bool = False) -> Metrics:
         number = self.num_updates + 1
         undelayed = pretraining and not self.delay_in_pretraining
-        due = [group for group in self.groups if undelayed or number % group.every == 0]
+        due = [group for group in self.groups if number > group.warmup and (undelayed or number % group.every == 0)]
         for group in self.groups:
             group.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
@@ -210,7 +210,7 @@ class NamedLossStepper(OptimizationStepper):
             batch = sub_batch if i == 0 else _buffer(trainer).sample()
             for key, value in self._update(batch, trainer.compute_loss).items():
                 sums.setdefault(key, []).append(value)
-        latest = {**self._latest, **{key: torch.stack(values).mean(0) for key, values in sums.items()}}
+        latest = {**self._latest, **{key: _mean_or_last(values) for key, values in sums.items()}}
         if self._reported is None:
             self._reported = tuple(latest)
         return TensorDict({key: latest[key] for key in self._reported}, batch_size=[])
@@ -278,6 +278,11 @@ class NamedLossStepper(OptimizationStepper):
     def __repr__(self) -> str:
         groups = ", ".join(f"{'+'.join(group.losses)} every {group.every}" for group in self.groups)
         return f"{type(self).__name__}({groups}; utd_ratio={self.utd_ratio}, {self.num_updates} updates)"
+
+
+def _mean_or_last(values: list[Tensor]) -> Tensor:
+    """Return the mean of measures, and the last of counts."""
+    return torch.stack(values).mean(0) if values[-1].is_floating_point() else values[-1]
 
 
 def _buffer(trainer: Any) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_env",
     "load_critic",
     "load_policy",
+    "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
     "require_actor_config",
@@ -196,13 +197,39 @@ def load_critic(
     return critic, checkpoint
 
 
+def make_task_chunk_env(
+    task: str, *, obs_horizon: int, act_horizon: int, gamma: float, obs_mode: str = "state", **kwargs: Any
+) -> EnvBase:
+    """Make the environment of a task in which one step executes a chunk (:func:`make_chunk_env`).
+
+    Args:
+        task: as in :func:`make_task_env`.
+        obs_horizon: number of observations in the history.
+        act_horizon: number of actions executed per step.
+        gamma: discount of the rewards inside a chunk.
+        obs_mode: what is observed.
+        **kwargs: passed to :func:`make_task_env`.
+    """
+    # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
+    renders = obs_mode != "state" and task != PLANAR
+    return make_chunk_env(
+        make_task_env(task, obs_mode=obs_mode, **kwargs),
+        obs_horizon=obs_horizon,
+        act_horizon=act_horizon,
+        gamma=gamma,
+        obs_keys=observation_keys(obs_mode),
+        render_last=obs_horizon if renders else None,
+    )
+
+
 def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwargs: Any) -> EnvBase:
     """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
 
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
-        **kwargs: passed to :func:`make_task_env`, over what the checkpoint says.
+        **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
+            checkpoint's is refused, None is any.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names.
@@ -210,14 +237,14 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     task = checkpoint.task
     if "task" not in task:
         raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
+    identity = {key: task[key] for key in ("task", "obs_mode", "control_mode")}
+    # Before the simulator is started, and with both values named.
+    require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
+    kwargs = {key: value for key, value in kwargs.items() if key not in identity}
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
-    wanted = {"obs_mode": task["obs_mode"], "control_mode": task["control_mode"], "ignore_terminations": True}
-    base = make_task_env(task["task"], **{**wanted, **kwargs})
-    require_task(checkpoint, task_info(base))
-    return make_chunk_env(
-        base,
-        obs_horizon=config.obs_horizon,
-        act_horizon=config.act_horizon,
-        gamma=gamma,
-        obs_keys=observation_keys(task["obs_mode"]),
-    )
+    wanted: dict[str, Any] = {**identity}
+    wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
+    horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
+    env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
+    require_task(checkpoint, task_info(env))
+    return env

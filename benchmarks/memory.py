@@ -1,0 +1,170 @@
+"""How much memory ReinFlow takes: rollouts against the number of environments, updates against the size of a minibatch.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --obs rgb --num-envs 64 256
+    python benchmarks/memory.py --device cuda
+
+Each figure is of a process of its own: on a GPU the most that torch allocated, on a CPU by how much the largest
+resident set passed the one before the work began. `rollout` collects chunks of the planar task, with the chain, 2 K H A
+numbers a chunk, and without it, the H A of its start. `update` is one gradient step of PPO on a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import tyro
+from tensordict import TensorDict, TensorDictBase
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_flow.modules import (
+    FlowActorConfig,
+    NoiseNetConfig,
+    NoisyFlowActor,
+    StateValueConfig,
+    make_flow_actor,
+    make_noise_net,
+    make_state_value,
+)
+from torchrl_flow.training import ChunkRollouts, make_chunk_env, make_task_env, observation_keys
+
+STATE_DIM, ACTION_DIM = 12, 3
+
+
+@dataclasses.dataclass
+class Args:
+    """What to measure."""
+
+    num_envs: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    batch_sizes: tuple[int, ...] = (64, 256, 1024, 4096)
+    obs: tuple[Literal["state", "rgb"], ...] = ("state", "rgb")
+    rollout_steps: int = 16
+    num_steps: int = 4
+    pred_horizon: int = 16
+    act_horizon: int = 8
+    width: int = 256
+    train_encoder: bool = False
+    """Also keep what the gradient of the encoder needs."""
+    device: str = "cpu"
+    case: str | None = None
+    """One measurement as JSON, for the process that takes it."""
+
+
+def make(args: Args, obs: str, *, return_chain: bool) -> NoisyFlowActor:
+    config = FlowActorConfig(
+        action_dim=ACTION_DIM,
+        state_dim=STATE_DIM,
+        pixels_size=(64, 64) if obs == "rgb" else None,
+        obs_horizon=1,
+        pred_horizon=args.pred_horizon,
+        act_horizon=args.act_horizon,
+        width=args.width,
+        num_steps=args.num_steps,
+    )
+    actor = make_flow_actor(config).to(args.device)
+    noise_net = make_noise_net(NoiseNetConfig(), actor)
+    return NoisyFlowActor(actor, noise_net, train_encoder=args.train_encoder, return_chain=return_chain)
+
+
+def rollout(args: Args, obs: str, size: int, return_chain: bool) -> TensorDictBase:
+    """Collect chunks from `size` environments."""
+    mode = "rgb+state" if obs == "rgb" else "state"
+    base = make_task_env("planar", obs_mode=mode, num_envs=size, device=args.device)
+    keys = observation_keys(mode)
+    env = make_chunk_env(base, obs_horizon=1, act_horizon=args.act_horizon, gamma=0.99, obs_keys=keys)
+    kept = [*keys, "flow"]
+    after = [*keys, "reward", "done", "terminated", "steps_to_next_obs"]
+    actor = make(args, obs, return_chain=return_chain)
+    rollouts = ChunkRollouts(env, actor, args.rollout_steps, keep=kept, keep_next=after)
+    return rollouts.collect()
+
+
+def update(args: Args, obs: str, size: int) -> None:
+    """Take one gradient step on `size` chunks."""
+    actor = make(args, obs, return_chain=True)
+    value = make_state_value(StateValueConfig(), actor.flow_actor)
+    loss_module = ClipPPOLoss(actor, value)  # pyright: ignore[reportArgumentType]
+    data = TensorDict(observation=torch.randn(size, 1, STATE_DIM), batch_size=[size]).to(args.device)
+    if obs == "rgb":
+        data["pixels"] = torch.randint(0, 256, (size, 1, 3, 64, 64), dtype=torch.uint8, device=args.device)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, size, 64):  # in parts, so that the update alone sets the peak
+            part = actor(data[start : start + 64].clone())
+            parts.append(part["flow"])
+    data["flow"] = torch.cat(parts)
+    data["advantage"], data["value_target"] = (torch.randn(size, 1, device=args.device) for _ in range(2))
+    out = loss_module(data)
+    torch.stack([loss for name, loss in out.items() if name.startswith("loss_")]).sum().backward()
+
+
+def megabytes(data: TensorDictBase) -> float:
+    return sum(value.numel() * value.element_size() for value in data.values(True, True)) / 2**20
+
+
+def resident() -> float:
+    """Return the largest resident set so far in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def take(args: Args, case: dict[str, Any]) -> dict[str, float]:
+    """Take one measurement in this process."""
+    torch.set_num_threads(1)
+    cuda = args.device.startswith("cuda")
+    # What the first use of the libraries takes is no part of the figure.
+    update(args, case["obs"], 2)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    before, found = resident(), {}
+    if case["what"] == "update":
+        update(args, case["obs"], case["size"])
+    else:
+        data = rollout(args, case["obs"], case["size"], case["what"] == "rollout")
+        found["data_mb"] = megabytes(data)
+        found["flow_mb"] = megabytes(data.select("flow"))
+    found["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident() - before
+    return found
+
+
+def cases(args: Args) -> Iterator[dict[str, Any]]:
+    for obs in args.obs:
+        for what, sizes in (
+            ("rollout", args.num_envs),
+            ("rollout without chain", args.num_envs),
+            ("update", args.batch_sizes),
+        ):
+            for size in sizes:
+                yield {"what": what, "obs": obs, "size": size}
+
+
+def main(args: Args) -> None:
+    if args.case is not None:
+        print(json.dumps(take(args, json.loads(args.case))))
+        return
+    options = [f"--{name.replace('_', '-')}" for name in ("rollout_steps", "num_steps", "pred_horizon", "act_horizon")]
+    values = (args.rollout_steps, args.num_steps, args.pred_horizon, args.act_horizon)
+    common = [word for option, value in zip(options, values) for word in (option, str(value))]
+    common += ["--width", str(args.width), "--device", args.device]
+    common += ["--train-encoder"] if args.train_encoder else []
+    kind = "allocated on the GPU" if args.device.startswith("cuda") else "resident set"
+    print(f"MiB, peak of {kind}; data: what a rollout of {args.rollout_steps} chunks keeps, flow: the chain's part")
+    print(f"{'what':22} {'obs':6} {'size':>6} {'peak':>8} {'data':>8} {'flow':>8}")
+    for case in cases(args):
+        command = [sys.executable, sys.argv[0], *common, "--case", json.dumps(case)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{case} failed:\n{done.stderr}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        cells = (f"{found[name]:8.1f}" if name in found else " " * 8 for name in ("peak_mb", "data_mb", "flow_mb"))
+        print(f"{case['what']:22} {case['obs']:6} {case['size']:6} {' '.join(cells)}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,220 @@
+"""Weigh demonstrations by a critic's advantages: advantage-weighted ShortCut flow, stage 2 of AWSC.
+
+    python examples/aw_shortcut_flow_offline.py --policy runs/shortcut_flow_bc-planar-state-0
+
+Starts from the policy of `shortcut_flow_bc.py` and its demonstrations, which should be of mixed quality (--quality
+mixed there): a critic of action chunks is learnt from them, and the policy learns most from the better ones. Takes
+about 2 minutes on one CPU core on the planar task; for its score see docs/results.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from torchrl_flow import training
+from torchrl_flow.data import DemoReplayBuffer
+from torchrl_flow.modules import BestOfN, CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+
+
+@dataclasses.dataclass
+class Args:
+    """What the recipe can be told on the command line."""
+
+    policy: str
+    """run or checkpoint of shortcut_flow_bc"""
+    demos: str | None = None
+    """trajectory file (.h5) or demo store; those of the policy where none is given"""
+    name: str | None = None
+    """name of the run; task and recipe where none is given"""
+    runs: str = "runs"
+    """directory of the runs"""
+    results: str | None = "runs/results.csv"
+    """table to which the results are appended"""
+    label: str | None = None
+    """what the table of results calls this variant"""
+    seed: int = 0
+    """seed of the critic and of training"""
+    task: str | None = None
+    """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
+    obs_horizon: int | None = None
+    """refuse a policy of another number of frames"""
+    pred_horizon: int | None = None
+    """refuse a policy of another chunk length"""
+    act_horizon: int | None = None
+    """refuse a policy that executes another number of steps"""
+    iterations: int = 2000
+    """gradient steps of actor and critic"""
+    critic_warmup: int = 500
+    """gradient steps of the critic alone, before"""
+    batch_size: int = 256
+    """chunks per gradient step"""
+    lr: float = 3e-4
+    """learning rate of the actor"""
+    critic_lr: float = 3e-4
+    """learning rate of the critic"""
+    gamma: float = 0.97
+    """discount of one environment step"""
+    tau: float = 0.005
+    """rate at which the target critic follows"""
+    ema: float = 0.995
+    """decay of the averaged policy"""
+    beta: float = 100.0
+    """inverse temperature of the weights"""
+    weight_clip: float = 200.0
+    """bound on a weight"""
+    baseline: Literal["batch", "policy"] = "policy"
+    """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
+    num_baseline_samples: int = 4
+    """chunks of the policy in a state, for its value"""
+    advantage_norm: Literal["none", "std", "mad"] = "none"
+    """scale of the advantages"""
+    weighting: Literal["exp", "softmax", "binary"] = "exp"
+    """how advantages become weights"""
+    num_qs: int = 10
+    """members of the critic"""
+    num_min_qs: int = 2
+    """members in the minimum of the target"""
+    critic_hidden: tuple[int, ...] = (128, 128)
+    """widths of the critic's hidden layers"""
+    num_action_samples: int = 1
+    """candidates for the following action, of which the target takes the best"""
+    best_of: tuple[int, ...] = ()
+    """also evaluate acting by the best of so many samples, by the critic"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, from seed 10000 on"""
+    num_videos: int = 4
+    """episodes to film, where the machine can render"""
+    save_every: int = 500
+    """iterations between checkpoints"""
+    device: str = "cpu"
+    """device of networks and batches"""
+    threads: int = 1
+    """CPU threads"""
+    wandb: Literal["online", "offline"] | None = None
+    """log to Weights & Biases"""
+    tensorboard: bool = False
+    """log to TensorBoard"""
+    resume: bool = False
+    """go on with a run that was stopped"""
+
+
+def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
+    """Build a policy as stage 1's is; its weights come later, with its average's."""
+    wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
+    training.require_actor_config(checkpoint, wanted)
+    return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
+
+
+def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
+    """Build the loss around the policy and a new critic."""
+    return AWFlowLoss(
+        actor,
+        make_critic(critic_config, actor),
+        beta=args.beta,
+        weight_clip=args.weight_clip,
+        baseline=args.baseline,
+        num_baseline_samples=args.num_baseline_samples,
+        weighting=args.weighting,
+        advantage_norm=args.advantage_norm,
+        gamma=args.gamma,
+        num_min_qs=args.num_min_qs,
+        advantage_reduction="mean",
+        num_action_samples=args.num_action_samples,
+        target_num_steps=1,
+    )
+
+
+def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepper:
+    """Build what does an update: two optimisers, two averages."""
+    targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
+    averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
+    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4)
+    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr)
+    groups = [
+        training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
+        training.LossGroup(
+            "loss_actor",
+            actor,
+            method="actor_loss",
+            warmup=args.critic_warmup,
+            max_grad_norm=1.0,
+            target_updater=averages,
+        ),
+    ]
+    return training.NamedLossStepper(loss_module, groups)
+
+
+def make_data(args: Args, source: training.DemoSource, task: dict[str, Any], actor: FlowActor) -> DemoReplayBuffer:
+    """Read the demonstrations, as a replay buffer of action chunks and what they lead to."""
+    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    options: dict[str, Any] = {"gamma": args.gamma, "batch_size": args.batch_size, "device": args.device}
+    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
+    return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
+
+
+def train(
+    run: training.Run, data: DemoReplayBuffer, loss_module: AWFlowLoss, stepper: training.NamedLossStepper, args: Args
+) -> None:
+    """Train critic and policy; all of the loop is here."""
+    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
+    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.ema_value}
+    run.track(modules=modules, state={"stepper": stepper})
+    for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
+        metrics = stepper.update(data.sample())
+        if step % 50 == 0:
+            run.log({f"train/{key}": value for key, value in metrics.items()})
+
+
+def main(args: Args) -> training.EvaluationResult:
+    """Policy, demonstrations, training, evaluation, report."""
+    torch.set_num_threads(args.threads)
+    training.seed_everything(args.seed)
+    checkpoint = training.load_checkpoint(args.policy)
+    actor = make_actor(args, checkpoint)
+    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    task = training.task_info(env)
+    source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
+    data = make_data(args, source, task, actor)
+    directory = Path(args.runs) / (args.name or f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}")
+    critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
+    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
+    with training.Run(directory, config, task=task, **parts, **options) as run:
+        loss_module = make_loss(args, actor, critic_config)
+        stepper = make_stepper(args, loss_module)
+        training.warm_start(loss_module, checkpoint)
+        train(run, data, loss_module, stepper, args)
+        policy = loss_module.ema_actor()
+        best_of = {f"best of {n}": BestOfN(policy, loss_module.ema_critic(), num_samples=n) for n in args.best_of}
+        result, report = training.conclude(
+            directory,
+            policy,
+            env,
+            range(10_000, 10_000 + args.eval_episodes),
+            task=task,
+            recipe="awsc",
+            stage=" ".join(["2", *([args.label] if args.label else [])]),
+            seed=args.seed,
+            variants=best_of,
+            num_videos=args.num_videos,
+            results=args.results,
+            config=config,
+            wall_s=run.wall_s,
+            notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps; policy of {checkpoint.path.name}."],
+        )
+    print(result.summary())
+    print(report.resolve())
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

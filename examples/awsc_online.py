@@ -1,0 +1,286 @@
+"""Improve a flow policy online with its demonstrations in every batch: AWSC, stage 3.
+
+    python examples/awsc_online.py --policy runs/aw_shortcut_flow-planar-state-0
+
+Starts from what `aw_shortcut_flow_offline.py` left: policy, average, critic and target critic. Every batch is half
+demonstrations and half chunks that the policy executed itself (RLPD); the critic learns from all of it, the policy
+from the demonstrations and from those of its own chunks that the critic finds better than what it usually does there.
+Takes about 5 minutes on one CPU core on the planar task; for its score see docs/results.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType
+
+from torchrl_flow import training
+from torchrl_flow.data import MixedReplayBuffer
+from torchrl_flow.modules import BestOfN, CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+
+
+@dataclasses.dataclass
+class Args:
+    """What the recipe can be told on the command line."""
+
+    policy: str
+    """run or checkpoint of aw_shortcut_flow_offline"""
+    demos: str | None = None
+    """trajectory file (.h5) or demo store; those of the policy where none is given"""
+    name: str | None = None
+    """name of the run; task and recipe where none is given"""
+    runs: str = "runs"
+    """directory of the runs"""
+    results: str | None = "runs/results.csv"
+    """table to which the results are appended"""
+    label: str | None = None
+    """what the table of results calls this variant"""
+    seed: int = 0
+    """seed of the critic and of training"""
+    task: str | None = None
+    """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
+    obs_horizon: int | None = None
+    """refuse a policy of another number of frames"""
+    pred_horizon: int | None = None
+    """refuse a policy of another chunk length"""
+    act_horizon: int | None = None
+    """refuse a policy that executes another number of steps"""
+    load_critic: bool = True
+    """start with the checkpoint's critic; else with a new one"""
+    chunks: int = 4000
+    """chunks to execute online"""
+    num_envs: int = 16
+    """environments of the planar task; ManiSkill has one on the CPU"""
+    chunks_per_batch: int = 4
+    """chunks between updates, with one environment"""
+    utd_ratio: float = 8.0
+    """updates of the critic per executed chunk"""
+    actor_every: int = 8
+    """updates of the critic per update of the policy"""
+    critic_warmup: int = 0
+    """updates of the critic before the policy's first; give a new critic a few hundred"""
+    online_ratio: float = 0.5
+    """share of online chunks in a batch"""
+    filter_policy_data: bool = True
+    """the policy learns from demonstrations and better online chunks alone"""
+    buffer_size: int = 100_000
+    """online chunks to keep"""
+    act_best_of: int = 1
+    """candidates in acting while training, of which the critic takes the best"""
+    batch_size: int = 256
+    """chunks per gradient step"""
+    lr: float = 3e-4
+    """learning rate of the actor"""
+    critic_lr: float = 3e-4
+    """learning rate of the critic"""
+    gamma: float = 0.97
+    """discount of one environment step"""
+    tau: float = 0.005
+    """rate at which the target critic follows"""
+    ema: float = 0.995
+    """decay of the averaged policy"""
+    beta: float = 100.0
+    """inverse temperature of the weights"""
+    weight_clip: float = 200.0
+    """bound on a weight"""
+    baseline: Literal["batch", "policy"] = "policy"
+    """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
+    num_baseline_samples: int = 4
+    """chunks of the policy in a state, for its value"""
+    advantage_norm: Literal["none", "std", "mad"] = "none"
+    """scale of the advantages"""
+    weighting: Literal["exp", "softmax", "binary"] = "exp"
+    """how advantages become weights"""
+    num_qs: int = 10
+    """members of a new critic"""
+    num_min_qs: int = 2
+    """members in the minimum of the target"""
+    critic_hidden: tuple[int, ...] = (128, 128)
+    """widths of the critic's hidden layers"""
+    num_action_samples: int = 1
+    """candidates for the following action, of which the target takes the best"""
+    best_of: tuple[int, ...] = ()
+    """also evaluate acting by the best of so many samples, by the critic"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, from seed 10000 on"""
+    num_videos: int = 4
+    """episodes to film, where the machine can render"""
+    save_every: int = 50
+    """collected batches between checkpoints"""
+    device: str = "cpu"
+    """device of networks and batches"""
+    threads: int = 1
+    """CPU threads"""
+    wandb: Literal["online", "offline"] | None = None
+    """log to Weights & Biases"""
+    tensorboard: bool = False
+    """log to TensorBoard"""
+    resume: bool = False
+    """go on with a run that was stopped"""
+
+
+def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
+    """Build a policy as stage 1's is; its weights come later, with its average's."""
+    wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
+    training.require_actor_config(checkpoint, wanted)
+    return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
+
+
+def make_critic_config(args: Args, checkpoint: training.TrainingCheckpoint) -> CriticConfig:
+    """Describe the checkpoint's critic, or the new one."""
+    if args.load_critic and "critic" in checkpoint.module_configs:
+        return CriticConfig.from_dict(checkpoint.module_configs["critic"])
+    return CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
+
+
+def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
+    """Build the loss around the policy and a new critic."""
+    return AWFlowLoss(
+        actor,
+        make_critic(critic_config, actor),
+        beta=args.beta,
+        weight_clip=args.weight_clip,
+        baseline=args.baseline,
+        num_baseline_samples=args.num_baseline_samples,
+        weighting=args.weighting,
+        advantage_norm=args.advantage_norm,
+        gamma=args.gamma,
+        filter_policy_data=args.filter_policy_data,
+        num_min_qs=args.num_min_qs,
+        advantage_reduction="mean",
+        num_action_samples=args.num_action_samples,
+        target_num_steps=1,
+    )
+
+
+def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepper:
+    """Build what does an update: two optimisers, two averages."""
+    targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
+    averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
+    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4)
+    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr)
+    groups = [
+        training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
+        training.LossGroup(
+            "loss_actor",
+            actor,
+            method="actor_loss",
+            every=args.actor_every,
+            warmup=args.critic_warmup,
+            max_grad_norm=1.0,
+            target_updater=averages,
+        ),
+    ]
+    return training.NamedLossStepper(loss_module, groups, utd_ratio=args.utd_ratio)
+
+
+def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], actor: FlowActor) -> MixedReplayBuffer:
+    """Read the demonstrations and put an empty ring for online chunks beside them."""
+    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
+    demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
+    return MixedReplayBuffer(
+        demos,
+        online=args.buffer_size,
+        online_ratio=args.online_ratio,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
+
+
+def make_collector(args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss) -> Collector:
+    """Let the policy that is being trained act, in episodes that end with success."""
+    num_envs = args.num_envs if checkpoint.task["task"] == training.PLANAR else None
+    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, num_envs=num_envs)
+    policy: Any = loss_module.actor_network
+    if args.act_best_of > 1:
+        policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
+    # One step of this environment is a whole chunk.
+    options: dict[str, Any] = {"exploration_type": ExplorationType.RANDOM, "policy_device": args.device}
+    return Collector(env, policy, frames_per_batch=num_envs or args.chunks_per_batch, total_frames=-1, **options)
+
+
+def train(
+    args: Args,
+    run: training.Run,
+    buffer: MixedReplayBuffer,
+    loss_module: AWFlowLoss,
+    stepper: training.NamedLossStepper,
+    collector: Collector,
+) -> None:
+    """Collect and train in turn; all of the loop is here."""
+    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
+    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.ema_value}
+    run.track(modules=modules, state={"stepper": stepper, "buffer": buffer})
+    batches = iter(collector)
+    for _ in run.steps(math.ceil(args.chunks / collector.requested_frames_per_batch), save_every=args.save_every):
+        data = next(batches)
+        buffer.extend(data)
+        following: Any = data["next"]
+        run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
+        metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"]}
+        for _ in range(stepper.updates_due(buffer.write_count)):
+            metrics |= stepper.update(buffer.sample())
+        ended = following["success"][following["done"]]
+        if ended.numel():
+            metrics["success"] = ended.float().mean()
+        run.log({f"train/{key}": value for key, value in metrics.items()})
+
+
+def main(args: Args) -> training.EvaluationResult:
+    """Policy, critic, demonstrations, training, evaluation, report."""
+    torch.set_num_threads(args.threads)
+    training.seed_everything(args.seed)
+    checkpoint = training.load_checkpoint(args.policy)
+    actor = make_actor(args, checkpoint)
+    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    task = training.task_info(env)
+    source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
+    buffer = make_buffer(args, source, task, actor)
+    directory = Path(args.runs) / (args.name or f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}")
+    critic_config = make_critic_config(args, checkpoint)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
+    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
+    with training.Run(directory, config, task=task, **parts, **options) as run:
+        loss_module = make_loss(args, actor, critic_config)
+        stepper = make_stepper(args, loss_module)
+        training.warm_start(loss_module, checkpoint, critic=args.load_critic)
+        collector = make_collector(args, checkpoint, loss_module)
+        train(args, run, buffer, loss_module, stepper, collector)
+        collector.shutdown()
+        policy = loss_module.ema_actor()
+        best_of = {f"best of {n}": BestOfN(policy, loss_module.ema_critic(), num_samples=n) for n in args.best_of}
+        result, report = training.conclude(
+            directory,
+            policy,
+            env,
+            range(10_000, 10_000 + args.eval_episodes),
+            task=task,
+            recipe="awsc",
+            stage=" ".join(["3", *([args.label] if args.label else [])]),
+            seed=args.seed,
+            variants=best_of,
+            num_videos=args.num_videos,
+            results=args.results,
+            config=config,
+            env_steps=run.counters["env_steps"],
+            wall_s=run.wall_s,
+            notes=[f"{buffer.num_demo_rows} demonstration and {buffer.num_online_rows} online chunks."],
+        )
+    print(result.summary())
+    print(report.resolve())
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

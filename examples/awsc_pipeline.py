@@ -1,0 +1,183 @@
+"""Run AWSC from demonstrations to online learning, all three stages, over several seeds, and print one table.
+
+    python examples/awsc_pipeline.py --task planar --seeds 0 1 2
+
+Stage 1 clones mixed demonstrations (`shortcut_flow_bc.py`), stage 2 weighs them by a critic's advantages
+(`aw_shortcut_flow_offline.py`), stage 3 goes on online (`awsc_online.py`); each starts from the file of the one before
+and all are evaluated on the same seeds. For times and scores see docs/awsc.md. What is done is not done again: give the
+same command to go on after a stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import aw_shortcut_flow_offline
+import awsc_online
+import shortcut_flow_bc
+import tyro
+
+from torchrl_flow import training
+
+STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
+PLANAR: dict[str, dict[str, Any]] = {
+    "1": {"iterations": 1500},
+    "2": {"critic_warmup": 3000, "iterations": 1000, "batch_size": 128},
+    "3": {"chunks": 3000, "utd_ratio": 2.0, "actor_every": 2, "batch_size": 128},
+}
+MANISKILL: dict[str, dict[str, Any]] = {
+    "1": {"iterations": 5000},
+    "2": {"critic_warmup": 4000, "iterations": 2000},
+    "3": {"chunks": 3000, "utd_ratio": 2.0, "actor_every": 2},
+}
+
+
+@dataclasses.dataclass
+class Args:
+    """What the pipeline can be told on the command line; everything else is as in the stages' scripts."""
+
+    task: str = "planar"
+    """planar, or a ManiSkill id"""
+    obs_mode: str = "state"
+    """what the policy sees: state, rgb, rgb+state"""
+    num_demos: int = 100
+    """demonstrations"""
+    quality: str = "mixed"
+    """of the demonstrations: mixed or expert"""
+    seeds: tuple[int, ...] = (0,)
+    """one pipeline for each"""
+    workers: int = 1
+    """seeds to run at a time, each in a process and on a thread of its own"""
+    scale: float = 1.0
+    """factor on the budgets of all stages; small for a trial"""
+    best_of: tuple[int, ...] = (4,)
+    """also evaluate stages 2 and 3 acting by the best of so many samples"""
+    eval_episodes: int = 100
+    """episodes of each stage's evaluation, from seed 10000 on"""
+    num_videos: int = 4
+    """episodes of each stage to film, where the machine can render"""
+    name: str = "awsc"
+    """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
+    runs: str = "runs"
+    """directory of the runs"""
+    results: str | None = "runs/results.csv"
+    """table to which the results are appended"""
+
+
+def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
+    """Return module and arguments of each stage of one seed."""
+    budgets = PLANAR if args.task == training.PLANAR else MANISKILL
+    names = {stage: f"{args.name}-{args.task}-{args.obs_mode}-{seed}-{stage}" for stage in STAGES}
+    scaled = {
+        stage: {
+            key: max(1, round(value * args.scale)) if key in ("iterations", "critic_warmup", "chunks") else value
+            for key, value in budget.items()
+        }
+        for stage, budget in budgets.items()
+    }
+    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True}
+    common |= {"eval_episodes": args.eval_episodes, "num_videos": args.num_videos}
+    data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
+    before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
+    one, two, three = ({"name": names[stage], **common, **scaled[stage]} for stage in STAGES)
+    return {
+        "1": (shortcut_flow_bc, shortcut_flow_bc.Args(compare_steps=(), **data, **one)),
+        "2": (
+            aw_shortcut_flow_offline,
+            aw_shortcut_flow_offline.Args(policy=before["1"], best_of=args.best_of, **two),
+        ),
+        "3": (awsc_online, awsc_online.Args(policy=before["2"], best_of=args.best_of, **three)),
+    }
+
+
+def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
+    """Run the three stages of one seed, those that are not done yet, and return a row for each policy evaluated."""
+    rows = []
+    for stage, (script, stage_args) in stage_arguments(args, seed).items():
+        directory = Path(stage_args.runs) / stage_args.name
+        outcome = directory / "outcome.json"
+        if not outcome.exists():
+            script.main(stage_args)
+            training.write_json(outcome, read_outcome(args, seed, stage, directory))
+        rows += json.loads(outcome.read_text(encoding="utf-8"))
+    return rows
+
+
+def read_outcome(args: Args, seed: int, stage: str, directory: Path) -> list[dict[str, Any]]:
+    """Return the rows of results.csv of a stage from what its evaluation left."""
+    checkpoint = training.load_checkpoint(directory)
+    figures = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+    rows = []
+    for label, values in figures.items():
+        names = ("success_once", "success_at_end", "return")
+        row: dict[str, Any] = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
+        row["stage"] = stage if label.isdigit() else f"{stage} {label}"
+        row |= {"episodes": args.eval_episodes, **{name: values[name] for name in names}}
+        row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table, the seeds of each stage side by side."""
+    lines = ["| stage | success_once by seed | mean | standard deviation | at end | env steps | minutes |"]
+    lines.append("|" + " --- |" * 7)
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        mine = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["seed"])
+        once = [row["success_once"] for row in mine]
+        spread = f"{statistics.stdev(once):.3f}" if len(once) > 1 else ""
+        steps = {row["env_steps"] for row in mine if row["env_steps"]}
+        cells = [
+            f"{stage} ({STAGES[stage]})" if stage in STAGES else stage,
+            " ".join(f"{value:.2f}" for value in once),
+            f"{statistics.mean(once):.3f}",
+            spread,
+            f"{statistics.mean(row['success_at_end'] for row in mine):.3f}",
+            f"{statistics.mean(steps):.0f}" if steps else "",
+            f"{statistics.mean(row['wall_s'] for row in mine) / 60:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
+    """Run one seed with its output in a file, as one of several workers."""
+    log = Path(args.runs) / f"{args.name}-{args.task}-{args.obs_mode}-{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        return run_seed(args, seed)
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Run all seeds, write the rows and print the table."""
+    rows: list[dict[str, Any]] = []
+    if args.workers == 1 or len(args.seeds) == 1:
+        rows = [row for seed in args.seeds for row in run_seed(args, seed)]
+    else:
+        print(f"Progress is in {args.runs}/{args.name}-{args.task}-{args.obs_mode}-<seed>.log.")
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.workers, context) as pool:
+            jobs = {pool.submit(run_quietly, args, seed): seed for seed in args.seeds}
+            for job in as_completed(jobs):
+                rows += job.result()
+                print(f"Seed {jobs[job]} is done.")
+    if args.results is not None:
+        for row in rows:
+            training.append_result(args.results, **row)
+    print("\nReports:")
+    for seed in args.seeds:
+        for _, stage_args in stage_arguments(args, seed).values():
+            print(f"  {Path(stage_args.runs) / stage_args.name / 'report.html'}")
+    print("\n" + table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

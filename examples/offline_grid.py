@@ -1,0 +1,151 @@
+"""Offline baselines of the slate recommender: environments x algorithms x seeds, and one table beside references.
+
+    python examples/offline_grid.py --dry-run
+    python examples/offline_grid.py --envs diffuse_topdown diffuse_mix diffuse_divpen --seeds 0 1 2 --workers 2
+    python examples/offline_grid.py --algorithms td3_bc iql --iterations 5000
+
+Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
+one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
+table of mean returns, with the standard deviation over seeds, and rows for random latents, the short-term oracle, the
+policy that logged the data, and the oracle; its path is printed last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from torchrl_flow import training
+from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
+
+SCRIPTS = {
+    "bc": ("td3_bc.py", {"alpha": 0.0}),
+    "bc_slates": ("flow_bc_slates.py", {}),
+    "td3_bc": ("td3_bc.py", {}),
+    "cql": ("cql.py", {}),
+    "iql": ("iql.py", {}),
+}
+"""For each algorithm its script and what is different from its defaults."""
+REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
+"""Rows for comparison, in the order of the table."""
+
+
+@dataclasses.dataclass
+class Args:
+    """What the grid can be told on the command line."""
+
+    envs: tuple[str, ...] = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
+    """environments"""
+    algorithms: tuple[str, ...] = tuple(SCRIPTS)
+    """algorithms"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """seeds of each"""
+    policy: Literal["expert", "medium", "random", "logged"] = "medium"
+    """policy that logs the data"""
+    steps: int = 300_000
+    """logged steps of each environment"""
+    iterations: int | None = None
+    """updates of each run; the scripts' own where none is given"""
+    eval_episodes: int = 256
+    """users of an evaluation"""
+    directory: str = "runs/offline_grid"
+    """where the runs, and the table, go"""
+    results: str = "runs/results.csv"
+    """table to which every result is appended"""
+    workers: int | None = None
+    """runs at a time; as many as there are CPUs where none is given"""
+    dry_run: bool = False
+    """print the commands and do nothing"""
+
+
+def data_path(args: Args, env: str) -> Path:
+    """Where the data of an environment are."""
+    return training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps).path
+
+
+def prepare(args: Args, env: str) -> None:
+    """Make the models and the data of an environment where they are missing."""
+    models = training.SlateModelsArgs(env=env)
+    if not models.path.exists():
+        models()
+    if not data_path(args, env).exists():
+        training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)()
+
+
+def plan(args: Args) -> list[SweepRun]:
+    """Return all runs, seeds outermost, so that the table is whole early."""
+    unknown = [name for name in args.algorithms if name not in SCRIPTS]
+    if unknown:
+        raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
+    runs = []
+    for name in args.algorithms:
+        script, options = SCRIPTS[name]
+        shared: dict[str, Any] = {
+            "iterations": args.iterations,
+            "eval_episodes": args.eval_episodes,
+            "eval_every": 0,
+            "results": args.results,
+        }
+        variants = [Variant(f"{name}-{env}", name, {**options, "data": str(data_path(args, env))}) for env in args.envs]
+        program = [sys.executable, str(Path(__file__).with_name(script))]
+        runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
+    return sorted(runs, key=lambda run: args.seeds.index(run.seed))
+
+
+def scores(run: SweepRun) -> dict[str, float]:
+    """What a finished run wrote: its score and the references'."""
+    return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def make_table(args: Args, statuses: list[RunStatus]) -> str:
+    """Return the table in Markdown: a row for each algorithm and reference, a column for each environment."""
+    finished = [status.run for status in statuses if status.state == "finished"]
+    lines = ["| | " + " | ".join(args.envs) + " |", "|---|" + "---|" * len(args.envs)]
+    for name in args.algorithms:
+        cells = []
+        for env in args.envs:
+            found = [scores(run)[name] for run in finished if run.variant.name == f"{name}-{env}"]
+            spread = f" +- {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread} ({len(found)})" if found else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in REFERENCES:
+        cells = []
+        for env in args.envs:
+            found = [scores(run)[name] for run in finished if run.variant.name.endswith(f"-{env}")]
+            cells.append(f"{found[0]:.1f}" if found else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    """Models and data, runs, table."""
+    runs = plan(args)
+    if args.dry_run:
+        print("\n".join(run.shell() for run in runs))
+        return
+    for env in args.envs:
+        prepare(args, env)
+    with training.Progress(len(runs), description="offline grid", unit="run") as progress:
+
+        def show(statuses: list[RunStatus]) -> None:
+            progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
+
+        statuses = run_sweep(runs, workers=args.workers, on_change=show)
+    for status in statuses:
+        if status.state != "finished":
+            print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
+    table = make_table(args, statuses)
+    path = Path(args.directory) / "table.md"
+    path.write_text(f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n", encoding="utf-8")
+    print(table)
+    print(path.resolve())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

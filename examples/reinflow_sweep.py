@@ -1,0 +1,213 @@
+"""Ask which settings of ReinFlow matter: a baseline and 21 configurations that change one thing each.
+
+    python examples/reinflow_sweep.py --policy runs/bc --preset planar --dry-run
+    python examples/reinflow_sweep.py --policy runs/bc --preset planar --seeds 0 1 --workers 2 --watch
+    python examples/reinflow_sweep.py --policy runs/bc --only noise k4 --scale 0.25
+
+Runs `examples/reinflow.py` once per configuration and seed, through Ray where it is installed (`pip install
+'torchrl-flow[sweep]'`), else one after the other. Started again it leaves finished runs alone and resumes the others. A
+run that crashes is reported and stops no other. At the end comes a report, whose path is printed last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from torchrl_flow import training
+from torchrl_flow.training import RunStatus, Variant
+
+SCRIPT = Path(__file__).with_name("reinflow.py")
+
+DEFAULTS: dict[str, Any] = {
+    "num_steps": 8,
+    "total_env_steps": 1_000_000,
+    "num_envs": 1,
+    "rollout_steps": 128,
+    "epochs": 4,
+    "minibatch_size": 64,
+    "lr": 3e-5,
+    "critic_lr": 1e-4,
+    "clip": 0.2,
+    "entropy_coef": 0.01,
+    "value_coef": 0.5,
+    "critic_warmup_steps": 5000,
+    "sigma_min": 0.01,
+    "sigma_max": 0.3,
+    "noise_schedule": "linear",
+    "noise_decay_steps": 500_000,
+}
+"""The baseline of a ManiSkill task: the defaults of `reinflow.py`."""
+
+PLANAR: dict[str, Any] = {
+    **DEFAULTS,
+    "total_env_steps": 2_000_000,
+    "num_envs": 256,
+    "rollout_steps": 12,
+    "epochs": 2,
+    "minibatch_size": 768,
+    "lr": 2e-4,
+    "critic_lr": 1e-3,
+    "clip": 0.01,
+    "critic_warmup_steps": 100_000,
+    "sigma_min": 0.05,
+    "noise_decay_steps": 4_000_000,
+}
+"""The baseline of the planar task: many environments, and noise that moves actions of unit scale noticeably."""
+
+PRESETS = {"default": DEFAULTS, "planar": PLANAR}
+
+VARIANTS = (
+    Variant("baseline", "baseline"),
+    Variant("warmup_0", "warmup", {"critic_warmup_steps": 0}),
+    Variant("warmup_2k", "warmup", {"critic_warmup_steps": 2000}),
+    Variant("warmup_10k", "warmup", {"critic_warmup_steps": 10_000}),
+    Variant("noise_constant", "noise", {"noise_schedule": "constant"}),
+    Variant("noise_exponential", "noise", {"noise_schedule": "exponential"}),
+    Variant("noise_fast", "noise", {"noise_decay_steps": 200_000}),
+    Variant("noise_low", "noise", {"sigma_max": 0.15}),
+    Variant("noise_high", "noise", {"sigma_max": 0.5}),
+    Variant("clip_0.1", "ppo", {"clip": 0.1}),
+    Variant("clip_0.3", "ppo", {"clip": 0.3}),
+    Variant("entropy_0.05", "ppo", {"entropy_coef": 0.05}),
+    Variant("entropy_0.001", "ppo", {"entropy_coef": 0.001}),
+    Variant("value_1.0", "ppo", {"value_coef": 1.0}),
+    Variant("lr_low", "lr", {"lr": 1e-5, "critic_lr": 3e-5}),
+    Variant("lr_high", "lr", {"lr": 1e-4, "critic_lr": 3e-4}),
+    Variant("lr_equal", "lr", {"lr": 5e-5, "critic_lr": 5e-5}),
+    Variant("k4", "steps", {"num_steps": 4}),
+    Variant("k16", "steps", {"num_steps": 16}),
+    Variant("rollout_64", "rollout", {"rollout_steps": 64, "minibatch_size": 32}),
+    Variant("rollout_256", "rollout", {"rollout_steps": 256, "minibatch_size": 128}),
+    Variant("epochs_8", "rollout", {"rollout_steps": 128, "epochs": 8}),
+)
+"""The baseline and 21 ablations in six categories, in the units of DEFAULTS; add a line for another one."""
+
+
+@dataclasses.dataclass
+class Args:
+    """What the sweep can be told on the command line."""
+
+    policy: str = "runs/bc"
+    """run directory or checkpoint of the flow policy that all runs start from"""
+    preset: Literal["default", "planar"] = "default"
+    """the baseline; a configuration changes it by the same factors as the default one"""
+    only: tuple[str, ...] = ()
+    """configurations or categories to run; all where none is named"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of each configuration"""
+    scale: float = 1.0
+    """multiplies every budget in environment steps: training, warm-up of the critic, decay of the noise"""
+    directory: str = "runs/reinflow_sweep"
+    """directory of the sweep's runs"""
+    results: str = "runs/results.csv"
+    """table to which the results are appended"""
+    eval_episodes: int = 100
+    """episodes of each final evaluation"""
+    evaluations: int = 20
+    """evaluations along each run, for the curves"""
+    workers: int | None = None
+    """runs at a time; as many as there are CPUs where none is given"""
+    threads: int = 1
+    """CPU threads of a run"""
+    gpus_per_run: float = 0.0
+    """GPUs of a run, or a part of one"""
+    device: str = "cpu"
+    """device of the runs"""
+    address: str | None = None
+    """address of a Ray cluster"""
+    dry_run: bool = False
+    """print the commands and stop"""
+    watch: bool = False
+    """show a table of all runs while they go on"""
+
+
+def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry a configuration over to another baseline: numbers by their ratio to the default, the rest as it is.
+
+    The numbers of sampling steps are what they are: the network knows certain step sizes alone.
+    """
+    carried = {}
+    for name, value in options.items():
+        if isinstance(value, str) or name == "num_steps" or not DEFAULTS[name]:
+            carried[name] = value
+        else:
+            number = base[name] * value / DEFAULTS[name]
+            carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else float(f"{number:.6g}")
+    return carried
+
+
+def make_runs(args: Args) -> list[training.SweepRun]:
+    """Work out the commands."""
+    base = dict(PRESETS[args.preset])
+    budgets = ("total_env_steps", "critic_warmup_steps", "noise_decay_steps")
+    base |= {name: max(1, round(args.scale * base[name])) for name in budgets}
+    variants = [
+        Variant(variant.name, variant.category, relative(variant.options, base))
+        for variant in training.select_variants(VARIANTS, args.only)
+    ]
+    # As many evaluations for each, however long its iterations are.
+    per_variant = []
+    for variant in variants:
+        settings = {**base, **variant.options}
+        chunks = settings["num_envs"] * settings["rollout_steps"]
+        iterations = settings["total_env_steps"] / (8 * chunks)
+        options = {**variant.options, "eval_every": max(1, round(iterations / args.evaluations))}
+        per_variant.append(Variant(variant.name, variant.category, options))
+    common = {
+        **base,
+        "policy": args.policy,
+        "results": args.results,
+        "recipe": "reinflow_sweep",
+        "eval_episodes": args.eval_episodes,
+        "num_videos": 0,
+        "device": args.device,
+        "threads": args.threads,
+    }
+    program = [sys.executable, str(SCRIPT)]
+    return training.plan_sweep(per_variant, args.seeds, program=program, directory=args.directory, options=common)
+
+
+def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
+    """Write the report of what is finished, and say what crashed."""
+    for status in statuses:
+        if status.state == "crashed":
+            print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
+    results = training.summarise_sweep(statuses)
+    return training.write_sweep_report(args.directory, results, title=f"ReinFlow sweep, {args.preset} baseline")
+
+
+def main(args: Args) -> None:
+    """Plan, run, report."""
+    runs = make_runs(args)
+    if args.dry_run:
+        print("\n".join(run.shell() for run in runs))
+        return
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+
+    def show(statuses: list[RunStatus]) -> None:
+        print(clear + training.format_statuses(statuses), flush=True)
+
+    statuses = training.run_sweep(
+        runs,
+        workers=args.workers,
+        cpus_per_run=args.threads,
+        gpus_per_run=args.gpus_per_run,
+        address=args.address,
+        on_change=show if args.watch else None,
+        poll_s=2.0 if clear else 30.0,
+    )
+    print(training.format_statuses(statuses))
+    page = report(args, statuses)
+    print(page.resolve())
+    if any(status.state != "finished" for status in statuses):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

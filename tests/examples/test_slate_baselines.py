@@ -1,0 +1,83 @@
+"""The recipes of the offline baselines, from end to end on a small catalogue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from torchrl_flow.training import (
+    CollectSlatesArgs,
+    SlateModelsArgs,
+    collect_slates,
+    load_policy,
+    load_state_policy,
+    train_slate_models,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    args = SlateModelsArgs(num_items=50, episodes=32, belief_updates=5, ranker_updates=20, ranker_batch=64)
+    models = train_slate_models(args, progress=False)
+    data = collect_slates(CollectSlatesArgs(steps=600, output=str(folder / "d.npz")), models, progress=False)
+    return str(data), str(models.save(folder / "models.torchrl"))
+
+
+@pytest.mark.parametrize(
+    ("script", "recipe", "options"),
+    [
+        ("td3_bc", "td3_bc", {}),
+        ("td3_bc", "bc", {"alpha": 0.0}),
+        ("iql", "iql", {}),
+        ("cql", "cql", {"num_random": 2, "bc_updates": 1}),
+        ("flow_bc_slates", "bc_slates", {"width": 16, "depth": 1}),
+    ],
+)
+def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, options, capsys):
+    data, models = files
+    example = runpy.run_path(str(EXAMPLES / f"{script}.py"))
+    shared = {"data": data, "models": models, "runs": str(tmp_path), "name": "run", "batch_size": 32}
+    shared |= {"results": str(tmp_path / "r.csv"), "iterations": 3, "eval_every": 2, "eval_episodes": 4}
+    example["main"](example["Args"](**shared, **options))
+    assert recipe in capsys.readouterr().out
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {recipe, "random_latent", "sto", "behaviour", "oracle", "oracle_through_ranker"} <= set(scores)
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [(row["recipe"], row["task"], row["stage"]) for row in rows] == [(recipe, "diffuse_topdown", "medium")]
+    load = load_policy if script == "flow_bc_slates" else load_state_policy
+    policy, checkpoint = load(tmp_path / "run")
+    assert checkpoint.step == 3
+    normalizers = [value for name, value in policy.state_dict().items() if name.endswith("normalizer.loc")]
+    assert any(value.abs().sum() > 0 for value in normalizers)
+
+
+def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    args = grid["Args"](envs=("diffuse_mix",), algorithms=("bc", "iql"), seeds=(0, 1), directory=str(tmp_path))
+    runs = grid["plan"](args)
+    assert [run.name for run in runs] == [
+        "bc-diffuse_mix-0",
+        "iql-diffuse_mix-0",
+        "bc-diffuse_mix-1",
+        "iql-diffuse_mix-1",
+    ]
+    assert "--alpha 0.0" in runs[0].shell()
+    references = dict.fromkeys(grid["REFERENCES"], 7.0)
+    for run, score in zip(runs[:3], (10.0, 20.0, 14.0)):
+        run.directory.mkdir()
+        (run.directory / "evaluation.json").write_text(json.dumps({run.variant.category: score, **references}))
+    from torchrl_flow.training.sweep import run_status
+
+    table = grid["make_table"](args, [run_status(run) for run in runs]).splitlines()
+    assert "| bc | 12.0 +- 2.8 (2) |" in table
+    assert "| iql | 20.0 (1) |" in table
+    assert "| oracle | 7.0 |" in table
+    with pytest.raises(SystemExit, match="no algorithms"):
+        grid["plan"](grid["Args"](algorithms=("dqn",)))

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from torchrl_flow.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
+from torchrl_flow.modules import (
+    BeliefEncoder,
+    BeliefEncoderConfig,
+    FlowActorConfig,
+    LatentActionBox,
+    SingleStepActor,
+    SlateRanker,
+    SlateRankerConfig,
+    StatePolicyConfig,
+    make_flow_actor,
+    make_state_policy,
+    make_state_values,
+)
+
+
+@pytest.fixture
+def ranker():
+    torch.manual_seed(0)
+    return SlateRanker(SlateRankerConfig(num_items=40, hidden_sizes=(32, 16)))
+
+
+def test_samples_have_sigma_and_not_its_square():
+    log_variance = torch.full((200_000,), 2.0 * torch.tensor(3.0).log())
+    sample = latent_sample(torch.ones_like(log_variance), log_variance, torch.randn_like(log_variance))
+    assert sample.std() == pytest.approx(3.0, rel=0.02)
+    assert sample.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_divergence_equals_torchs():
+    mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), expected)
+
+
+def test_bound_equals_a_loop():
+    logits, clicks = torch.randn(2, 3, 7), torch.randint(2, (2, 3)).float()
+    slate, click_logits = torch.randint(7, (2, 3)), torch.randn(2, 3)
+    mean, log_variance = torch.randn(2, 4), torch.randn(2, 4)
+    items, click, kl = slate_vae_terms(logits, slate, click_logits, clicks, mean, log_variance)
+    for b in range(2):
+        assert items[b] == pytest.approx(sum(-logits[b, r].log_softmax(-1)[slate[b, r]].item() for r in range(3)))
+        p = click_logits[b].sigmoid()
+        assert click[b] == pytest.approx(-(clicks[b] * p.log() + (1 - clicks[b]) * (1 - p).log()).sum().item())
+    torch.testing.assert_close(kl, gaussian_kl(mean, log_variance).mean(-1))
+    with pytest.raises(ValueError, match="fit"):
+        slate_vae_terms(logits, slate[:, :2], click_logits, clicks, mean, log_variance)
+    with pytest.raises(ValueError, match="shape"):
+        latent_sample(mean, log_variance[:1], mean)
+
+
+def test_auc_equals_counting_pairs():
+    score, label = torch.randint(5, (60,)).float(), torch.rand(60) < 0.4
+    pairs = [float(p > n) + 0.5 * float(p == n) for p in score[label] for n in score[~label]]
+    assert binary_auc(score, label) == pytest.approx(sum(pairs) / len(pairs))
+    with pytest.raises(ValueError, match="both classes"):
+        binary_auc(score, torch.ones(60, dtype=torch.bool))
+
+
+def test_steps_of_the_belief_equal_the_sequence():
+    encoder = BeliefEncoder(BeliefEncoderConfig(num_items=40))
+    slates, clicks = torch.randint(40, (3, 6, 10)), torch.rand(3, 6, 10) < 0.4
+    belief, beliefs = torch.zeros(3, 20), encoder(slates, clicks)
+    for t in range(6):
+        belief = encoder.step(belief, slates[:, t], clicks[:, t])
+        torch.testing.assert_close(belief, beliefs[:, t])
+    with pytest.raises(ValueError, match="shape"):
+        encoder.step(belief, slates[:, 0, :9], clicks[:, 0, :9])
+
+
+def test_box_holds_the_posteriors_and_tanh_fills_it():
+    box = LatentActionBox(2)
+    mean, sigma = torch.randn(50, 2), torch.rand(50, 2)
+    box.fit_(mean, sigma)
+    torch.testing.assert_close(box.low, (mean - sigma).amin(0))
+    torch.testing.assert_close(box.high, (mean + sigma).amax(0))
+    torch.testing.assert_close(box(torch.full((2,), 50.0)), box.high)
+    torch.testing.assert_close(box(torch.zeros(2)), box.centre)
+    with pytest.raises(ValueError, match="must be"):
+        box.fit_(mean[:, :1], sigma[:, :1])
+
+
+def test_ranker_ranks_by_products_with_embeddings(ranker):
+    latent = torch.randn(4, 32)
+    logits, clicks = ranker.decode(latent)
+    assert logits.shape == (4, 10, 40)
+    assert clicks.shape == (4, 10)
+    slots = ranker.decoder(latent).unflatten(-1, (10, 21))[..., :20]
+    expected = torch.einsum("bld,nd->bln", slots, ranker.embedding.weight)
+    torch.testing.assert_close(logits, expected)
+    assert torch.equal(ranker.rank(latent), expected.argmax(-1))
+    with pytest.raises(ValueError, match="shape"):
+        ranker.encode(torch.zeros(4, 9, dtype=torch.int64), torch.zeros(4, 9))
+
+
+def test_single_step_actor_is_the_flow_actor():
+    actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5, obs_horizon=1, pred_horizon=1, act_horizon=1))
+    with pytest.raises(ValueError, match="must be 1"):
+        SingleStepActor(make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5)))
+    from tensordict import TensorDict
+
+    observation = torch.randn(4, 5)
+    torch.manual_seed(1)
+    action = SingleStepActor(actor)(TensorDict({"observation": observation}, [4]))["action"]
+    torch.manual_seed(1)
+    expected = actor(TensorDict({"observation": observation[:, None]}, [4]))["action"][:, 0]
+    torch.testing.assert_close(action, expected)
+
+
+def test_state_networks_normalise_and_keep_to_the_box():
+    statistics = {"mean": torch.tensor([10.0, -5.0]), "std": torch.tensor([2.0, 4.0])}
+    config = StatePolicyConfig(2, 3, hidden_sizes=(8,))
+    policy = make_state_policy(config, statistics)
+    plain = make_state_policy(config)
+    weights = {k: v for k, v in policy.state_dict().items() if "normalizer" not in k}
+    plain.load_state_dict(weights, strict=False)
+    x = torch.randn(6, 2)
+    torch.testing.assert_close(policy.module(x * statistics["std"] + statistics["mean"]), plain.module(x))
+    assert policy.module(1e6 * x).abs().max() <= 1
+    one, two = make_state_values(config, statistics)
+    assert not torch.equal(one.module.layers[0].weight, two.module.layers[0].weight)
+    for wrong in ({"kind": "other"}, {"hidden_sizes": (0,)}, {"kind": "gaussian", "act_horizon": 2}):
+        with pytest.raises(ValueError, match=r"kind|sizes|gaussian"):
+            StatePolicyConfig(2, 3, **wrong)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.training import ChunkRollouts, load_checkpoint, make_chunk_env, minibatches, save_checkpoint
+
+
+def make(obs_horizon=1, **kwargs):
+    env = make_chunk_env(PlanarPickPlaceEnv(3, max_episode_steps=10), obs_horizon=obs_horizon, act_horizon=4, gamma=0.9)
+
+    def policy(data):
+        return data.set("action", torch.rand(3, 4, 3) * 2 - 1)
+
+    return ChunkRollouts(env, policy, 4, seed=0, **kwargs)
+
+
+def test_a_rollout_goes_on_where_the_last_one_ended():
+    rollouts = make()
+    first, second = rollouts.collect(), rollouts.collect()
+    assert first.shape == second.shape == (3, 4)
+    # Chunks of 4, 4 and 2 steps: the fourth one is the first of its episode, the fifth goes on.
+    assert torch.equal(first["next", "observation"][:, -1], second["observation"][:, 0])
+    assert not torch.equal(first["next", "observation"][:, 2], first["observation"][:, 3])
+
+
+def test_a_rollout_resumes_from_a_checkpoint_in_the_middle_of_an_episode(tmp_path):
+    rollouts = make()
+    rollouts.collect()
+    path = save_checkpoint(tmp_path / "a.torchrl", state={"rollouts": rollouts})
+    expected = rollouts.collect()
+    other = make()
+    load_checkpoint(path).restore(state={"rollouts": other}, rng=True)
+    found = other.collect()
+    for key in expected.keys(True, True):
+        assert torch.equal(found[key], expected[key]), key
+
+
+def test_kept_entries_alone_are_kept():
+    data = make(keep=("observation", "absent"), keep_next=("reward", "done")).collect()
+    assert set(data.keys(True, True)) == {"observation", ("next", "reward"), ("next", "done")}
+
+
+def test_minibatches_hold_every_row_once():
+    data = TensorDict(x=torch.arange(12), batch_size=[12])
+    rows = torch.cat([part["x"] for part in minibatches(data, 4)])
+    assert rows.tolist() != list(range(12))
+    assert sorted(rows.tolist()) == list(range(12))
+    assert [part.shape[0] for part in minibatches(data, 100)] == [12]
+    with pytest.raises(ValueError, match="size"):
+        next(minibatches(data, 0))
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="num_steps"):
+        ChunkRollouts(make().env, lambda data: data, 0)

@@ -1,0 +1,143 @@
+"""The slate env seen through a belief state and acted on through a ranker: TorchRL transforms."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.envs import EnvBase, Transform, TransformedEnv
+
+__all__ = ["BeliefState", "LatentSlate", "latent_slate_env"]
+
+
+class BeliefModel(Protocol):
+    """What :class:`BeliefState` needs: a recurrent update from a slate and its clicks."""
+
+    @property
+    def belief_dim(self) -> int:
+        """Length D of a belief."""
+        ...
+
+    def step(self, belief: Tensor, slate: Tensor, clicks: Tensor) -> Tensor:
+        """Return the belief ``[*B, D]`` after a slate ``[*B, L]`` and its clicks."""
+        ...
+
+
+class RankerModel(Protocol):
+    """What :class:`LatentSlate` needs: slates of latent actions, in a box."""
+
+    @property
+    def action_low(self) -> Tensor:
+        """Lower bound of latents ``[A]``."""
+        ...
+
+    @property
+    def action_high(self) -> Tensor:
+        """Upper bound of latents ``[A]``."""
+        ...
+
+    def rank(self, latent: Tensor) -> Tensor:
+        """Return the slate ``[*B, L]`` of a latent action ``[*B, A]``."""
+        ...
+
+
+class BeliefState(Transform):
+    """Replace nothing, add the belief: ``observation`` is the frozen encoder's state after all slates and clicks.
+
+    The belief is itself the recurrent state, so that the transform keeps none: a step reads the belief from the root
+    and writes the next one.
+
+    Args:
+        encoder: module with ``belief_dim`` and ``step(belief, slate, clicks)``; it is used without gradients.
+        slate_key: key of the slate shown last.
+        clicks_key: key of its clicks.
+        belief_key: where the belief goes.
+    """
+
+    def __init__(
+        self,
+        encoder: BeliefModel,
+        *,
+        slate_key: NestedKey = "slate",
+        clicks_key: NestedKey = "clicks",
+        belief_key: NestedKey = "observation",
+    ) -> None:
+        super().__init__(in_keys=[slate_key, clicks_key], out_keys=[belief_key])
+        self.encoder, self.belief_key = encoder, belief_key
+        self.slate_key, self.clicks_key = slate_key, clicks_key
+
+    @torch.no_grad()
+    def _after(self, belief: Tensor, tensordict: TensorDictBase) -> Tensor:
+        return self.encoder.step(belief, tensordict[self.slate_key], tensordict[self.clicks_key])
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        belief = tensordict[self.belief_key]
+        following = self._after(belief, next_tensordict)
+        mask = tensordict.get("_step", None)
+        if mask is not None:
+            following = torch.where(mask.reshape(*belief.shape[:-1], 1), following, belief)
+        return next_tensordict.set(self.belief_key, following)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        slate = tensordict_reset[self.slate_key]
+        empty = torch.zeros(*slate.shape[:-1], self.encoder.belief_dim, device=slate.device)
+        belief = self._after(empty, tensordict_reset)
+        mask = tensordict.get("_reset", None)
+        before = tensordict.get(self.belief_key, None)
+        if mask is not None and before is not None:
+            belief = torch.where(mask.reshape(*belief.shape[:-1], 1), belief, before)
+        return tensordict_reset.set(self.belief_key, belief)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        """Add the belief."""
+        shape = torch.Size([*observation_spec.shape, self.encoder.belief_dim])
+        spec: Any = observation_spec.clone()
+        spec[self.belief_key] = Unbounded(shape, observation_spec.device, torch.float32)
+        return spec
+
+
+class LatentSlate(Transform):
+    """Let the action be a latent of the ranker, which makes the slate of it.
+
+    Outside, actions lie in ``[-1, 1]``; they are stretched to the ranker's box, ``centre + scale * action``, so that a
+    policy's ``tanh`` covers it.
+
+    Args:
+        ranker: module with ``rank(latent)`` and the bounds ``action_low`` and ``action_high`` ``[A]`` of its box.
+        action_key: key of the action, latent outside and slate inside.
+    """
+
+    def __init__(self, ranker: RankerModel, *, action_key: NestedKey = "action") -> None:
+        super().__init__(in_keys=[], out_keys=[], in_keys_inv=[action_key], out_keys_inv=[action_key])
+        self.ranker = ranker
+
+    @torch.no_grad()
+    def _inv_apply_transform(self, action: Tensor) -> Tensor:
+        low, high = self.ranker.action_low, self.ranker.action_high
+        return self.ranker.rank(0.5 * (high + low) + 0.5 * (high - low) * action.clamp(-1.0, 1.0))
+
+    def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
+        """Make the action a latent."""
+        spec: Any = input_spec.clone()
+        action = spec["full_action_spec", self.in_keys_inv[0]]
+        shape = torch.Size([*action.shape[:-1], *self.ranker.action_low.shape])
+        spec["full_action_spec", self.in_keys_inv[0]] = Bounded(-1.0, 1.0, shape, action.device, torch.float32)
+        return spec
+
+
+def latent_slate_env(env: EnvBase, encoder: BeliefModel, ranker: RankerModel) -> TransformedEnv:
+    """Wrap a slate env so that a policy sees beliefs and acts on latents.
+
+    Args:
+        env: the slate env.
+        encoder: the frozen belief encoder.
+        ranker: the frozen ranker.
+    """
+    latent = TransformedEnv(env)
+    latent.append_transform(BeliefState(encoder))
+    latent.append_transform(LatentSlate(ranker))
+    return latent

@@ -1,0 +1,212 @@
+"""The denoising chain as a sequence of Gaussian steps: its log-probability, its noise levels and their schedule.
+
+A flow's K Euler steps become a policy with a density by adding noise to each: ``x_{k+1} ~ Normal(m_k, sigma_k)`` with
+``m_k = x_k + v(x_k, k/K, 1/K) / K``. Chains are tensors ``[*B, K, H, A]``.
+
+References:
+    Zhang et al., "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement Learning",
+    https://arxiv.org/abs/2505.22094
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LogProbReduction = Literal["mean", "sum"]
+NoiseSchedule = Literal["constant", "linear", "exponential"]
+
+__all__ = [
+    "LogProbReduction",
+    "NoiseSchedule",
+    "bounded_sigma",
+    "chain_entropy",
+    "chain_log_prob",
+    "chain_times",
+    "chunk_transport_cost",
+    "max_sigma_schedule",
+]
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def chain_times(num_steps: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the times ``k / K``, k = 0 .. K-1, at which the chain asks for velocities, ``[K]``.
+
+    Args:
+        num_steps: K, at least 1.
+        device: of the result.
+        dtype: of the result.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+
+    Examples:
+        >>> chain_times(4)
+        tensor([0.0000, 0.2500, 0.5000, 0.7500])
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    return torch.arange(num_steps, device=device, dtype=dtype or torch.get_default_dtype()) * (1.0 / num_steps)
+
+
+def bounded_sigma(z: Tensor, sigma_min: float, sigma_max: Tensor | float) -> Tensor:
+    """Return noise levels ``exp((log smin^2 + (log smax^2 - log smin^2) (tanh z + 1) / 2) / 2)``, of the shape of z.
+
+    The levels lie between the bounds; ``z = 0`` gives their geometric mean.
+
+    Args:
+        z: any shape.
+        sigma_min: lower bound, above 0.
+        sigma_max: upper bound, at least ``sigma_min``; a tensor of one element where a schedule moves it.
+
+    Raises:
+        ValueError: if ``sigma_min`` is not above 0, or a bound given as a number lies below it.
+
+    Examples:
+        >>> import torch
+        >>> bounded_sigma(torch.tensor([-9.0, 0.0, 9.0]), 0.01, 0.09)
+        tensor([0.0100, 0.0300, 0.0900])
+    """
+    if sigma_min <= 0:
+        raise ValueError(f"sigma_min must be above 0, got {sigma_min}: a chain without noise has no density.")
+    if not isinstance(sigma_max, Tensor):
+        if sigma_max < sigma_min:
+            raise ValueError(f"sigma_max must be at least sigma_min={sigma_min}, got {sigma_max}.")
+        sigma_max = z.new_tensor(sigma_max)
+    low = math.log(sigma_min)
+    return torch.exp(low + (sigma_max.log() - low) * 0.5 * (torch.tanh(z) + 1))
+
+
+def max_sigma_schedule(
+    step: int, *, kind: NoiseSchedule, sigma_max: float, sigma_min: float, decay_steps: int
+) -> float:
+    """Return the upper bound of the noise at a step of training.
+
+    With ``p = min(1, step / decay_steps)``: ``"constant"`` is ``smax``, ``"linear"`` is ``smax (1 - p) + smin p``,
+    ``"exponential"`` is ``smin + (smax - smin) exp(-3 p)``.
+
+    Args:
+        step: steps done, in the unit of ``decay_steps``.
+        kind: which schedule.
+        sigma_max: smax, the bound at step 0.
+        sigma_min: smin, the lower bound of the noise.
+        decay_steps: steps after which the schedule stands still, at least 1.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+
+    Examples:
+        >>> round(max_sigma_schedule(50, kind="linear", sigma_max=0.3, sigma_min=0.1, decay_steps=100), 3)
+        0.2
+    """
+    if kind not in ("constant", "linear", "exponential"):
+        raise ValueError(f"kind must be 'constant', 'linear' or 'exponential', got {kind!r}.")
+    if not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"0 < sigma_min <= sigma_max is needed, got sigma_min={sigma_min}, sigma_max={sigma_max}.")
+    if decay_steps < 1 or step < 0:
+        raise ValueError(f"decay_steps must be at least 1 and step at least 0, got {decay_steps} and {step}.")
+    p = min(1.0, step / decay_steps)
+    if kind == "constant":
+        return sigma_max
+    if kind == "linear":
+        return sigma_max * (1 - p) + sigma_min * p
+    return sigma_min + (sigma_max - sigma_min) * math.exp(-3 * p)
+
+
+def _check_chain(value: Tensor, mean: Tensor, sigma: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (value, mean, sigma)]
+    if len(set(shapes)) > 1 or value.ndim < 3:
+        raise ValueError(f"value, mean and sigma must have one shape [*B, K, H, A], got {', '.join(map(str, shapes))}.")
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
+
+
+def chain_log_prob(
+    x_next: Tensor,
+    mean: Tensor,
+    sigma: Tensor,
+    *,
+    noise: Tensor | None = None,
+    reduction: LogProbReduction = "mean",
+) -> Tensor:
+    """Return the log-probability of chains ``[*B]``: that of each Gaussian step, summed or averaged over K, H and A.
+
+    Args:
+        x_next: points that the chain went to, ``[*B, K, H, A]``.
+        mean: of each step, likewise.
+        sigma: standard deviation of each step, likewise.
+        noise: x_0, ``[*B, H, A]``, whose standard normal density is counted as one step more. It cancels in ratios,
+            hence the default is to leave it out.
+        reduction: ``"sum"``, or ``"mean"``, which divides by the number of terms.
+
+    Raises:
+        ValueError: if shapes do not fit or the reduction is unknown.
+
+    Examples:
+        >>> import torch
+        >>> x, sigma = torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5)
+        >>> chain_log_prob(x, x, sigma), chain_log_prob(x, x, sigma, reduction="sum")
+        (tensor([-0.9189, -0.9189]), tensor([-55.1363, -55.1363]))
+    """
+    _check_chain(x_next, mean, sigma)
+    _check_reduction(reduction)
+    # Constants are added after the sum: fewer passes over memory, and less is lost to rounding.
+    terms = -0.5 * ((x_next - mean) / sigma).square() - sigma.log()
+    total, count = terms.sum((-3, -2, -1)), terms.shape[-3:].numel()
+    if noise is not None:
+        if noise.shape != (*x_next.shape[:-3], *x_next.shape[-2:]):
+            raise ValueError(f"noise must have shape [*B, H, A] of a chain {tuple(x_next.shape)}, got {noise.shape}.")
+        total = total - 0.5 * noise.square().sum((-2, -1))
+        count += noise.shape[-2:].numel()
+    total = total - count * _HALF_LOG_2PI
+    return total / count if reduction == "mean" else total
+
+
+def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Tensor:
+    """Return the entropy of the Gaussian steps ``[*B]``, summed or averaged over K, H and A.
+
+    It is that of the added noise, each step's given the point before, which is what can be rewarded in closed form.
+
+    Args:
+        sigma: standard deviation of each step, ``[*B, K, H, A]``.
+        reduction: as in :func:`chain_log_prob`.
+
+    Raises:
+        ValueError: if the shape does not fit or the reduction is unknown.
+    """
+    _check_reduction(reduction)
+    if sigma.ndim < 3:
+        raise ValueError(f"sigma must have shape [*B, K, H, A], got {tuple(sigma.shape)}.")
+    dims, count = (-3, -2, -1), sigma.shape[-3:].numel()
+    total = sigma.log().sum(dims) + count * (0.5 + _HALF_LOG_2PI)
+    return total / count if reduction == "mean" else total
+
+
+def chunk_transport_cost(chunk: Tensor, reference: Tensor) -> Tensor:
+    """Return ``|| chunk - reference ||^2`` of each row: averaged, a bound on the squared 2-Wasserstein distance.
+
+    Two flows that start from the same noise couple their distributions; the mean cost of a coupling is never below
+    the squared distance.
+
+    Args:
+        chunk: ``[*B, H, A]``.
+        reference: ``[*B, H, A]``.
+
+    Returns:
+        the cost ``[*B]``.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if chunk.shape != reference.shape or chunk.ndim < 2:
+        raise ValueError(
+            f"chunk and reference must have one shape [*B, H, A], got {tuple(chunk.shape)}, {tuple(reference.shape)}."
+        )
+    return (chunk - reference).square().sum((-2, -1))

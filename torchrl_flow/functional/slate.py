@@ -1,0 +1,89 @@
+"""The slate recommender's learning problems: the slate VAE's bound, and how well clicks are told apart."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["binary_auc", "gaussian_kl", "latent_sample", "slate_vae_terms"]
+
+
+def latent_sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Compute ``mean + sigma * noise`` with ``sigma = exp(log_variance / 2)``.
+
+    Args:
+        mean: ``[*B, A]``.
+        log_variance: ``[*B, A]``.
+        noise: standard normal numbers ``[*B, A]``.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if not mean.shape == log_variance.shape == noise.shape:
+        raise ValueError(
+            f"mean, log_variance and noise must have one shape, got {list(mean.shape)}, {list(log_variance.shape)} and "
+            f"{list(noise.shape)}."
+        )
+    return mean + (0.5 * log_variance).exp() * noise
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Compute ``KL(N(mean, sigma^2) || N(0, 1))`` of each dimension, in nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+
+
+def slate_vae_terms(
+    item_logits: Tensor, slate: Tensor, click_logits: Tensor, clicks: Tensor, mean: Tensor, log_variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the three terms of GeMS' bound for each row: cross-entropy of slots, of clicks, and divergence.
+
+    Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", https://arxiv.org/abs/2301.08632.
+    The loss is ``items + lambda clicks + beta kl``; as in the paper's code, slots and clicks are summed over the slate
+    and the divergence is averaged over the latent's dimensions.
+
+    Args:
+        item_logits: ``[*B, L, N]``.
+        slate: ids ``[*B, L]``.
+        click_logits: ``[*B, L]``.
+        clicks: clicks or their probabilities ``[*B, L]``.
+        mean: ``[*B, A]``.
+        log_variance: ``[*B, A]``.
+
+    Returns:
+        ``(items, clicks, kl)``, each ``[*B]``.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if item_logits.shape[:-1] != slate.shape or click_logits.shape != slate.shape or clicks.shape != slate.shape:
+        raise ValueError(
+            f"item_logits {list(item_logits.shape)}, slate {list(slate.shape)}, click_logits "
+            f"{list(click_logits.shape)} and clicks {list(clicks.shape)} do not fit together."
+        )
+    items = F.cross_entropy(item_logits.flatten(0, -2), slate.flatten(), reduction="none").reshape(slate.shape).sum(-1)
+    click = F.binary_cross_entropy_with_logits(click_logits, clicks.to(click_logits.dtype), reduction="none").sum(-1)
+    return items, click, gaussian_kl(mean, log_variance).mean(-1)
+
+
+def binary_auc(score: Tensor, label: Tensor) -> float:
+    """Compute the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Args:
+        score: any shape.
+        label: bool, of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ or a class is empty.
+
+    Examples:
+        >>> binary_auc(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([False, False, True, True]))
+        0.875
+    """
+    score, label = score.flatten().double(), label.flatten().bool()
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if score.shape != label.shape or not positives or not negatives:
+        raise ValueError(f"need a score for each label, and both classes; got {positives} and {negatives} of them.")
+    _, inverse, counts = score.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    rank = (last - 0.5 * (counts - 1).double())[inverse]
+    return float((rank[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))

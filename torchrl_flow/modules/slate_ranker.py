@@ -1,0 +1,161 @@
+"""GeMS' ranker: a variational autoencoder of slates and clicks whose decoder ranks items for a latent action."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LatentActionBox", "SlateRanker", "SlateRankerConfig"]
+
+
+class LatentActionBox(nn.Module):
+    """The box of latents that actions are taken from: ``centre + scale * tanh(x)``.
+
+    Args:
+        size: A, dimensions of a latent.
+
+    Examples:
+        >>> box = LatentActionBox(2)
+        >>> box.fit_(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.ones(2, 2))
+        >>> box.low, box.high, box(torch.zeros(2))
+        (tensor([-1.,  0.]), tensor([3., 4.]), tensor([1., 2.]))
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def fit_(self, mean: Tensor, sigma: Tensor) -> None:
+        """Take the midpoint and the half range of ``[min(mean - sigma), max(mean + sigma)]`` of posteriors ``[N, A]``.
+
+        Raises:
+            ValueError: if the shapes differ or hold no row.
+        """
+        if mean.shape != sigma.shape or mean.ndim != 2 or mean.shape != (mean.shape[0], len(self.centre)):
+            raise ValueError(
+                f"mean and sigma must be [N, {len(self.centre)}], got {list(mean.shape)} and {list(sigma.shape)}."
+            )
+        low, high = (mean - sigma).amin(0), (mean + sigma).amax(0)
+        self.centre.copy_(0.5 * (low + high))
+        self.scale.copy_(0.5 * (high - low))
+
+    @property
+    def low(self) -> Tensor:
+        """Lower bounds ``[A]``."""
+        return self.centre - self.scale
+
+    @property
+    def high(self) -> Tensor:
+        """Upper bounds ``[A]``."""
+        return self.centre + self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squash ``[*B, A]`` into the box."""
+        return self.centre + self.scale * x.tanh()
+
+
+@dataclasses.dataclass(frozen=True)
+class SlateRankerConfig:
+    """All that is needed, beside the weights, to build a :class:`SlateRanker`; the paper's sizes."""
+
+    num_items: int = 1000
+    """N, items of the catalogue."""
+    slate_size: int = 10
+    """L, items of a slate."""
+    item_dim: int = 20
+    """Length of an item's embedding."""
+    latent_dim: int = 32
+    """A, length of a latent action."""
+    hidden_sizes: tuple[int, ...] = (512, 256)
+    """Hidden layers of the encoder; the decoder has them in reverse."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return dataclasses.asdict(self)
+
+
+def _mlp(sizes: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class SlateRanker(nn.Module):
+    """Encode slates with their clicks as latents, decode latents as slates.
+
+    The decoder gives each slot a vector; an item's logit is its product with the item's embedding. Embeddings are read
+    by the encoder and the decoder alike.
+
+    Args:
+        config: sizes.
+
+    References:
+        Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023,
+        https://arxiv.org/abs/2301.08632
+
+    Examples:
+        >>> ranker = SlateRanker(SlateRankerConfig(num_items=50, hidden_sizes=(64,)))
+        >>> slate = torch.randint(50, (4, 10))
+        >>> mean, log_variance = ranker.encode(slate, torch.zeros(4, 10))
+        >>> mean.shape, ranker.rank(mean).shape
+        (torch.Size([4, 32]), torch.Size([4, 10]))
+    """
+
+    def __init__(self, config: SlateRankerConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, dim, hidden = config.slate_size, config.item_dim, list(config.hidden_sizes)
+        self.embedding = nn.Embedding(config.num_items, dim)
+        nn.init.normal_(self.embedding.weight, std=0.3)
+        self.encoder = _mlp([size * (dim + 1), *hidden, 2 * config.latent_dim])
+        self.decoder = _mlp([config.latent_dim, *reversed(hidden), size * (dim + 1)])
+        self.box = LatentActionBox(config.latent_dim)
+
+    @property
+    def action_low(self) -> Tensor:
+        """Lower bound of latent actions ``[A]``."""
+        return self.box.low
+
+    @property
+    def action_high(self) -> Tensor:
+        """Upper bound of latent actions ``[A]``."""
+        return self.box.high
+
+    def encode(self, slate: Tensor, clicks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance ``[*B, A]`` of a slate's latent.
+
+        Args:
+            slate: ids ``[*B, L]``.
+            clicks: clicks or their probabilities ``[*B, L]``.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        if slate.shape != clicks.shape or slate.shape[-1] != self.config.slate_size:
+            raise ValueError(
+                f"slate and clicks must have shape [*B, {self.config.slate_size}], got {list(slate.shape)} and "
+                f"{list(clicks.shape)}."
+            )
+        items = self.embedding(slate)
+        inputs = torch.cat([items, clicks.unsqueeze(-1).to(items.dtype)], -1).flatten(-2)
+        mean, log_variance = self.encoder(inputs).chunk(2, -1)
+        return mean, log_variance
+
+    def decode(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return item logits ``[*B, L, N]`` and click logits ``[*B, L]`` of a latent ``[*B, A]``."""
+        slots = self.decoder(latent).unflatten(-1, (self.config.slate_size, self.config.item_dim + 1))
+        return slots[..., :-1] @ self.embedding.weight.T, slots[..., -1]
+
+    def rank(self, latent: Tensor) -> Tensor:
+        """Return the slate ``[*B, L]`` of a latent action: the item with the highest logit in each slot."""
+        return self.decode(latent)[0].argmax(-1)

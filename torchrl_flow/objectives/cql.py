@@ -1,0 +1,88 @@
+"""Conservative Q-learning with the paper's log-sum-exp over all sampled actions of a state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import CQLLoss
+
+__all__ = ["ConservativeQLoss"]
+
+
+class ConservativeQLoss(CQLLoss):
+    """TorchRL's :class:`~torchrl.objectives.CQLLoss` with the conservative term of the paper, CQL(H).
+
+    The term of a state is ``log sum_a exp Q(s, a) - Q(s, a_data)``, its sum estimated with ``num_random`` uniform
+    actions and as many of the policy at this state and the next, each divided by its density. TorchRL 0.14.1 stacks
+    the three kinds along the last dimension of ``[B * num_random, 1]``: its log-sum-exp runs over three actions at a
+    time and the mean over the rest is taken outside of the logarithm, which is a weaker penalty; and with
+    ``reduction="none"`` every row holds a mean over the batch. All else is TorchRL's, arguments included.
+
+    References:
+        Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", https://arxiv.org/abs/2006.04779
+
+    Examples:
+        >>> from torchrl.data import Bounded
+        >>> from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
+        >>> config = StatePolicyConfig(5, 3, "gaussian", (16,))
+        >>> spec = Bounded(-1.0, 1.0, torch.Size([3]))
+        >>> loss = ConservativeQLoss(make_state_policy(config), make_state_values(config), action_spec=spec)
+        >>> loss.num_random
+        10
+    """
+
+    def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
+        """Compute the conservative term; :meth:`q_loss` has written the values of the data's actions.
+
+        Raises:
+            KeyError: if it has not.
+        """
+        keys = self.tensor_keys
+        pred_q1, pred_q2 = tensordict[keys.pred_q1], tensordict[keys.pred_q2]
+        pred = torch.stack([pred_q1, pred_q2]).squeeze(-1)
+        batch, number = tensordict.batch_size, self.num_random
+        action, log_density = self._sampled_actions(tensordict)
+        q = self._values(tensordict, action)
+        corrected = (q - log_density) / self.temperature
+        spread = torch.logsumexp(corrected, -1) * self.temperature
+        terms = self.min_q_weight * (spread - pred)
+        if action.shape[-2] != 3 * number or terms.shape[1:] != batch:
+            raise ValueError(f"critics must give one value per row, got {list(q.shape)} for batch {list(batch)}.")
+        tensordict.set(keys.cql_q1_loss, terms[0])
+        tensordict.set(keys.cql_q2_loss, terms[1])
+        return self._reduce_loss(terms.sum(0), tensordict=tensordict), {}  # pyright: ignore[reportArgumentType]
+
+    @torch.no_grad()
+    def _sampled_actions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Draw actions ``[*B, 3 * num_random, A]`` with their log-densities ``[*B, 3 * num_random]``."""
+        data = tensordict[self.tensor_keys.action]
+        shape = (*data.shape[:-1], self.num_random, data.shape[-1])
+        uniform = data.new_empty(shape).uniform_(-1.0, 1.0)
+        actions = [uniform]
+        densities = [data.new_full(shape[:-1], -data.shape[-1] * math.log(2.0))]
+        following: Any = tensordict["next"]
+        for source in (tensordict, following):
+            drawn, log_prob = self._get_policy_actions(
+                source.copy(), self.actor_network_params, num_actions=self.num_random
+            )
+            actions.append(drawn[self.tensor_keys.action].reshape(shape))
+            densities.append(log_prob.reshape(shape[:-1]))
+        return torch.cat(actions, -2), torch.cat(densities, -1)
+
+    def _values(self, tensordict: TensorDictBase, action: Tensor) -> Tensor:
+        """Return the critics' values ``[2, *B, M]`` of M actions ``[*B, M, A]`` of each state."""
+        number = action.shape[-2]
+        inputs = {
+            key: tensordict[key].unsqueeze(tensordict.ndim).expand(*tensordict.shape, number, -1)
+            for key in self.actor_network.in_keys
+        }
+        data = TensorDict(
+            {**inputs, self.tensor_keys.action: action}, batch_size=[*tensordict.shape, number], device=action.device
+        )
+        critics: Any = self._vmap_qvalue_networkN0
+        values = critics(data, self.qvalue_network_params)
+        return values[self.tensor_keys.state_action_value].squeeze(-1)

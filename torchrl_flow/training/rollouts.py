@@ -1,0 +1,120 @@
+"""Rollouts of fixed length from a chunk environment that goes on where the last one ended, also after a resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_flow.training.envs import base_env
+
+__all__ = ["ChunkRollouts", "minibatches"]
+
+
+class ChunkRollouts:
+    """Collects ``[*N, T]`` transitions at a time, sub-environments starting anew where their episodes end.
+
+    The transition that ends an episode keeps its true last observation under ``"next"``, which is what value
+    estimators bootstrap from at a truncation. TorchRL's collectors serve as well; this one has a state, so that a
+    resumed run goes on in the middle of its episodes.
+
+    Args:
+        env: chunk env (see :func:`~torchrl_flow.training.make_chunk_env`).
+        policy: maps the observation TensorDict to one with the action.
+        num_steps: T, chunks per sub-environment.
+
+    Keyword Args:
+        keep: root entries to keep; all where ``None``.
+        keep_next: entries below ``"next"`` to keep; all where ``None``.
+        seed: of the first episodes, for environments whose reset takes one.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: Callable[[TensorDictBase], TensorDictBase],
+        num_steps: int,
+        *,
+        keep: Sequence[NestedKey] | None = None,
+        keep_next: Sequence[NestedKey] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        self.env, self.policy, self.num_steps = env, policy, num_steps
+        self._keep, self._keep_next, self._seed = keep, keep_next, seed
+        self._carry: TensorDictBase | None = None
+
+    @torch.no_grad()
+    def collect(self) -> TensorDictBase:
+        """Return the next ``[*N, T]`` transitions."""
+        if self._carry is None:
+            if self._seed is not None:
+                self.env.set_seed(self._seed)
+            self._carry = self.env.reset()
+        carry, steps = self._carry, []
+        with set_exploration_type(ExplorationType.RANDOM):
+            for _ in range(self.num_steps):
+                step, carry = self.env.step_and_maybe_reset(self.policy(carry))
+                steps.append(self._kept(step))
+        self._carry = carry
+        return lazy_stack(steps, -1).contiguous()
+
+    def _kept(self, step: TensorDictBase) -> TensorDictBase:
+        after = step.get("next")
+        after = after.select(*self._keep_next, strict=False) if self._keep_next is not None else after.copy()
+        before = step.select(*self._keep, strict=False) if self._keep is not None else step.exclude("next")
+        return before.set("next", after)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the rollouts are: the simulation, where the environment can tell it, and what was observed."""
+        if self._carry is None:
+            return {}
+        base = base_env(self.env)
+        simulation = base.state_dict() if getattr(base, "_supports_set_state", False) else {}
+        carry = {_joined(key): value for key, value in self._carry.items(True, True)}
+        return {"carry": carry, "simulation": dict(simulation)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
+        self._carry = None
+        if not state.get("simulation"):
+            return
+        self.env.reset()
+        base_env(self.env).load_state_dict(state["simulation"])
+        self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
+
+
+def _joined(key: NestedKey) -> str:
+    return key if isinstance(key, str) else ".".join(map(str, key))
+
+
+def minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
+    """Yield the rows of ``data`` ``[B]`` in a random order, ``size`` at a time; a last smaller part is left out.
+
+    Args:
+        data: the rows.
+        size: rows of a minibatch; where there are fewer, all of them are one.
+
+    Raises:
+        ValueError: if ``size`` is below 1.
+
+    Examples:
+        >>> data = TensorDict(x=torch.arange(10), batch_size=[10])
+        >>> [part.shape[0] for part in minibatches(data, 4)]
+        [4, 4]
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}.")
+    rows = data.shape[0]
+    order = torch.randperm(rows, device=data.device)
+    size = min(size, rows)
+    for first in range(0, rows - size + 1, size):
+        yield data[order[first : first + size]]  # pyright: ignore[reportReturnType]
