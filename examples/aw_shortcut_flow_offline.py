@@ -50,29 +50,29 @@ class Args:
     """refuse a policy of another chunk length"""
     act_horizon: int | None = None
     """refuse a policy that executes another number of steps"""
-    iterations: int = 2000
+    iterations: int = 1000
     """gradient steps of actor and critic"""
-    critic_warmup: int = 500
+    critic_warmup: int = 3000
     """gradient steps of the critic alone, before"""
     batch_size: int = 256
     """chunks per gradient step"""
     lr: float = 3e-4
     """learning rate of the actor"""
-    critic_lr: float = 3e-4
+    critic_lr: float = 1e-3
     """learning rate of the critic"""
     gamma: float = 0.97
     """discount of one environment step"""
-    tau: float = 0.005
+    tau: float = 0.01
     """rate at which the target critic follows"""
     ema: float = 0.995
     """decay of the averaged policy"""
-    beta: float = 100.0
-    """inverse temperature of the weights"""
-    weight_clip: float = 200.0
+    beta: float = 20.0
+    """inverse temperature of the weights; with the baseline "batch" 100 and a weight_clip of 200 are usual"""
+    weight_clip: float = 20.0
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    num_baseline_samples: int = 4
+    num_baseline_samples: int = 2
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """scale of the advantages"""
@@ -82,7 +82,7 @@ class Args:
     """members of the critic"""
     num_min_qs: int = 2
     """members in the minimum of the target"""
-    critic_hidden: tuple[int, ...] = (128, 128)
+    critic_hidden: tuple[int, ...] = (256, 256)
     """widths of the critic's hidden layers"""
     num_action_samples: int = 1
     """candidates for the following action, of which the target takes the best"""

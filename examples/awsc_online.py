@@ -58,13 +58,13 @@ class Args:
     """start with the checkpoint's critic; else with a new one"""
     chunks: int = 4000
     """chunks to execute online"""
-    num_envs: int = 16
+    num_envs: int = 64
     """environments of the planar task; ManiSkill has one on the CPU"""
-    chunks_per_batch: int = 4
+    chunks_per_batch: int = 8
     """chunks between updates, with one environment"""
-    utd_ratio: float = 8.0
+    utd_ratio: float = 1.0
     """updates of the critic per executed chunk"""
-    actor_every: int = 8
+    actor_every: int = 2
     """updates of the critic per update of the policy"""
     critic_warmup: int = 0
     """updates of the critic before the policy's first; give a new critic a few hundred"""
@@ -80,21 +80,21 @@ class Args:
     """chunks per gradient step"""
     lr: float = 3e-4
     """learning rate of the actor"""
-    critic_lr: float = 3e-4
+    critic_lr: float = 1e-3
     """learning rate of the critic"""
     gamma: float = 0.97
     """discount of one environment step"""
-    tau: float = 0.005
+    tau: float = 0.01
     """rate at which the target critic follows"""
     ema: float = 0.995
     """decay of the averaged policy"""
-    beta: float = 100.0
-    """inverse temperature of the weights"""
-    weight_clip: float = 200.0
+    beta: float = 20.0
+    """inverse temperature of the weights; with the baseline "batch" 100 and a weight_clip of 200 are usual"""
+    weight_clip: float = 20.0
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    num_baseline_samples: int = 4
+    num_baseline_samples: int = 2
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """scale of the advantages"""
@@ -104,7 +104,7 @@ class Args:
     """members of a new critic"""
     num_min_qs: int = 2
     """members in the minimum of the target"""
-    critic_hidden: tuple[int, ...] = (128, 128)
+    critic_hidden: tuple[int, ...] = (256, 256)
     """widths of the critic's hidden layers"""
     num_action_samples: int = 1
     """candidates for the following action, of which the target takes the best"""

@@ -91,7 +91,7 @@ def test_a_policy_that_does_not_fit_is_refused_with_both_values(pipeline):
     assert "control_mode: checkpoint 'delta_position', here 'pd_joint_pos'" in refused(
         folder, online, "--policy", second, "--control-mode", "pd_joint_pos"
     )
-    assert "act_horizon: checkpoint 8, here 4" in refused(folder, offline, "--policy", first, "--act-horizon", "4")
+    assert "act_horizon: checkpoint 4, here 8" in refused(folder, offline, "--policy", first, "--act-horizon", "8")
     out = refused(folder, online, "--policy", first, "--load-critic")
     assert "holds no critic and no target_critic" in out
     assert "aw_shortcut_flow_offline" in out

@@ -1,0 +1,114 @@
+"""Train AWSC for 100,000 updates on the planar task with small networks: are all numbers finite, is memory flat?
+
+python benchmarks/soak.py
+
+Prints success, the largest values met and the memory at ten points; exits with 1 where a number was not finite or the
+memory grew by more than the limit between the second point and the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torchrl.collectors import Collector
+
+from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
+from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.training import LossGroup, NamedLossStepper, Progress, make_chunk_env
+
+
+@dataclasses.dataclass
+class Args:
+    """What the soak can be told on the command line."""
+
+    updates: int = 100_000
+    """critic updates; the actor has one for every 8"""
+    batch_size: int = 64
+    """chunks in a batch"""
+    width: int = 32
+    """width of all networks"""
+    ring: int = 5000
+    """online chunks to keep; collected are many more"""
+    growth_mib: float = 32.0
+    """memory that may be gained between a fifth of the way and the end"""
+    seed: int = 0
+    """seed of everything"""
+
+
+def resident_mib() -> float:
+    """Return the process's memory now; on other systems than Linux the most it ever had."""
+    gc.collect()
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, NamedLossStepper, Collector]:
+    """Build buffer, loss, stepper and collector."""
+    chunks: dict[str, Any] = {"pred_horizon": 8, "act_horizon": 4, "obs_horizon": 1}
+    store = DemoStore.from_episodes(collect_demonstrations(100, quality="mixed"), folder)
+    demos = DemoReplayBuffer(store, gamma=0.97, **chunks)
+    buffer = MixedReplayBuffer(demos, online=args.ring, batch_size=args.batch_size)
+    config = FlowActorConfig(action_dim=3, state_dim=12, width=args.width, depth=1, num_steps=1, **chunks)
+    ones = torch.ones(3)
+    actor = make_flow_actor(config, statistics=store.statistics(), action_low=-ones, action_high=ones)
+    critic = make_critic(CriticConfig(hidden_sizes=(args.width,) * 2), actor)
+    loss = AWFlowLoss(actor, critic, gamma=0.97, baseline="policy", filter_policy_data=True)
+    target = NetworkSoftUpdate(loss, "critic_network", tau=0.005)
+    average = NetworkSoftUpdate(loss, "actor_network", tau=0.005)
+    adam = [torch.optim.Adam(parameters, 3e-4) for parameters in (loss.critic_parameters(), loss.actor_parameters())]
+    groups = [
+        LossGroup("loss_qvalue", adam[0], method="qvalue_loss", target_updater=target),
+        LossGroup("loss_actor", adam[1], method="actor_loss", every=8, max_grad_norm=1.0, target_updater=average),
+    ]
+    env = make_chunk_env(PlanarPickPlaceEnv(16), obs_horizon=1, act_horizon=4, gamma=0.97)
+    collector = Collector(env, actor, frames_per_batch=16, total_frames=-1)
+    return buffer, loss, NamedLossStepper(loss, groups, utd_ratio=8), collector
+
+
+def main(args: Args) -> int:
+    """Train and watch."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)
+    memory: list[float] = []
+    largest: dict[str, float] = {}
+    ended, finite = torch.zeros(2), True
+    with tempfile.TemporaryDirectory() as folder, Progress(args.updates, description="soak") as bar:
+        buffer, loss, stepper, collector = make_parts(args, folder + "/demos")
+        for data in collector:
+            buffer.extend(data)
+            done = data["next", "done"]
+            ended += torch.tensor([float(data["next", "success"][done].sum()), float(done.sum())])
+            for _ in range(stepper.updates_due(buffer.write_count)):
+                for name, value in stepper.update(buffer.sample()).items():
+                    finite &= bool(torch.isfinite(value)) or name == "consistency_error"
+                    largest[name] = max(largest.get(name, 0.0), abs(value.item()))
+            bar.update(16 * 8)
+            if stepper.num_updates >= (len(memory) + 1) * args.updates / 10:
+                memory.append(resident_mib())
+                rate = ended[0] / ended[1].clamp(min=1)
+                print(f"{stepper.num_updates:7d} updates: {memory[-1]:7.1f} MiB, success of training {rate:.2f}")
+                ended.zero_()
+            if stepper.num_updates >= args.updates or not finite:
+                break
+        collector.shutdown()
+    finite &= all(bool(torch.isfinite(p).all()) for p in loss.state_dict().values() if isinstance(p, torch.Tensor))
+    growth = memory[-1] - memory[1] if len(memory) > 1 else 0.0
+    print({name: round(value, 3) for name, value in largest.items()})
+    print(f"all finite: {finite}; memory grew by {growth:.1f} MiB between the second point and the last")
+    return int(not finite or growth > args.growth_mib)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

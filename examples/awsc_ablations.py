@@ -1,0 +1,142 @@
+"""Ask which parts of AWSC's online stage matter: a baseline, and runs that change one thing each.
+
+    python examples/awsc_ablations.py --policy runs/awsc-planar-state-0-2 --workers 2
+
+Runs `examples/awsc_online.py` once per configuration and seed from one checkpoint of `aw_shortcut_flow_offline.py`,
+through Ray where it is installed (`pip install 'torchrl-flow[sweep]'`), else one after the other, and prints one table.
+All configurations make the same number of critic updates; those of the update-to-data ratio differ in how many chunks
+they collect for them. Started again it leaves finished runs alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from torchrl_flow import training
+from torchrl_flow.training import RunStatus, Variant
+
+SCRIPT = Path(__file__).with_name("awsc_online.py")
+UTD_RATIO = 0.5
+
+
+@dataclasses.dataclass
+class Args:
+    """What the ablations can be told on the command line."""
+
+    policy: str
+    """run or checkpoint of aw_shortcut_flow_offline that all runs start from"""
+    only: tuple[str, ...] = ()
+    """configurations or categories to run; all where none is named"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of each configuration"""
+    updates: int = 2000
+    """critic updates of each run"""
+    directory: str = "runs/awsc_ablations"
+    """directory of the runs"""
+    results: str = "runs/results.csv"
+    """table to which the results are appended"""
+    eval_episodes: int = 100
+    """episodes of each evaluation"""
+    best_of: tuple[int, ...] = (4, 16)
+    """also evaluate each policy acting by the best of so many samples"""
+    workers: int | None = None
+    """runs at a time; as many as there are CPUs where none is given"""
+    dry_run: bool = False
+    """print the commands and stop"""
+
+
+def variants(updates: int) -> list[Variant]:
+    """Return the configurations; add a line for another one."""
+
+    def utd(ratio: float) -> dict[str, Any]:
+        return {"utd_ratio": ratio, "chunks": round(updates / ratio)}
+
+    return [
+        Variant("baseline", "baseline"),
+        Variant("beta_0", "beta", {"beta": 0.0}),
+        Variant("beta_10", "beta", {"beta": 10.0}),
+        Variant("beta_100", "beta", {"beta": 100.0}),
+        Variant("min_of_1", "ensemble", {"num_min_qs": 1}),
+        Variant("min_of_10", "ensemble", {"num_min_qs": 10}),
+        Variant("no_filter", "filter", {"filter_policy_data": False}),
+        Variant("online_ratio_0", "data", {"online_ratio": 0.0}),
+        Variant("online_ratio_1", "data", {"online_ratio": 1.0}),
+        Variant("utd_1", "utd", utd(1.0)),
+        Variant("utd_8", "utd", utd(8.0)),
+        Variant("target_best_of_4", "best of N", {"num_action_samples": 4}),
+        Variant("target_best_of_16", "best of N", {"num_action_samples": 16}),
+        Variant("batch_baseline", "baseline", {"baseline": "batch"}),
+    ]
+
+
+def make_runs(args: Args) -> list[training.SweepRun]:
+    """Work out the commands."""
+    common = {
+        "policy": args.policy,
+        "utd_ratio": UTD_RATIO,
+        "chunks": round(args.updates / UTD_RATIO),
+        "actor_every": 1,
+        "results": args.results,
+        "eval_episodes": args.eval_episodes,
+        "best_of": args.best_of,
+        "num_videos": 0,
+    }
+    chosen = training.select_variants(variants(args.updates), args.only)
+    program = [sys.executable, str(SCRIPT)]
+    return training.plan_sweep(chosen, args.seeds, program=program, directory=args.directory, options=common)
+
+
+def table(args: Args, statuses: Sequence[RunStatus]) -> str:
+    """Return a Markdown table of what is finished: success over the seeds, plain and by the best of N."""
+    names = [f"best of {n}" for n in args.best_of]
+    lines = ["| configuration | seeds | success_once | " + " | ".join(names) + " | env steps | minutes |"]
+    lines.append("|" + " --- |" * (len(names) + 5))
+    done = [status for status in statuses if status.state == "finished"]
+    for name in dict.fromkeys(status.run.variant.name for status in done):
+        mine = [status.run.directory for status in done if status.run.variant.name == name]
+        figures = [json.loads((directory / "evaluation.json").read_text(encoding="utf-8")) for directory in mine]
+        plain = [next(value for key, value in found.items() if key.isdigit()) for found in figures]
+        columns = [plain, *([found[label] for found in figures] for label in names)]
+        checkpoints = [training.load_checkpoint(directory) for directory in mine]
+        cells = [name, str(len(mine)), *(spread([values["success_once"] for values in column]) for column in columns)]
+        cells.append(f"{statistics.mean(c.counters['env_steps'] for c in checkpoints):.0f}")
+        cells.append(f"{statistics.mean(c.metadata['wall_s'] for c in checkpoints) / 60:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write a mean, with its standard deviation where there are several."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main(args: Args) -> None:
+    """Plan, run, print."""
+    runs = make_runs(args)
+    if args.dry_run:
+        print("\n".join(run.shell() for run in runs))
+        return
+    statuses = training.run_sweep(
+        runs, workers=args.workers, on_change=lambda found: print(training.format_statuses(found)), poll_s=30.0
+    )
+    for status in statuses:
+        if status.state != "finished":
+            print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
+    text = table(args, statuses)
+    (Path(args.directory) / "table.md").write_text(text + "\n", encoding="utf-8")
+    print("\n" + text)
+    if any(status.state != "finished" for status in statuses):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
