@@ -19,7 +19,11 @@ from torchrl_flow.functional import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-WITH_TABLES = (ROOT / "README.md", ROOT / "docs" / "demonstrations.md", *(ROOT / "docs" / f"{name}.md" for name in ("awsc", "steering", "reinflow", "slates")))
+WITH_TABLES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "demonstrations.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("awsc", "steering", "reinflow", "slates")),
+)
 HEAD = """# Results and timings
 
 Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
@@ -57,12 +61,25 @@ def rate(value: str, episodes: str) -> str:
 
 def learning_table(found: list[dict[str, str]]) -> str:
     """Write the table of some learning results."""
-    header = ["task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "return", "env steps", "minutes"]
+    header = [
+        "task",
+        "obs",
+        "stage",
+        "seed",
+        "episodes",
+        "success_once",
+        "success_at_end",
+        "return",
+        "env steps",
+        "minutes",
+    ]
     body = []
     for row in found:
         rates = [rate(row[name], row["episodes"]) for name in ("success_once", "success_at_end")]
         named = [row[name] for name in ("task", "obs", "stage", "seed", "episodes")]
-        body.append([*named, *rates, f"{float(row['return']):.1f}", row["env_steps"], f"{float(row['wall_s']) / 60:.1f}"])
+        body.append(
+            [*named, *rates, f"{float(row['return']):.1f}", row["env_steps"], f"{float(row['wall_s']) / 60:.1f}"]
+        )
     return table(header, body)
 
 

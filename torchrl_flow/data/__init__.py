@@ -12,6 +12,7 @@ from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.maniskill import read_maniskill
 from torchrl_flow.data.maniskill_reader import ReadOptions
 from torchrl_flow.data.mixed_replay import MixedReplayBuffer
+from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
 from torchrl_flow.data.npz import NpzReplayBuffer, read_npz
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.data.ratio_sampler import LinearRatio, split_batch
@@ -21,6 +22,7 @@ from torchrl_flow.data.store import DemoStore
 from torchrl_flow.data.trajectory_file import TrajectoryFile
 
 __all__ = [
+    "AliasFn",
     "ChunkKeys",
     "ChunkStorage",
     "DataError",
@@ -30,14 +32,17 @@ __all__ = [
     "Episode",
     "LinearRatio",
     "MixedReplayBuffer",
+    "NoiseCache",
     "NpzReplayBuffer",
     "NpzStream",
     "ReadOptions",
     "TrajectoryFile",
     "column_statistics",
     "cut_after_success",
+    "data_digest",
     "drop_idle_steps",
     "load_demonstrations",
+    "module_digest",
     "read_maniskill",
     "read_npz",
     "split_batch",

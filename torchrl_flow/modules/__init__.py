@@ -11,6 +11,10 @@ from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbeddin
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.latent_critic import make_latent_critics
+from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
+from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
+from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
@@ -23,11 +27,14 @@ from torchrl_flow.modules.state_policy import (
     make_state_values,
 )
 from torchrl_flow.modules.state_value import StateValue, StateValueConfig, make_state_value
+from torchrl_flow.modules.steered_flow_actor import SteeredFlowActor
 from torchrl_flow.modules.velocity_dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "AliasConfig",
+    "AliasMode",
     "BeliefEncoder",
     "BeliefEncoderConfig",
     "BestOfN",
@@ -40,12 +47,17 @@ __all__ = [
     "FlowActorConfig",
     "FlowTimeEmbedding",
     "LatentActionBox",
+    "LatentGaussianPolicy",
+    "LatentNormal",
+    "LatentPolicyConfig",
+    "NoiseAliaser",
     "NoiseNetConfig",
     "NoisyFlowActor",
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
     "PixelEncoder",
+    "PriorMixture",
     "QEnsemble",
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
@@ -59,9 +71,12 @@ __all__ = [
     "StateValue",
     "StateValueConfig",
     "Statistics",
+    "SteeredFlowActor",
     "VelocityNetwork",
     "make_critic",
     "make_flow_actor",
+    "make_latent_critics",
+    "make_latent_policy",
     "make_noise_net",
     "make_observation_value",
     "make_state_policy",

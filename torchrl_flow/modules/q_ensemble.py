@@ -252,7 +252,8 @@ class QEnsemble(TensorDictModuleBase):
         """Reduce the members' values ``[num_qs, *B]`` to ``[*B]`` as ``reduction`` says."""
         if self.reduction is None:
             raise RuntimeError("this ensemble has no reduction: construct it with reduction='min', 'mean' or 'ucb'.")
-        draws = torch.rand(self.num_qs, device=q.device)
+        # Drawn for the random subset alone: under vmap a draw that nothing needs would be refused.
+        draws = torch.rand(self.num_qs, device=q.device) if self.reduction == "min" else None
         return reduce_ensemble(q, self.reduction, draws=draws, num_min_qs=self.num_min_qs, kappa=self.kappa)
 
     @dispatch(auto_batch_size=False)

@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import nn
 
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.encoders import ObservationEncoder
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class StateValue(TensorDictModuleBase):
         layers: list[nn.Module] = []
         size_in = encoder.out_features
         for size in hidden_sizes:
-            layers += [nn.Linear(size_in, size), nn.Mish()]
+            layers += [nn.Linear(size_in, size), Mish()]
             size_in = size
         self.head = nn.Sequential(*layers, nn.Linear(size_in, 1))
 

@@ -252,6 +252,12 @@ class ChunkCriticObjective(ShortCutObjective):
         target = self.value_estimator.value_estimate(tensordict, next_value=next_value.reshape(*batch, 1))
         return target.reshape(-1)
 
+    def _next_noise(self, tensordict: TensorDictBase, features: Tensor, num: int) -> Tensor:
+        """Return the noise ``[B * num, H, A]`` of ``num`` chunks a state, whose repeated features are given."""
+        # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
+        shape = (features.shape[0], *self.actor_network.noise_shape)
+        return torch.randn(shape, device=features.device, dtype=features.dtype)
+
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:
         """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for a state.
@@ -271,9 +277,7 @@ class ChunkCriticObjective(ShortCutObjective):
         actor = self.actor_network
         with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
             features = actor.features(tensordict, augment=self.augment).repeat_interleave(num, 0)
-            # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
-            shape = (features.shape[0], *actor.noise_shape)
-            noise = torch.randn(shape, device=features.device, dtype=features.dtype)
+            noise = self._next_noise(tensordict, features, num)
             chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
         return chunks[:, actor.executed_slice].unflatten(0, (-1, num))
 

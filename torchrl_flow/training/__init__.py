@@ -1,16 +1,11 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.training.checkpoint_reader import (
-    TrainingCheckpoint,
-    latest_checkpoint,
-    load_checkpoint,
-    require_task,
-)
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import can_film, conclude
 from torchrl_flow.training.demo_source import DemoSource
-from torchrl_flow.training.envs import make_chunk_env, reset_with_seeds
+from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
@@ -27,16 +22,19 @@ from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, 
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
-from torchrl_flow.training.steppers import NamedLossStepper
-from torchrl_flow.training.sweep import (
-    RunStatus,
-    SweepRun,
-    Variant,
-    plan_sweep,
-    run_status,
-    run_sweep,
-    select_variants,
+from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
+from torchrl_flow.training.steering import (
+    LATENT_POLICY,
+    alias_demonstrations,
+    latent_value_gap,
+    load_latent_policy,
+    load_steered,
+    macro_replay,
+    macro_transitions,
+    policy_demonstrations,
 )
+from torchrl_flow.training.steppers import NamedLossStepper
+from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tasks import (
     PLANAR,
@@ -56,6 +54,7 @@ from torchrl_flow.training.warm_start import warm_start
 
 __all__ = [
     "BENCHMARK_COLUMNS",
+    "LATENT_POLICY",
     "PLANAR",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
@@ -84,26 +83,34 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "alias_demonstrations",
     "append_benchmark",
     "append_result",
     "as_frames",
+    "base_env",
     "can_film",
     "collect_sardine",
     "collect_slates",
     "collect_versions",
     "command_line",
     "compare_num_steps",
+    "compare_stages",
     "conclude",
     "evaluate",
     "evaluation_env",
     "format_statuses",
     "git_commit",
     "isolated_rng",
+    "latent_value_gap",
     "latest_checkpoint",
     "load_checkpoint",
     "load_critic",
+    "load_latent_policy",
     "load_policy",
     "load_state_policy",
+    "load_steered",
+    "macro_replay",
+    "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
     "make_task_chunk_env",
@@ -114,6 +121,7 @@ __all__ = [
     "offline_task",
     "plan_sweep",
     "play_slates",
+    "policy_demonstrations",
     "q_diagnostics",
     "read_metrics",
     "relabel_slates",
@@ -127,6 +135,7 @@ __all__ = [
     "save_checkpoint",
     "seed_everything",
     "select_variants",
+    "stages_svg",
     "success_metrics",
     "summarise_sweep",
     "task_info",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_flow.modules import FlowActor
+from torchrl_flow.modules import FlowActor, SteeredFlowActor
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
@@ -32,7 +32,7 @@ def can_film(env: EnvBase) -> bool:
 
 def conclude(
     directory: str | Path,
-    actor: FlowActor,
+    actor: FlowActor | SteeredFlowActor,
     env: EnvBase,
     seeds: Sequence[int],
     *,
@@ -117,7 +117,7 @@ def conclude(
     return result, path
 
 
-def _conditions(seeds: Sequence[int], actor: FlowActor) -> str:
+def _conditions(seeds: Sequence[int], actor: FlowActor | SteeredFlowActor) -> str:
     device = next(actor.parameters()).device
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"

@@ -12,7 +12,7 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.training.video import FrameRecorder
 
-__all__ = ["make_chunk_env", "reset_with_seeds"]
+__all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
 
 STEP_SUCCESS = "step_success"
 """Key of the success of the last executed env step, beside ``success``, which is latched over the chunk."""
@@ -69,7 +69,11 @@ def make_chunk_env(
     return TransformedEnv(base_env, transforms)
 
 
-def _without_transforms(env: EnvBase) -> EnvBase:
+def base_env(env: EnvBase) -> EnvBase:
+    """Return the environment below all transforms: what holds the simulation, for a checkpoint that shall hold it too.
+
+    A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
+    """
     while isinstance(env, TransformedEnv):
         env = env.base_env
     return env
@@ -94,7 +98,7 @@ def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
     if len(seeds) != num_envs:
         raise ValueError(f"seeds must hold one seed per sub-environment, {num_envs}, got {len(seeds)}.")
     seeds = [int(seed) for seed in seeds]
-    base = _without_transforms(env)
+    base = base_env(env)
     if isinstance(base, BatchedEnvBase):
         share = num_envs // base.num_workers
         shares = [seeds[i : i + share] for i in range(0, num_envs, share)]

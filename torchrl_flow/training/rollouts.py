@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_flow.training.envs import base_env
 
 __all__ = ["ChunkRollouts", "minibatches"]
 
@@ -71,17 +73,12 @@ class ChunkRollouts:
         before = step.select(*self._keep, strict=False) if self._keep is not None else step.exclude("next")
         return before.set("next", after)
 
-    def _base(self) -> EnvBase:
-        env = self.env
-        while isinstance(env, TransformedEnv):
-            env = env.base_env
-        return env
-
     def state_dict(self) -> dict[str, Any]:
         """Return where the rollouts are: the simulation, where the environment can tell it, and what was observed."""
         if self._carry is None:
             return {}
-        simulation = self._base().state_dict() if getattr(self._base(), "_supports_set_state", False) else {}
+        base = base_env(self.env)
+        simulation = base.state_dict() if getattr(base, "_supports_set_state", False) else {}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
         return {"carry": carry, "simulation": dict(simulation)}
 
@@ -91,7 +88,7 @@ class ChunkRollouts:
         if not state.get("simulation"):
             return
         self.env.reset()
-        self._base().load_state_dict(state["simulation"])
+        base_env(self.env).load_state_dict(state["simulation"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
 
 

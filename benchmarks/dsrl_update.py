@@ -1,0 +1,261 @@
+"""What an update of DSRL with noise aliasing costs: ours against the official update, restated in plain PyTorch.
+
+    python benchmarks/dsrl_update.py
+    python benchmarks/dsrl_update.py --results benchmarks/results.csv
+
+prints, for K = 1 and K = 8 sampling steps, the median time of a gradient step of each in milliseconds, and the median
+ratio of neighbouring measurements with its quartiles: below 1, ours is the faster. A gradient step is one of the critic
+of actions, `distill_steps` of the critics of noise, and one of policy and temperature, each with its optimiser, then
+the target. The restatement does the same operations in the order of the official code (temperature, critic of actions,
+then for each step of distillation new noise, the flow, the teacher and the critics of noise, then the policy), with two
+critics of three layers of 128, tanh and LayerNorm. Our critics have LayerNorm and Mish, which
+costs more than tanh. The velocity network, by far the most of the time, is the same object in both. Replay is not
+timed: both get their batches from memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from torchrl_flow.modules import (
+    CriticConfig,
+    FlowActor,
+    FlowActorConfig,
+    LatentPolicyConfig,
+    make_critic,
+    make_flow_actor,
+    make_latent_critics,
+    make_latent_policy,
+)
+from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
+from torchrl_flow.training import LossGroup, NamedLossStepper, append_benchmark
+
+
+@dataclass
+class Args:
+    """What to measure."""
+
+    batch_size: int = 256
+    state_dim: int = 23
+    action_dim: int = 7
+    chunk: int = 4
+    """Steps of a chunk, all of them executed and steered."""
+    hidden_sizes: tuple[int, ...] = (128, 128, 128)
+    distill_steps: int = 10
+    batched_pairs: bool = False
+    """Make the pairs of all steps of distillation in one pass of flow and teacher; on a CPU it overflows the cache."""
+    flow_width: int = 256
+    flow_depth: int = 3
+    num_steps: tuple[int, ...] = (1, 8)
+    """Sampling steps K."""
+    gradient_steps: int = 20
+    """Gradient steps in a measurement."""
+    rounds: int = 5
+    """Number of measurements of each, taken in turns, after one that does not count."""
+    threads: int = 1
+    """Number of CPU threads."""
+    device: str = "cpu"
+    results: Path | None = None
+    """A CSV file to append the pairs to."""
+
+
+def make_flow(args: Args, num_steps: int) -> FlowActor:
+    torch.manual_seed(0)
+    config = FlowActorConfig(
+        action_dim=args.action_dim,
+        state_dim=args.state_dim,
+        obs_horizon=1,
+        pred_horizon=args.chunk,
+        act_horizon=args.chunk,
+        width=args.flow_width,
+        depth=args.flow_depth,
+        num_steps=num_steps,
+    )
+    return make_flow_actor(config).to(args.device).eval().requires_grad_(False)
+
+
+def make_batch(args: Args) -> TensorDict:
+    rows, chunk = args.batch_size, (args.batch_size, args.chunk, args.action_dim)
+    following = {
+        "observation": torch.randn(rows, 1, args.state_dim),
+        "reward": torch.randn(rows, 1),
+        "terminated": torch.zeros(rows, 1, dtype=torch.bool),
+        "done": torch.zeros(rows, 1, dtype=torch.bool),
+        "steps_to_next_obs": torch.full((rows, 1), args.chunk),
+    }
+    data = {"observation": torch.randn(rows, 1, args.state_dim), "action": torch.randn(chunk)}
+    data |= {"latent": torch.randn(chunk), "next": TensorDict(following, batch_size=[rows])}
+    return TensorDict(data, batch_size=[rows]).to(args.device)
+
+
+def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
+    """The update of examples/dsrl_sac_online.py --na."""
+    policy = make_latent_policy(LatentPolicyConfig(latent_bound=1.0, hidden_sizes=args.hidden_sizes), flow)
+    config = CriticConfig(num_qs=2, hidden_sizes=args.hidden_sizes)
+    critic = make_critic(config, flow)
+    critic_loss = ChunkCriticLoss(flow, critic, policy, augment=False)
+    critics = make_latent_critics(config, flow, policy)
+    loss = DistilledSACLoss(policy, critics, critic, flow, deactivate_vmap=args.device == "cpu")
+    target = NetworkSoftUpdate(critic_loss, "critic_network", tau=0.005)
+    adam = torch.optim.Adam
+    td_group = LossGroup("loss_qvalue", adam(critic_loss.critic_parameters(), 3e-4), target_updater=target)
+    distil_group = LossGroup("loss_qvalue", adam(loss.qvalue_network_params.parameters(), 3e-4), method="qvalue_loss")
+    parameters = [*loss.actor_network_params.parameters(), *[p for n, p in loss.named_parameters() if n == "log_alpha"]]
+    policy_group = LossGroup(("loss_actor", "loss_alpha"), adam(parameters, 3e-4), method="policy_loss")
+    td, distil = NamedLossStepper(critic_loss, [td_group]), NamedLossStepper(loss, [distil_group])
+    improve = NamedLossStepper(loss, [policy_group])
+
+    def step() -> None:
+        rows = batch.clone(False)
+        td.update(rows)
+        if args.batched_pairs:
+            for pairs in loss.distillation_pairs(rows, args.distill_steps).unbind(0):
+                distil.update(pairs)
+        else:
+            for _ in range(args.distill_steps):
+                distil.update(rows)
+        improve.update(rows)
+
+    return step
+
+
+def mlp(sizes: tuple[int, ...], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.LayerNorm(b), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out))
+
+
+class Reference:
+    """The official update, in its order, in plain PyTorch."""
+
+    def __init__(self, args: Args, flow: FlowActor, batch: TensorDict) -> None:
+        torch.manual_seed(0)
+        self.args, self.flow, self.size = args, flow, args.chunk * args.action_dim
+        state, hidden = args.state_dim, args.hidden_sizes
+        self.actor = mlp((state, *hidden), 2 * self.size).to(args.device)
+        critics = [[mlp((state + self.size, *hidden), 1).to(args.device) for _ in range(2)] for _ in range(3)]
+        self.critics, self.targets, self.noise_critics = critics
+        for target, critic in zip(self.targets, self.critics):
+            target.load_state_dict(critic.state_dict())
+        self.log_alpha = torch.zeros(1, device=args.device, requires_grad=True)
+        adam = torch.optim.Adam
+        self.actor_adam, self.alpha_adam = adam(self.actor.parameters(), 3e-4), adam([self.log_alpha], 3e-4)
+        self.critic_adam = adam([p for critic in self.critics for p in critic.parameters()], 3e-4)
+        self.noise_adam = adam([p for critic in self.noise_critics for p in critic.parameters()], 3e-4)
+        self.obs, self.next_obs = batch["observation"].flatten(1), batch["next", "observation"].flatten(1)
+        self.action, self.reward = batch["action"].flatten(1), batch["next", "reward"]
+        self.alive = (~batch["next", "terminated"]).float()
+
+    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw squashed noise and score it."""
+        mean, log_std = self.actor(obs).chunk(2, -1)
+        std = log_std.clamp(-20, 2).exp()
+        u = mean + std * torch.randn_like(mean)
+        log_prob = (-0.5 * ((u - mean) / std).square() - std.log() - 0.9189385).sum(-1, keepdim=True)
+        w = torch.tanh(u)
+        return w, log_prob - (1 - w.square() + 1e-6).log().sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Carry noise to an action by K Euler steps."""
+        x = noise.reshape(-1, self.args.chunk, self.args.action_dim)
+        num = self.flow.num_steps
+        d = x.new_full(x.shape[:1], 1 / num)
+        for i in range(num):
+            x = x + self.flow.velocity_network(x, x.new_full(x.shape[:1], i / num), d, obs) / num
+        return x.flatten(1)
+
+    @staticmethod
+    def values(critics: list[nn.Sequential], obs: Tensor, action: Tensor) -> Tensor:
+        """Return all critics' values, side by side."""
+        x = torch.cat([obs, action], -1)
+        return torch.cat([critic(x) for critic in critics], -1)
+
+    @staticmethod
+    def minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step."""
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def step(self) -> None:
+        """Do one gradient step."""
+        obs = self.obs
+        w, log_prob = self.sample(obs)
+        alpha = self.log_alpha.detach().exp()
+        self.minimise(-(self.log_alpha * (log_prob - 0.5 * self.size).detach()).mean(), self.alpha_adam)
+        with torch.no_grad():
+            next_w, _ = self.sample(self.next_obs)
+            next_q = self.values(self.targets, self.next_obs, self.decode(self.next_obs, next_w)).amin(-1, keepdim=True)
+            target = self.reward + self.alive * 0.99**self.args.chunk * next_q
+        values = self.values(self.critics, obs, self.action)
+        self.minimise(F.mse_loss(values, target.expand_as(values)), self.critic_adam)
+        for _ in range(self.args.distill_steps):
+            noise = torch.randn_like(w).clamp(-1, 1)
+            with torch.no_grad():
+                taught = self.values(self.critics, obs, self.decode(obs, noise))
+            self.minimise(F.mse_loss(self.values(self.noise_critics, obs, noise), taught), self.noise_adam)
+        lowest = self.values(self.noise_critics, obs, w).amin(-1, keepdim=True)
+        self.minimise((alpha * log_prob - lowest).mean(), self.actor_adam)
+        with torch.no_grad():
+            for target_critic, critic in zip(self.targets, self.critics):
+                for slow, fast in zip(target_critic.parameters(), critic.parameters()):
+                    slow.mul_(0.995).add_(fast, alpha=0.005)
+
+
+def measure(made: dict[str, Callable[[], None]], args: Args) -> dict[str, list[float]]:
+    """Milliseconds per gradient step, `[form][round]`, the forms taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in made}
+    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    for _ in range(args.rounds + 1):
+        for name, step in made.items():
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(args.gradient_steps):
+                step()
+            synchronize()
+            times[name].append(1e3 * (time.perf_counter() - start) / args.gradient_steps)
+    return {name: values[1:] for name, values in times.items()}
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    batch = make_batch(args)
+    for num_steps in args.num_steps:
+        flow = make_flow(args, num_steps)
+        times = measure({"ours": ours(args, flow, batch), "reference": Reference(args, flow, batch).step}, args)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        ratios = [a / b for a, b in zip(times["ours"], times["reference"])]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        shown = {name: round(value, 2) for name, value in medians.items()}
+        print(f"K = {num_steps}: {shown} ms a gradient step; ours / reference: {ratio:.2f} ({low:.2f} to {high:.2f})")
+        if args.results is not None:
+            append_benchmark(
+                args.results,
+                pair="dsrl_na update / restated official update",
+                mode=f"K = {num_steps}, 1 + {args.distill_steps} + 1 steps, batch {args.batch_size}",
+                device=args.device,
+                threads=args.threads,
+                ours_ms=medians["ours"],
+                reference_ms=medians["reference"],
+                ratio=ratio,
+                ratio_low=low,
+                ratio_high=high,
+            )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

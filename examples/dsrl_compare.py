@@ -1,0 +1,108 @@
+"""Evaluate a flow policy before and after each stage of steering it, on equal seeds: one table and one plot.
+
+    python examples/dsrl_compare.py --run runs/dsrl_ppo-planar-0
+    python examples/dsrl_compare.py --run runs/dsrl_na-planar-0 --stage1 runs/dsrl_sac_offline-planar-0
+
+for runs of dsrl_ppo.py, dsrl_sac_online.py, dsrl_offline.py and dsrl_sac_offline.py alike. The prior is the run's own
+frozen flow with noise from N(0, I); every stage sees the same episodes and the same noise. Where a run holds critics of
+latents, the table also tells their mean value of the prior's and of the policy's latents on fixed observations. The
+table, the plot and the report go into the run's directory; the path of the report is printed last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import tyro
+from tensordict import TensorDictBase
+
+from torchrl_flow import training
+from torchrl_flow.data import module_digest
+from torchrl_flow.modules import CriticConfig, FlowActor, SteeredFlowActor, make_latent_critics
+from torchrl_flow.objectives import LatentSACLoss
+from torchrl_flow.training import TrainingCheckpoint
+
+
+@dataclasses.dataclass
+class Args:
+    """What the command can be told."""
+
+    run: str
+    """run directory or checkpoint of the last stage"""
+    stage1: str | None = None
+    """that of stage 1; the one that the run started from (its --init) where none is given"""
+    recipe: str | None = None
+    """what the table of results calls it; from the run where none is given"""
+    output: str | None = None
+    """directory of table, plot and report; the run's own where none is given"""
+    results: str | None = None
+    """table of results to append to"""
+    eval_episodes: int = 100
+    """episodes of each stage, from seed 10000 on"""
+    threads: int = 1
+    """CPU threads"""
+
+
+def recipe_of(checkpoint: TrainingCheckpoint) -> str:
+    """Tell which recipe made a checkpoint."""
+    if "sac" in checkpoint.roles:
+        return "dsrl_na" if checkpoint.config.get("na", True) else "dsrl_sac"
+    return "dsrl_ppo"
+
+
+def is_offline(checkpoint: TrainingCheckpoint) -> bool:
+    """Tell whether a checkpoint is a stage 1: it has seen no environment step."""
+    return "env_steps" not in checkpoint.counters
+
+
+def value_gap(
+    checkpoint: TrainingCheckpoint, actor: SteeredFlowActor, observations: TensorDictBase
+) -> dict[str, float]:
+    """Return the mean value of the prior's and of the policy's latents, where there are critics of latents."""
+    if "sac" not in checkpoint.roles:
+        return {}
+    config = CriticConfig(checkpoint.config["num_qs"], tuple(checkpoint.config["hidden_sizes"]))
+    loss = LatentSACLoss(actor.policy, make_latent_critics(config, actor.flow, actor.policy))
+    checkpoint.restore(modules={"sac": loss})
+    return training.latent_value_gap(loss.mean_value, actor.policy, observations)
+
+
+def main(args: Args) -> None:
+    """Load the stages, evaluate them on equal seeds, write table, plot and report."""
+    torch.set_num_threads(args.threads)
+    last, checkpoint = training.load_steered(args.run)
+    found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
+    first = args.stage1 or (None if is_offline(checkpoint) else checkpoint.config.get("init"))
+    if first is not None:
+        found = {"1": training.load_steered(first), **found}
+        if module_digest(found["1"][0].flow) != module_digest(last.flow):
+            raise ValueError(f"{first} steers another flow than {args.run}: its weights differ.")
+    env = training.evaluation_env(checkpoint, gamma=checkpoint.config["gamma"])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)
+    stages: dict[str, FlowActor | SteeredFlowActor] = {"prior": last.flow}
+    stages |= {name: actor for name, (actor, _) in found.items()}
+    output = Path(args.output) if args.output else checkpoint.path.parent.parent
+    results = training.compare_stages(
+        output,
+        stages,
+        env,
+        range(10_000, 10_000 + args.eval_episodes),
+        task=checkpoint.task,
+        recipe=args.recipe or recipe_of(checkpoint),
+        seed=checkpoint.config["seed"],
+        diagnostics={name: value_gap(source, actor, observations) for name, (actor, source) in found.items()},
+        results=args.results,
+        env_steps={name: source.counters.get("env_steps", 0) for name, (_, source) in found.items()},
+        wall_s={name: source.metadata.get("wall_s", 0.0) for name, (_, source) in found.items()},
+    )
+    for name, result in results.items():
+        print(f"{name}: {result.summary()}")
+    print((output / "stages.html").resolve())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,225 @@
+"""Steer a frozen flow policy through its noise from demonstrations, with noise aliasing: stage 1 of DSRL off policy.
+
+    python examples/dsrl_sac_offline.py --policy runs/shortcut_flow_bc-planar-state-0
+
+takes about 4 minutes on one CPU thread for the planar task. A critic of executed actions learns from the
+demonstrations (or is the checkpoint's), critics of latents are distilled from it on latents that the flow carries to
+the demonstrated actions, and on draws from the prior; the latent policy is then fitted to them by AW-MLE, or by SAC.
+examples/dsrl_sac_online.py --init <this run> goes on from all of them. The latents are cached on disk. A run that was
+stopped goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_flow import training
+from torchrl_flow.data import module_digest
+from torchrl_flow.modules import (
+    AliasConfig,
+    CriticConfig,
+    LatentPolicyConfig,
+    NoiseAliaser,
+    QEnsemble,
+    SteeredFlowActor,
+    make_critic,
+    make_latent_critics,
+    make_latent_policy,
+)
+from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, NetworkSoftUpdate
+from torchrl_flow.training import LossGroup, NamedLossStepper
+
+
+@dataclasses.dataclass
+class Args:
+    """What the recipe can be told on the command line."""
+
+    policy: str
+    """run directory or checkpoint with the flow to steer"""
+    demos: str | None = None
+    """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
+    num_demos: int | None = None
+    """how many of them, where demos names others"""
+    aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
+    """how the latents of the demonstrated actions are found"""
+    extraction: Literal["aw_mle", "sac"] = "aw_mle"
+    """how the latent policy is fitted to the critics of latents"""
+    name: str | None = None
+    """name of the run; recipe and task where none is given"""
+    runs: str = "runs"
+    """directory of the runs"""
+    results: str = "runs/results.csv"
+    """table to which the results are appended"""
+    seed: int = 0
+    """seed of the networks and of training"""
+    steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
+    """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
+    latent_bound: float | None = 2.0
+    """b of the bound b tanh(u / b) on the latent"""
+    hidden_sizes: tuple[int, ...] = (128, 128, 128)
+    """hidden layers of all networks"""
+    num_qs: int = 2
+    """critics"""
+    num_steps: int | None = None
+    """sampling steps K of the flow; its own where none is given"""
+    critic_iterations: int = 3000
+    """gradient steps of the critic of actions, where the checkpoint has none that fits"""
+    distill_iterations: int = 2000
+    """gradient steps of the critics of latents"""
+    iterations: int = 1000
+    """gradient steps of the latent policy"""
+    batch_size: int = 256
+    """chunks per gradient step"""
+    gamma: float = 0.97
+    """discount of one environment step"""
+    tau: float = 0.02
+    """rate of the target critic"""
+    lr: float = 3e-4
+    """learning rate of all networks"""
+    distillation: Literal["forward", "aliased", "both"] = "both"
+    """pairs that are distilled: latents of the prior, those of the demonstrations, or both"""
+    num_candidates: int = 32
+    """M, latents of the prior per observation (aw_mle)"""
+    beta: float = 1.0
+    """inverse temperature of their weights, in units of the scores' spread (aw_mle)"""
+    kl_coef: float = 1e-3
+    """weight of the divergence from the prior (aw_mle)"""
+    alpha: float = 3e-3
+    """temperature at the start (sac)"""
+    target_entropy: float = 0.0
+    """entropy that the temperature aims at (sac)"""
+    eval_episodes: int = 100
+    """episodes of the final evaluation, from seed 10000 on"""
+    num_videos: int = 0
+    """episodes to film, where the machine can render"""
+    save_every: int = 500
+    """gradient steps between checkpoints"""
+    device: str = "cpu"
+    """device of networks and batches"""
+    threads: int = 1
+    """CPU threads"""
+    wandb: Literal["online", "offline"] | None = None
+    """log to Weights & Biases"""
+    tensorboard: bool = False
+    """log to TensorBoard"""
+    resume: bool = False
+    """go on with a run that was stopped"""
+
+
+def make_data(
+    args: Args, checkpoint: training.TrainingCheckpoint, source: training.DemoSource, actor: SteeredFlowActor
+) -> tuple[TensorDictReplayBuffer, str]:
+    """Read the demonstrations and find their latents, once; the rest is a replay buffer."""
+    data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma)
+    config = AliasConfig(mode=args.aliasing)
+    aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
+    root = Path("demos") / f"latents-{args.aliasing}-{args.steer_mode}-{module_digest(actor.flow)[:12]}"
+    cache = training.alias_demonstrations(data, aliaser, root)
+    buffer = training.macro_replay(len(data), batch_size=args.batch_size, device=args.device)
+    for rows in torch.arange(len(data)).split(4096):
+        buffer.extend(training.macro_transitions(data[rows].set("latent", cache.latent[rows])))
+    return buffer, f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
+
+
+def find_critic(args: Args, checkpoint: training.TrainingCheckpoint, actor: SteeredFlowActor) -> tuple[QEnsemble, int]:
+    """Take the checkpoint's critic where it has a head for each critic of latents, or make one to train."""
+    found = checkpoint.module_configs.get("critic")
+    if found is not None and found["num_qs"] == args.num_qs:
+        return training.load_critic(checkpoint, actor.flow)[0], 0
+    return make_critic(CriticConfig(args.num_qs, args.hidden_sizes), actor.flow), args.critic_iterations
+
+
+def train(
+    args: Args,
+    run: training.Run,
+    buffer: TensorDictReplayBuffer,
+    actor: SteeredFlowActor,
+    critic: QEnsemble,
+    first: int,
+) -> dict[str, float]:
+    """Train the critic of actions, the critics of latents and the policy, in this order; all of the loop is here."""
+    flow, policy, own = actor.flow, actor.policy, {"num_steps": actor.num_steps}
+    td = ChunkCriticLoss(flow, critic, gamma=args.gamma, target_num_steps=actor.num_steps)
+    target = NetworkSoftUpdate(td, "critic_network", tau=args.tau)
+    latent_critics = make_latent_critics(CriticConfig(args.num_qs, args.hidden_sizes), flow, policy)
+    options = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy, **own}
+    sac = DistilledSACLoss(policy, latent_critics, critic, flow, mode=args.distillation, **options)
+    weights = {"num_candidates": args.num_candidates, "beta": args.beta, "baseline_temperature": 1.0}
+    aw_mle = LatentAWMLELoss(policy, sac, kl_coef=args.kl_coef, standardize_scores=True, **weights)
+
+    group = LossGroup("loss_qvalue", torch.optim.Adam(td.critic_parameters(), args.lr), target_updater=target)
+    critic_step = NamedLossStepper(td, [group])
+    parameters = sac.qvalue_network_params.parameters()
+    group = LossGroup("loss_qvalue", torch.optim.Adam(parameters, args.lr), method="qvalue_loss")
+    distil_step = NamedLossStepper(sac, [group], target_updater=SoftUpdate(sac, tau=args.tau))
+    if args.extraction == "aw_mle":
+        policy_step = NamedLossStepper(
+            aw_mle, [LossGroup("loss_latent_policy", torch.optim.Adam(policy.parameters(), args.lr))]
+        )
+    else:
+        both: list[Any] = [*policy.parameters(), sac.log_alpha]
+        group = LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(both, args.lr), method="policy_loss")
+        policy_step = NamedLossStepper(sac, [group])
+    ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
+    modules = {"policy": flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}
+    modules["target_critic"] = td.ema_value
+    run.track(modules=modules, state={"critic": critic_step, "distil": distil_step, "policy": policy_step})
+    fixed = buffer[torch.arange(0, len(buffer), max(1, len(buffer) // 1024))]
+    for step in run.steps(ends[-1], save_every=args.save_every):
+        stepper = critic_step if step <= ends[0] else distil_step if step <= ends[1] else policy_step
+        metrics = stepper.update(buffer.sample())
+        if step % 100 == 0:
+            run.log({f"train/{key}": value for key, value in metrics.items()})
+    return training.latent_value_gap(sac.mean_value, policy, fixed)
+
+
+def main(args: Args) -> None:
+    """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
+    torch.set_num_threads(args.threads)
+    training.seed_everything(args.seed)
+    flow, checkpoint = training.load_policy(args.policy, device=args.device)
+    digest = module_digest(flow)
+    env = training.evaluation_env(checkpoint, gamma=args.gamma)
+    task = training.task_info(env)
+    latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
+    actor = SteeredFlowActor(make_latent_policy(latents, flow), flow, num_steps=args.num_steps)
+    critic, first = find_critic(args, checkpoint, actor)
+    directory = Path(args.runs) / (args.name or f"dsrl_sac_offline-{task['task']}-{args.seed}")
+    source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
+    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
+    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    configs = {training.LATENT_POLICY: latents, "critic": CriticConfig(args.num_qs, critic.hidden_sizes)}
+    with training.Run(directory, config, task=task, actor_config=flow.config, module_configs=configs, **options) as run:
+        buffer, note = make_data(args, checkpoint, source, actor)
+        gap = train(args, run, buffer, actor, critic, first)
+        result, report = training.conclude(
+            directory,
+            actor,
+            env,
+            range(10_000, 10_000 + args.eval_episodes),
+            task=task,
+            recipe="dsrl_na",
+            stage="1",
+            seed=args.seed,
+            num_videos=args.num_videos,
+            results=args.results,
+            config=config,
+            wall_s=run.wall_s,
+            notes=[note, f"Mean value of latents on fixed observations: {gap}."],
+        )
+        run.write_json("latent_value_gap.json", gap)
+    if module_digest(flow) != digest:
+        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+    print(result.summary())
+    print(report.resolve())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,190 @@
+"""Latents of demonstrated actions, found once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.replay import DemoReplayBuffer
+
+__all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
+
+AliasFn = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""``(rows [n], generator) -> latent [n, S, A], residual [n]``."""
+
+_METADATA, _ROWS = "cache.json", "rows"
+
+
+def module_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's state dict: names, shapes, types and every bit of it.
+
+    Examples:
+        >>> import torch
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> before = module_digest(layer)
+        >>> _ = layer.bias.data.add_(1.0)
+        >>> module_digest(layer) == before
+        False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def data_digest(data: DemoReplayBuffer) -> str:
+    """Return the SHA-256 of what a demo buffer's rows are made of: its files' checksums and how chunks are folded."""
+    columns = data.store.metadata["columns"]
+    sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
+    text = json.dumps([sums, data._storage.state_dict()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class NoiseCache:
+    """A memory-mapped table of one latent and one residual for each row of a data set.
+
+    It is filled block by block; what a kill leaves is gone on with, and gives the same table as one go, since each
+    block draws from a generator of its own. The identity of what it was computed from (data, flow, search) is stored
+    beside it, and a table of another one is refused, not used.
+
+    Args:
+        root: directory; made where it is missing.
+
+    Keyword Args:
+        num_rows: rows of the data set.
+        latent_shape: ``[S, A]``.
+        identity: JSON-able; such as ``{"data": data_digest(data), "flow": module_digest(flow), ...}``.
+        block_size: rows computed at a time.
+        seed: of the blocks' generators.
+
+    Raises:
+        DataError: if the directory holds a cache of something else, naming what differs, or a damaged one.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> def double(rows, generator):
+        ...     return 2.0 * rows.float()[:, None, None], torch.zeros(len(rows))
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     cache = NoiseCache(root + "/cache", num_rows=3, latent_shape=(1, 1), identity={"data": "x"})
+        ...     for done in cache.fill(double):
+        ...         pass
+        ...     cache.latent.flatten().tolist()
+        [0.0, 2.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        num_rows: int,
+        latent_shape: Sequence[int],
+        identity: Mapping[str, Any],
+        block_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        if num_rows < 1 or block_size < 1:
+            raise ValueError(f"num_rows and block_size must be at least 1, got {num_rows} and {block_size}.")
+        self.root, self.num_rows, self.block_size, self.seed = Path(root), num_rows, block_size, seed
+        own = {"num_rows": num_rows, "latent_shape": list(latent_shape), "block_size": block_size, "seed": seed}
+        self.identity: dict[str, Any] = json.loads(json.dumps({**identity, **own}))
+        if (self.root / _METADATA).exists():
+            self._require_identity()
+        else:
+            self._create(latent_shape)
+        self._table = self._open()
+
+    def _require_identity(self) -> None:
+        try:
+            found = json.loads((self.root / _METADATA).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{self.root / _METADATA} cannot be read ({error}): remove the cache.") from error
+        keys = dict.fromkeys([*self.identity, *found])
+        differing = [
+            f"{key}: {found.get(key)!r} there, {self.identity.get(key)!r} here"
+            for key in keys
+            if found.get(key) != self.identity.get(key)
+        ]
+        if differing:
+            raise DataError(
+                f"{self.root} holds the latents of something else. {'; '.join(differing)}. Give another directory, or "
+                "remove this one."
+            )
+
+    def _create(self, latent_shape: Sequence[int]) -> None:
+        rows = self.num_rows
+        entries = {"latent": torch.zeros(rows, *latent_shape), "residual": torch.full((rows,), torch.nan)}
+        table = TensorDict({**entries, "done": torch.zeros(rows, dtype=torch.bool)}, batch_size=[rows])
+        self.root.mkdir(parents=True, exist_ok=True)
+        table.memmap(str(self.root / _ROWS))
+        # Last and whole: a directory without it is one that was never finished being made.
+        staged = self.root / f".{_METADATA}.part"
+        staged.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
+        os.replace(staged, self.root / _METADATA)
+
+    def _open(self) -> TensorDict:
+        try:
+            table: Any = TensorDict.load_memmap(self.root / _ROWS)
+            shapes = [list(table[key].shape) for key in ("latent", "residual", "done")]
+        except (KeyError, RuntimeError, ValueError, OSError) as error:
+            raise DataError(f"{self.root} is a damaged cache ({error}): remove it.") from error
+        if shapes != [[self.num_rows, *self.identity["latent_shape"]], [self.num_rows], [self.num_rows]]:
+            raise DataError(f"{self.root} is a damaged cache, of shapes {shapes}: remove it.")
+        return table
+
+    @property
+    def missing(self) -> int:
+        """Rows that are still to be computed."""
+        return int((~self._column("done")).sum())
+
+    def _column(self, key: str) -> Tensor:
+        return self._table[key].as_subclass(Tensor)
+
+    def fill(self, compute: AliasFn) -> Iterator[int]:
+        """Compute the blocks that are missing.
+
+        Args:
+            compute: gives latents and residuals of rows; its draws must come from the generator.
+
+        Yields:
+            the rows there are after each block.
+        """
+        for first in range(0, self.num_rows, self.block_size):
+            rows = torch.arange(first, min(first + self.block_size, self.num_rows))
+            if self._column("done")[rows].all():
+                continue
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
+            latent, residual = compute(rows, generator)
+            self._column("latent")[rows] = latent.detach().cpu().float()
+            self._column("residual")[rows] = residual.detach().cpu().float()
+            self._column("done")[rows] = True
+            yield self.num_rows - self.missing
+
+    def _whole(self, key: str) -> Tensor:
+        if self.missing:
+            raise DataError(f"{self.root} lacks {self.missing} of {self.num_rows} rows: fill it first.")
+        return self._column(key)
+
+    @property
+    def latent(self) -> Tensor:
+        """Latents ``[num_rows, S, A]``, memory-mapped.
+
+        Raises:
+            DataError: if rows are missing.
+        """
+        return self._whole("latent")
+
+    @property
+    def residual(self) -> Tensor:
+        """Residuals ``[num_rows]``; raises as :attr:`latent` does."""
+        return self._whole("residual")

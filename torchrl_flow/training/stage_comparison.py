@@ -1,0 +1,141 @@
+"""A flow before and after each stage of steering it, on equal seeds: one table, one plot, one report."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_flow.modules import FlowActor, SteeredFlowActor
+from torchrl_flow.training.evaluation import evaluate
+from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.report import write_report
+from torchrl_flow.training.results import append_result
+from torchrl_flow.training.versions import collect_versions, command_line, today
+
+__all__ = ["compare_stages", "stages_svg"]
+
+_has_matplotlib = importlib.util.find_spec("matplotlib") is not None
+_COLUMNS = ("success_once", "success_once_low", "success_once_high", "success_at_end", "return", "length")
+
+
+def compare_stages(
+    directory: str | Path,
+    stages: Mapping[str, FlowActor | SteeredFlowActor],
+    env: EnvBase,
+    seeds: Sequence[int],
+    *,
+    task: Mapping[str, Any],
+    recipe: str,
+    seed: int = 0,
+    diagnostics: Mapping[str, Mapping[str, float]] | None = None,
+    results: str | Path | None = None,
+    env_steps: Mapping[str, int] | None = None,
+    wall_s: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[str, EvaluationResult]:
+    """Evaluate the stages on the same seeds, each episode with the same noise, and write what came out.
+
+    Args:
+        directory: where ``stages.csv``, ``stages.svg`` and ``stages.html`` go.
+        stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``.
+        env: chunk env for evaluation.
+        seeds: one per episode.
+
+    Keyword Args:
+        task: identity of the task.
+        recipe: name of the recipe.
+        seed: seed of the training.
+        diagnostics: further columns of the table by stage, such as ``q_prior`` and ``q_policy``.
+        results: ``results.csv`` to append to, a row for each stage.
+        env_steps: environment steps that training took, by stage.
+        wall_s: seconds that training took, by stage.
+        notes: paragraphs for the report.
+        progress: show progress.
+
+    Returns:
+        the evaluations by stage.
+
+    Raises:
+        ValueError: if there is no stage.
+    """
+    if not stages:
+        raise ValueError("stages must name at least one actor.")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    diagnostics, env_steps, wall_s = diagnostics or {}, env_steps or {}, wall_s or {}
+    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in stages.items()}
+    rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
+    _write_table(directory / "stages.csv", rows)
+    if _has_matplotlib:
+        (directory / "stages.svg").write_text(stages_svg(found, title=f"{recipe} on {task['task']}"), encoding="utf-8")
+    threads = torch.get_num_threads()
+    write_report(
+        directory / "stages.html",
+        title=f"{recipe} on {task['task']}: prior and stages",
+        subtitle=f"{task['obs_mode']} observations, {len(seeds)} episodes from equal seeds and noise, {today()}",
+        results=found,
+        notes=[*(f"{name}: {values}" for name, values in diagnostics.items()), f"{threads} thread(s).", *notes],
+        versions=collect_versions(),
+        command=command_line(),
+    )
+    if results is not None:
+        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        for name, result in found.items():
+            cost = {"env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
+            append_result(results, **columns, stage=name, **cost, **result.result_columns())
+    return found
+
+
+def _figures(result: EvaluationResult) -> dict[str, float]:
+    metrics = result.metrics("")
+    return {"episodes": result.episodes, **{name: metrics[name] for name in _COLUMNS if name in metrics}}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
+    """Return a bar for each stage's ``success_once`` with its 95 % interval (return where there is no success), as SVG.
+
+    Raises:
+        RuntimeError: if matplotlib is missing, naming the extra.
+    """
+    if not _has_matplotlib:
+        raise RuntimeError("Plots need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
+    import io
+
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 + 1.1 * len(results), 3.0), layout="constrained")
+    axes = figure.subplots()
+    names = list(results)
+    success = all(result.success_once is not None for result in results.values())
+    heights = [r.success_once_rate if success else r.returns.mean().item() for r in results.values()]
+    axes.bar(names, heights, color="#2563c9", width=0.6)
+    if success:
+        spans = [(rate - low, high - rate) for rate, (low, high) in zip(heights, _intervals(results))]
+        axes.errorbar(names, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
+        axes.set_ylim(0, 1.05)
+    axes.set_ylabel("success once" if success else "return")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _intervals(results: Mapping[str, EvaluationResult]) -> list[tuple[float, float]]:
+    return [result.success_once_interval for result in results.values()]
