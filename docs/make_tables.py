@@ -19,11 +19,8 @@ from torchrl_flow.functional import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-WITH_TABLES = (
-    ROOT / "README.md",
-    ROOT / "docs" / "demonstrations.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("awsc", "steering", "reinflow", "slates")),
-)
+_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates")
+WITH_TABLES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 HEAD = """# Results and timings
 
 Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
