@@ -193,7 +193,7 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=args.buffer_size,
+        online=min(args.buffer_size, args.chunks + args.num_envs),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,

@@ -53,6 +53,16 @@ def test_a_critic_of_another_horizon_is_refused_with_both_values(tmp_path):
         load_critic(tmp_path / "run", actor)
 
 
+def test_a_policy_of_images_fits_itself(tmp_path):
+    config = dataclasses.replace(CONFIG, pixels_size=(32, 32), pixel_features=8)
+    written(tmp_path / "run", config=config, shared=True)
+    actor, checkpoint = load_policy(tmp_path / "run")
+    require_actor_config(checkpoint, actor)
+    assert load_critic(checkpoint, actor)[0].encoder is actor.encoder
+    with pytest.raises(CheckpointError, match=r"pixels_size: checkpoint \[32, 32\], here \[64, 64\]"):
+        require_actor_config(checkpoint, {"pixels_size": (64, 64)})
+
+
 def test_a_policy_of_another_horizon_is_refused_and_what_is_not_asked_for_is_not_compared(tmp_path):
     written(tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run")

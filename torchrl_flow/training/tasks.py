@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
+from torchrl_flow.training.checkpoint import as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 
@@ -160,6 +161,8 @@ def require_actor_config(
     """
     if isinstance(wanted, FlowActor):
         wanted = wanted.config.to_dict() if wanted.config is not None else {}
+    # As the checkpoint has it, lists in place of tuples.
+    wanted = as_json("wanted", dict(wanted))
     differing = [
         f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {wanted[name]!r}"
         for name in (wanted if fields is None else fields)
