@@ -32,7 +32,10 @@ SHORT = {"act_horizon": 4}
 PLANAR: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
     "2": {"critic_warmup": 1500, "iterations": 1000, "tau": 0.02, "critic_hidden": (128, 128)},
-    "3": {"chunks": 20_000, "num_envs": 128, "utd_ratio": 0.2, "actor_every": 1, "tau": 0.02, "lr": 1e-3},
+    "3": {
+        **{"chunks": 20_000, "num_envs": 128, "utd_ratio": 0.2, "actor_every": 1, "tau": 0.02},
+        **{"beta": 10.0, "weight_clip": 10.0, "num_baseline_samples": 4, "buffer_size": 10_000},
+    },
 }
 MANISKILL: dict[str, dict[str, Any]] = {
     "1": {"iterations": 5000, **SHORT},
