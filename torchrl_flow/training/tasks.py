@@ -159,14 +159,13 @@ def require_actor_config(
     Raises:
         CheckpointError: if one differs.
     """
-    if isinstance(wanted, FlowActor):
-        wanted = wanted.config.to_dict() if wanted.config is not None else {}
+    given = wanted.config if isinstance(wanted, FlowActor) else wanted
     # As the checkpoint has it, lists in place of tuples.
-    wanted = as_json("wanted", dict(wanted))
+    values: dict[str, Any] = as_json("wanted", given or {})
     differing = [
-        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {wanted[name]!r}"
-        for name in (wanted if fields is None else fields)
-        if wanted.get(name) is not None and checkpoint.actor_config.get(name) != wanted[name]
+        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {values[name]!r}"
+        for name in (values if fields is None else fields)
+        if values.get(name) is not None and checkpoint.actor_config.get(name) != values[name]
     ]
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another policy. {'; '.join(differing)}.")
