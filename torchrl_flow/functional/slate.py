@@ -76,6 +76,7 @@ def binary_auc(score: Tensor, label: Tensor) -> float:
         ValueError: if the shapes differ or a class is empty.
 
     Examples:
+        >>> import torch
         >>> binary_auc(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([False, False, True, True]))
         0.875
     """
