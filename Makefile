@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 
 install: $(VENV)/.installed ## Make the virtual environment
 
-demo: $(VENV)/.installed ## The three stages of AWSC on the planar task, a report of each and one table (about 8 minutes)
+demo: $(VENV)/.installed ## The three stages of AWSC on the planar task, a report of each and one table (about 10 minutes)
 	$(BIN)/python -m torchrl_flow run awsc_pipeline --task planar --name demo
 
 quickstart: $(VENV)/.installed ## Clone a policy on the planar task in under a minute
