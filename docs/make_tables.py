@@ -92,11 +92,23 @@ def learning(found: list[dict[str, str]]) -> str:
 
 
 def summary_table(found: list[dict[str, str]]) -> str:
-    """Write one line for each task and stage: its seeds side by side, their mean and standard deviation."""
-    header = ["task", "obs", "stage", "episodes", "success_once by seed", "mean", "deviation", "env steps", "minutes"]
+    """Write one line for each recipe, task and stage: its seeds side by side, their mean and standard deviation."""
+    header = [
+        "recipe",
+        "task",
+        "obs",
+        "stage",
+        "episodes",
+        "success_once by seed",
+        "mean",
+        "deviation",
+        "env steps",
+        "minutes",
+    ]
     body = []
-    for key in dict.fromkeys((row["task"], row["obs"], row["stage"], row["episodes"]) for row in found):
-        mine = [row for row in found if (row["task"], row["obs"], row["stage"], row["episodes"]) == key]
+    names = ("recipe", "task", "obs", "stage", "episodes")
+    for key in dict.fromkeys(tuple(row[name] for name in names) for row in found):
+        mine = [row for row in found if tuple(row[name] for name in names) == key]
         mine.sort(key=lambda row: int(row["seed"]))
         once = [float(row["success_once"]) for row in mine]
         steps = [int(row["env_steps"]) for row in mine if row["env_steps"]]
