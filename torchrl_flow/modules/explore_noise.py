@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_flow.functional.chain import bounded_sigma
+from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.embedding import SinusoidalEmbedding, ZeroLinear
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ class ExploreNoiseNet(nn.Module):
         first, *others = hidden_sizes
         self.linear_cond = nn.Linear(cond_dim, first)
         self.linear_time = nn.Linear(time_features, first, bias=False)
-        layers: list[nn.Module] = [nn.Mish()]
+        layers: list[nn.Module] = [Mish()]
         for size_in, size_out in zip(hidden_sizes, others):
-            layers += [nn.Linear(size_in, size_out), nn.Mish()]
+            layers += [nn.Linear(size_in, size_out), Mish()]
         self.net = nn.Sequential(*layers, ZeroLinear(hidden_sizes[-1], pred_horizon * action_dim))
 
     def set_sigma_max(self, sigma_max: float) -> None:
