@@ -226,8 +226,9 @@ class AWFlowLoss(ChunkCriticObjective):
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the actor's loss alone, and its metrics."""
         errors, rows = self._actor_errors(tensordict)
+        # By what came of a chunk, the critic is not asked about the chunk.
         with torch.no_grad():
-            q = self._data_values(tensordict)
+            q = None if self.advantage == "td" else self._data_values(tensordict)
         return self._actor_term(tensordict, errors, rows, q)
 
     def _actor_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -235,15 +236,13 @@ class AWFlowLoss(ChunkCriticObjective):
         return self.row_errors(tensordict, detach_features=detach)
 
     @torch.no_grad()
-    def _relative_values(self, tensordict: TensorDictBase, q: Tensor) -> Tensor:
+    def _relative_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
         """Return each member's values ``[num_qs, B]`` of the rows' chunks, less its baseline."""
-        if self.baseline == "batch":
-            return q
-        if self.advantage == "td":
+        if q is None or self.advantage == "td":
             following: Any = tensordict["next"]
             values = self._policy_values(following)
             q = torch.stack([self._discounted(tensordict, value) for value in values])
-        return q - self._policy_values(tensordict)
+        return q if self.baseline == "batch" else q - self._policy_values(tensordict)
 
     @torch.no_grad()
     def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
@@ -262,9 +261,9 @@ class AWFlowLoss(ChunkCriticObjective):
         return valid
 
     def _actor_term(
-        self, tensordict: TensorDictBase, errors: Tensor, rows: Tensor, q: Tensor
+        self, tensordict: TensorDictBase, errors: Tensor, rows: Tensor, q: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows."""
+        """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows, where they are used."""
         own_baseline = self.baseline == "policy"
         value = self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)
         scale: dict[str, Any] = {"norm": self.advantage_norm, "center": not own_baseline}
