@@ -67,7 +67,10 @@ def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, 
     loss = AWFlowLoss(actor, critic, gamma=0.97, baseline="policy", filter_policy_data=True)
     target = NetworkSoftUpdate(loss, "critic_network", tau=0.005)
     average = NetworkSoftUpdate(loss, "actor_network", tau=0.005)
-    adam = [torch.optim.Adam(parameters, 3e-4) for parameters in (loss.critic_parameters(), loss.actor_parameters())]
+    adam = [
+        torch.optim.Adam(parameters, 3e-4, fused=True)
+        for parameters in (loss.critic_parameters(), loss.actor_parameters())
+    ]
     groups = [
         LossGroup("loss_qvalue", adam[0], method="qvalue_loss", target_updater=target),
         LossGroup("loss_actor", adam[1], method="actor_loss", every=8, max_grad_norm=1.0, target_updater=average),

@@ -60,7 +60,7 @@ class Args:
     """learning rate of the actor"""
     critic_lr: float = 1e-3
     """learning rate of the critic"""
-    gamma: float = 0.97
+    gamma: float = 0.99
     """discount of one environment step"""
     tau: float = 0.01
     """rate at which the target critic follows"""
@@ -74,7 +74,7 @@ class Args:
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
     advantage: Literal["critic", "td"] = "td"
     """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
-    num_baseline_samples: int = 2
+    num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """scale of the advantages"""
@@ -90,6 +90,8 @@ class Args:
     """candidates for the following action, of which the target takes the best"""
     best_of: tuple[int, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
+    noise_scales: tuple[float, ...] = ()
+    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
     num_videos: int = 4
@@ -139,8 +141,8 @@ def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepp
     """Build what does an update: two optimisers, two averages."""
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
-    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4)
-    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr)
+    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
+    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr, fused=True)
     groups = [
         training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
         training.LossGroup(
@@ -207,6 +209,7 @@ def main(args: Args) -> training.EvaluationResult:
             recipe="awsc",
             stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
+            noise_scales=args.noise_scales,
             variants=best_of,
             num_videos=args.num_videos,
             results=args.results,

@@ -31,10 +31,10 @@ SHORT = {"act_horizon": 4}
 """Half the usual chunk: the fewer actions a critic must weigh together, the better it tells good ones from bad."""
 PLANAR: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
-    "2": {"critic_warmup": 1500, "iterations": 1000, "tau": 0.02, "critic_hidden": (128, 128)},
+    "2": {"critic_warmup": 2000, "iterations": 1200, "tau": 0.02, "critic_hidden": (128, 128)},
     "3": {
-        **{"chunks": 20_000, "num_envs": 128, "utd_ratio": 0.2, "actor_every": 1, "tau": 0.02},
-        **{"beta": 10.0, "weight_clip": 10.0, "num_baseline_samples": 4, "buffer_size": 10_000},
+        **{"chunks": 50_000, "num_envs": 256, "utd_ratio": 0.08, "actor_every": 1, "tau": 0.02},
+        **{"beta": 10.0, "weight_clip": 10.0, "buffer_size": 25_000},
     },
 }
 MANISKILL: dict[str, dict[str, Any]] = {
@@ -62,7 +62,9 @@ class Args:
     """seeds to run at a time, each in a process and on a thread of its own"""
     scale: float = 1.0
     """factor on the budgets of all stages; small for a trial"""
-    best_of: tuple[int, ...] = (4,)
+    noise_scales: tuple[float, ...] = (0.5,)
+    """also evaluate each stage with the noise that the policy starts from scaled so"""
+    best_of: tuple[int, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: int = 100
     """episodes of each stage's evaluation, from seed 10000 on"""
@@ -88,7 +90,7 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
         for stage, budget in budgets.items()
     }
     common = {"runs": args.runs, "results": None, "seed": seed, "resume": True}
-    common |= {"eval_episodes": args.eval_episodes, "num_videos": args.num_videos}
+    common |= {"eval_episodes": args.eval_episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
     data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
     before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
     one, two, three = ({"name": names[stage], **common, **scaled[stage]} for stage in STAGES)

@@ -118,11 +118,11 @@ def train(
     """Train critic and latent policy, one after the other; all of the loop is here."""
     critic_loss = ChunkCriticLoss(actor.flow, critic, gamma=args.gamma, target_num_steps=args.num_steps)
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
-    critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr)
+    critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
     options = {"beta": args.beta, "kappa": args.kappa, "kl_coef": args.kl_coef, "num_candidates": args.num_candidates}
     options |= {"standardize_scores": True, "num_steps": args.num_steps}
     loss = LatentAWMLELoss(actor.policy, critic, actor.flow, **options)
-    adam = torch.optim.Adam(loss.parameters(), args.lr)
+    adam = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, "critic": critic}
     modules["target_critic"] = critic_loss.ema_value
     run.track(modules=modules, optimizers={"critic": critic_adam, "adam": adam})

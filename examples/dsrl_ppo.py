@@ -171,7 +171,7 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
     policy, frames = actor.policy, args.rollout * max(1, args.num_envs)
     loss, advantage = make_loss(args, policy, value)
     groups = [{"params": list(policy.parameters()), "lr": args.lr}]
-    optimizer = torch.optim.Adam([*groups, {"params": list(value.head.parameters()), "lr": args.value_lr}])
+    optimizer = torch.optim.Adam([*groups, {"params": list(value.head.parameters()), "lr": args.value_lr}], fused=True)
     options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
     collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
     modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "value": value}

@@ -154,18 +154,22 @@ def train(
     weights = {"num_candidates": args.num_candidates, "beta": args.beta, "baseline_temperature": 1.0}
     aw_mle = LatentAWMLELoss(policy, sac, kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
-    group = LossGroup("loss_qvalue", torch.optim.Adam(td.critic_parameters(), args.lr), target_updater=target)
+    group = LossGroup(
+        "loss_qvalue", torch.optim.Adam(td.critic_parameters(), args.lr, fused=True), target_updater=target
+    )
     critic_step = NamedLossStepper(td, [group])
     parameters = sac.qvalue_network_params.parameters()
-    group = LossGroup("loss_qvalue", torch.optim.Adam(parameters, args.lr), method="qvalue_loss")
+    group = LossGroup("loss_qvalue", torch.optim.Adam(parameters, args.lr, fused=True), method="qvalue_loss")
     distil_step = NamedLossStepper(sac, [group], target_updater=SoftUpdate(sac, tau=args.tau))
     if args.extraction == "aw_mle":
         policy_step = NamedLossStepper(
-            aw_mle, [LossGroup("loss_latent_policy", torch.optim.Adam(policy.parameters(), args.lr))]
+            aw_mle, [LossGroup("loss_latent_policy", torch.optim.Adam(policy.parameters(), args.lr, fused=True))]
         )
     else:
         both: list[Any] = [*policy.parameters(), sac.log_alpha]
-        group = LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(both, args.lr), method="policy_loss")
+        group = LossGroup(
+            ("loss_actor", "loss_alpha"), torch.optim.Adam(both, args.lr, fused=True), method="policy_loss"
+        )
         policy_step = NamedLossStepper(sac, [group])
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
     modules = {"policy": flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}

@@ -154,14 +154,14 @@ def policy_group(args: Args, loss: LatentSACLoss) -> list[LossGroup]:
     """Make the optimiser of policy and temperature."""
     parameters = [{"params": list(loss.actor_network_params.parameters()), "lr": args.actor_lr}]
     parameters += [{"params": [loss.log_alpha], "lr": args.alpha_lr}]
-    return [LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(parameters), method="policy_loss")]
+    return [LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(parameters, fused=True), method="policy_loss")]
 
 
 def make_sac(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) -> Learner:
     """SAC over latents: critics of latents by temporal differences."""
     critics = make_latent_critics(critic_config, actor.flow, actor.policy)
     loss = LatentSACLoss(actor.policy, critics, **sac_options(args, actor))
-    critic_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr)
+    critic_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr, fused=True)
     critics_group = LossGroup("loss_qvalue", critic_adam, method="qvalue_loss")
     td = NamedLossStepper(loss, [critics_group], target_updater=SoftUpdate(loss, tau=args.tau))
     improve = NamedLossStepper(loss, policy_group(args, loss))
@@ -182,16 +182,16 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
     aliased = {"mode": args.distillation, "num_steps": actor.num_steps}
     loss = DistilledSACLoss(actor.policy, critics, action_critic, actor.flow, **aliased, **sac_options(args, actor))
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
-    critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr)
-    latent_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr)
+    critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
+    latent_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr, fused=True)
     td = NamedLossStepper(critic_loss, [LossGroup("loss_qvalue", critic_adam, target_updater=target)])
     distil = NamedLossStepper(loss, [LossGroup("loss_qvalue", latent_adam, method="qvalue_loss")])
     improve = NamedLossStepper(loss, policy_group(args, loss))
 
     def update(batch: TensorDictBase) -> dict[str, Any]:
         metrics = td.update(batch)
-        for _ in range(args.distill_steps):
-            metrics["distillation_error"] = distil.update(batch)["td_error"]
+        for pairs in loss.distillation_pairs(batch, args.distill_steps).unbind(0):
+            metrics["distillation_error"] = distil.update(pairs)["td_error"]
         return metrics if td.num_updates <= args.policy_delay else metrics | improve.update(batch)
 
     modules = {"sac": loss, "critic": action_critic, "target_critic": critic_loss.ema_value}

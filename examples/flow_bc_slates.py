@@ -102,7 +102,7 @@ def evaluate(args: Args, task: training.SlateTask, loss: ShortCutFlowLoss) -> tr
 def train(args: Args, run: training.Run, task: training.SlateTask, loss: ShortCutFlowLoss) -> None:
     """Train; all of the loop is here."""
     ema = SoftUpdate(loss, eps=args.ema)
-    optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.iterations, 0.01 * args.lr)
     modules = {"policy": loss.actor_network, "ema_policy": loss.ema_policy}
     run.track(modules=modules, optimizers={"adamw": optimizer}, state={"schedule": schedule})

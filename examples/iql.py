@@ -93,7 +93,7 @@ def train(args: Args, run: training.Run, task: training.SlateTask, policy: Tenso
     """Train; all of the loop is here."""
     target = SoftUpdate(loss, tau=args.tau)
     # One optimiser is as three: each term reaches the parameters of its own network alone.
-    optimizer = torch.optim.Adam(loss.parameters(), args.lr)
+    optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
     for step in run.steps(args.iterations, save_every=args.iterations):
         batch = task.data.sample()

@@ -30,7 +30,7 @@ config = FlowActorConfig(action_dim=3, state_dim=store.frames["observation"].sha
 actor = make_flow_actor(config, statistics=store.statistics(), action_low=-torch.ones(3), action_high=torch.ones(3))
 loss_module = ShortCutFlowLoss(actor)
 average = SoftUpdate(loss_module, eps=0.99)
-optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3)
+optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3, fused=True)
 
 with Progress(total=1200, description="clone") as bar:
     for _ in range(1200):

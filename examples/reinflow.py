@@ -192,8 +192,8 @@ def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dic
     flow = [*noisy.flow_actor.velocity_network.parameters(), *noisy.noise_net.parameters()]
     flow += noisy.flow_actor.encoder.parameters() if args.train_encoder else []
     return {
-        "flow": torch.optim.Adam(flow, args.lr, eps=1e-5),
-        "value": torch.optim.Adam(value.head.parameters(), args.critic_lr, eps=1e-5),
+        "flow": torch.optim.Adam(flow, args.lr, eps=1e-5, fused=True),
+        "value": torch.optim.Adam(value.head.parameters(), args.critic_lr, eps=1e-5, fused=True),
     }
 
 

@@ -78,6 +78,8 @@ class Args:
     """decay of the averaged policy"""
     state_noise: float = 0.03
     """training noise on normalised states"""
+    noise_scales: tuple[float, ...] = ()
+    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 50
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: int = 0
@@ -151,7 +153,9 @@ def learning_rate(args: Args, step: int) -> float:
 def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     ema = SoftUpdate(loss_module, eps=args.ema)
-    optimizer = torch.optim.AdamW(loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True
+    )
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
@@ -195,6 +199,7 @@ def main(args: Args) -> training.EvaluationResult:
             stage=args.label,
             seed=args.seed,
             num_steps=args.compare_steps,
+            noise_scales=args.noise_scales,
             num_videos=args.num_videos,
             results=args.results,
             config=config,

@@ -97,8 +97,8 @@ def make_loss(args: Args, task: training.SlateTask, config: StatePolicyConfig) -
 def train(args: Args, run: training.Run, task: training.SlateTask, policy: TensorDictModule, loss: TD3BCLoss) -> None:
     """Train; all of the loop is here."""
     target = SoftUpdate(loss, tau=args.tau)
-    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), args.lr)
-    value_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.lr)
+    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), args.lr, fused=True)
+    value_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"actor": actor_optimizer, "value": value_optimizer})
     for step in run.steps(args.iterations, save_every=args.iterations):
         batch = task.data.sample()

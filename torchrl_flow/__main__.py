@@ -78,6 +78,8 @@ class Evaluate:
     """sampling steps K; the policy's own where none is given"""
     compare_steps: tuple[int, ...] = ()
     """further numbers of sampling steps to evaluate at"""
+    noise_scales: tuple[float, ...] = ()
+    """also evaluate with the noise that the policy starts from scaled so"""
     num_envs: int | None = None
     """sub-environments, where the task can be batched"""
     num_videos: int = 4
@@ -124,6 +126,7 @@ class Evaluate:
             stage=self.stage,
             seed=self.seed,
             num_steps=self.compare_steps,
+            noise_scales=self.noise_scales,
             num_videos=self.num_videos,
             results=self.results,
             config=checkpoint.config,

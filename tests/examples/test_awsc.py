@@ -65,10 +65,11 @@ def test_each_stage_starts_from_the_one_before_and_leaves_its_file(pipeline):
     assert critic.num_qs == 10
     assert checkpoints[3].counters["env_steps"] > 100
     rows = list(csv.DictReader((folder / "runs" / "results.csv").open()))
-    assert [row["stage"] for row in rows] == ["1", "2", "2 best of 2", "3", "3 best of 2"]
+    variants = [f"{stage}{name}" for stage in "123" for name in ("", " noise 0.5", " best of 2")]
+    assert [row["stage"] for row in rows] == [name for name in variants if name != "1 best of 2"]
     assert {row["recipe"] for row in rows} == {"awsc"}
     table = [line for line in out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 5
+    assert len(table) == 2 + 8
     assert (stage(folder, 3) / "report.html").exists()
 
 
@@ -78,7 +79,7 @@ def test_what_is_done_is_not_done_again(pipeline):
     before = [file.stat().st_mtime_ns for file in files]
     out = finish(start(folder, "awsc_pipeline.py", *PIPELINE, "--results", "again.csv"))
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 5
+    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 8
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_both_values(pipeline):

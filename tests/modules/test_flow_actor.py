@@ -52,6 +52,19 @@ def test_sample_equals_a_hand_written_euler_loop():
         torch.testing.assert_close(out["action_chunk"], expected)
 
 
+@pytest.mark.parametrize("network", ["mlp", "unet", "dit"])
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_several_samples_of_an_observation_equal_one_by_one(network, num_steps):
+    actor = make(network=network)
+    features, noise = actor.features(observations(6)), torch.randn(6, 5, 8, 3, requires_grad=True)
+    together = actor.sample(features, noise, num_steps=num_steps)
+    one_by_one = torch.stack([actor.sample(features, one, num_steps=num_steps) for one in noise.unbind(1)], 1)
+    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(together)
+    gradients = [torch.autograd.grad((out * weight).sum(), noise)[0] for out in (together, one_by_one)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("alignment", "start"), [("newest", 0), ("oldest", 1)])
 def test_executed_slice(alignment, start):
     data = make(alignment=alignment)(observations(6))

@@ -57,16 +57,17 @@ def separate_mlps(critic):
             layers[-1].load_state_dict({"weight": linear.weight[member], "bias": linear.bias[member]})
             layers.append(nn.LayerNorm(norm.weight.shape[1]))
             layers[-1].load_state_dict({"weight": norm.weight[member], "bias": norm.bias[member]})
-            layers.append(nn.Mish())
+            layers.append({"mish": nn.Mish, "tanh": nn.Tanh, "relu": nn.ReLU}[critic.activation]())
         layers.append(nn.Linear(critic.head.weight.shape[2], 1))
         layers[-1].load_state_dict({"weight": critic.head.weight[member], "bias": critic.head.bias[member]})
         networks.append(nn.Sequential(*layers))
     return networks
 
 
+@pytest.mark.parametrize("activation", ["mish", "tanh", "relu"])
 @pytest.mark.parametrize("compute", ["loop", "batched", "auto"])
-def test_equals_ten_separate_mlps(compute):
-    critic, data = make_critic(compute=compute), make_data(7)
+def test_equals_ten_separate_mlps(compute, activation):
+    critic, data = make_critic(compute=compute, activation=activation), make_data(7)
     networks = separate_mlps(critic)
     scale = torch.tensor([1.0, 2.0, 3.0])
     normalised = (data["action"] - torch.tensor([0.1, 0.2, 0.3])) / scale

@@ -63,9 +63,10 @@ def test_next_actions_come_from_the_steered_policy(steer_mode, num_action_sample
     torch.manual_seed(0)
     loss.next_value(following)
     ((features, noise),) = seen
-    wanted = policy.normal(following).deterministic_sample.repeat_interleave(num_action_samples, 0)
+    assert features.shape[0] == 8
+    assert noise.shape[:2] == (8, num_action_samples)
+    wanted = policy.normal(following).deterministic_sample.unsqueeze(1).expand(-1, num_action_samples, -1, -1)
     torch.testing.assert_close(noise, expand_latent(wanted, noise, steer_mode), atol=1e-4, rtol=0)
-    assert features.shape[0] == noise.shape[0] == 8 * num_action_samples
 
 
 @pytest.mark.parametrize("steered", [False, True])

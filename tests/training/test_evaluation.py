@@ -288,3 +288,42 @@ def test_planar_task_gives_the_same_episodes_at_any_batch_size(num_envs):
         assert first.shape == (21, 256, 256, 3)
         assert np.array_equal(first, second)
     assert not np.array_equal(alone.videos[0], alone.videos[1])
+
+
+class NoiseEcho(nn.Module):
+    """A policy that starts from noise, and keeps what it got."""
+
+    noise_key, noise_shape = "noise", torch.Size([4])
+
+    def __init__(self, env):
+        super().__init__()
+        self.shape, self.seen = env.action_spec.shape, []
+
+    def forward(self, tensordict):
+        self.seen.append(tensordict.get("noise", None))
+        return tensordict.set("action", torch.ones(self.shape))
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.0])
+def test_noise_scale_multiplies_the_noise_of_each_episode(scale):
+    env = CountdownEnv(4)
+    full, scaled = NoiseEcho(env), NoiseEcho(env)
+    evaluate(env, full, SEEDS[:4], progress=False)
+    evaluate(env, scaled, SEEDS[:4], noise_scale=scale, progress=False)
+    assert len(full.seen) == len(scaled.seen) > 0
+    for one, other in zip(full.seen, scaled.seen):
+        assert one.std() > 0.3
+        torch.testing.assert_close(other, scale * one)
+
+
+@pytest.mark.parametrize(("scale", "match"), [(-0.1, "at least 0, got -0.1"), (float("nan"), "got nan")])
+def test_bad_noise_scales_are_refused(scale, match):
+    env = CountdownEnv(4)
+    with pytest.raises(ValueError, match=match):
+        evaluate(env, NoiseEcho(env), SEEDS, noise_scale=scale)
+
+
+def test_a_noise_scale_for_a_policy_without_noise_is_refused():
+    env = CountdownEnv(4)
+    with pytest.raises(ValueError, match="needs a policy that starts from noise"):
+        evaluate(env, ones_policy(env), SEEDS, noise_scale=0.5)

@@ -17,7 +17,7 @@ from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolic
 from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
-from torchrl_flow.modules.q_ensemble import EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.single_step import SingleStepActor
 from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
 from torchrl_flow.modules.state_policy import (
@@ -40,6 +40,7 @@ __all__ = [
     "BestOfN",
     "ChainNormal",
     "CriticConfig",
+    "EnsembleActivation",
     "EnsembleCompute",
     "EnsembleInit",
     "ExploreNoiseNet",

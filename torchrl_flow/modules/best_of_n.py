@@ -110,8 +110,7 @@ class BestOfN(TensorDictModuleBase):
             num_steps: K; the actor's own where ``None``.
         """
         actor, critic = self.actor, self.critic
-        repeated = features.repeat_interleave(self.num_samples, 0)
-        chunks = actor.sample(repeated, noise.flatten(0, 1), num_steps=num_steps).view_as(noise)
+        chunks = actor.sample(features, noise, num_steps=num_steps)
         if self.num_samples == 1:
             return chunks[:, 0]
         if critic.encoder is not actor.encoder:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchrl_flow.modules.flow_actor import FlowActor
-from torchrl_flow.modules.q_ensemble import EnsembleInit, QEnsemble
+from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleInit, QEnsemble
 
 __all__ = ["CriticConfig", "make_critic"]
 
@@ -24,6 +24,8 @@ class CriticConfig:
     """Members."""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
+    activation: EnsembleActivation = "mish"
+    """After each hidden layer's LayerNorm: mish, tanh (as in DSRL) or relu."""
     share_encoder: bool = False
     """Whether the critic reads the actor's own encoder; else it has a copy."""
     init: EnsembleInit = "orthogonal"
@@ -70,6 +72,7 @@ def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
         share_encoder=config.share_encoder,
         num_qs=config.num_qs,
         hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
         init=config.init,
     )
     return critic.to(next(actor.parameters()).device)

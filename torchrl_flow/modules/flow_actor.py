@@ -16,6 +16,7 @@ from torchrl_flow.functional.chunk import ChunkAlignment, executed_slice
 from torchrl_flow.functional.flow import integrate, is_power_of_two
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.normalizer import Normalizer
+from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 
 if TYPE_CHECKING:
     from torchrl_flow.modules.config import FlowActorConfig
@@ -136,23 +137,31 @@ class FlowActor(TensorDictModuleBase):
         return self.encoder(*self.encoder.preprocess(tensordict, augment=augment))
 
     def velocity(self, features: Tensor, sample: Tensor, timestep: Tensor, step_size: Tensor | None = None) -> Tensor:
-        """Return the velocity ``[B, H, A]`` of normalised actions.
+        """Return the velocity of normalised actions, in the shape of ``sample``.
 
         Args:
             features: encoded observations ``[B, C]``.
-            sample: points ``x_t``, ``[B, H, A]``, in normalised units.
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
             timestep: flow time ``[B]``.
             step_size: step size d, ``[B]``; 0 where ``None``.
         """
         step_size = torch.zeros_like(timestep) if step_size is None else step_size
-        return self.velocity_network(sample, timestep, step_size, features)
+        network = self.velocity_network
+        if sample.ndim == 3:
+            return network(sample, timestep, step_size, features)
+        if isinstance(network, ShortCutVelocityMLP):
+            # What depends on the observation is computed once for its N points: half of the time at N = 10.
+            modulation = network.modulation(timestep, step_size, features)
+            return network.modulated(sample, [(a.unsqueeze(1), b.unsqueeze(1)) for a, b in modulation])
+        repeated = (part.repeat_interleave(sample.shape[1], 0) for part in (timestep, step_size, features))
+        return network(sample.flatten(0, 1), *repeated).view_as(sample)
 
     def sample_normalised(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise ``[B, H, A]`` to an action chunk ``[B, H, A]`` in normalised units, without bounds.
+        """Carry noise to action chunks of the same shape in normalised units, without bounds.
 
         Args:
             features: encoded observations ``[B, C]``.
-            noise: starting points, in normalised units.
+            noise: starting points ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
             num_steps: K; the actor's own by default.
         """
         num_steps = self.num_steps if num_steps is None else num_steps
@@ -163,7 +172,7 @@ class FlowActor(TensorDictModuleBase):
         return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
 
     def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise to an action chunk ``[B, H, A]`` in the environment's units, within its bounds."""
+        """As :meth:`sample_normalised`, but in the environment's units and within its bounds."""
         normalised = self.sample_normalised(features, noise, num_steps=num_steps)
         return self.clamp(self.action_normalizer.inverse(normalised))
 

@@ -44,6 +44,7 @@ def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGa
             num_qs=1,
             num_min_qs=1,
             hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
             init=config.init,
             reduction="mean",
             action_key=policy.latent_key,

@@ -113,11 +113,11 @@ class NoiseAliaser(TensorDictModuleBase):
         return drawn.to(next(self.flow.parameters()).device)
 
     def _decode(self, features: Tensor, latent: Tensor, fill: Tensor) -> Tensor:
-        """Return the normalised heads ``[N, H_a, A]`` of latents ``[N, S, A]``, unclamped: a clamp has no gradient."""
+        """Return the normalised heads ``[*, H_a, A]`` of latents ``[*, S, A]``, unclamped: a clamp has no gradient."""
         noise = expand_latent(latent, fill, self.steer_mode)
         flow = self.flow
         chunk = flow.sample_normalised(features, noise, num_steps=self.num_steps)
-        return chunk[:, flow.executed_slice]
+        return chunk[..., flow.executed_slice, :]
 
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
         """Write the latent and its residual.
@@ -163,8 +163,7 @@ class NoiseAliaser(TensorDictModuleBase):
     ) -> Tensor:
         num = self.config.candidates
         latent = self.prior_latent(self._candidates(len(target), num, generator))
-        features, fill = (part.repeat_interleave(num, 0) for part in (features, fill))
-        decoded = self._decode(features, latent.flatten(0, 1), fill).unflatten(0, (-1, num))
+        decoded = self._decode(features, latent, fill.unsqueeze(1).expand(-1, num, -1, -1))
         return best_alias(latent, decoded, target)[0]
 
     def _reversal(

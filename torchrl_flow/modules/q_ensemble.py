@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 EnsembleCompute = Literal["auto", "loop", "batched"]
 EnsembleInit = Literal["orthogonal", "default"]
+EnsembleActivation = Literal["mish", "tanh", "relu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"mish": mish, "tanh": torch.tanh, "relu": torch.relu}
 
-__all__ = ["EnsembleCompute", "EnsembleInit", "QEnsemble"]
+__all__ = ["EnsembleActivation", "EnsembleCompute", "EnsembleInit", "QEnsemble"]
 
 
 class _StackedLinear(nn.Module):
@@ -75,7 +77,7 @@ class _StackedLayerNorm(nn.Module):
 
 
 class QEnsemble(TensorDictModuleBase):
-    """Values ``[num_qs, *B, 1]`` of executed action chunks by an ensemble of MLPs (Linear, LayerNorm, Mish).
+    """Values ``[num_qs, *B, 1]`` of executed action chunks by an ensemble of MLPs (Linear, LayerNorm, activation).
 
     The members share the encoded observation and nothing else: each has its own initial weights. Their parameters
     are stacked, ``[num_qs, ...]``, and the state dict is the same whichever way they are computed.
@@ -93,6 +95,7 @@ class QEnsemble(TensorDictModuleBase):
         act_horizon: H_a, the executed steps of a chunk.
         num_qs: members.
         hidden_sizes: widths of the hidden layers.
+        activation: ``"mish"``, ``"tanh"`` or ``"relu"``.
         action_normalizer: normaliser of size A; identity by default.
         init: ``"orthogonal"`` (gain sqrt(2), 1 in the last layer, biases 0) or ``"default"`` (that of
             ``nn.Linear``).
@@ -126,6 +129,7 @@ class QEnsemble(TensorDictModuleBase):
         act_horizon: int,
         num_qs: int = 10,
         hidden_sizes: Sequence[int] = (256, 256, 256),
+        activation: EnsembleActivation = "mish",
         action_normalizer: Normalizer | None = None,
         init: EnsembleInit = "orthogonal",
         compute: EnsembleCompute = "auto",
@@ -148,6 +152,7 @@ class QEnsemble(TensorDictModuleBase):
             raise ValueError(f"num_min_qs must lie between 1 and num_qs={num_qs}, got {num_min_qs}.")
         for name, value, allowed in (
             ("init", init, ("orthogonal", "default")),
+            ("activation", activation, tuple(_ACTIVATIONS)),
             ("compute", compute, ("auto", "loop", "batched")),
             ("reduction", reduction, (None, "min", "mean", "ucb")),
         ):
@@ -155,6 +160,7 @@ class QEnsemble(TensorDictModuleBase):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
         self.action_dim, self.act_horizon, self.num_qs = action_dim, act_horizon, num_qs
         self.hidden_sizes, self.init, self.compute = tuple(hidden_sizes), init, compute
+        self.activation: EnsembleActivation = activation
         self.reduction: EnsembleReduction | None = reduction
         self.num_min_qs, self.kappa = num_min_qs, kappa
         self.encoder = encoder
@@ -177,6 +183,7 @@ class QEnsemble(TensorDictModuleBase):
         share_encoder: bool = False,
         num_qs: int = 10,
         hidden_sizes: Sequence[int] = (256, 256, 256),
+        activation: EnsembleActivation = "mish",
         init: EnsembleInit = "orthogonal",
         compute: EnsembleCompute = "auto",
     ) -> QEnsemble:
@@ -187,6 +194,7 @@ class QEnsemble(TensorDictModuleBase):
             share_encoder: use the actor's encoder itself; else a copy of it, weights included.
             num_qs: see the class.
             hidden_sizes: see the class.
+            activation: see the class.
             init: see the class.
             compute: see the class.
         """
@@ -196,6 +204,7 @@ class QEnsemble(TensorDictModuleBase):
             act_horizon=actor.act_horizon,
             num_qs=num_qs,
             hidden_sizes=hidden_sizes,
+            activation=activation,
             action_normalizer=copy.deepcopy(actor.action_normalizer),
             init=init,
             compute=compute,
@@ -229,9 +238,10 @@ class QEnsemble(TensorDictModuleBase):
         return (self._loop(x) if loop else self._batched(x)).unflatten(1, lead)
 
     def _batched(self, x: Tensor) -> Tensor:
+        activation = _ACTIVATIONS[self.activation]
         x = x.expand(self.num_qs, *x.shape)
         for linear, norm in zip(self.linears, self.norms):
-            x = mish(norm(linear(x)))
+            x = activation(norm(linear(x)))
         return self.head(x)
 
     def _loop(self, x: Tensor) -> Tensor:
@@ -239,12 +249,13 @@ class QEnsemble(TensorDictModuleBase):
         # One unbind per parameter: its backward stacks the members' gradients once.
         params = [(layer.weight.unbind(0), layer.bias.unbind(0)) for layer in layers]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         depth = len(self.norms)
+        activation = _ACTIVATIONS[self.activation]
         values = []
         for member in range(self.num_qs):
             hidden = x
             for (weight, bias), (scale, shift) in zip(params[:depth], params[depth:-1]):
                 hidden = F.linear(hidden, weight[member], bias[member])
-                hidden = mish(F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member]))
+                hidden = activation(F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member]))
             values.append(F.linear(hidden, params[-1][0][member], params[-1][1][member]))
         return torch.stack(values)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from torchrl_flow.modules.activation import Mish
@@ -22,9 +25,12 @@ class _FiLMResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear_out = ZeroLinear(width, width)
 
-    def forward(self, hidden: Tensor, cond: Tensor) -> Tensor:
+    def modulation(self, cond: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.film(cond).chunk(2, -1)
-        update = self.norm(self.linear_in(hidden)) * (1 + scale) + shift
+        return 1 + scale, shift
+
+    def forward(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        update = torch.addcmul(shift, self.norm(self.linear_in(hidden)), scale)
         return hidden + self.linear_out(self.dropout(self.activation(update)))
 
 
@@ -100,9 +106,28 @@ class ShortCutVelocityMLP(nn.Module):
         """
         shape = (self.pred_horizon, self.action_dim, self.cond_dim)
         check_velocity_inputs(sample, timestep, step_size, global_cond, shape=shape)
+        return self.modulated(sample, self.modulation(timestep, step_size, global_cond))
+
+    def modulation(self, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each block's scale and shift ``[B, width]``: two thirds of the work, and the same for all samples.
+
+        Args:
+            timestep: as in :meth:`forward`.
+            step_size: as in :meth:`forward`.
+            global_cond: as in :meth:`forward`.
+        """
         cond = self.activation(self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
-        hidden = self.linear_in(sample.flatten(1))
-        for block in self.blocks:
-            hidden = block(hidden, cond)
+        return [block.modulation(cond) for block in self.blocks]  # pyright: ignore[reportCallIssue]
+
+    def modulated(self, sample: Tensor, modulation: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the velocity ``[*, H, A]`` of points ``[*, H, A]``.
+
+        Args:
+            sample: points.
+            modulation: of :meth:`modulation`, in a shape that broadcasts with ``[*, width]``.
+        """
+        hidden = self.linear_in(sample.flatten(-2))
+        for block, (scale, shift) in zip(self.blocks, modulation):
+            hidden = block(hidden, scale, shift)
         out = self.linear_out(self.activation(self.norm_out(hidden)))
         return out.unflatten(-1, (self.pred_horizon, self.action_dim))

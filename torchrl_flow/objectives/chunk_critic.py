@@ -253,9 +253,9 @@ class ChunkCriticObjective(ShortCutObjective):
         return target.reshape(-1)
 
     def _next_noise(self, tensordict: TensorDictBase, features: Tensor, num: int) -> Tensor:
-        """Return the noise ``[B * num, H, A]`` of ``num`` chunks a state, whose repeated features are given."""
+        """Return the noise ``[B, num, H, A]`` of ``num`` chunks for each state, whose features ``[B, C]`` are given."""
         # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
-        shape = (features.shape[0], *self.actor_network.noise_shape)
+        shape = (features.shape[0], num, *self.actor_network.noise_shape)
         return torch.randn(shape, device=features.device, dtype=features.dtype)
 
     @torch.no_grad()
@@ -276,10 +276,10 @@ class ChunkCriticObjective(ShortCutObjective):
         """Return ``num`` executed chunks ``[B, num, H_a, A]`` of the averaged actor for each state of a batch."""
         actor = self.actor_network
         with self.target_actor_network_params.to_module(actor, preserve_module_state=False):
-            features = actor.features(tensordict, augment=self.augment).repeat_interleave(num, 0)
+            features = actor.features(tensordict, augment=self.augment)
             noise = self._next_noise(tensordict, features, num)
             chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
-        return chunks[:, actor.executed_slice].unflatten(0, (-1, num))
+        return chunks[..., actor.executed_slice, :]
 
     def _values(self, params: TensorDictParams, tensordict: TensorDictBase, action: Tensor) -> Tensor:
         """Return the values ``[num_qs, B, S]`` of S chunks a row, by the critic with the given parameters."""

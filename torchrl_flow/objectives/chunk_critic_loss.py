@@ -133,6 +133,5 @@ class ChunkCriticLoss(ChunkCriticObjective):
         if policy is None:
             return noise
         latent = policy.normal(tensordict).sample(torch.Size([num]))
-        # [num, *B, S, A] to rows of which the candidates of an observation are neighbours.
-        latent = latent.flatten(1, -3).transpose(0, 1).flatten(0, 1)
+        latent = latent.flatten(1, -3).transpose(0, 1)  # [num, *B, S, A] to [B, num, S, A]
         return expand_latent(latent, noise, policy.steer_mode)

@@ -171,10 +171,9 @@ class LatentAWMLELoss(LossModule):
             values = critic.latent_values(tensordict, latent)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             return latent, upper_confidence_bound(values, kappa=self.kappa)
         fill = torch.randn(*shape, *flow.noise_shape, **options)
-        noise = expand_latent(latent, fill, policy.steer_mode).flatten(0, 1)
-        features = flow.features(tensordict).repeat_interleave(self.num_candidates, 0)
-        chunk = flow.sample(features, noise, num_steps=self.num_steps)
-        candidates = chunk[:, flow.executed_slice].unflatten(0, shape)
+        noise = expand_latent(latent, fill, policy.steer_mode)
+        chunk = flow.sample(flow.features(tensordict), noise, num_steps=self.num_steps)
+        candidates = chunk[..., flow.executed_slice, :]
         values = critic.q_values(critic.encoder(*critic.encoder.preprocess(tensordict)), candidates)
         return latent, upper_confidence_bound(values.squeeze(-1), kappa=self.kappa)
 

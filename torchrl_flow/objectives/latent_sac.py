@@ -269,9 +269,8 @@ class DistilledSACLoss(LatentSACLoss):
             options: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
             latent = policy.prior_latent(torch.randn(*shape, *policy.latent_shape, **options))
             fill = torch.randn(*shape, *flow.noise_shape, **options)
-            noise = expand_latent(latent, fill, policy.steer_mode).flatten(0, 1)
-            features = flow.features(tensordict).repeat_interleave(num, 0)
-            chunk = flow.sample(features, noise, num_steps=self.num_steps).unflatten(0, shape)
+            noise = expand_latent(latent, fill, policy.steer_mode)
+            chunk = flow.sample(flow.features(tensordict), noise, num_steps=self.num_steps)
             latents.append(latent.transpose(0, 1))
             targets.append(self._teach(tensordict, chunk[..., flow.executed_slice, :]).permute(2, 1, 0))
         if self.mode != "forward":

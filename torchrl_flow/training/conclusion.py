@@ -41,6 +41,7 @@ def conclude(
     stage: str | None = None,
     seed: int = 0,
     num_steps: Sequence[int] = (),
+    noise_scales: Sequence[float] = (),
     variants: Mapping[str, Policy] | None = None,
     num_videos: int = 4,
     results: str | Path | None = None,
@@ -65,9 +66,10 @@ def conclude(
         stage: stage of the recipe, where it has several.
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
+        noise_scales: further scales of the noise that the flow starts from, likewise.
         variants: other policies to evaluate on the same seeds, by name, such as ``{"best of 4": BestOfN(...)}``.
         num_videos: episodes to film, where the environment can.
-        results: ``results.csv`` to append to, a row for each number of sampling steps and each variant; none where
+        results: ``results.csv`` to append to, a row for each number of sampling steps, scale and variant; none where
             ``None``.
         config: the script's arguments.
         env_steps: environment steps that training took.
@@ -84,7 +86,10 @@ def conclude(
     compared = compare_num_steps(env, actor, seeds, every[:1], num_videos=films, progress=progress)
     compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
     result = compared[actor.num_steps]
-    others = {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
+    others = {
+        f"noise {scale:g}": evaluate(env, actor, seeds, noise_scale=scale, progress=progress) for scale in noise_scales
+    }
+    others |= {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
     video = None
     if films and result.videos:
         video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.videos))

@@ -29,6 +29,7 @@ def evaluate(
     *,
     max_steps: int | None = None,
     exploration_type: ExplorationType = ExplorationType.RANDOM,  # pyright: ignore[reportArgumentType]
+    noise_scale: float = 1.0,
     policy_kwargs: Mapping[str, Any] | None = None,
     success_key: NestedKey | None = "success",
     num_videos: int = 0,
@@ -57,13 +58,16 @@ def evaluate(
         seeds: one per episode, in the order of the result.
         max_steps: end an episode after this many env steps (at the end of the chunk); None: when it is done.
         exploration_type: RANDOM samples a flow policy; DETERMINISTIC starts its flow at zero noise.
+        noise_scale: standard deviation of the noise that a flow policy starts from. Below 1 its actions keep closer to
+            their mode: a policy cloned from unsteady demonstrations, or trained to explore, does better for it.
         policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
         success_key: where the env tells success; None for a task without.
         num_videos: keep the frames of this many episodes, the first ones.
         progress: show progress.
 
     Raises:
-        ValueError: if the seeds are empty or repeat, or the env lacks what is asked for, naming the key.
+        ValueError: if the seeds are empty or repeat, the env lacks what is asked for, naming the key, or
+            ``noise_scale`` is negative or given for a policy that takes no noise.
 
     Examples:
         >>> from torchrl.envs import GymEnv
@@ -76,6 +80,10 @@ def evaluate(
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold at least one seed and none twice, got {seeds}.")
+    if not noise_scale >= 0:
+        raise ValueError(f"noise_scale must be at least 0, got {noise_scale}.")
+    if noise_scale != 1 and not hasattr(policy, "noise_shape"):
+        raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
     recorder = _recorder_for(env, num_videos)
     group_size = env.batch_size.numel()
     groups = []
@@ -90,7 +98,7 @@ def evaluate(
         for first in range(0, len(seeds), group_size):
             group = seeds[first : first + group_size]
             padded = group + [group[-1]] * (group_size - len(group))
-            rollout = GroupRollout(env, policy, policy_kwargs or {}, success_key, max_steps)
+            rollout = GroupRollout(env, policy, policy_kwargs or {}, success_key, max_steps, noise_scale)
             rollout.run(padded, recorder, rows=min(len(group), max(0, num_videos - first)))
             groups.append(rollout.finish(len(group)))
             bar.update(len(group), **_running_success(groups))

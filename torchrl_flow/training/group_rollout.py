@@ -32,8 +32,9 @@ class GroupRollout:
         policy_kwargs: Mapping[str, Any],
         success_key: NestedKey | None,
         max_steps: int | None,
+        noise_scale: float = 1.0,
     ) -> None:
-        self.env, self.policy, self.policy_kwargs = env, policy, policy_kwargs
+        self.env, self.policy, self.policy_kwargs, self.noise_scale = env, policy, policy_kwargs, noise_scale
         self.success_key, self.max_steps = success_key, max_steps
         parameter = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
         self.policy_device = None if parameter is None else parameter.device
@@ -89,6 +90,7 @@ class GroupRollout:
         if shape is None or key is None or exploration_type() == ExplorationType.DETERMINISTIC:
             return
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        noise = self.noise_scale * noise
         tensordict.set(key, noise.reshape(*tensordict.batch_size, *shape).to(tensordict.device or "cpu"))
 
     def _synchronize(self) -> None:
