@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -80,6 +81,19 @@ def test_what_is_done_is_not_done_again(pipeline):
     out = finish(start(folder, "awsc_pipeline.py", *PIPELINE, "--results", "again.csv"))
     assert [file.stat().st_mtime_ns for file in files] == before
     assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 8
+
+
+def test_a_run_is_looked_into(pipeline):
+    folder, _ = pipeline
+    out = finish(start(folder, "awsc_diagnose.py", "--run", str(stage(folder, 3)), "--episodes", "20"))
+    figures = json.loads((stage(folder, 3) / "diagnosis.json").read_text())
+    assert figures["chunks"] >= 20 * 10
+    assert abs(figures["q_mean"]) < 2
+    assert figures["online_rows"] > 100
+    assert 0 < figures["effective_share"] <= 1
+    assert (stage(folder, 3) / "diagnosis.svg").read_text().count('<g id="axes_') == 6
+    assert "diagnosis.svg" in out
+    assert "is not of awsc_online" in refused(folder, "awsc_diagnose.py", "--run", str(stage(folder, 2)))
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_both_values(pipeline):

@@ -243,6 +243,18 @@ def test_a_td_advantage_is_what_came_of_the_chunk_less_the_states_value():
     assert run(make_loss(beta=2.0, **options), batch)["loss_actor"].isfinite()
 
 
+@pytest.mark.parametrize("baseline", ["batch", "policy"])
+def test_advantages_are_what_the_weights_are_made_of(baseline):
+    loss, batch = make_loss(beta=2.0, baseline=baseline, advantage_reduction="mean"), make_batch()
+    relative = torch.randn(3, 8)
+    loss._relative_values = lambda td, q: relative
+    expected = relative.mean(0) - (relative.mean() if baseline == "batch" else 0)
+    torch.testing.assert_close(loss.advantages(batch), expected)
+    weights = (2.0 * expected).exp()
+    wanted = weights.sum().square() / weights.square().sum()
+    torch.testing.assert_close(loss.actor_loss(batch)[1]["effective_sample_size"], wanted)
+
+
 def test_a_baseline_of_its_own_state_takes_the_states_worth_out_of_the_weights():
     """Values that depend on the state alone weigh all rows equally; against the batch's mean they do not."""
     spread = {}

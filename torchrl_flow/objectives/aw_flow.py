@@ -231,6 +231,15 @@ class AWFlowLoss(ChunkCriticObjective):
             q = None if self.advantage == "td" else self._data_values(tensordict)
         return self._actor_term(tensordict, errors, rows, q)
 
+    @torch.no_grad()
+    def advantages(self, tensordict: TensorDictBase) -> Tensor:
+        """Return what the weights are made of ``[B]``, before ``advantage_norm``: for looking at."""
+        value = self._advantage_values(tensordict, self._data_values(tensordict))
+        return value - value.mean() if self.baseline == "batch" else value
+
+    def _advantage_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
+        return self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)
+
     def _actor_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         detach = self.shared_encoder and self.encoder_grad == "critic"
         return self.row_errors(tensordict, detach_features=detach)
@@ -265,7 +274,7 @@ class AWFlowLoss(ChunkCriticObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows, where they are used."""
         own_baseline = self.baseline == "policy"
-        value = self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)
+        value = self._advantage_values(tensordict, q)
         scale: dict[str, Any] = {"norm": self.advantage_norm, "center": not own_baseline}
         kept = valid = self._valid_rows(tensordict, errors)
         advantage = batch_advantage(value, mask=valid, **scale)

@@ -1,0 +1,202 @@
+"""Look into a run of AWSC: does its critic predict returns, what are its weights, what is in its buffer?
+
+    python examples/awsc_diagnose.py --run runs/awsc-planar-state-0-3
+
+Lets the policy act from fixed seeds, reads the run's replay buffer out of its checkpoint, and draws six panels: values
+against returns; the advantages of demonstrations and of online chunks, with the share that the filter keeps; the
+weights of a batch; the success of the ring's episodes by age; success in training; and the shares of a batch that the
+policy keeps and that count. Takes a minute on the planar task. Prints the figures and writes them beside the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import awsc_online
+import torch
+import tyro
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_flow import training
+from torchrl_flow.data import MixedReplayBuffer
+from torchrl_flow.functional import advantage_weights
+from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+
+
+@dataclasses.dataclass
+class Args:
+    """What the diagnosis can be told on the command line."""
+
+    run: str
+    """run or checkpoint of awsc_online"""
+    episodes: int = 100
+    """episodes in which values are compared with returns"""
+    rows: int = 4096
+    """rows of each part of the buffer whose advantages are computed"""
+    output: str | None = None
+    """directory of diagnosis.svg and diagnosis.json; that of the run where none is given"""
+    threads: int = 1
+    """CPU threads"""
+
+
+def load(args: Args) -> tuple[training.TrainingCheckpoint, awsc_online.Args, AWFlowLoss, MixedReplayBuffer]:
+    """Build the loss and the buffer of a run and fill them from its checkpoint."""
+    checkpoint = training.load_checkpoint(args.run)
+    names = {field.name for field in dataclasses.fields(awsc_online.Args)}
+    if "chunks" not in checkpoint.config:
+        raise SystemExit(f"{checkpoint.path} is not of awsc_online: it holds no online chunks.")
+    own = awsc_online.Args(**{name: value for name, value in checkpoint.config.items() if name in names})
+    actor = awsc_online.make_actor(own, checkpoint)
+    loss_module = awsc_online.make_loss(own, actor, awsc_online.make_critic_config(own, checkpoint))
+    for name in ("actor_network", "critic_network"):
+        NetworkSoftUpdate(loss_module, name, eps=0.995)
+    training.warm_start(loss_module, checkpoint, critic=True)
+    source = training.DemoSource.of_checkpoint(checkpoint, own.demos)
+    task = training.task_info(training.evaluation_env(checkpoint))
+    buffer = awsc_online.make_buffer(own, source, task, actor)
+    checkpoint.restore(state={"buffer": buffer})
+    return checkpoint, own, loss_module, buffer
+
+
+@torch.no_grad()
+def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return the target critic's mean value and the discounted return of every chunk of some episodes, ``[N]`` each."""
+    actor, critic = loss_module.ema_actor(), loss_module.ema_critic()
+    parallel = env.batch_size.numel()
+    values, returns = [], []
+    bar = training.Progress(episodes, description="episodes", unit="ep")
+    with bar, set_exploration_type(ExplorationType.RANDOM):
+        for first in range(0, episodes, parallel):
+            steps = []
+            data = training.reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
+            alive = torch.ones(parallel, dtype=torch.bool)
+            while alive.any():
+                data = env.step(actor(data))
+                following: Any = data["next"]
+                value = critic(data)["state_action_value"].mean(0).reshape(-1)
+                columns = (following[key].reshape(-1).float() for key in ("reward", "steps_to_next_obs"))
+                steps.append((value, alive.clone(), *columns))
+                alive &= ~following["done"].reshape(-1)
+                data = env.maybe_reset(env.step_mdp(data))
+            total = torch.zeros(parallel)
+            for value, counted, reward, k in reversed(steps):
+                total = torch.where(counted, reward + gamma**k * total, total)
+                values.append(value[counted])
+                returns.append(total[counted])
+            bar.update(min(parallel, episodes - first))
+    return torch.cat(values), torch.cat(returns)
+
+
+def ring_success(buffer: MixedReplayBuffer) -> tuple[Tensor, Tensor]:
+    """Return for each online row at which an episode ended its index in the ring and whether it succeeded."""
+    rows = buffer[torch.arange(buffer.num_demo_rows, len(buffer))]
+    ended = rows["next", "done"].reshape(-1).nonzero().reshape(-1)
+    return ended, rows["next", "terminated"].reshape(-1)[ended].float()
+
+
+def part(buffer: MixedReplayBuffer, first: int, last: int, rows: int) -> TensorDictBase:
+    """Draw rows of one part of the buffer."""
+    return buffer[torch.randint(first, last, (min(rows, last - first),))]
+
+
+def running_mean(values: Tensor, window: int) -> Tensor:
+    """Average over windows that follow one another."""
+    window = max(1, min(window, len(values)))
+    return values[: len(values) // window * window].reshape(-1, window).mean(-1)
+
+
+def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves: dict[str, Any]) -> None:
+    """Draw the six panels."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    top = max(found["values"].max().item(), found["returns"].max().item())
+    axes[0, 0].scatter(found["values"], found["returns"], s=5, alpha=0.25, color="#2563c9", linewidths=0)
+    axes[0, 0].plot([0, top], [0, top], color="#8a93a5", linewidth=1)
+    axes[0, 0].set(xlabel="Q", ylabel="return", title=f"values, correlation {figures['correlation']:.2f}")
+    edges = torch.quantile(torch.cat([found["demos"], found["online"]]), torch.tensor([0.005, 0.995]))
+    for name, colour in (("demos", "#2563c9"), ("online", "#d9622b")):
+        clipped = found[name].clamp(*edges.tolist())
+        axes[0, 1].hist(clipped.numpy(), bins=60, density=True, histtype="step", color=colour, label=name)
+    axes[0, 1].set(xlabel="A", title=f"advantages; above 0: {figures['online_kept']:.0%} online")
+    axes[0, 1].legend(frameon=False)
+    axes[0, 2].hist(found["weights"].numpy(), bins=60, color="#2563c9")
+    axes[0, 2].set(xlabel="w", title=f"weights, effective sample {figures['effective_share']:.0%}")
+    smooth = running_mean(found["ring_success"], 50)
+    axes[1, 0].plot(torch.linspace(0, 1, len(smooth)), smooth, color="#2563c9")
+    axes[1, 0].set(xlabel="oldest to newest", ylim=(0, 1.05), title="success of the ring's episodes")
+    for axis, names, title in (
+        (axes[1, 1], ("success",), "success in training"),
+        (axes[1, 2], ("effective_sample_size", "policy_share"), "batch: effective share, share kept"),
+    ):
+        for name in names:
+            if f"train/{name}" not in curves:
+                continue  # A short run may have ended no episode.
+            steps, values = (torch.as_tensor(column, dtype=torch.float32) for column in curves[f"train/{name}"])
+            window = max(1, len(values) // 60)
+            values = values / figures["batch_size"] if name == "effective_sample_size" else values
+            axis.plot(running_mean(steps, window), running_mean(values, window), label=name)
+        axis.set(xlabel="collected batches", ylim=(0, 1.05), title=title)
+    axes[1, 2].legend(frameon=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(10)
+    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None, "Creator": None})
+
+
+def main(args: Args) -> dict[str, float]:
+    """Compute, print, draw."""
+    torch.set_num_threads(args.threads)
+    training.seed_everything(0)
+    checkpoint, own, loss_module, buffer = load(args)
+    planar = checkpoint.task["task"] == training.PLANAR
+    options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
+    env = training.evaluation_env(checkpoint, num_envs=min(args.episodes, 100) if planar else None, **options)
+    found: dict[str, Tensor] = {}
+    found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, own.gamma)
+    demos = part(buffer, 0, buffer.num_demo_rows, args.rows)
+    online = part(buffer, buffer.num_demo_rows, len(buffer), args.rows)
+    found["demos"], found["online"] = loss_module.advantages(demos), loss_module.advantages(online)
+    half = min(len(found["demos"]), len(found["online"]))
+    # What a batch of the policy holds: all demonstrations, and the online chunks above the threshold.
+    kept = torch.cat([found["demos"][:half], found["online"][:half].clamp(min=0)])
+    kept = kept[torch.cat([torch.ones(half, dtype=torch.bool), found["online"][:half] > 0])]
+    options = {"beta": own.beta, "weight_clip": own.weight_clip, "weighting": own.weighting}
+    found["weights"] = advantage_weights(kept, **options)
+    found["ring_at"], found["ring_success"] = ring_success(buffer)
+    weights = found["weights"]
+    figures = {
+        "chunks": float(len(found["values"])),
+        "correlation": torch.corrcoef(torch.stack([found["values"], found["returns"]]))[0, 1].item(),
+        "q_mean": found["values"].mean().item(),
+        "return_mean": found["returns"].mean().item(),
+        "demo_advantage_std": found["demos"].std().item(),
+        "online_advantage_std": found["online"].std().item(),
+        "demos_above_zero": (found["demos"] > 0).float().mean().item(),
+        "online_kept": (found["online"] > 0).float().mean().item(),
+        "effective_share": (weights.sum().square() / weights.square().sum() / len(weights)).item(),
+        "largest_weight": weights.max().item(),
+        "ring_success": found["ring_success"].mean().item(),
+        "online_rows": float(buffer.num_online_rows),
+        "demo_rows": float(buffer.num_demo_rows),
+        "batch_size": float(own.batch_size),
+    }
+    folder = Path(args.output) if args.output else Path(args.run if Path(args.run).is_dir() else Path(args.run).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    training.write_json(folder / "diagnosis.json", figures)
+    draw(folder / "diagnosis.svg", figures, found, training.read_metrics(Path(args.run) / "metrics.csv"))
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
+    print((folder / "diagnosis.svg").resolve())
+    return figures
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
