@@ -45,6 +45,8 @@ class Args:
     """table to which the results are appended"""
     eval_episodes: int = 100
     """episodes of each evaluation"""
+    noise_scales: tuple[float, ...] = (0.5,)
+    """also evaluate each policy with the noise that it starts from scaled so"""
     best_of: tuple[int, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     workers: int | None = None
@@ -86,6 +88,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "actor_every": 1,
         "results": args.results,
         "eval_episodes": args.eval_episodes,
+        "noise_scales": args.noise_scales,
         "best_of": args.best_of,
         "num_videos": 0,
     }
@@ -95,10 +98,10 @@ def make_runs(args: Args) -> list[training.SweepRun]:
 
 
 def table(args: Args, statuses: Sequence[RunStatus]) -> str:
-    """Return a Markdown table of what is finished: success over the seeds, plain and by the best of N."""
-    names = [f"best of {n}" for n in args.best_of]
-    lines = ["| configuration | seeds | success_once | " + " | ".join(names) + " | env steps | minutes |"]
-    lines.append("|" + " --- |" * (len(names) + 5))
+    """Return a Markdown table of what is finished: success over the seeds, plain, at less noise, by the best of N."""
+    names = [*(f"noise {scale:g}" for scale in args.noise_scales), *(f"best of {n}" for n in args.best_of)]
+    lines = ["| configuration | seeds | success_once | " + " | ".join(names) + " | policy ms | env steps | minutes |"]
+    lines.append("|" + " --- |" * (len(names) + 6))
     done = [status for status in statuses if status.state == "finished"]
     for name in dict.fromkeys(status.run.variant.name for status in done):
         mine = [status.run.directory for status in done if status.run.variant.name == name]
@@ -107,6 +110,9 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
         columns = [plain, *([found[label] for found in figures] for label in names)]
         checkpoints = [training.load_checkpoint(directory) for directory in mine]
         cells = [name, str(len(mine)), *(spread([values["success_once"] for values in column]) for column in columns)]
+        # Of all environments together, in the order of the columns before.
+        times = (statistics.mean(values["policy_ms"] for values in column) for column in columns)
+        cells.append(" / ".join(f"{time:.1f}" for time in times))
         cells.append(f"{statistics.mean(c.counters['env_steps'] for c in checkpoints):.0f}")
         cells.append(f"{statistics.mean(c.metadata['wall_s'] for c in checkpoints) / 60:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
