@@ -87,6 +87,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "chunks": round(args.updates / UTD_RATIO),
         "actor_every": 1,
         "results": args.results,
+        "recipe": "awsc_ablations",
         "eval_episodes": args.eval_episodes,
         "noise_scales": args.noise_scales,
         "best_of": args.best_of,

@@ -40,6 +40,8 @@ class Args:
     """directory of the runs"""
     results: str | None = "runs/results.csv"
     """table to which the results are appended"""
+    recipe: str = "awsc"
+    """what the table of results calls the recipe"""
     label: str | None = None
     """what the table of results calls this variant"""
     seed: int = 0
@@ -271,7 +273,7 @@ def main(args: Args) -> training.EvaluationResult:
             env,
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
-            recipe="awsc",
+            recipe=args.recipe,
             stage=" ".join(["3", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
