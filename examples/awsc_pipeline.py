@@ -39,8 +39,8 @@ PLANAR: dict[str, dict[str, Any]] = {
 }
 MANISKILL: dict[str, dict[str, Any]] = {
     "1": {"iterations": 5000, **SHORT},
-    "2": {"critic_warmup": 3000, "iterations": 1000},
-    "3": {"chunks": 4000, "utd_ratio": 1.0, "actor_every": 2},
+    "2": {"critic_warmup": 3000, "iterations": 1000, "tau": 0.02},
+    "3": {"chunks": 10_000, "utd_ratio": 0.4, "actor_every": 1, "tau": 0.02, "beta": 10.0, "weight_clip": 10.0},
 }
 
 
