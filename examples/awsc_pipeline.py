@@ -66,8 +66,8 @@ class Args:
     """also evaluate each stage with the noise that the policy starts from scaled so"""
     best_of: tuple[int, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
-    eval_episodes: int = 100
-    """episodes of each stage's evaluation, from seed 10000 on"""
+    eval_episodes: int | None = None
+    """episodes of each stage's evaluation, from seed 10000 on; 1000 of the planar task, where they take seconds, or 100"""
     num_videos: int = 4
     """episodes of each stage to film, where the machine can render"""
     name: str = "awsc"
@@ -81,6 +81,7 @@ class Args:
 def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
     """Return module and arguments of each stage of one seed."""
     budgets = PLANAR if args.task == training.PLANAR else MANISKILL
+    episodes = args.eval_episodes or (1000 if args.task == training.PLANAR else 100)
     names = {stage: f"{args.name}-{args.task}-{args.obs_mode}-{seed}-{stage}" for stage in STAGES}
     scaled = {
         stage: {
@@ -90,7 +91,7 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
         for stage, budget in budgets.items()
     }
     common = {"runs": args.runs, "results": None, "seed": seed, "resume": True}
-    common |= {"eval_episodes": args.eval_episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
+    common |= {"eval_episodes": episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
     data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
     before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
     one, two, three = ({"name": names[stage], **common, **scaled[stage]} for stage in STAGES)
@@ -110,14 +111,25 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
     for stage, (script, stage_args) in stage_arguments(args, seed).items():
         directory = Path(stage_args.runs) / stage_args.name
         outcome = directory / "outcome.json"
-        if not outcome.exists():
+        found = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else []
+        if not is_evaluated(found, stage, stage_args):
+            # A run that is finished resumes to be evaluated.
             script.main(stage_args)
-            training.write_json(outcome, read_outcome(args, seed, stage, directory))
-        rows += json.loads(outcome.read_text(encoding="utf-8"))
+            found = read_outcome(args, seed, stage, directory, stage_args.eval_episodes)
+            training.write_json(outcome, found)
+        rows += found
     return rows
 
 
-def read_outcome(args: Args, seed: int, stage: str, directory: Path) -> list[dict[str, Any]]:
+def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> bool:
+    """Tell whether rows are of the episodes and variants that are asked for."""
+    variants = [f"noise {scale:g}" for scale in stage_args.noise_scales]
+    variants += [f"best of {n}" for n in getattr(stage_args, "best_of", ())]
+    wanted = {(name, stage_args.eval_episodes) for name in (stage, *(f"{stage} {variant}" for variant in variants))}
+    return {(row["stage"], row["episodes"]) for row in rows} == wanted
+
+
+def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: int) -> list[dict[str, Any]]:
     """Return the rows of results.csv of a stage from what its evaluation left."""
     checkpoint = training.load_checkpoint(directory)
     figures = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
@@ -126,7 +138,7 @@ def read_outcome(args: Args, seed: int, stage: str, directory: Path) -> list[dic
         names = ("success_once", "success_at_end", "return")
         row: dict[str, Any] = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
         row["stage"] = stage if label.isdigit() else f"{stage} {label}"
-        row |= {"episodes": args.eval_episodes, **{name: values[name] for name in names}}
+        row |= {"episodes": episodes, **{name: values[name] for name in names}}
         row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
         rows.append(row)
     return rows
