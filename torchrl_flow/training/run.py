@@ -24,6 +24,10 @@ __all__ = ["Run"]
 _log = logging.getLogger(__name__)
 
 
+#: Fields of a recipe's configuration that decide about what comes after training alone.
+AFTER_TRAINING = ("resume", "results", "eval_episodes", "num_videos", "compare_steps", "noise_scales", "best_of")
+
+
 class Run:
     """One training run in a directory of its own.
 
@@ -40,7 +44,7 @@ class Run:
         task: identity of the task (an env's ``task_info``), checked on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
-        may_differ: fields of ``config`` that may change on resuming.
+        may_differ: fields of ``config`` that may change on resuming; by default those that training does not read.
         keep_last: number of newest checkpoints to keep.
         keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
@@ -73,7 +77,7 @@ class Run:
         task: Mapping[str, Any] | None = None,
         actor_config: Any = None,
         module_configs: Mapping[str, Any] | None = None,
-        may_differ: Collection[str] = ("resume",),
+        may_differ: Collection[str] = AFTER_TRAINING,
         keep_last: int = 2,
         keep_best: str | None = None,
         tensorboard: bool = False,
