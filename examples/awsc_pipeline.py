@@ -67,7 +67,7 @@ class Args:
     best_of: tuple[int, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: int | None = None
-    """episodes of each stage's evaluation, from seed 10000 on; 100, or 1000 of the planar task, where they take seconds"""
+    """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
     num_videos: int = 4
     """episodes of each stage to film, where the machine can render"""
     name: str = "awsc"
