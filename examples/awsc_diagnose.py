@@ -119,7 +119,9 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     axes = figure.subplots(2, 3)
     top = max(found["values"].max().item(), found["returns"].max().item())
-    axes[0, 0].scatter(found["values"], found["returns"], s=5, alpha=0.25, color="#2563c9", linewidths=0)
+    axes[0, 0].scatter(
+        found["values"], found["returns"], s=5, alpha=0.25, color="#2563c9", linewidths=0, rasterized=True
+    )
     axes[0, 0].plot([0, top], [0, top], color="#8a93a5", linewidth=1)
     axes[0, 0].set(xlabel="Q", ylabel="return", title=f"values, correlation {figures['correlation']:.2f}")
     edges = torch.quantile(torch.cat([found["demos"], found["online"]]), torch.tensor([0.005, 0.995]))
