@@ -177,6 +177,7 @@ def _command() -> type:
     from torchrl_flow.training import (
         CollectSardineArgs,
         CollectSlatesArgs,
+        CurvesArgs,
         MakeDemosArgs,
         RelabelSlatesArgs,
         SlateModelsArgs,
@@ -190,6 +191,7 @@ def _command() -> type:
         sub(Run, "run"),
         sub(MakeDemosArgs, "make-demos"),
         sub(Evaluate, "evaluate"),
+        sub(CurvesArgs, "curves"),
         sub(SlateModelsArgs, "slate-models"),
         sub(CollectSlatesArgs, "collect-slates"),
         sub(RelabelSlatesArgs, "relabel-slates"),

@@ -4,6 +4,7 @@ from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoin
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import can_film, conclude
+from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
@@ -61,6 +62,7 @@ __all__ = [
     "ChunkRollouts",
     "CollectSardineArgs",
     "CollectSlatesArgs",
+    "CurvesArgs",
     "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
@@ -96,6 +98,7 @@ __all__ = [
     "compare_num_steps",
     "compare_stages",
     "conclude",
+    "draw_curves",
     "evaluate",
     "evaluation_env",
     "format_statuses",
@@ -130,6 +133,7 @@ __all__ = [
     "require_task",
     "reset_with_seeds",
     "round_trip_return",
+    "run_curve",
     "run_status",
     "run_sweep",
     "save_checkpoint",

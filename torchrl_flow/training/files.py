@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_json"]
+__all__ = ["write_json", "write_text"]
 
 
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
@@ -18,9 +18,14 @@ def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
         content: what JSON can hold.
         indent: spaces per level.
     """
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old one, or none, but never a part."""
     staged = path.with_name(f".{path.name}.part")
     with staged.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=indent) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(staged, path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["curve_svg", "curves_svg"]
+__all__ = ["curve_svg", "curves_svg", "standalone_svg"]
 
 _has_matplotlib = importlib.util.find_spec("matplotlib") is not None
 
@@ -72,6 +72,12 @@ def curves_svg(
         axes.legend(frameon=False, fontsize=8)
 
     return _figure_svg(draw, title=title, unit_interval=unit_interval, size=(5.2, 3.2))
+
+
+def standalone_svg(svg: str) -> str:
+    """Give an element made for a page what it needs in a file of its own: its name space, and the page's colours."""
+    colours = "--ink: #1d2430; --muted: #667085; --rule: #e4e6ea; --accent: #2563c9; --sans: sans-serif"
+    return svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{colours}"', 1)
 
 
 def _figure_svg(

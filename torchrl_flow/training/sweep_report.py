@@ -15,7 +15,7 @@ from typing import Any
 
 from torchrl_flow.functional.statistics import wilson_interval
 from torchrl_flow.training.metrics import read_metrics
-from torchrl_flow.training.report_plots import curves_svg
+from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 from torchrl_flow.training.report_style import STYLE
 from torchrl_flow.training.sweep import RunStatus, Variant
 
@@ -165,17 +165,11 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
         members = [*base, *(r for r in results if r.variant.category == category and r.curve[0])]
         if members:
             svg = curves_svg({r.variant.name: r.curve for r in members}, title=category, unit_interval=True)
-            (folder / f"{category}.svg").write_text(_standalone(svg), encoding="utf-8")
+            (folder / f"{category}.svg").write_text(standalone_svg(svg), encoding="utf-8")
             drawings.append(f'<div class="card">{svg}</div>')
     page = folder / "report.html"
     page.write_text(_page(title, rows, drawings), encoding="utf-8")
     return page
-
-
-def _standalone(svg: str) -> str:
-    """Give an element made for a page what it needs in a file of its own: its name space, and the page's colours."""
-    colours = "--ink: #1d2430; --muted: #667085; --rule: #e4e6ea; --accent: #2563c9; --sans: sans-serif"
-    return svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{colours}"', 1)
 
 
 def _page(title: str, rows: Sequence[Sequence[Any]], drawings: Sequence[str]) -> str:

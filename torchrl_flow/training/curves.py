@@ -1,0 +1,88 @@
+"""One metric of several runs in one drawing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from torchrl_flow.training.files import write_text
+from torchrl_flow.training.metrics import read_metrics
+from torchrl_flow.training.report_plots import curves_svg, standalone_svg
+
+__all__ = ["CurvesArgs", "draw_curves", "run_curve"]
+
+
+@dataclasses.dataclass
+class CurvesArgs:
+    """Draw a metric of several runs against environment steps or seconds, as an SVG file."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """directories of runs"""
+    metric: str = "train/success"
+    """what to draw"""
+    against: str = "train/env_steps"
+    """what is to the right; the run's own steps where a run has no such metric"""
+    window: int = 1
+    """values that are averaged to one"""
+    title: str | None = None
+    """heading; the metric where none is given"""
+    output: str = "curves.svg"
+    """file to write"""
+
+    def __call__(self) -> None:
+        """Draw, and print the path."""
+        print(draw_curves(self).resolve())
+
+
+def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1) -> tuple[list[float], list[float]]:
+    """Return a metric of a run and what it is drawn against.
+
+    Args:
+        folder: the run.
+        metric: its name.
+        against: name of the metric to the right; the run's own steps where there is none of that name.
+        window: values averaged to one, and their places likewise.
+
+    Raises:
+        ValueError: if the run has no such metric, naming those it has, or ``window`` is below 1.
+        FileNotFoundError: if there is no run.
+    """
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}.")
+    found = read_metrics(Path(folder) / "metrics.csv")
+    if metric not in found:
+        raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(found)}.")
+    steps, values = found[metric]
+    places = dict(zip(*found[against])) if against in found else {}
+    x = [places.get(step, float(step)) for step in steps if not places or step in places]
+    y = [value for step, value in zip(steps, values) if not places or step in places]
+    return _means(x, window), _means(y, window)
+
+
+def _means(values: Sequence[float], window: int) -> list[float]:
+    parts = [values[i : i + window] for i in range(0, len(values), window)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def draw_curves(args: CurvesArgs) -> Path:
+    """Draw what the arguments ask for and return the file.
+
+    Raises:
+        ValueError: if no run is named, or one has no such metric.
+    """
+    if not args.runs:
+        raise ValueError("name at least one run.")
+    curves = {
+        Path(run).name: run_curve(run, args.metric, against=args.against, window=args.window) for run in args.runs
+    }
+    values = [value for _, y in curves.values() for value in y]
+    unit = "success" in args.metric and max(values) <= 1
+    svg = curves_svg(curves, title=args.title or args.metric, unit_interval=unit)
+    path = Path(args.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, standalone_svg(svg))
+    return path
