@@ -53,7 +53,10 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}.")
-    found = read_metrics(Path(folder) / "metrics.csv")
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name the directory of a run.")
+    found = read_metrics(path)
     if metric not in found:
         raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(found)}.")
     steps, values = found[metric]
