@@ -128,6 +128,8 @@ def test_the_report_compares_with_the_baseline(tmp_path, monkeypatch):
     assert page.read_text().count("<svg") == 1
     assert "xmlns" in (page.parent / "gain.svg").read_text()
     rows = list(csv.reader((page.parent / "report.csv").open()))
+    table = (page.parent / "report.md").read_text().splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if "---" not in line] == rows
     assert rows[2] == ["better", "gain", "2", "0", "1", "0.9124", "1", "200", "0", "0.5"]
     assert rows[3] == ["broken", "gain", "0", "2", "", "", "", "", "", ""]
     table = format_statuses(statuses)

@@ -143,7 +143,7 @@ def _row(result: VariantResult) -> list[Any]:
 
 
 def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], *, title: str) -> Path:
-    """Write ``report.csv``, a drawing a category (``<category>.svg``) and ``report.html``; returns the page's path.
+    """Write ``report.html``, its path returned, ``report.csv`` and ``report.md``, and ``<category>.svg`` for each.
 
     Args:
         directory: of the sweep.
@@ -159,6 +159,8 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
     with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([_HEADER, *rows])
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (_HEADER, ["---"] * len(_HEADER), *rows)]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     drawings = []
     base = [result for result in results if result.variant.name == BASELINE and result.curve[0]]
     for category in dict.fromkeys(r.variant.category for r in results if r.variant.name != BASELINE):
