@@ -37,6 +37,8 @@ class Args:
     """chunks in a batch"""
     width: int = 32
     """width of all networks"""
+    num_qs: int = 2
+    """members of the critic; more take longer and hold no more"""
     ring: int = 5000
     """online chunks to keep; collected are many more"""
     growth_mib: float = 32.0
@@ -63,8 +65,10 @@ def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, 
     config = FlowActorConfig(action_dim=3, state_dim=12, width=args.width, depth=1, num_steps=1, **chunks)
     ones = torch.ones(3)
     actor = make_flow_actor(config, statistics=store.statistics(), action_low=-ones, action_high=ones)
-    critic = make_critic(CriticConfig(hidden_sizes=(args.width,) * 2), actor)
-    loss = AWFlowLoss(actor, critic, gamma=0.97, baseline="policy", filter_policy_data=True)
+    critic = make_critic(CriticConfig(num_qs=args.num_qs, hidden_sizes=(args.width,) * 2), actor)
+    loss = AWFlowLoss(
+        actor, critic, gamma=0.97, baseline="policy", advantage="td", filter_policy_data=True, num_baseline_samples=1
+    )
     target = NetworkSoftUpdate(loss, "critic_network", tau=0.005)
     average = NetworkSoftUpdate(loss, "actor_network", tau=0.005)
     adam = [

@@ -295,7 +295,7 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe=args.recipe,
-            stage=args.label,
+            stage=args.label or f"K={args.num_steps}",
             seed=args.seed,
             num_steps=args.compare_steps,
             num_videos=args.num_videos,
