@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from torchrl_flow.functional import wilson_interval
+from torchrl_flow.training import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -40,12 +41,6 @@ class Args:
 def rows(path: Path) -> list[dict[str, str]]:
     """Read a CSV file; an absent one has no rows."""
     return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-
-
-def table(header: list[str], body: list[list[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def rate(value: str, episodes: str) -> str:
@@ -77,7 +72,7 @@ def learning_table(found: list[dict[str, str]]) -> str:
         body.append(
             [*named, *rates, f"{float(row['return']):.1f}", row["env_steps"], f"{float(row['wall_s']) / 60:.1f}"]
         )
-    return table(header, body)
+    return markdown_table(header, body) + "\n"
 
 
 def learning(found: list[dict[str, str]]) -> str:
@@ -117,7 +112,7 @@ def summary_table(found: list[dict[str, str]]) -> str:
         deviation = f"{statistics.stdev(once):.3f}" if len(once) > 1 else ""
         cells = [rates, f"{statistics.mean(once):.3f}", deviation]
         body.append([*key, *cells, f"{statistics.mean(steps):.0f}" if steps else "", f"{minutes:.1f}"])
-    return table(header, body)
+    return markdown_table(header, body) + "\n"
 
 
 def fill(page: str, found: list[dict[str, str]]) -> str:
@@ -148,7 +143,7 @@ def timings(found: list[dict[str, str]]) -> str:
     header = ["pair", "mode", "device", "threads", "ours ms", "reference ms", "ratio"]
     names = ("pair", "mode", "device", "threads", "ours_ms", "reference_ms")
     body = [[row[n] for n in names] + [f"{row['ratio']} [{row['ratio_low']}, {row['ratio_high']}]"] for row in found]
-    return "\n## Timings\n\n" + table(header, body)
+    return "\n## Timings\n\n" + markdown_table(header, body) + "\n"
 
 
 def main(args: Args) -> None:

@@ -18,7 +18,7 @@ import tyro
 
 from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer
-from torchrl_flow.modules import BestOfN, CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 
 
@@ -199,7 +199,6 @@ def main(args: Args) -> training.EvaluationResult:
         training.warm_start(loss_module, checkpoint)
         train(run, data, loss_module, stepper, args)
         policy = loss_module.ema_actor()
-        best_of = {f"best of {n}": BestOfN(policy, loss_module.ema_critic(), num_samples=n) for n in args.best_of}
         result, report = training.conclude(
             directory,
             policy,
@@ -210,7 +209,7 @@ def main(args: Args) -> training.EvaluationResult:
             stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
-            variants=best_of,
+            variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
             config=config,

@@ -11,7 +11,6 @@ they collect for them. Started again it leaves finished runs alone.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -100,15 +99,14 @@ def make_runs(args: Args) -> list[training.SweepRun]:
 
 def table(args: Args, statuses: Sequence[RunStatus]) -> str:
     """Return a Markdown table of what is finished: success over the seeds, plain, at less noise, by the best of N."""
-    names = [*(f"noise {scale:g}" for scale in args.noise_scales), *(f"best of {n}" for n in args.best_of)]
-    lines = ["| configuration | seeds | success_once | " + " | ".join(names) + " | policy ms | env steps | minutes |"]
-    lines.append("|" + " --- |" * (len(names) + 6))
+    names = training.variant_labels(args.noise_scales, args.best_of)
+    body = []
     done = [status for status in statuses if status.state == "finished"]
     for name in dict.fromkeys(status.run.variant.name for status in done):
         mine = [status.run.directory for status in done if status.run.variant.name == name]
-        figures = [json.loads((directory / "evaluation.json").read_text(encoding="utf-8")) for directory in mine]
-        plain = [next(value for key, value in found.items() if key.isdigit()) for found in figures]
-        columns = [plain, *([found[label] for found in figures] for label in names)]
+        figures = [training.read_evaluation(directory) for directory in mine]
+        plain = [next(iter(by_steps.values())) for by_steps, _ in figures]
+        columns = [plain, *([found[label] for _, found in figures] for label in names)]
         checkpoints = [training.load_checkpoint(directory) for directory in mine]
         cells = [name, str(len(mine)), *(spread([values["success_once"] for values in column]) for column in columns)]
         # Of all environments together, in the order of the columns before.
@@ -116,8 +114,9 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
         cells.append(" / ".join(f"{time:.1f}" for time in times))
         cells.append(f"{statistics.mean(c.counters['env_steps'] for c in checkpoints):.0f}")
         cells.append(f"{statistics.mean(c.metadata['wall_s'] for c in checkpoints) / 60:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append(cells)
+    header = ("configuration", "seeds", "success_once", *names, "policy ms", "env steps", "minutes")
+    return training.markdown_table(header, body)
 
 
 def spread(values: Sequence[float]) -> str:

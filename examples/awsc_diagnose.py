@@ -25,8 +25,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow import training
 from torchrl_flow.data import MixedReplayBuffer
-from torchrl_flow.functional import advantage_weights
-from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.functional import advantage_weights, effective_sample_size
+from torchrl_flow.objectives import AWFlowLoss
 
 
 @dataclasses.dataclass
@@ -54,8 +54,7 @@ def load(args: Args) -> tuple[training.TrainingCheckpoint, awsc_online.Args, AWF
     own = awsc_online.Args(**{name: value for name, value in checkpoint.config.items() if name in names})
     actor = awsc_online.make_actor(own, checkpoint)
     loss_module = awsc_online.make_loss(own, actor, awsc_online.make_critic_config(own, checkpoint))
-    for name in ("actor_network", "critic_network"):
-        NetworkSoftUpdate(loss_module, name, eps=0.995)
+    awsc_online.make_stepper(own, loss_module)  # It holds the averages, which are to be filled too.
     training.warm_start(loss_module, checkpoint, critic=True)
     source = training.DemoSource.of_checkpoint(checkpoint, own.demos)
     task = training.task_info(training.evaluation_env(checkpoint))
@@ -75,7 +74,7 @@ def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gam
         for first in range(0, episodes, parallel):
             steps = []
             data = training.reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
-            alive = torch.ones(parallel, dtype=torch.bool)
+            alive = torch.arange(first, first + parallel) < episodes
             while alive.any():
                 data = env.step(actor(data))
                 following: Any = data["next"]
@@ -93,22 +92,15 @@ def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gam
     return torch.cat(values), torch.cat(returns)
 
 
-def ring_success(buffer: MixedReplayBuffer) -> tuple[Tensor, Tensor]:
-    """Return for each online row at which an episode ended its index in the ring and whether it succeeded."""
-    rows = buffer[torch.arange(buffer.num_demo_rows, len(buffer))]
-    ended = rows["next", "done"].reshape(-1).nonzero().reshape(-1)
-    return ended, rows["next", "terminated"].reshape(-1)[ended].float()
+def ring_success(buffer: MixedReplayBuffer) -> Tensor:
+    """Return for each online row at which an episode ended whether it succeeded."""
+    following: Any = buffer[torch.arange(buffer.num_demo_rows, len(buffer))]["next"]
+    return following["terminated"][following["done"]].float()
 
 
 def part(buffer: MixedReplayBuffer, first: int, last: int, rows: int) -> TensorDictBase:
     """Draw rows of one part of the buffer."""
     return buffer[torch.randint(first, last, (min(rows, last - first),))]
-
-
-def running_mean(values: Tensor, window: int) -> Tensor:
-    """Average over windows that follow one another."""
-    window = max(1, min(window, len(values)))
-    return values[: len(values) // window * window].reshape(-1, window).mean(-1)
 
 
 def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves: dict[str, Any]) -> None:
@@ -132,7 +124,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
     axes[0, 1].legend(frameon=False)
     axes[0, 2].hist(found["weights"].numpy(), bins=60, color="#2563c9")
     axes[0, 2].set(xlabel="w", title=f"weights, effective sample {figures['effective_share']:.0%}")
-    smooth = running_mean(found["ring_success"], 50)
+    smooth = training.window_means(found["ring_success"].tolist(), 50)
     axes[1, 0].plot(torch.linspace(0, 1, len(smooth)), smooth, color="#2563c9")
     axes[1, 0].set(xlabel="oldest to newest", ylim=(0, 1.05), title="success of the ring's episodes")
     for axis, names, title in (
@@ -142,10 +134,10 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
         for name in names:
             if f"train/{name}" not in curves:
                 continue  # A short run may have ended no episode.
-            steps, values = (torch.as_tensor(column, dtype=torch.float32) for column in curves[f"train/{name}"])
-            window = max(1, len(values) // 60)
-            values = values / figures["batch_size"] if name == "effective_sample_size" else values
-            axis.plot(running_mean(steps, window), running_mean(values, window), label=name)
+            scale = figures["batch_size"] if name == "effective_sample_size" else 1.0
+            window = max(1, len(curves[f"train/{name}"][0]) // 60)
+            steps, values = (training.window_means(column, window) for column in curves[f"train/{name}"])
+            axis.plot(steps, [value / scale for value in values], label=name)
         axis.set(xlabel="collected batches", ylim=(0, 1.05), title=title)
     axes[1, 2].legend(frameon=False)
     for axis in axes.flat:
@@ -169,12 +161,10 @@ def main(args: Args) -> dict[str, float]:
     found["demos"], found["online"] = loss_module.advantages(demos), loss_module.advantages(online)
     half = min(len(found["demos"]), len(found["online"]))
     # What a batch of the policy holds: all demonstrations, and the online chunks above the threshold.
-    kept = torch.cat([found["demos"][:half], found["online"][:half].clamp(min=0)])
-    kept = kept[torch.cat([torch.ones(half, dtype=torch.bool), found["online"][:half] > 0])]
+    kept = torch.cat([found["demos"][:half], found["online"][:half][found["online"][:half] > 0]])
     options = {"beta": own.beta, "weight_clip": own.weight_clip, "weighting": own.weighting}
     found["weights"] = advantage_weights(kept, **options)
-    found["ring_at"], found["ring_success"] = ring_success(buffer)
-    weights = found["weights"]
+    found["ring_success"] = ring_success(buffer)
     figures = {
         "chunks": float(len(found["values"])),
         "correlation": torch.corrcoef(torch.stack([found["values"], found["returns"]]))[0, 1].item(),
@@ -184,17 +174,17 @@ def main(args: Args) -> dict[str, float]:
         "online_advantage_std": found["online"].std().item(),
         "demos_above_zero": (found["demos"] > 0).float().mean().item(),
         "online_kept": (found["online"] > 0).float().mean().item(),
-        "effective_share": (weights.sum().square() / weights.square().sum() / len(weights)).item(),
-        "largest_weight": weights.max().item(),
+        "effective_share": effective_sample_size(found["weights"]).item() / len(kept),
+        "largest_weight": found["weights"].max().item(),
         "ring_success": found["ring_success"].mean().item(),
         "online_rows": float(buffer.num_online_rows),
         "demo_rows": float(buffer.num_demo_rows),
         "batch_size": float(own.batch_size),
     }
-    folder = Path(args.output) if args.output else Path(args.run if Path(args.run).is_dir() else Path(args.run).parent)
+    folder = Path(args.output) if args.output else checkpoint.run_directory
     folder.mkdir(parents=True, exist_ok=True)
     training.write_json(folder / "diagnosis.json", figures)
-    draw(folder / "diagnosis.svg", figures, found, training.read_metrics(Path(args.run) / "metrics.csv"))
+    draw(folder / "diagnosis.svg", figures, found, training.read_metrics(checkpoint.run_directory / "metrics.csv"))
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
     print((folder / "diagnosis.svg").resolve())
     return figures

@@ -266,7 +266,6 @@ def main(args: Args) -> training.EvaluationResult:
         train(args, run, buffer, loss_module, stepper, collector)
         collector.shutdown()
         policy = loss_module.ema_actor()
-        best_of = {f"best of {n}": BestOfN(policy, loss_module.ema_critic(), num_samples=n) for n in args.best_of}
         result, report = training.conclude(
             directory,
             policy,
@@ -277,7 +276,7 @@ def main(args: Args) -> training.EvaluationResult:
             stage=" ".join(["3", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
-            variants=best_of,
+            variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
             config=config,

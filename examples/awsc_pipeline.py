@@ -123,8 +123,7 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
 
 def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> bool:
     """Tell whether rows are of the episodes and variants that are asked for."""
-    variants = [f"noise {scale:g}" for scale in stage_args.noise_scales]
-    variants += [f"best of {n}" for n in getattr(stage_args, "best_of", ())]
+    variants = training.variant_labels(stage_args.noise_scales, getattr(stage_args, "best_of", ()))
     wanted = {(name, stage_args.eval_episodes) for name in (stage, *(f"{stage} {variant}" for variant in variants))}
     return {(row["stage"], row["episodes"]) for row in rows} == wanted
 
@@ -132,12 +131,12 @@ def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> boo
 def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: int) -> list[dict[str, Any]]:
     """Return the rows of results.csv of a stage from what its evaluation left."""
     checkpoint = training.load_checkpoint(directory)
-    figures = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+    by_steps, variants = training.read_evaluation(directory)
     rows = []
-    for label, values in figures.items():
+    for label, values in [*((stage, values) for values in by_steps.values()), *variants.items()]:
         names = ("success_once", "success_at_end", "return")
         row: dict[str, Any] = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
-        row["stage"] = stage if label.isdigit() else f"{stage} {label}"
+        row["stage"] = label if label == stage else f"{stage} {label}"
         row |= {"episodes": episodes, **{name: values[name] for name in names}}
         row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
         rows.append(row)
@@ -146,8 +145,8 @@ def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: i
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table, the seeds of each stage side by side."""
-    lines = ["| stage | success_once by seed | mean | standard deviation | at end | env steps | minutes |"]
-    lines.append("|" + " --- |" * 7)
+    header = ("stage", "success_once by seed", "mean", "standard deviation", "at end", "env steps", "minutes")
+    body = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
         mine = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["seed"])
         once = [row["success_once"] for row in mine]
@@ -162,8 +161,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{statistics.mean(steps):.0f}" if steps else "",
             f"{statistics.mean(row['wall_s'] for row in mine) / 60:.1f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append(cells)
+    return training.markdown_table(header, body)
 
 
 def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:

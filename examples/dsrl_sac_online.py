@@ -60,6 +60,8 @@ class Args:
     """directory of the runs"""
     results: str = "runs/results.csv"
     """table to which the results are appended"""
+    label: str | None = None
+    """what the table of results calls this variant"""
     seed: int = 0
     """seed of the networks and of training"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
@@ -280,7 +282,7 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe=recipe,
-            stage="2",
+            stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
             num_videos=args.num_videos,
             results=args.results,

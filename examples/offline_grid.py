@@ -22,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from torchrl_flow import training
+from torchrl_flow.training import markdown_table
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 
 SCRIPTS = {
@@ -106,21 +107,21 @@ def scores(run: SweepRun) -> dict[str, float]:
 def make_table(args: Args, statuses: list[RunStatus]) -> str:
     """Return the table in Markdown: a row for each algorithm and reference, a column for each environment."""
     finished = [status.run for status in statuses if status.state == "finished"]
-    lines = ["| | " + " | ".join(args.envs) + " |", "|---|" + "---|" * len(args.envs)]
+    rows = []
     for name in args.algorithms:
         cells = []
         for env in args.envs:
             found = [scores(run)[name] for run in finished if run.variant.name == f"{name}-{env}"]
-            spread = f" +- {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.1f}{spread} ({len(found)})" if found else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        rows.append([name, *cells])
     for name in REFERENCES:
         cells = []
         for env in args.envs:
             found = [scores(run)[name] for run in finished if run.variant.name.endswith(f"-{env}")]
             cells.append(f"{found[0]:.1f}" if found else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return markdown_table(["", *args.envs], rows)
 
 
 def main(args: Args) -> None:

@@ -112,9 +112,7 @@ class Evaluate:
         num_envs = self.num_envs
         if num_envs is None and checkpoint.task["task"] == training.PLANAR:
             num_envs = min(self.episodes, 50)
-        folder = checkpoint.path.parent
-        run = folder.parent if folder.name == "checkpoints" else folder
-        output = Path(self.output) if self.output else run / "evaluation"
+        output = Path(self.output) if self.output else checkpoint.run_directory / "evaluation"
         output.mkdir(parents=True, exist_ok=True)
         result, report = training.conclude(
             output,

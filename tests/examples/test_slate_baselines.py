@@ -76,7 +76,7 @@ def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
     from torchrl_flow.training.sweep import run_status
 
     table = grid["make_table"](args, [run_status(run) for run in runs]).splitlines()
-    assert "| bc | 12.0 +- 2.8 (2) |" in table
+    assert "| bc | 12.0 ± 2.8 (2) |" in table
     assert "| iql | 20.0 (1) |" in table
     assert "| oracle | 7.0 |" in table
     with pytest.raises(SystemExit, match="no algorithms"):

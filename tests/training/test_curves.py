@@ -48,3 +48,10 @@ def test_what_is_not_there_is_named(tmp_path):
         draw_curves(CurvesArgs(runs=()))
     with pytest.raises(FileNotFoundError):
         run_curve(tmp_path / "none", "train/success", against="x")
+
+
+def test_a_metric_without_values_is_drawn_as_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.csv").write_text("step,metric,value\n1,train/success,0.5\n2,train/env_steps,9\n")
+    path = draw_curves(CurvesArgs(runs=(str(tmp_path / "a"),), output=str(tmp_path / "c.svg")))
+    assert path.read_text().startswith("<svg")

@@ -45,7 +45,7 @@ for step in range(1, 5):
     rows += [f"{step},eval/success_once,{min(1.0, gain * step / 4)}"]
 (folder / "metrics.csv").write_text("\\n".join(rows) + "\\n")
 (folder / "config.json").write_text(json.dumps({"eval_episodes": 20, "num_steps": 4}))
-result = {"4": {"success_once": min(1.0, gain)}, "1": {"success_once": 0.0}}
+result = {"4": {"success_once": min(1.0, gain)}, "1": {"success_once": 0.0}, "noise 0.5": {"success_once": 0.1}}
 (folder / "evaluation.json").write_text(json.dumps(result))
 """
 VARIANTS = [

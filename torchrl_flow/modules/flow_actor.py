@@ -16,7 +16,6 @@ from torchrl_flow.functional.chunk import ChunkAlignment, executed_slice
 from torchrl_flow.functional.flow import integrate, is_power_of_two
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.normalizer import Normalizer
-from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 
 if TYPE_CHECKING:
     from torchrl_flow.modules.config import FlowActorConfig
@@ -37,7 +36,8 @@ class FlowActor(TensorDictModuleBase):
 
     Args:
         velocity_network: ``(sample, timestep, step_size, global_cond) -> velocity``, with attributes
-            ``pred_horizon``, ``action_dim`` and ``cond_dim``.
+            ``pred_horizon``, ``action_dim`` and ``cond_dim``; with ``takes_several_samples = True`` it is given
+            ``[B, N, H, A]`` as it is.
         encoder: observation encoder with ``out_features == cond_dim``.
 
     Keyword Args:
@@ -147,12 +147,8 @@ class FlowActor(TensorDictModuleBase):
         """
         step_size = torch.zeros_like(timestep) if step_size is None else step_size
         network = self.velocity_network
-        if sample.ndim == 3:
+        if sample.ndim == 3 or getattr(network, "takes_several_samples", False):
             return network(sample, timestep, step_size, features)
-        if isinstance(network, ShortCutVelocityMLP):
-            # What depends on the observation is computed once for its N points: half of the time at N = 10.
-            modulation = network.modulation(timestep, step_size, features)
-            return network.modulated(sample, [(a.unsqueeze(1), b.unsqueeze(1)) for a, b in modulation])
         repeated = (part.repeat_interleave(sample.shape[1], 0) for part in (timestep, step_size, features))
         return network(sample.flatten(0, 1), *repeated).view_as(sample)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +23,9 @@ class _FiLMResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear_out = ZeroLinear(width, width)
 
-    def modulation(self, cond: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.film(cond).chunk(2, -1)
-        return 1 + scale, shift
-
-    def forward(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        update = torch.addcmul(shift, self.norm(self.linear_in(hidden)), scale)
+        update = torch.addcmul(shift, self.norm(self.linear_in(hidden)), 1 + scale)
         return hidden + self.linear_out(self.dropout(self.activation(update)))
 
 
@@ -59,6 +54,9 @@ class ShortCutVelocityMLP(nn.Module):
         >>> net(torch.randn(5, 16, 7), torch.rand(5), torch.zeros(5), torch.randn(5, 42)).shape
         torch.Size([5, 16, 7])
     """
+
+    takes_several_samples = True
+    """Points may be several for each observation; :class:`FlowActor` repeats the observation for other networks."""
 
     def __init__(
         self,
@@ -93,10 +91,11 @@ class ShortCutVelocityMLP(nn.Module):
         self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
 
     def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
-        """Return the velocity ``[B, H, A]``.
+        """Return the velocity, in the shape of ``sample``.
 
         Args:
-            sample: points ``x_t``, ``[B, H, A]``.
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``: what depends on the
+                observation, two thirds of the work, is then computed once for its N points.
             timestep: flow time in [0, 1], ``[B]``.
             step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
             global_cond: encoded observation, ``[B, C]``.
@@ -105,29 +104,12 @@ class ShortCutVelocityMLP(nn.Module):
             ValueError: if a shape does not fit.
         """
         shape = (self.pred_horizon, self.action_dim, self.cond_dim)
-        check_velocity_inputs(sample, timestep, step_size, global_cond, shape=shape)
-        return self.modulated(sample, self.modulation(timestep, step_size, global_cond))
-
-    def modulation(self, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each block's scale and shift ``[B, width]``: two thirds of the work, and the same for all samples.
-
-        Args:
-            timestep: as in :meth:`forward`.
-            step_size: as in :meth:`forward`.
-            global_cond: as in :meth:`forward`.
-        """
+        several = sample.ndim == 4
+        check_velocity_inputs(sample[:, 0] if several else sample, timestep, step_size, global_cond, shape=shape)
         cond = self.activation(self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
-        return [block.modulation(cond) for block in self.blocks]  # pyright: ignore[reportCallIssue]
-
-    def modulated(self, sample: Tensor, modulation: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the velocity ``[*, H, A]`` of points ``[*, H, A]``.
-
-        Args:
-            sample: points.
-            modulation: of :meth:`modulation`, in a shape that broadcasts with ``[*, width]``.
-        """
+        cond = cond.unsqueeze(1) if several else cond
         hidden = self.linear_in(sample.flatten(-2))
-        for block, (scale, shift) in zip(self.blocks, modulation):
-            hidden = block(hidden, scale, shift)
+        for block in self.blocks:
+            hidden = block(hidden, cond)
         out = self.linear_out(self.activation(self.norm_out(hidden)))
         return out.unflatten(-1, (self.pred_horizon, self.action_dim))

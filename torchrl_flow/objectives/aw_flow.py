@@ -226,16 +226,18 @@ class AWFlowLoss(ChunkCriticObjective):
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the actor's loss alone, and its metrics."""
         errors, rows = self._actor_errors(tensordict)
-        # By what came of a chunk, the critic is not asked about the chunk.
-        with torch.no_grad():
-            q = None if self.advantage == "td" else self._data_values(tensordict)
-        return self._actor_term(tensordict, errors, rows, q)
+        return self._actor_term(tensordict, errors, rows, self._chunk_values(tensordict))
 
     @torch.no_grad()
     def advantages(self, tensordict: TensorDictBase) -> Tensor:
         """Return what the weights are made of ``[B]``, before ``advantage_norm``: for looking at."""
-        value = self._advantage_values(tensordict, self._data_values(tensordict))
+        value = self._advantage_values(tensordict, self._chunk_values(tensordict))
         return value - value.mean() if self.baseline == "batch" else value
+
+    @torch.no_grad()
+    def _chunk_values(self, tensordict: TensorDictBase) -> Tensor | None:
+        """Return the critic's values of the rows' chunks, of which ``advantage="td"`` does not ask."""
+        return None if self.advantage == "td" else self._data_values(tensordict)
 
     def _advantage_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
         return self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)

@@ -3,8 +3,8 @@
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
-from torchrl_flow.training.conclusion import can_film, conclude
-from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve
+from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
+from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
@@ -37,6 +37,7 @@ from torchrl_flow.training.steering import (
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
+from torchrl_flow.training.tables import markdown_table
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
@@ -90,6 +91,7 @@ __all__ = [
     "append_result",
     "as_frames",
     "base_env",
+    "best_of_variants",
     "can_film",
     "collect_sardine",
     "collect_slates",
@@ -118,6 +120,7 @@ __all__ = [
     "make_demonstrations",
     "make_task_chunk_env",
     "make_task_env",
+    "markdown_table",
     "minibatches",
     "mix_seeds",
     "observation_keys",
@@ -126,6 +129,7 @@ __all__ = [
     "play_slates",
     "policy_demonstrations",
     "q_diagnostics",
+    "read_evaluation",
     "read_metrics",
     "relabel_slates",
     "require_actor_config",
@@ -146,8 +150,10 @@ __all__ = [
     "tile_episodes",
     "today",
     "train_slate_models",
+    "variant_labels",
     "video_suffix",
     "warm_start",
+    "window_means",
     "write_json",
     "write_report",
     "write_sweep_report",

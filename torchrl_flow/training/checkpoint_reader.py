@@ -74,6 +74,12 @@ class TrainingCheckpoint:
         return self.counters.get("step", 0)
 
     @property
+    def run_directory(self) -> Path:
+        """Directory of the run that wrote it, or that of the file where it lies outside of one."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    @property
     def module_configs(self) -> dict[str, Any]:
         """From what the modules beside the actor are rebuilt, by role."""
         return self.metadata.get("module_configs", {})

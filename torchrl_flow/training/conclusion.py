@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_flow.modules import FlowActor, SteeredFlowActor
+from torchrl_flow.modules import BestOfN, FlowActor, QEnsemble, SteeredFlowActor
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
@@ -20,7 +21,34 @@ from torchrl_flow.training.results import append_result
 from torchrl_flow.training.versions import collect_versions, command_line, today
 from torchrl_flow.training.video import tile_episodes, video_suffix, write_video
 
-__all__ = ["can_film", "conclude"]
+__all__ = ["best_of_variants", "can_film", "conclude", "read_evaluation", "variant_labels"]
+
+Figures = dict[str, float]
+
+
+def variant_labels(noise_scales: Sequence[float] = (), best_of: Sequence[int] = ()) -> list[str]:
+    """Return what evaluations call a policy at scales of its noise, and acting by the best of some samples."""
+    return [*(f"noise {scale:g}" for scale in noise_scales), *(f"best of {n}" for n in best_of)]
+
+
+def best_of_variants(actor: FlowActor, critic: QEnsemble, best_of: Sequence[int]) -> dict[str, Policy]:
+    """Return the policy acting by the best of N samples for each N, by label: variants for :func:`conclude`."""
+    policies = (BestOfN(actor, critic, num_samples=n) for n in best_of)
+    return dict(zip(variant_labels(best_of=best_of), policies))
+
+
+def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str, Figures]]:
+    """Read what :func:`conclude` found: figures by number of sampling steps, and those of the variants by label.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        FileNotFoundError: if the run was not evaluated.
+    """
+    found = json.loads((Path(directory) / "evaluation.json").read_text(encoding="utf-8"))
+    by_steps = {int(label): figures for label, figures in found.items() if label.isdigit()}
+    return by_steps, {label: figures for label, figures in found.items() if not label.isdigit()}
 
 
 def can_film(env: EnvBase) -> bool:
@@ -67,7 +95,7 @@ def conclude(
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
         noise_scales: further scales of the noise that the flow starts from, likewise.
-        variants: other policies to evaluate on the same seeds, by name, such as ``{"best of 4": BestOfN(...)}``.
+        variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
         num_videos: episodes to film, where the environment can.
         results: ``results.csv`` to append to, a row for each number of sampling steps, scale and variant; none where
             ``None``.
@@ -87,7 +115,8 @@ def conclude(
     compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
     result = compared[actor.num_steps]
     others = {
-        f"noise {scale:g}": evaluate(env, actor, seeds, noise_scale=scale, progress=progress) for scale in noise_scales
+        label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
+        for label, scale in zip(variant_labels(noise_scales), noise_scales)
     }
     others |= {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
     video = None

@@ -13,7 +13,7 @@ from torchrl_flow.training.files import write_text
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 
-__all__ = ["CurvesArgs", "draw_curves", "run_curve"]
+__all__ = ["CurvesArgs", "draw_curves", "run_curve", "window_means"]
 
 
 @dataclasses.dataclass
@@ -63,10 +63,11 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     places = dict(zip(*found[against])) if against in found else {}
     x = [places.get(step, float(step)) for step in steps if not places or step in places]
     y = [value for step, value in zip(steps, values) if not places or step in places]
-    return _means(x, window), _means(y, window)
+    return window_means(x, window), window_means(y, window)
 
 
-def _means(values: Sequence[float], window: int) -> list[float]:
+def window_means(values: Sequence[float], window: int) -> list[float]:
+    """Average values over windows that follow one another; the last may be shorter."""
     parts = [values[i : i + window] for i in range(0, len(values), window)]
     return [sum(part) / len(part) for part in parts]
 
@@ -83,7 +84,7 @@ def draw_curves(args: CurvesArgs) -> Path:
         Path(run).name: run_curve(run, args.metric, against=args.against, window=args.window) for run in args.runs
     }
     values = [value for _, y in curves.values() for value in y]
-    unit = "success" in args.metric and max(values) <= 1
+    unit = "success" in args.metric and max(values, default=0.0) <= 1
     svg = curves_svg(curves, title=args.title or args.metric, unit_interval=unit)
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
 from torchrl_flow.envs.slate import SlateEnv, SlatePolicyName
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.results import append_result
 from torchrl_flow.training.slate_model_training import round_trip_return
@@ -225,7 +225,7 @@ class SlateTask:
         """Write ``evaluation.json`` beside the references, and return the lines to print."""
         references = self.references(episodes=episodes)
         scores = {recipe: result.mean, f"{recipe}_standard_error": result.standard_error, **references}
-        (directory / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "evaluation.json", scores)
         lines = [f"{name:26} {value:8.1f}" for name, value in references.items()]
         return "\n".join([f"{recipe:26} {result}", *lines])
 

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.modules import FlowActor, SteeredFlowActor
 from torchrl_flow.training.evaluation import evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.files import write_text
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import append_result
 from torchrl_flow.training.versions import collect_versions, command_line, today
@@ -74,7 +75,7 @@ def compare_stages(
     rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
     _write_table(directory / "stages.csv", rows)
     if _has_matplotlib:
-        (directory / "stages.svg").write_text(stages_svg(found, title=f"{recipe} on {task['task']}"), encoding="utf-8")
+        write_text(directory / "stages.svg", stages_svg(found, title=f"{recipe} on {task['task']}"))
     threads = torch.get_num_threads()
     write_report(
         directory / "stages.html",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import html
+import io
 import itertools
 import json
 import math
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_flow.functional.statistics import wilson_interval
+from torchrl_flow.training.conclusion import read_evaluation
+from torchrl_flow.training.files import write_text
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 from torchrl_flow.training.report_style import STYLE
 from torchrl_flow.training.sweep import RunStatus, Variant
+from torchrl_flow.training.tables import markdown_table
 
 __all__ = ["VariantResult", "format_statuses", "summarise_sweep", "write_sweep_report"]
 
@@ -58,14 +62,14 @@ class _Finished:
 
 def _read(status: RunStatus, metric: str) -> _Finished:
     folder = status.run.directory
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    by_steps, _ = read_evaluation(folder)
     metrics = read_metrics(folder / "metrics.csv")
     env_steps = dict(zip(*metrics.get("train/env_steps", ([], []))))
     steps, success = metrics.get(metric, ([], []))
     times = metrics.get("train/epoch_s", ([], []))[1]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # One entry for each number of sampling steps; the policy's own is what the configuration asked for.
-    result = evaluation.get(str(config.get("num_steps"))) or evaluation[max(evaluation, key=int)]
+    # The policy's own number of sampling steps is what the configuration asked for.
+    result = by_steps.get(config.get("num_steps")) or by_steps[max(by_steps)]
     episodes = int(config["eval_episodes"])
     return _Finished(
         successes=round(result["success_once"] * episodes),
@@ -156,21 +160,20 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_row(result) for result in results]
-    with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([_HEADER, *rows])
-    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (_HEADER, ["---"] * len(_HEADER), *rows)]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_HEADER, *rows])
+    write_text(folder / "report.csv", text.getvalue())
+    write_text(folder / "report.md", markdown_table(_HEADER, rows) + "\n")
     drawings = []
     base = [result for result in results if result.variant.name == BASELINE and result.curve[0]]
     for category in dict.fromkeys(r.variant.category for r in results if r.variant.name != BASELINE):
         members = [*base, *(r for r in results if r.variant.category == category and r.curve[0])]
         if members:
             svg = curves_svg({r.variant.name: r.curve for r in members}, title=category, unit_interval=True)
-            (folder / f"{category}.svg").write_text(standalone_svg(svg), encoding="utf-8")
+            write_text(folder / f"{category}.svg", standalone_svg(svg))
             drawings.append(f'<div class="card">{svg}</div>')
     page = folder / "report.html"
-    page.write_text(_page(title, rows, drawings), encoding="utf-8")
+    write_text(page, _page(title, rows, drawings))
     return page
 
 

@@ -1,0 +1,25 @@
+"""Tables as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["markdown_table"]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as Markdown, a line for the header and for each row, and no line break behind the last.
+
+    Args:
+        header: names of the columns.
+        rows: cells, written as ``str`` writes them.
+
+    Raises:
+        ValueError: if a row has not as many cells as the header.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    for line in lines:
+        if len(line) != len(header):
+            raise ValueError(f"a row must have {len(header)} cells, as the header has, got {len(line)}: {list(line)}.")
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
