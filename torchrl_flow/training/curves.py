@@ -12,8 +12,9 @@ import tyro
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
+from torchrl_flow.training.tables import markdown_table
 
-__all__ = ["CurvesArgs", "draw_curves", "run_curve", "window_means"]
+__all__ = ["CurvesArgs", "draw_curves", "reach_table", "run_curve", "window_means"]
 
 
 @dataclasses.dataclass
@@ -28,14 +29,19 @@ class CurvesArgs:
     """what is to the right; the run's own steps where a run has no such metric"""
     window: int = 1
     """values that are averaged to one"""
+    reaches: float | None = None
+    """also print where each run first reaches this value, by the metric to the right and by seconds of training"""
     title: str | None = None
     """heading; the metric where none is given"""
     output: str = "curves.svg"
     """file to write"""
 
     def __call__(self) -> None:
-        """Draw, and print the path."""
-        print(draw_curves(self).resolve())
+        """Draw, and print the path, and before it the table that is asked for."""
+        path = draw_curves(self)
+        if self.reaches is not None:
+            print(reach_table(self.runs, self.metric, self.reaches, against=(self.against, "train/wall_s")))
+        print(path.resolve())
 
 
 def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1) -> tuple[list[float], list[float]]:
@@ -70,6 +76,29 @@ def window_means(values: Sequence[float], window: int) -> list[float]:
     """Average values over windows that follow one another; the last may be shorter."""
     parts = [values[i : i + window] for i in range(0, len(values), window)]
     return [sum(part) / len(part) for part in parts]
+
+
+def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, against: Sequence[str]) -> str:
+    """Return a Markdown table of where each run first reaches a value of a metric.
+
+    Args:
+        runs: directories.
+        metric: its name.
+        value: what to reach.
+        against: metrics of which the table tells the value there; a cell is empty where the run never got so far.
+
+    Raises:
+        ValueError: if a run has no such metric.
+    """
+    rows = []
+    for run in runs:
+        row = [Path(run).name]
+        for name in against:
+            x, y = run_curve(run, metric, against=name)
+            place = next((place for place, height in zip(x, y) if height >= value), None)
+            row.append("" if place is None else f"{place:.0f}")
+        rows.append(row)
+    return markdown_table(["run", *against], rows)
 
 
 def draw_curves(args: CurvesArgs) -> Path:
