@@ -43,16 +43,25 @@ class Args:
     """What to measure."""
 
     num_envs: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Environments of the rollouts."""
     batch_sizes: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Chunks of the updates."""
     obs: tuple[Literal["state", "rgb"], ...] = ("state", "rgb")
+    """Observations; images are of 64 x 64 pixels."""
     rollout_steps: int = 16
+    """Chunks an environment of a rollout."""
     num_steps: int = 4
+    """Sampling steps K of the flow."""
     pred_horizon: int = 16
+    """Predicted actions H of a chunk."""
     act_horizon: int = 8
+    """Executed actions of a chunk."""
     width: int = 256
+    """Width of the velocity network."""
     train_encoder: bool = False
     """Also keep what the gradient of the encoder needs."""
     device: str = "cpu"
+    """Device of networks and data."""
     case: str | None = None
     """One measurement as JSON, for the process that takes it."""
 
