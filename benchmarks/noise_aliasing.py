@@ -4,12 +4,11 @@
 
 prints, for inversion, retrieval and reversal at several settings, the milliseconds per row and the residual of the
 aliases: the root mean square distance, in normalised units, of the action that the latent gives from the demonstrated
-one (mean, median and 90 % quantile). With --output the table is also written as CSV, and drawn as an SVG.
+one (mean, median and 90 % quantile). With --output the table is also written as Markdown, and drawn as an SVG.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from dataclasses import dataclass
@@ -82,6 +81,7 @@ def main(args: Args) -> None:
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: args.rows]
     batch = data[chosen]
     rows: list[dict[str, Any]] = []
+    progress = training.Progress(len(SETTINGS), description="noise aliasing", unit="setting")
     for config in SETTINGS:
         aliaser = NoiseAliaser(flow, policy, config=config, num_steps=args.num_steps)
         aliaser(batch[:8].clone(), generator=torch.Generator().manual_seed(0))
@@ -93,20 +93,18 @@ def main(args: Args) -> None:
             "setting": describe(config),
             "ms_per_row": spent,
             "residual": residual.mean().item(),
-        }
-        row |= {
-            "residual": residual.mean().item(),
             "median": residual.median().item(),
             "q90": residual.quantile(0.9).item(),
         }
         rows.append(row)
-        print("  ".join(f"{value:.4g}" if isinstance(value, float) else f"{value:24s}" for value in row.values()))
+        progress.update()
+    progress.close()
+    cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+    table = training.markdown_table(list(rows[0]), cells)
+    print(table)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        with (args.output / "noise_aliasing.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        (args.output / "noise_aliasing.md").write_text(table + "\n", encoding="utf-8")
         plot(rows, args.output / "noise_aliasing.svg")
 
 

@@ -95,7 +95,12 @@ def ours(args: Args, algorithm: Algorithm, compiled: bool) -> Update:
         )
         names = ["loss_actor", "loss_qvalue"]
         names += ["loss_value"] if algorithm == "iql" else ["loss_cql", "loss_alpha"]
-        loss, terms = whole, [lambda batch: torch.stack([whole(batch)[name] for name in names]).sum()]
+
+        def total(batch: TensorDict) -> Tensor:
+            found = whole(batch)
+            return torch.stack([found[name] for name in names]).sum()
+
+        loss, terms = whole, [total]
     loss.make_value_estimator(gamma=GAMMA)
     target = SoftUpdate(loss, tau=TAU)
     groups = [loss.qvalue_network_params, loss.actor_network_params] if len(terms) == 2 else [loss]
