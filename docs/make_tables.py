@@ -118,16 +118,19 @@ def summary_table(found: list[dict[str, str]]) -> str:
 def fill(page: str, found: list[dict[str, str]]) -> str:
     """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``.
 
-    Values may hold spaces where they are written with underscores. ``summary`` in place of ``results`` asks for one
+    Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of ``results`` asks for one
     line a stage instead of one a row.
     """
 
     def block(match: re.Match[str]) -> str:
         kind, text = match[1], match[2]
-        wanted = [pair.split("=", 1) for pair in text.split()]
-        rows_here = [
-            row for row in found if all(row[name].replace(" ", "_") in values.split("|") for name, values in wanted)
-        ]
+        wanted = [(name, values.split("|")) for name, values in (pair.split("=", 1) for pair in text.split())]
+
+        def place(row: dict[str, str]) -> list[int]:
+            return [values.index(row[name].replace(" ", "_")) for name, values in wanted]
+
+        rows_here = [row for row in found if all(row[name].replace(" ", "_") in values for name, values in wanted)]
+        rows_here.sort(key=place)
         if not rows_here:
             raise SystemExit(f"No row of results/results.csv is one of {text!r}.")
         written = summary_table(rows_here) if kind == "summary" else learning_table(rows_here)

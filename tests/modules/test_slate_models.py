@@ -45,9 +45,9 @@ def test_bound_equals_a_loop():
     mean, log_variance = torch.randn(2, 4), torch.randn(2, 4)
     items, click, kl = slate_vae_terms(logits, slate, click_logits, clicks, mean, log_variance)
     for b in range(2):
-        assert items[b] == pytest.approx(sum(-logits[b, r].log_softmax(-1)[slate[b, r]].item() for r in range(3)))
+        assert items[b] == pytest.approx(sum(-logits[b, r].log_softmax(-1)[slate[b, r]].item() for r in range(3)) / 3)
         p = click_logits[b].sigmoid()
-        assert click[b] == pytest.approx(-(clicks[b] * p.log() + (1 - clicks[b]) * (1 - p).log()).sum().item())
+        assert click[b] == pytest.approx(-(clicks[b] * p.log() + (1 - clicks[b]) * (1 - p).log()).mean().item())
     torch.testing.assert_close(kl, gaussian_kl(mean, log_variance).mean(-1))
     with pytest.raises(ValueError, match="fit"):
         slate_vae_terms(logits, slate[:, :2], click_logits, clicks, mean, log_variance)

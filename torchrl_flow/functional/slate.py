@@ -38,8 +38,8 @@ def slate_vae_terms(
     """Compute the three terms of GeMS' bound for each row: cross-entropy of slots, of clicks, and divergence.
 
     Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", https://arxiv.org/abs/2301.08632.
-    The loss is ``items + lambda clicks + beta kl``; as in the paper's code, slots and clicks are summed over the slate
-    and the divergence is averaged over the latent's dimensions.
+    The loss is ``items + lambda clicks + beta kl``; all terms are averaged, over the slate or the latent's dimensions,
+    so that ``beta`` weighs the divergence by ``beta L / A`` on the scale of the sums.
 
     Args:
         item_logits: ``[*B, L, N]``.
@@ -60,8 +60,8 @@ def slate_vae_terms(
             f"item_logits {list(item_logits.shape)}, slate {list(slate.shape)}, click_logits "
             f"{list(click_logits.shape)} and clicks {list(clicks.shape)} do not fit together."
         )
-    items = F.cross_entropy(item_logits.flatten(0, -2), slate.flatten(), reduction="none").reshape(slate.shape).sum(-1)
-    click = F.binary_cross_entropy_with_logits(click_logits, clicks.to(click_logits.dtype), reduction="none").sum(-1)
+    items = F.cross_entropy(item_logits.flatten(0, -2), slate.flatten(), reduction="none").reshape(slate.shape).mean(-1)
+    click = F.binary_cross_entropy_with_logits(click_logits, clicks.to(click_logits.dtype), reduction="none").mean(-1)
     return items, click, gaussian_kl(mean, log_variance).mean(-1)
 
 

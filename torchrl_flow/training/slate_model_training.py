@@ -47,7 +47,7 @@ class SlateModelsArgs:
     ranker_lr: float = 1e-3
     """learning rate of the ranker; it falls along a cosine"""
     beta: float = 1.0
-    """weight of the divergence, which is averaged over the latent's dimensions"""
+    """weight of the divergence; a tenth of it packs ten times finer codes, which a policy cannot learn to write"""
     click_weight: float = 0.5
     """weight of the click term"""
     seed: int = 0
@@ -159,7 +159,7 @@ def _train_ranker(
             loss.backward()
             optimizer.step()
             schedule.step()
-            bar.update(loss=loss.item(), items=items.mean().item() / slates.shape[-1])
+            bar.update(loss=loss.item(), items=items.mean().item())
     with torch.no_grad():
         part = slice(0, 20_000)  # of the first trajectories, as the paper's box
         mean, log_variance = ranker.encode(slates[part], predicted[part])
