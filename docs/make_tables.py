@@ -118,8 +118,8 @@ def summary_table(found: list[dict[str, str]]) -> str:
 def fill(page: str, found: list[dict[str, str]]) -> str:
     """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``.
 
-    Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of ``results`` asks for one
-    line a stage instead of one a row.
+    Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of
+    ``results`` asks for one line a stage instead of one a row.
     """
 
     def block(match: re.Match[str]) -> str:
