@@ -33,6 +33,17 @@ SCRIPTS = {
     "iql": ("iql.py", {}),
 }
 """For each algorithm its script and what is different from its defaults."""
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {},
+    "short": {
+        "bc": {"iterations": 5000, "lr": 1e-3},
+        "bc_slates": {"iterations": 4000},
+        "td3_bc": {"iterations": 5000, "lr": 1e-3},
+        "cql": {"iterations": 2000, "bc_updates": 500, "num_random": 4, "lr": 1e-3},
+        "iql": {"iterations": 4000, "lr": 1e-3},
+    },
+}
+"""Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""
 REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
 """Rows for comparison, in the order of the table."""
 
@@ -51,8 +62,10 @@ class Args:
     """policy that logs the data"""
     steps: int = 300_000
     """logged steps of each environment"""
+    preset: Literal["full", "short"] = "full"
+    """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
     iterations: int | None = None
-    """updates of each run; the scripts' own where none is given"""
+    """updates of each run; those of the preset where none is given"""
     eval_episodes: int = 256
     """users of an evaluation"""
     directory: str = "runs/offline_grid"
@@ -87,8 +100,10 @@ def plan(args: Args) -> list[SweepRun]:
     runs = []
     for name in args.algorithms:
         script, options = SCRIPTS[name]
+        options = {**PRESETS[args.preset].get(name, {}), **options}
+        if args.iterations is not None:
+            options["iterations"] = args.iterations
         shared: dict[str, Any] = {
-            "iterations": args.iterations,
             "eval_episodes": args.eval_episodes,
             "eval_every": 0,
             "results": args.results,

@@ -81,3 +81,15 @@ def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
     assert "| oracle | 7.0 |" in table
     with pytest.raises(SystemExit, match="no algorithms"):
         grid["plan"](grid["Args"](algorithms=("dqn",)))
+
+
+def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    options = {"envs": ("diffuse_mix",), "algorithms": ("cql",), "seeds": (0,)}
+    commands = [
+        grid["plan"](grid["Args"](**options, **budget))[0].shell()
+        for budget in ({}, {"preset": "short"}, {"preset": "short", "iterations": 7})
+    ]
+    assert "--iterations" not in commands[0]
+    assert "--iterations 2000 --bc-updates 500" in commands[1]
+    assert "--iterations 7 --bc-updates 500" in commands[2]
