@@ -36,11 +36,11 @@ SCRIPTS = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "short": {
-        "bc": {"iterations": 5000, "lr": 1e-3},
-        "bc_slates": {"iterations": 4000},
-        "td3_bc": {"iterations": 5000, "lr": 1e-3},
-        "cql": {"iterations": 2000, "bc_updates": 500, "num_random": 4, "lr": 1e-3},
-        "iql": {"iterations": 4000, "lr": 1e-3},
+        "bc": {"iterations": 4000, "lr": 1e-3},
+        "bc_slates": {"iterations": 3000},
+        "td3_bc": {"iterations": 4000, "lr": 1e-3},
+        "cql": {"iterations": 1500, "bc_updates": 300, "num_random": 4, "lr": 1e-3},
+        "iql": {"iterations": 3000, "lr": 1e-3},
     },
 }
 """Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""

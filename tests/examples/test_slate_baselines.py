@@ -91,5 +91,5 @@ def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
         for budget in ({}, {"preset": "short"}, {"preset": "short", "iterations": 7})
     ]
     assert "--iterations" not in commands[0]
-    assert "--iterations 2000 --bc-updates 500" in commands[1]
-    assert "--iterations 7 --bc-updates 500" in commands[2]
+    assert "--iterations 1500 --bc-updates 300" in commands[1]
+    assert "--iterations 7 --bc-updates 300" in commands[2]
