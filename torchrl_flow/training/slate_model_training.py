@@ -46,7 +46,7 @@ class SlateModelsArgs:
     """slates per update of the ranker"""
     ranker_lr: float = 1e-3
     """learning rate of the ranker; it falls along a cosine"""
-    beta: float = 0.6
+    beta: float = 0.5
     """weight of the divergence: higher makes latents that a policy learns more easily and that keep less of a slate"""
     click_weight: float = 0.5
     """weight of the click term"""
