@@ -110,9 +110,9 @@ def conclude(
     """
     directory = Path(directory)
     films = num_videos if can_film(env) else 0
-    every = list(dict.fromkeys([actor.num_steps, *num_steps]))
-    compared = compare_num_steps(env, actor, seeds, every[:1], num_videos=films, progress=progress)
-    compared |= compare_num_steps(env, actor, seeds, every[1:], progress=progress) if every[1:] else {}
+    more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
+    compared = compare_num_steps(env, actor, seeds, [actor.num_steps], num_videos=films, progress=progress)
+    compared |= compare_num_steps(env, actor, seeds, more, progress=progress) if more else {}
     result = compared[actor.num_steps]
     others = {
         label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
@@ -139,14 +139,15 @@ def conclude(
         versions=collect_versions(),
         command=command_line(),
     )
-    every_result = {f"K={k}": value for k, value in sorted(compared.items())} | others
-    figures = {key.removeprefix("K="): value.metrics("") for key, value in every_result.items()}
+    figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
+    figures |= {label: value.metrics("") for label, value in others.items()}
     write_json(directory / "evaluation.json", figures)
     if results is not None:
+        # A number of sampling steps is told where there are several to tell apart.
+        labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
-        for label, value in every_result.items():
-            plain = len(compared) == 1 and value is result
-            name = " ".join(part for part in (stage, None if plain else label) if part) or None
+        for label, value in labelled.items():
+            name = " ".join(part for part in (stage, label) if part) or None
             append_result(results, **columns, stage=name, env_steps=env_steps, wall_s=wall_s, **value.result_columns())
     return result, path
 
