@@ -234,7 +234,7 @@ def train(
         buffer.extend(data)
         following: Any = data["next"]
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
-        metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"]}
+        metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         for _ in range(stepper.updates_due(buffer.write_count)):
             metrics |= stepper.update(buffer.sample())
         ended = following["success"][following["done"]]

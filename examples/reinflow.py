@@ -262,7 +262,8 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         finished = data["next", "done"]
         if finished.any():
             metrics["success"] = data["next", "success"][finished].float().mean()
-        metrics |= {"env_steps": run.counters["env_steps"], "sigma_max": sigma_max, "value": data["state_value"].mean()}
+        metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
+        metrics |= {"sigma_max": sigma_max, "value": data["state_value"].mean()}
         run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             run.log(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())

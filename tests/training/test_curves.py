@@ -61,6 +61,6 @@ def test_where_a_value_is_reached_is_told_by_steps_and_seconds(tmp_path, capsys)
     with RunLogger(tmp_path / "fast") as logger:
         for step, success in enumerate([0.1, 0.8, 0.7, 0.9], 1):
             logger.log(step, {"train/success": success, "train/env_steps": 100.0 * step, "train/wall_s": 7.0 * step})
-    slow = write(tmp_path / "slow")
+    slow = write(tmp_path / "slow", steps=9)
     CurvesArgs(runs=(str(tmp_path / "fast"), str(slow)), reaches=0.8, output=str(tmp_path / "c.svg"))()
-    assert "| fast | 200 | 14 |\n| slow |  |  |" in capsys.readouterr().out
+    assert "| fast | 200 | 14 |\n| slow | 800 |  |" in capsys.readouterr().out

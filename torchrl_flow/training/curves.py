@@ -85,18 +85,20 @@ def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, agains
         runs: directories.
         metric: its name.
         value: what to reach.
-        against: metrics of which the table tells the value there; a cell is empty where the run never got so far.
+        against: metrics of which the table tells the value there; a cell is empty where the run never got so far or
+            has no such metric.
 
     Raises:
         ValueError: if a run has no such metric.
     """
     rows = []
     for run in runs:
+        logged = read_metrics(Path(run) / "metrics.csv")
         row = [Path(run).name]
         for name in against:
             x, y = run_curve(run, metric, against=name)
             place = next((place for place, height in zip(x, y) if height >= value), None)
-            row.append("" if place is None else f"{place:.0f}")
+            row.append("" if place is None or name not in logged else f"{place:.0f}")
         rows.append(row)
     return markdown_table(["run", *against], rows)
 
