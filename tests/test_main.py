@@ -41,6 +41,13 @@ def test_run_hands_options_and_help_to_the_recipe():
     assert "--num-demos" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["awsc_pipeline", "awsc_diagnose"])
+def test_run_finds_the_scripts_that_a_recipe_imports(name, tmp_path):
+    done = command("run", name, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}.py" in done.stdout
+
+
 def test_unknown_recipe_names_those_there_are():
     done = command("run", "no_such_recipe")
     assert done.returncode != 0

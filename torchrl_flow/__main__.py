@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import runpy
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -55,13 +55,12 @@ class Run:
     """name of the recipe"""
 
     def __call__(self, options: list[str]) -> None:
-        """Run the script as if it had been called itself."""
+        """Go on as a Python that was given the script: it finds the scripts beside it, and so do its own workers."""
         recipes = find_recipes()
         if self.name not in recipes:
             raise SystemExit(f"There is no recipe {self.name!r}. There are: {', '.join(recipes)}.")
-        path = recipes[self.name][0]
-        sys.argv = [str(path), *options]
-        runpy.run_path(str(path), run_name="__main__")
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, str(recipes[self.name][0]), *options])
 
 
 @dataclasses.dataclass
