@@ -22,7 +22,6 @@ from typing import Any, Literal
 import tyro
 
 from torchrl_flow import training
-from torchrl_flow.training import markdown_table
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 
 SCRIPTS = {
@@ -136,7 +135,7 @@ def make_table(args: Args, statuses: list[RunStatus]) -> str:
             found = [scores(run)[name] for run in finished if run.variant.name.endswith(f"-{env}")]
             cells.append(f"{found[0]:.1f}" if found else "")
         rows.append([name, *cells])
-    return markdown_table(["", *args.envs], rows)
+    return training.markdown_table(["", *args.envs], rows)
 
 
 def main(args: Args) -> None:

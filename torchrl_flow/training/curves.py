@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,8 @@ from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 from torchrl_flow.training.tables import markdown_table
 
 __all__ = ["CurvesArgs", "draw_curves", "reach_table", "run_curve", "window_means"]
+
+Metrics = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 @dataclasses.dataclass
@@ -59,17 +61,26 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}.")
+    x, y = _placed(_read(folder, metric), metric, against)
+    return window_means(x, window), window_means(y, window)
+
+
+def _read(folder: str | Path, metric: str) -> Metrics:
     path = Path(folder) / "metrics.csv"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name the directory of a run.")
     found = read_metrics(path)
     if metric not in found:
         raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(found)}.")
+    return found
+
+
+def _placed(found: Metrics, metric: str, against: str) -> tuple[list[float], list[float]]:
     steps, values = found[metric]
     places = dict(zip(*found[against])) if against in found else {}
     x = [places.get(step, float(step)) for step in steps if not places or step in places]
     y = [value for step, value in zip(steps, values) if not places or step in places]
-    return window_means(x, window), window_means(y, window)
+    return x, y
 
 
 def window_means(values: Sequence[float], window: int) -> list[float]:
@@ -93,12 +104,11 @@ def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, agains
     """
     rows = []
     for run in runs:
-        logged = read_metrics(Path(run) / "metrics.csv")
+        found = _read(run, metric)
         row = [Path(run).name]
         for name in against:
-            x, y = run_curve(run, metric, against=name)
-            place = next((place for place, height in zip(x, y) if height >= value), None)
-            row.append("" if place is None or name not in logged else f"{place:.0f}")
+            curve = zip(*_placed(found, metric, name)) if name in found else ()
+            row.append(next((f"{place:.0f}" for place, height in curve if height >= value), ""))
         rows.append(row)
     return markdown_table(["run", *against], rows)
 
