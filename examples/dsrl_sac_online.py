@@ -86,6 +86,9 @@ class Args:
     """updates of the critics before the first of the policy, which would climb what they have not learnt yet"""
     utd: float = 0.25
     """updates per collected chunk; 1 to 100 where environment steps are what is scarce"""
+    policy_every: int | None = None
+    """updates of the critics per update of the policy; where none is given, as many as there are per chunk, so that a
+    high ratio is the critics' alone"""
     distill_steps: int = 1
     """steps of distillation per update, with --na"""
     distillation: Literal["forward", "aliased", "both"] = "forward"
@@ -159,6 +162,12 @@ def policy_group(args: Args, loss: LatentSACLoss) -> list[LossGroup]:
     return [LossGroup(("loss_actor", "loss_alpha"), torch.optim.Adam(parameters, fused=True), method="policy_loss")]
 
 
+def improves(args: Args, num_updates: int) -> bool:
+    """Tell whether the policy learns too at this update of the critics."""
+    every = max(1, round(args.utd)) if args.policy_every is None else args.policy_every
+    return num_updates > args.policy_delay and num_updates % every == 0
+
+
 def make_sac(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) -> Learner:
     """SAC over latents: critics of latents by temporal differences."""
     critics = make_latent_critics(critic_config, actor.flow, actor.policy)
@@ -170,7 +179,7 @@ def make_sac(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) -
 
     def update(batch: TensorDictBase) -> dict[str, Any]:
         metrics = td.update(batch)
-        return metrics if td.num_updates <= args.policy_delay else metrics | improve.update(batch)
+        return metrics | improve.update(batch) if improves(args, td.num_updates) else metrics
 
     return Learner(update, {"sac": loss}, {"td": td, "improve": improve})
 
@@ -194,7 +203,7 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
         metrics = td.update(batch)
         for pairs in loss.distillation_pairs(batch, args.distill_steps).unbind(0):
             metrics["distillation_error"] = distil.update(pairs)["td_error"]
-        return metrics if td.num_updates <= args.policy_delay else metrics | improve.update(batch)
+        return metrics | improve.update(batch) if improves(args, td.num_updates) else metrics
 
     modules = {"sac": loss, "critic": action_critic, "target_critic": critic_loss.ema_value}
     return Learner(update, modules, {"td": td, "distil": distil, "improve": improve})
@@ -241,8 +250,8 @@ def train(
         metrics: dict[str, Any] = {"success": success, "env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
-                latest = learner.update(buffer.sample())
-            metrics |= {**latest, "utd": args.utd}
+                metrics |= learner.update(buffer.sample())
+            metrics |= {"utd": args.utd}
         run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             run.log(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())

@@ -3,6 +3,7 @@
     python examples/offline_grid.py --dry-run
     python examples/offline_grid.py --envs diffuse_topdown diffuse_mix diffuse_divpen --seeds 0 1 2 --workers 2
     python examples/offline_grid.py --algorithms td3_bc iql --iterations 5000
+    python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
 
 Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
 one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
@@ -45,6 +46,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""
 REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
 """Rows for comparison, in the order of the table."""
+SARDINE = "sardine/"
+"""What the names of the third party's environments start with."""
 
 
 @dataclasses.dataclass
@@ -52,15 +55,15 @@ class Args:
     """What the grid can be told on the command line."""
 
     envs: tuple[str, ...] = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
-    """environments"""
+    """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
     algorithms: tuple[str, ...] = tuple(SCRIPTS)
     """algorithms"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds of each"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
-    """policy that logs the data"""
+    """policy that logs the data; SARDINE has its own"""
     steps: int = 300_000
-    """logged steps of each environment"""
+    """logged steps of each environment; SARDINE's data are 500 episodes"""
     preset: Literal["full", "short"] = "full"
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
     iterations: int | None = None
@@ -77,18 +80,26 @@ class Args:
     """print the commands and do nothing"""
 
 
-def data_path(args: Args, env: str) -> Path:
-    """Where the data of an environment are."""
-    return training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps).path
+def collection(args: Args, env: str) -> training.CollectSlatesArgs | training.CollectSardineArgs:
+    """How the data of an environment are made, and where they are."""
+    if env.startswith(SARDINE):
+        return training.CollectSardineArgs(env=env.removeprefix(SARDINE))
+    return training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
 
 
 def prepare(args: Args, env: str) -> None:
     """Make the models and the data of an environment where they are missing."""
     models = training.SlateModelsArgs(env=env)
-    if not models.path.exists():
+    if not env.startswith(SARDINE) and not models.path.exists():
         models()
-    if not data_path(args, env).exists():
-        training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)()
+    collect = collection(args, env)
+    if not collect.path.exists():
+        collect()
+
+
+def variant_name(algorithm: str, env: str) -> str:
+    """Name of the runs of an algorithm in an environment."""
+    return f"{algorithm}-{env.replace('/', '-')}"
 
 
 def plan(args: Args) -> list[SweepRun]:
@@ -107,34 +118,40 @@ def plan(args: Args) -> list[SweepRun]:
             "eval_every": 0,
             "results": args.results,
         }
-        variants = [Variant(f"{name}-{env}", name, {**options, "data": str(data_path(args, env))}) for env in args.envs]
+        variants = [
+            Variant(variant_name(name, env), name, {**options, "data": str(collection(args, env).path)})
+            for env in args.envs
+        ]
         program = [sys.executable, str(Path(__file__).with_name(script))]
         runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
 
 
 def scores(run: SweepRun) -> dict[str, float]:
-    """What a finished run wrote: its score and the references'."""
+    """What a finished run wrote of its evaluation."""
     return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 
-def make_table(args: Args, statuses: list[RunStatus]) -> str:
+def references(args: Args, env: str) -> dict[str, float]:
+    """Returns to compare with, on the users that the runs were evaluated with."""
+    return training.offline_task(collection(args, env).path).references(episodes=args.eval_episodes)
+
+
+def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[str, float]]) -> str:
     """Return the table in Markdown: a row for each algorithm and reference, a column for each environment."""
     finished = [status.run for status in statuses if status.state == "finished"]
     rows = []
     for name in args.algorithms:
         cells = []
         for env in args.envs:
-            found = [scores(run)[name] for run in finished if run.variant.name == f"{name}-{env}"]
+            found = [scores(run)[name] for run in finished if run.variant.name == variant_name(name, env)]
             spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.1f}{spread} ({len(found)})" if found else "")
         rows.append([name, *cells])
     for name in REFERENCES:
-        cells = []
-        for env in args.envs:
-            found = [scores(run)[name] for run in finished if run.variant.name.endswith(f"-{env}")]
-            cells.append(f"{found[0]:.1f}" if found else "")
-        rows.append([name, *cells])
+        cells = [f"{compared[env][name]:.1f}" if name in compared[env] else "" for env in args.envs]
+        if any(cells):
+            rows.append([name, *cells])
     return training.markdown_table(["", *args.envs], rows)
 
 
@@ -155,7 +172,7 @@ def main(args: Args) -> None:
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
-    table = make_table(args, statuses)
+    table = make_table(args, statuses, {env: references(args, env) for env in args.envs})
     path = Path(args.directory) / "table.md"
     path.write_text(f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n", encoding="utf-8")
     print(table)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_flow.envs.slate import (
@@ -133,8 +134,9 @@ def test_boredom_lasts_five_steps_and_is_not_prolonged():
 
 def test_a_bored_user_does_not_click_items_of_the_topic():
     env = SlateEnv("diffuse_topdown", 64, privileged=True, seed=0)
-    policy = make_slate_policy("sto", env.name, env.catalogue)
-    rollout = env.rollout(20, policy)
+    items = env.catalogue.embeddings
+    unaware = TensorDictModule(lambda user: (user @ items.T).topk(10, -1).indices, ["user"], ["action"])
+    rollout = env.rollout(20, unaware)
     user, bored = rollout["user"], rollout["bored"]
     effective = dynamics.effective_user(user, bored)
     score = (env.catalogue.embeddings[rollout["action"]] @ effective.unsqueeze(-1)).squeeze(-1)
@@ -232,6 +234,17 @@ def test_belief_is_kept_where_nothing_is_reset():
     assert after["observation"][:, 0].tolist() == [10.0, 7.0]
 
 
+def test_the_short_term_oracle_has_the_best_slate_of_the_step():
+    env = SlateEnv("diffuse_mix", 64, privileged=True, seed=0)
+    policy = make_slate_policy("sto", env.name, env.catalogue)
+    rollout = env.rollout(20, policy)
+    assert rollout["bored"].any()
+    effective = dynamics.effective_user(rollout["user"], rollout["bored"])
+    best = (effective @ env.catalogue.embeddings.T).sort(-1, descending=True).values[..., :10]
+    shown = (env.catalogue.embeddings[rollout["action"]] @ effective.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(shown, best)
+
+
 def test_diverse_slate_keeps_to_the_number_per_topic():
     items = make_catalogue("diffuse_mix")
     score = torch.rand(20, items.num_items)
@@ -251,9 +264,32 @@ def test_returns_of_the_reference_policies():
         rollout = env.rollout(100, make_slate_policy(name, env.name, env.catalogue))
         returns[name] = float(rollout["next", "reward"].sum(1).mean())
     assert returns["random"] == pytest.approx(33.0, abs=1.5)
-    assert 75 < returns["sto"] < 105
+    assert 100 < returns["sto"] < 125
     assert 185 < returns["medium"] < 215
     assert 395 < returns["expert"] < 425
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("diffuse_topdown", {"random": 33.0, "sto": 98.3, "logged": 92.3}),
+        ("diffuse_mix", {"random": 33.0, "sto": 97.6, "logged": 92.3}),
+        ("diffuse_divpen", {"random": 31.0, "sto": 75.4, "logged": 74.4}),
+    ],
+)
+def test_returns_equal_those_of_another_implementation(name, expected):
+    """Returns of 2,048 users with the paper's click history; items of seed 6 are about as hard as the paper's own."""
+    catalogue = make_catalogue(name, seed=6)
+    for policy, value in expected.items():
+        env = SlateEnv(name, 2048, catalogue=catalogue, privileged=True, legacy_click_history=True, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        data, total = env.reset(), torch.zeros(2048, 1)
+        act = make_slate_policy(policy, name, catalogue, generator=generator)
+        for _ in range(100):
+            data = env.step(act(data))["next"]
+            total += data["reward"]
+        error = float(total.std()) / 2048**0.5
+        assert float(total.mean()) == pytest.approx(value, abs=3 * max(error, 0.3)), policy
 
 
 @pytest.mark.parametrize(

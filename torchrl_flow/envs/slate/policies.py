@@ -53,10 +53,10 @@ def diverse_slate(score: Tensor, main_topic: Tensor, *, max_per_topic: int, slat
 class SlatePolicy(TensorDictModuleBase):
     """Mix, slot by slot, the slate of an oracle with random items.
 
-    Two oracles: the short-term one (``max_per_topic=None``) shows the items with the highest true score for the
-    user's interests and does not know of boredom; the other one leaves out the topics that bore and shows at most
-    ``max_per_topic`` items of each main topic, so that none comes to bore. Reads the observations of a ``SlateEnv``
-    with ``privileged=True``.
+    An oracle shows the items with the highest true score, in which the topics that bore count nothing. Two oracles: the
+    short-term one (``max_per_topic=None``) has the best slate of this step and does not mind what comes to bore by
+    it; the other one shows at most ``max_per_topic`` items of each main topic, so that none does. Reads the
+    observations of a ``SlateEnv`` with ``privileged=True``.
 
     Args:
         catalogue: the items.
@@ -105,10 +105,9 @@ class SlatePolicy(TensorDictModuleBase):
     def oracle_slate(self, user: Tensor, bored: Tensor) -> Tensor:
         """Return the oracle's slate ``[*B, slate_size]`` for interests ``[*B, D]`` and boring topics."""
         items = self.catalogue
-        embeddings = items.embeddings.to(user.device)
+        score = effective_user(user, bored) @ items.embeddings.to(user.device).T
         if self.max_per_topic is None:
-            return (user @ embeddings.T).topk(self.slate_size, -1).indices
-        score = effective_user(user, bored) @ embeddings.T
+            return score.topk(self.slate_size, -1).indices
         topics = items.main_topic.to(user.device)
         return diverse_slate(score, topics, max_per_topic=self.max_per_topic, slate_size=self.slate_size)
 
