@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -167,3 +168,15 @@ def test_stages_of_different_flows_are_not_compared(stage_1):
     finish(start(stage_1, "dsrl_ppo.py", *options))
     out, _ = start(stage_1, "dsrl_compare.py", "--run", "runs/ppo2", "--stage1", "runs/off").communicate(timeout=300)
     assert "steers another flow" in out
+
+
+def test_the_policy_learns_once_a_chunk_unless_it_is_told_otherwise():
+    recipe = runpy.run_path(str(ROOT / "examples" / "dsrl_sac_online.py"))
+
+    def updates(**options):
+        args = recipe["Args"](policy="runs/any", policy_delay=40, **options)
+        return [number for number in range(1, 101) if recipe["improves"](args, number)]
+
+    assert updates(utd=20.0) == [60, 80, 100]
+    assert updates(utd=20.0, policy_every=30) == [60, 90]
+    assert updates(utd=0.25) == list(range(41, 101))
