@@ -70,7 +70,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    path.write_text(buffer.getvalue(), encoding="utf-8")
+    training.write_text(path, buffer.getvalue())
 
 
 def main(args: Args) -> None:
@@ -104,7 +104,7 @@ def main(args: Args) -> None:
     print(table)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "noise_aliasing.md").write_text(table + "\n", encoding="utf-8")
+        training.write_text(args.output / "noise_aliasing.md", table + "\n")
         plot(rows, args.output / "noise_aliasing.svg")
 
 

@@ -138,7 +138,7 @@ def main(args: Args) -> None:
         if status.state != "finished":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
     text = table(args, statuses)
-    (Path(args.directory) / "table.md").write_text(text + "\n", encoding="utf-8")
+    training.write_text(Path(args.directory) / "table.md", text + "\n")
     print("\n" + text)
     if any(status.state != "finished" for status in statuses):
         raise SystemExit(1)

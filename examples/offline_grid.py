@@ -174,7 +174,7 @@ def main(args: Args) -> None:
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
     table = make_table(args, statuses, {env: references(args, env) for env in args.envs})
     path = Path(args.directory) / "table.md"
-    path.write_text(f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n", encoding="utf-8")
+    training.write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
     print(path.resolve())
 

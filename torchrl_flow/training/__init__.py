@@ -9,7 +9,7 @@ from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
-from torchrl_flow.training.files import write_json
+from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
@@ -157,5 +157,6 @@ __all__ = [
     "write_json",
     "write_report",
     "write_sweep_report",
+    "write_text",
     "write_video",
 ]

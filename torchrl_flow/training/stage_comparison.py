@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,11 @@ def _figures(result: EvaluationResult) -> dict[str, float]:
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
 
 
 def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
@@ -115,8 +117,6 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
     """
     if not _has_matplotlib:
         raise RuntimeError("Plots need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
-    import io
-
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
