@@ -115,11 +115,29 @@ def summary_table(found: list[dict[str, str]]) -> str:
     return markdown_table(header, body) + "\n"
 
 
+def returns_table(found: list[dict[str, str]]) -> str:
+    """Write the mean return of each recipe in each task, with its standard deviation over (so many) seeds."""
+    tasks = list(dict.fromkeys(row["task"] for row in found))
+    body = []
+    for recipe in dict.fromkeys(row["recipe"] for row in found):
+        cells = []
+        for task in tasks:
+            values = [float(row["return"]) for row in found if (row["recipe"], row["task"]) == (recipe, task)]
+            spread = f" ± {statistics.stdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        body.append([recipe, *cells])
+    return markdown_table(["", *tasks], body) + "\n"
+
+
+TABLES = {"results": learning_table, "summary": summary_table, "returns": returns_table}
+"""Kinds of tables that a page can ask for."""
+
+
 def fill(page: str, found: list[dict[str, str]]) -> str:
     """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``.
 
     Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of
-    ``results`` asks for one line a stage instead of one a row.
+    ``results`` asks for one line a stage instead of one a row, ``returns`` for recipes against tasks.
     """
 
     def block(match: re.Match[str]) -> str:
@@ -133,10 +151,9 @@ def fill(page: str, found: list[dict[str, str]]) -> str:
         rows_here.sort(key=place)
         if not rows_here:
             raise SystemExit(f"No row of results/results.csv is one of {text!r}.")
-        written = summary_table(rows_here) if kind == "summary" else learning_table(rows_here)
-        return f"<!-- {kind} {text} -->\n\n{written}\n<!-- end -->"
+        return f"<!-- {kind} {text} -->\n\n{TABLES[kind](rows_here)}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|summary) (.*?) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}) (.*?) -->.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def timings(found: list[dict[str, str]]) -> str:

@@ -133,8 +133,15 @@ def scores(run: SweepRun) -> dict[str, float]:
 
 
 def references(args: Args, env: str) -> dict[str, float]:
-    """Returns to compare with, on the users that the runs were evaluated with."""
-    return training.offline_task(collection(args, env).path).references(episodes=args.eval_episodes)
+    """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
+    path = Path(args.directory) / f"{variant_name('references', env)}-{args.eval_episodes}.json"
+    if not path.exists():
+        task = training.offline_task(collection(args, env).path)
+        found = task.references(episodes=args.eval_episodes)
+        for name, value in found.items():
+            task.record(args.results, name, value, seed=0, episodes=args.eval_episodes)
+        training.write_json(path, found)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[str, float]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,29 @@ def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
     assert "| oracle | 7.0 |" in table
     with pytest.raises(SystemExit, match="no algorithms"):
         grid["plan"](grid["Args"](algorithms=("dqn",)))
+
+
+def test_references_of_the_grid_are_measured_once_and_recorded(files, tmp_path, monkeypatch):
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    args = grid["Args"](envs=("diffuse_topdown",), steps=600, eval_episodes=4, directory="grid", results="r.csv")
+    monkeypatch.chdir(tmp_path)
+    for source, target in zip(files, (grid["collection"](args, "diffuse_topdown").path, SlateModelsArgs().path)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    Path("grid").mkdir()
+    first, second = (grid["references"](args, "diffuse_topdown") for _ in range(2))
+    assert first == second
+    rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
+    assert [row["recipe"] for row in rows] == list(grid["REFERENCES"])
+    assert {row["recipe"]: float(row["return"]) for row in rows} == pytest.approx(first, rel=1e-5)
+
+
+def test_grid_names_data_of_the_third_party():
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    args = grid["Args"](envs=("sardine/SlateTopK-Bored-v0",), algorithms=("iql",), seeds=(0,))
+    (run,) = grid["plan"](args)
+    assert run.name == "iql-sardine-SlateTopK-Bored-v0-0"
+    assert "--data data/SlateTopK-Bored-v0-500.npz" in run.shell()
 
 
 def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
