@@ -35,7 +35,7 @@ def test_inversion_of_a_linear_map_is_exact():
     wanted = torch.randn(9, 2, 3)
 
     def decode(w):
-        return (w.flatten(1) @ matrix.mT).unflatten(1, (2, 3))
+        return (w.flatten(-2) @ matrix.mT).unflatten(-1, (2, 3))
 
     noise, residual = invert_noise(decode, wanted, torch.randn(9, 3, 2, 3), num_steps=200)
     assert residual.max() < 0.02

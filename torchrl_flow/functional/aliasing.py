@@ -85,7 +85,7 @@ def invert_noise(
     The best point that each row met on its way from any start is returned, so that more steps never make it worse.
 
     Args:
-        decode: differentiable; gets ``[B * S, H, A]``, rows first.
+        decode: differentiable; ``[B, S, H, A]`` to ``[B, S, H', A]``.
         target: wanted actions ``[B, H', A]``.
         start: starting points ``[B, S, H, A]``.
         num_steps: Adam steps.
@@ -115,8 +115,7 @@ def invert_noise(
     best, lowest = start.detach().clone(), start.new_full(start.shape[:2], math.inf)
     for i in range(num_steps + 1):
         with torch.enable_grad():
-            decoded = decode(w.flatten(0, 1)).unflatten(0, start.shape[:2])
-            error = (decoded - target.unsqueeze(1)).square().mean((-2, -1))
+            error = (decode(w) - target.unsqueeze(1)).square().mean((-2, -1))
             loss = (error + prior_coef * w.square().mean((-2, -1))).sum()
         better = error.detach() < lowest
         best = torch.where(better[..., None, None], w.detach(), best)

@@ -146,7 +146,7 @@ class NoiseAliaser(TensorDictModuleBase):
     ) -> Tensor:
         config = self.config
         start = self._candidates(len(target), config.starts, generator)
-        features, fill = (part.repeat_interleave(config.starts, 0) for part in (features, fill))
+        fill = fill.unsqueeze(1).expand(-1, config.starts, -1, -1)
         noise, _ = invert_noise(
             lambda u: self._decode(features, self.prior_latent(u), fill),
             target,
