@@ -17,12 +17,21 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.envs.utils import ExplorationType
 
 from torchrl_flow import training
 from torchrl_flow.data import MixedReplayBuffer
-from torchrl_flow.modules import BestOfN, CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
+from torchrl_flow.modules import (
+    BestOfN,
+    CriticConfig,
+    FlowActor,
+    FlowActorConfig,
+    ScaledNoise,
+    make_critic,
+    make_flow_actor,
+)
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 
 
@@ -78,6 +87,8 @@ class Args:
     """online chunks to keep"""
     act_best_of: int = 1
     """candidates in acting while training, of which the critic takes the best"""
+    act_noise_scale: float = 1.0
+    """standard deviation of the noise in acting while training; below 1 it explores less and shakes less"""
     batch_size: int = 256
     """chunks per gradient step"""
     lr: float = 3e-4
@@ -211,6 +222,9 @@ def make_collector(args: Args, checkpoint: training.TrainingCheckpoint, loss_mod
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
         policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
+    elif args.act_noise_scale != 1:
+        policy = TensorDictSequential(ScaledNoise(policy, args.act_noise_scale), policy)
+        policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
     options: dict[str, Any] = {"exploration_type": ExplorationType.RANDOM, "policy_device": args.device}
     return Collector(env, policy, frames_per_batch=num_envs or args.chunks_per_batch, total_frames=-1, **options)
@@ -245,6 +259,8 @@ def train(
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
+    if args.act_best_of > 1 and args.act_noise_scale != 1:
+        raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale).")
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
     checkpoint = training.load_checkpoint(args.policy)

@@ -109,6 +109,8 @@ def test_a_policy_that_does_not_fit_is_refused_with_both_values(pipeline):
     assert "act_horizon: checkpoint 4, here 8" in refused(folder, offline, "--policy", first, "--act-horizon", "8")
     out = refused(folder, online, "--policy", first, "--load-critic")
     assert "holds no critic and no target_critic" in out
+    both = ["--act-best-of", "4", "--act-noise-scale", "0.5"]
+    assert "--act-best-of" in refused(folder, online, "--policy", second, *both)
     assert "aw_shortcut_flow_offline" in out
     assert not [run for run in (folder / "runs").iterdir() if run.name.startswith(("awsc-planar-state-0.", "aw_short"))]
 
@@ -126,7 +128,7 @@ def test_stage_three_trains_a_critic_of_its_own_where_none_is_loaded(pipeline):
 def test_a_killed_online_run_goes_on_with_its_data_and_counts(pipeline):
     folder, _ = pipeline
     options = ["--policy", str(stage(folder, 2)), "--chunks", "64", "--name", "killed", "--utd-ratio", "2"]
-    options += ["--save-every", "1", *ONLINE]
+    options += ["--save-every", "1", "--act-noise-scale", "0.5", *ONLINE]
     process = start(folder, "awsc_online.py", *options)
     run = folder / "runs" / "killed"
     while not list(run.glob("checkpoints/checkpoint-*3.torchrl")):

@@ -18,6 +18,7 @@ from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAlia
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
+from torchrl_flow.modules.scaled_noise import ScaledNoise
 from torchrl_flow.modules.single_step import SingleStepActor
 from torchrl_flow.modules.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
 from torchrl_flow.modules.state_policy import (
@@ -60,6 +61,7 @@ __all__ = [
     "PixelEncoder",
     "PriorMixture",
     "QEnsemble",
+    "ScaledNoise",
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",
