@@ -206,24 +206,32 @@ class SlateEnv(EnvBase):
             raise ValueError(f"reset() got unknown options {sorted(kwargs)}; it takes seed.")
         mask = None if tensordict is None else tensordict.get("_reset", None)
         mask = torch.ones_like(self._elapsed, dtype=torch.bool) if mask is None else mask
-        mask = mask.reshape(*self.batch_size, 1)
-        flat = mask.squeeze(-1)
+        flat = mask.reshape(self.batch_size)
         if seed is not None:
             self._stream = torch.where(flat, self._seeds(seed), self._stream)
             self._episode = torch.where(flat, 0, self._episode)
-        before = self._snapshot()
-        self._draw_users()
-        self._restore_where(~mask, before)
+        if flat.all():
+            self._draw_users()
+        elif flat.any():
+            self._draw_users_of(flat.nonzero(as_tuple=True))
         self._episode = self._episode + flat
         return self._output()
+
+    def _draw_users_of(self, rows: tuple[Tensor, ...]) -> None:
+        """Start an episode in some sub-environments: theirs alone is worked out."""
+        before = {**self._snapshot(), "_stream": self._stream, "_episode": self._episode}
+        # Past nn.Module's checks of every assignment, which take as long as the work.
+        self._buffers.update({name: value[rows] for name, value in before.items()})
+        self._draw_users()
+        self._buffers.update({name: value.index_put(rows, getattr(self, name)) for name, value in before.items()})
 
     def _draw_users(self) -> None:
         """Start an episode everywhere: new users, who see the most typical items of all topics."""
         topics = self.catalogue.num_topics
         uniform = counter_uniform(self._stream, self._counter(-1), topics)
         self._user = dynamics.initial_user(uniform, counter_normal(self._stream, self._counter(-2), self.catalogue.dim))
-        for name in ("_timers", "_entries", "_kept", "_dated", "_elapsed"):
-            setattr(self, name, torch.zeros_like(getattr(self, name)))
+        emptied = ("_timers", "_entries", "_kept", "_dated", "_elapsed")
+        self._buffers.update({name: torch.zeros_like(getattr(self, name)) for name in emptied})
         shown = self._first_slate[torch.arange(self.slate_size, device=self.device) % topics]
         self._show(shown.expand_as(self._slate), dated=not self.legacy_click_history, drift=False)
         self._look_ahead()
@@ -251,15 +259,15 @@ class SlateEnv(EnvBase):
             self._user = dynamics.drift_user(self._user, items, self._clicks, topics)
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.remember_clicks(history, self._clicks, slate_topics, self._elapsed, topics, dated=dated)
-        self._entries, self._kept, self._dated = history
+        self._buffers.update(_entries=history.entries, _kept=history.kept, _dated=history.dated)
 
     def _look_ahead(self) -> None:
         """Drop old clicks at the end of a step, and bring boredom to the step to come: nothing else decides it."""
         topics = self.catalogue.num_topics
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.forget_clicks(history, self._elapsed, topics)
-        self._entries, self._kept, self._dated = history
-        self._timers = dynamics.tick_boredom(self._timers, dynamics.bored_topics(history, topics))
+        timers = dynamics.tick_boredom(self._timers, dynamics.bored_topics(history, topics))
+        self._buffers.update(_entries=history.entries, _kept=history.kept, _dated=history.dated, _timers=timers)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         slate = self._checked(tensordict.get(self.action_key))
