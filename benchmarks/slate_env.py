@@ -4,11 +4,11 @@
     python benchmarks/slate_env.py --returns
     python benchmarks/slate_env.py --returns --envs diffuse_topdown --embeddings item_embeddings_diffuse.pt
 
-The first prints one line per batch size: whole steps through ``env.step_and_maybe_reset`` with random slates, partial
-resets included (sub-environments are spread over their episodes first). The second plays 2,048 users with each
-reference policy in all six environments, with the paper's click bookkeeping, and prints mean and standard error of the
-return; it takes about two minutes on one core. The third takes the items from a file of embeddings, as the
-recommender's authors publish one, in place of generated ones.
+The first prints one line per batch size: whole steps through ``env.step_and_maybe_reset`` with random slates and a
+partial reset at every step, which is the worst case (``--no-spread-ages`` is the usual one). The second plays 2,048
+users with each reference policy in all six environments, with the paper's click bookkeeping, and prints mean and
+standard error of the return; it takes about two minutes on one core. The third takes the items from a file of
+embeddings, as the recommender's authors publish one, in place of generated ones.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Args:
     """Batch sizes."""
     seconds: float = 3.0
     """How long each measurement of speed runs."""
+    spread_ages: bool = True
+    """Spread the sub-environments over their episodes first, so that some are reset at every step; episodes are of one
+    length and stay together otherwise."""
     returns: bool = False
     """Measure returns instead."""
     envs: tuple[str, ...] = SLATE_ENVS
@@ -64,8 +67,9 @@ def steps_per_second(args: Args, num_envs: int) -> float:
     """Whole steps per second with random slates and episodes of spread-out ages."""
     env = SlateEnv("diffuse_topdown", num_envs, seed=0, device=args.device)
     data = env.reset()
-    age = torch.arange(num_envs, device=env.device).reshape(-1, 1)
-    env._elapsed = age % env.max_episode_steps
+    if args.spread_ages:
+        age = torch.arange(num_envs, device=env.device).reshape(-1, 1)
+        env._elapsed = age % env.max_episode_steps
     slates = [env.full_action_spec.rand()["action"] for _ in range(16)]
     calls, start = 0, 0.0
     for timed in (False, True):  # the first round warms up
