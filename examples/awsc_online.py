@@ -223,7 +223,8 @@ def make_collector(args: Args, checkpoint: training.TrainingCheckpoint, loss_mod
     if args.act_best_of > 1:
         policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
     elif args.act_noise_scale != 1:
-        policy = TensorDictSequential(ScaledNoise(policy, args.act_noise_scale), policy)
+        noise: Any = ScaledNoise(policy, args.act_noise_scale)
+        policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
     options: dict[str, Any] = {"exploration_type": ExplorationType.RANDOM, "policy_device": args.device}
