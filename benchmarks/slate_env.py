@@ -64,7 +64,7 @@ class Args:
 
 
 def steps_per_second(args: Args, num_envs: int) -> float:
-    """Whole steps per second with random slates and episodes of spread-out ages."""
+    """Whole steps per second with random slates."""
     env = SlateEnv("diffuse_topdown", num_envs, seed=0, device=args.device)
     data = env.reset()
     if args.spread_ages:

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from torchrl_flow.functional import wilson_interval
-from torchrl_flow.training import markdown_table
+from torchrl_flow.training import markdown_table, mean_and_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -123,8 +123,8 @@ def returns_table(found: list[dict[str, str]]) -> str:
         cells = []
         for task in tasks:
             values = [float(row["return"]) for row in found if (row["recipe"], row["task"]) == (recipe, task)]
-            spread = f" ± {statistics.stdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+            number = f" ({len(values)})" if len(values) > 1 else ""
+            cells.append(mean_and_deviation(values) + number if values else "")
         body.append([recipe, *cells])
     return markdown_table(["", *tasks], body) + "\n"
 

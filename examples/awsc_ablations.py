@@ -108,7 +108,11 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
         plain = [next(iter(by_steps.values())) for by_steps, _ in figures]
         columns = [plain, *([found[label] for _, found in figures] for label in names)]
         checkpoints = [training.load_checkpoint(directory) for directory in mine]
-        cells = [name, str(len(mine)), *(spread([values["success_once"] for values in column]) for column in columns)]
+        cells = [
+            name,
+            str(len(mine)),
+            *(training.mean_and_deviation([values["success_once"] for values in column], 2) for column in columns),
+        ]
         # Of all environments together, in the order of the columns before.
         times = (statistics.mean(values["policy_ms"] for values in column) for column in columns)
         cells.append(" / ".join(f"{time:.1f}" for time in times))
@@ -117,12 +121,6 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
         body.append(cells)
     header = ("configuration", "seeds", "success_once", *names, "policy ms", "env steps", "minutes")
     return training.markdown_table(header, body)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Write a mean, with its standard deviation where there are several."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def main(args: Args) -> None:

@@ -259,6 +259,8 @@ def train(
 
 def main(args: Args) -> None:
     """Flow, latent policy, critics, training, evaluation, report."""
+    if args.policy_every is not None and args.policy_every < 1:
+        raise SystemExit(f"--policy-every must be at least 1, got {args.policy_every}.")
     torch.set_num_threads(args.threads)
     training.seed_everything(args.seed)
     flow, checkpoint = training.load_policy(args.policy, device=args.device)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from torchrl_flow import training
+from torchrl_flow.training.sardine_task import SARDINE_PREFIX
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 
 SCRIPTS = {
@@ -46,8 +46,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""
 REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
 """Rows for comparison, in the order of the table."""
-SARDINE = "sardine/"
-"""What the names of the third party's environments start with."""
 
 
 @dataclasses.dataclass
@@ -82,15 +80,15 @@ class Args:
 
 def collection(args: Args, env: str) -> training.CollectSlatesArgs | training.CollectSardineArgs:
     """How the data of an environment are made, and where they are."""
-    if env.startswith(SARDINE):
-        return training.CollectSardineArgs(env=env.removeprefix(SARDINE))
+    if env.startswith(SARDINE_PREFIX):
+        return training.CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
     return training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
 
 
 def prepare(args: Args, env: str) -> None:
     """Make the models and the data of an environment where they are missing."""
     models = training.SlateModelsArgs(env=env)
-    if not env.startswith(SARDINE) and not models.path.exists():
+    if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
         models()
     collect = collection(args, env)
     if not collect.path.exists():
@@ -152,8 +150,7 @@ def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[s
         cells = []
         for env in args.envs:
             found = [scores(run)[name] for run in finished if run.variant.name == variant_name(name, env)]
-            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.1f}{spread} ({len(found)})" if found else "")
+            cells.append(f"{training.mean_and_deviation(found)} ({len(found)})" if found else "")
         rows.append([name, *cells])
     for name in REFERENCES:
         cells = [f"{compared[env][name]:.1f}" if name in compared[env] else "" for env in args.envs]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.modules.flow_actor import FlowActor
 
@@ -15,7 +13,7 @@ __all__ = ["ScaledNoise"]
 class ScaledNoise(TensorDictModuleBase):
     """Draw the noise of a flow actor from N(0, scale^2 I): below 1 its actions keep closer to their mode.
 
-    Put it before the actor, which starts from the noise that it finds:
+    Noise that is there already is scaled. Put it before the actor, which starts from the noise that it finds:
     ``TensorDictSequential(ScaledNoise(actor, 0.5), actor)``. Under
     ``set_exploration_type(ExplorationType.DETERMINISTIC)`` the noise is zero, as the actor's own is.
 
@@ -29,6 +27,7 @@ class ScaledNoise(TensorDictModuleBase):
         ValueError: if the scale is negative or not a number.
 
     Examples:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
         >>> actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5, pred_horizon=16))
@@ -51,8 +50,5 @@ class ScaledNoise(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the noise."""
         actor = self.actor
-        shape = (*actor.encoder.batch_shape(tensordict), *actor.noise_shape)
-        scale = 0.0 if exploration_type() == ExplorationType.DETERMINISTIC else self.scale
-        reference = next(actor.parameters())
-        noise = scale * torch.randn(shape, device=reference.device, dtype=reference.dtype)
-        return tensordict.set(actor.noise_key, noise)
+        noise = actor._noise(tensordict, actor.encoder.batch_shape(tensordict), next(actor.parameters()))
+        return tensordict.set(actor.noise_key, self.scale * noise)

@@ -37,7 +37,7 @@ from torchrl_flow.training.steering import (
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
-from torchrl_flow.training.tables import markdown_table
+from torchrl_flow.training.tables import markdown_table, mean_and_deviation
 from torchrl_flow.training.tasks import (
     PLANAR,
     evaluation_env,
@@ -121,6 +121,7 @@ __all__ = [
     "make_task_chunk_env",
     "make_task_env",
     "markdown_table",
+    "mean_and_deviation",
     "minibatches",
     "mix_seeds",
     "observation_keys",

@@ -17,9 +17,10 @@ from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.slate_offline import EVALUATION_SEED, Policy, SlateReturns, SlateTask
 
-__all__ = ["CollectSardineArgs", "SardineTask", "collect_sardine", "offline_task"]
+__all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine", "offline_task"]
 
-_PREFIX = "sardine/"
+SARDINE_PREFIX = "sardine/"
+"""What the names of its environments start with."""
 _EXAMINED = 5.354
 """Slots of a slate of ten that are looked at, on average, with SARDINE's default propensities."""
 
@@ -88,7 +89,7 @@ def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
             stream.append(_rows(rollout))
             stream.commit(stream.position + 1)
             bar.update()
-    details = {"env": _PREFIX + args.env, "policy": f"interests {args.noise:g}", "noise": args.noise}
+    details = {"env": SARDINE_PREFIX + args.env, "policy": f"interests {args.noise:g}", "noise": args.noise}
     return stream.finish({**details, "length": 100, "hashes": {}, "seed": args.seed})
 
 
@@ -149,7 +150,7 @@ class SardineTask(SlateTask):
     ) -> SlateReturns:
         """Play one episode after the other, each with a user of its own."""
         exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
-        env, returns = make_sardine_env(self.name.removeprefix(_PREFIX)), []
+        env, returns = make_sardine_env(self.name.removeprefix(SARDINE_PREFIX)), []
         for i in range(episodes):
             with isolated_rng(seed + i), set_exploration_type(exploration):
                 returns.append(float(_play(env, policy, seed + i)["next", "reward"].sum()))
@@ -180,6 +181,6 @@ def offline_task(
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
     """
-    if str(read_npz_metadata(data).get("env", "")).startswith(_PREFIX):
+    if str(read_npz_metadata(data).get("env", "")).startswith(SARDINE_PREFIX):
         return SardineTask(data, batch_size=batch_size, gamma=gamma)
     return SlateTask(data, models, batch_size=batch_size, gamma=gamma)

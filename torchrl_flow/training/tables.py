@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["markdown_table"]
+__all__ = ["markdown_table", "mean_and_deviation"]
+
+
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    """Return ``mean ± standard deviation`` of at least one value; the mean alone where there is one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -220,10 +220,9 @@ class SlateEnv(EnvBase):
     def _draw_users_of(self, rows: tuple[Tensor, ...]) -> None:
         """Start an episode in some sub-environments: theirs alone is worked out."""
         before = {**self._snapshot(), "_stream": self._stream, "_episode": self._episode}
-        # Past nn.Module's checks of every assignment, which take as long as the work.
-        self._buffers.update({name: value[rows] for name, value in before.items()})
+        self._assign({name: value[rows] for name, value in before.items()})
         self._draw_users()
-        self._buffers.update({name: value.index_put(rows, getattr(self, name)) for name, value in before.items()})
+        self._assign({name: value.index_put(rows, getattr(self, name)) for name, value in before.items()})
 
     def _draw_users(self) -> None:
         """Start an episode everywhere: new users, who see the most typical items of all topics."""
@@ -231,7 +230,7 @@ class SlateEnv(EnvBase):
         uniform = counter_uniform(self._stream, self._counter(-1), topics)
         self._user = dynamics.initial_user(uniform, counter_normal(self._stream, self._counter(-2), self.catalogue.dim))
         emptied = ("_timers", "_entries", "_kept", "_dated", "_elapsed")
-        self._buffers.update({name: torch.zeros_like(getattr(self, name)) for name in emptied})
+        self._assign({name: torch.zeros_like(getattr(self, name)) for name in emptied})
         shown = self._first_slate[torch.arange(self.slate_size, device=self.device) % topics]
         self._show(shown.expand_as(self._slate), dated=not self.legacy_click_history, drift=False)
         self._look_ahead()
@@ -259,7 +258,7 @@ class SlateEnv(EnvBase):
             self._user = dynamics.drift_user(self._user, items, self._clicks, topics)
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.remember_clicks(history, self._clicks, slate_topics, self._elapsed, topics, dated=dated)
-        self._buffers.update(_entries=history.entries, _kept=history.kept, _dated=history.dated)
+        self._assign({"_entries": history.entries, "_kept": history.kept, "_dated": history.dated})
 
     def _look_ahead(self) -> None:
         """Drop old clicks at the end of a step, and bring boredom to the step to come: nothing else decides it."""
@@ -267,7 +266,7 @@ class SlateEnv(EnvBase):
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.forget_clicks(history, self._elapsed, topics)
         timers = dynamics.tick_boredom(self._timers, dynamics.bored_topics(history, topics))
-        self._buffers.update(_entries=history.entries, _kept=history.kept, _dated=history.dated, _timers=timers)
+        self._assign({"_entries": history.entries, "_kept": history.kept, "_dated": history.dated, "_timers": timers})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         slate = self._checked(tensordict.get(self.action_key))
@@ -296,10 +295,13 @@ class SlateEnv(EnvBase):
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._STATE}
 
+    def _assign(self, state: dict[str, Tensor]) -> None:
+        """Set buffers past nn.Module's checks of every assignment, which take as long as the work."""
+        self._buffers.update(state)
+
     def _restore_where(self, mask: Tensor, before: dict[str, Tensor]) -> None:
         """Put the state of some sub-environments back; ``mask`` is ``[*B, 1]``."""
-        for name, value in before.items():
-            setattr(self, name, torch.where(mask, value, getattr(self, name)))
+        self._assign({name: torch.where(mask, value, getattr(self, name)) for name, value in before.items()})
 
     def _output(self) -> TensorDict:
         truncated = self._elapsed >= self.max_episode_steps
