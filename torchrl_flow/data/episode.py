@@ -55,9 +55,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         """Converts and checks."""
-        action = _plain(self.action, "action", self.name).to(torch.float32)
-        if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
-            raise DataError(f"{self.name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
+        action = _actions(self.action, self.name)
         steps = action.shape[0]
         success = _flags(self.success, "success", steps, self.name)
         fail = torch.zeros_like(success) if self.fail is None else _flags(self.fail, "fail", steps, self.name)
@@ -102,8 +100,8 @@ class Episode:
         leaves = dict(_leaves(data))
         if "action" not in leaves:
             raise DataError(f"{name}: there is no `action` entry, only {sorted(map(str, leaves))}.")
-        action = _plain(leaves.pop("action"), "action", name)
-        steps = action.shape[0] if action.ndim else 0
+        action = _actions(leaves.pop("action"), name)
+        steps = action.shape[0]
         never = torch.zeros(steps, dtype=torch.bool)
         success = _flags(leaves.pop("success", never), "success", steps, name)
         fail = _flags(leaves.pop("fail", never), "fail", steps, name)
@@ -206,6 +204,13 @@ def _leaves(data: Mapping[str, Any] | TensorDictBase, prefix: tuple[str, ...] = 
             yield from _leaves(value, path)
         else:
             yield (path[0] if len(path) == 1 else path), value
+
+
+def _actions(value: Any, name: str) -> Tensor:
+    action = _plain(value, "action", name).to(torch.float32)
+    if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
+        raise DataError(f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
+    return action
 
 
 def _per_step(value: Any, key: str, steps: int, name: str) -> Tensor:

@@ -106,7 +106,9 @@ class EpisodeReader:
         if layout != self.layout:
             raise DataError(f"{name}: its entries are {layout} and those of most episodes {self.layout}")
         if not {"success", "fail", "rewards"} & set(layout):
-            raise DataError(f"{name}: it has no `success`, `fail` or `rewards`, from which rewards and ends are rebuilt")
+            raise DataError(
+                f"{name}: it has no `success`, `fail` or `rewards`, from which rewards and ends are rebuilt"
+            )
         names = {"actions": "action", "rewards": "reward"}
         data: dict[str, Any] = {
             names.get(entry, entry): np.asarray(group[entry])
@@ -196,7 +198,9 @@ class EpisodeReader:
         lost = sorted(entry for entry in self.layout if entry.startswith("obs/") and not _is_read(entry))
         if lost:
             shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
-            rest = "the state vector" if "obs/state" in self.layout else "agent and extra, what the robot itself measures,"
+            rest = (
+                "the state vector" if "obs/state" in self.layout else "agent and extra, what the robot itself measures,"
+            )
             images = "no image" if self.camera is None else f"the images of {self.camera}"
             yield (
                 f"{self.source.path.name} (obs_mode {self.source.env_field('obs_mode')!r}): {shown} are left out, which "

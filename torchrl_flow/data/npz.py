@@ -108,7 +108,9 @@ def _array(path: Path, file: Any, name: str) -> Tensor:
     if len(wrong):
         place = wrong[0].tolist()
         value = array[tuple(place)] if place else array
-        row = f" (row {place[0]}{f', column {place[1]}' if len(place) > 1 else ''} of {len(wrong)} such)" if place else ""
+        row = (
+            f" (row {place[0]}{f', column {place[1]}' if len(place) > 1 else ''} of {len(wrong)} such)" if place else ""
+        )
         raise DataError(f"{name!r} in {path} holds values that are not finite in float32: {value}{row}.")
     return tensor
 
