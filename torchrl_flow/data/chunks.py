@@ -51,8 +51,9 @@ class ChunkStorage(Storage):
     - ``action`` ``[H_a, A]``: the executed slice of the chunk, which starts at step t;
     - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
       execution ends after k steps, at the first success, failure or other end of the task (``terminated``), at
-      the last step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i, and the
-      observations are the history at step t+k. ``success`` is whether any of the k steps was successful;
+      the last step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is
+      sum_{i<k} gamma^i r_i, and the observations are the history at step t+k. ``success`` is whether any of the k
+      steps was successful;
     - ``is_demo``: true.
 
     An episode that ends in success or failure is terminated, not truncated. Recorded steps after a success are items

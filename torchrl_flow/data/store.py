@@ -230,8 +230,8 @@ class DemoStore:
         for key, value in self.frames.items(True, True):
             out.set(key, value.as_subclass(Tensor)[frames].clone())
         for key in STEP_KEYS:
-            if key in self.steps.keys():
-                out.set(key, self.steps[key].as_subclass(Tensor)[steps].clone())
+            if (column := self.steps.get(key, None)) is not None:
+                out.set(key, column.as_subclass(Tensor)[steps].clone())
         out.set("seed", self.episodes["seed"].as_subclass(Tensor)[index].clone())
         return out
 
