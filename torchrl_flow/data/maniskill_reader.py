@@ -204,8 +204,8 @@ class EpisodeReader:
             images = "no image" if self.camera is None else f"the images of {self.camera}"
             yield (
                 f"{self.source.path.name} (obs_mode {self.source.env_field('obs_mode')!r}): {shown} are left out: "
-                f"this library does not read them. What is left is {rest} and {images}: a policy trained on that does not "
-                "see what was left out. Record the demonstrations with obs_mode 'state', 'rgb' or 'rgb+state'."
+                f"this library does not read them. What is left is {rest} and {images}: a policy trained on that does "
+                "not see what was left out. Record the demonstrations with obs_mode 'state', 'rgb' or 'rgb+state'."
             )
 
     def _no_success(self) -> Iterator[str]:
