@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -184,11 +184,8 @@ class DemoStore:
         if num_episodes >= self.num_episodes:
             return self
         steps = int(self.episodes["start"][num_episodes])
-        tables = {
-            "frames": self.frames[: steps + num_episodes],
-            "steps": self.steps[:steps],
-            "episodes": self.episodes[:num_episodes],
-        }
+        rows = {"frames": steps + num_episodes, "steps": steps, "episodes": num_episodes}
+        tables = {name: cast(TensorDictBase, getattr(self, name)[:number]) for name, number in rows.items()}
         metadata = {
             **self.metadata,
             "num_episodes": num_episodes,

@@ -122,9 +122,9 @@ class Normalizer(nn.Module):
         """
         if value.dtype == torch.float64 != self.loc.dtype:
             raise ValueError(
-                f"{name} is {value.dtype} and the network is {self.loc.dtype}: convert the data once, in the environment "
-                "by TorchRL's transform DoubleToFloat(), in a batch by .to(torch.float32), or the network by "
-                ".to(torch.float64)."
+                f"{name} is {value.dtype} and the network is {self.loc.dtype}: convert the data once, in the "
+                "environment by TorchRL's transform DoubleToFloat(), in a batch by .to(torch.float32); or the network, "
+                "by .to(torch.float64)."
             )
         value = (value - self.loc) / self.scale
         return value if self.bound is None else value.clamp(-self.bound, self.bound)

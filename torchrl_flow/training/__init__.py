@@ -38,8 +38,15 @@ from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
-from torchrl_flow.training.tasks import (
+from torchrl_flow.training.task_identity import (
     PLANAR,
+    action_bounds,
+    padding_of,
+    require_demonstrations_of,
+    require_num_envs,
+    task_info,
+)
+from torchrl_flow.training.tasks import (
     evaluation_env,
     load_critic,
     load_policy,
@@ -47,8 +54,6 @@ from torchrl_flow.training.tasks import (
     make_task_env,
     observation_keys,
     require_actor_config,
-    require_demonstrations_of,
-    task_info,
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
@@ -86,6 +91,7 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "action_bounds",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -126,6 +132,7 @@ __all__ = [
     "mix_seeds",
     "observation_keys",
     "offline_task",
+    "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
@@ -135,6 +142,7 @@ __all__ = [
     "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
+    "require_num_envs",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",
