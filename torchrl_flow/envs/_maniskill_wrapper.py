@@ -21,6 +21,7 @@ from torchrl_flow.envs._maniskill_specs import (
     observation_spec,
 )
 from torchrl_flow.envs._render_gate import RenderGate
+from torchrl_flow.envs._signature import InitSignature
 from torchrl_flow.envs.headless import headless
 from torchrl_flow.functional.observation import flatten_state, state_paths
 
@@ -78,6 +79,7 @@ class ManiSkillWrapper(_EnvWrapper):
         tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
     """
 
+    __signature__ = InitSignature()
     git_url = "https://github.com/haosulab/ManiSkill"
     libname = "mani_skill"
 

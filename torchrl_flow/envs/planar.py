@@ -24,6 +24,7 @@ from torchrl_flow.envs._planar_dynamics import (
     planar_step,
 )
 from torchrl_flow.envs._planar_render import render_planar
+from torchrl_flow.envs._signature import InitSignature
 
 __all__ = ["PlanarPickPlaceEnv"]
 
@@ -90,6 +91,7 @@ class PlanarPickPlaceEnv(EnvBase):
         True
     """
 
+    __signature__ = InitSignature()
     _supports_set_state = True
     _state: Tensor  # [*B, 12]
     _elapsed: Tensor  # [*B, 1], steps since the last reset
