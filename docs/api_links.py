@@ -31,10 +31,8 @@ def real_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None] | None:
     """Show the signature of ``__init__`` where a metaclass has one of its own."""
-    if what not in ("class", "exception") or not inspect.isclass(obj):
+    if what != "class" or not inspect.isclass(obj) or obj.__init__ is object.__init__:
         return None
-    if obj.__init__ is object.__init__ or issubclass(obj, BaseException):
-        return "", None
     found = inspect.signature(obj.__init__)
     found = found.replace(parameters=list(found.parameters.values())[1:])
     return stringify_signature(found, show_annotation=False), None

@@ -15,11 +15,11 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FINAL = {
     "README.md": lambda names: names["result"].episodes == 100 and names["result"].success_once_rate > 0.2,
     "docs/tutorials/own_loop.md": lambda names: names["result"].episodes == 20,
-    "docs/tutorials/own_environment.md": lambda names: names["result"].success_once_rate > 0.5 and names["frames"] > 1,
+    "docs/tutorials/own_environment.md": lambda names: names["result"].success_once_rate > 0.3 and names["frames"] > 1,
     "docs/tutorials/own_demonstrations.md": lambda names: names["batch"]["action_chunk"].shape == (32, 8, 2),
     "docs/tutorials/torchrl_losses.md": lambda names: set(names["reported"]) == {"SACLoss", "TD3Loss", "IQLLoss"},
     "docs/tutorials/trainer.md": lambda names: names["stepper"].num_updates == 60,
-    "docs/tutorials/new_algorithm.md": lambda names: names["lines"] <= 120,
+    "docs/tutorials/new_algorithm.md": lambda names: 0 <= names["losses"]["chosen_share"] <= 1,
     "docs/tutorials/deployment.md": lambda names: names["robot"].calls > 1,
 }
 """What must hold after the last block of a page, by the names that the page has defined."""
@@ -52,6 +52,11 @@ def test_the_example_of_the_readme_is_short_and_complete():
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 20
     assert "..." not in block
+
+
+def test_the_new_algorithm_has_the_length_that_its_page_says():
+    code = "".join(pages()["docs/tutorials/new_algorithm.md"])
+    assert len([line for line in code.splitlines() if line.strip()]) < 120
 
 
 def test_the_readme_is_short():
