@@ -20,6 +20,8 @@ FIGURES = ROOT / "docs" / "figures"
 INK, GRID = "#6e7781", "#8b949e55"
 CLONE, BLUE, GREEN, ORANGE = "#8b949e", "#2f81f7", "#2da44e", "#d4762c"
 
+GAMMA = "\u03b3"
+
 BARS = (
     ("planar pick-and-place", "planar", (("awsc", "1"), ("awsc", "3"), ("dsrl_sac", "2"), ("reinflow", "K=4"))),
     ("ManiSkill PickCube-v1", "PickCube-v1", (("awsc", "1"), ("awsc", "3"), ("dsrl_ppo", "2"), ("reinflow", "K=4"))),
@@ -116,10 +118,12 @@ def chunk_timeline() -> str:
     body.append(f'<path d="M{end - 8:g} {base - 5:g} l8 5 l-8 5" stroke="{ORANGE}" stroke-width="2.5" fill="none"/>')
     body.append(text(start, base + 22, "observation at t", size=12, anchor="start"))
     body.append(text(end + 10, base + 5, 'one transition: "next" holds', size=12, anchor="start", weight="bold"))
-    body.append(text(end + 10, base + 24, "reward = r0 + γ r1 + γ² r2", size=12, anchor="start"))
+    body.append(text(end + 10, base + 24, f"reward = r0 + {GAMMA} r1 + {GAMMA}\u00b2 r2", size=12, anchor="start"))
     body.append(text(end + 10, base + 42, "steps_to_next_obs = k = 3", size=12, anchor="start"))
     body.append(text(end + 10, base + 60, "observation at t+3, done, terminated, success", size=12, anchor="start"))
-    body.append(text(left, base + 92, "target = reward + γᵏ (1 − terminated) V(next observation)", anchor="start", size=14))
+    body.append(
+        text(left, base + 92, "target = reward + γᵏ (1 − terminated) V(next observation)", anchor="start", size=14)
+    )
     return svg(720, 320, "A chunk of actions as one transition", body)
 
 

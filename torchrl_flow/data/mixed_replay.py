@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.chunks import ChunkStorage
 from torchrl_flow.data.mixed_storage import MixedStorage, OnlineWriter
 from torchrl_flow.data.online_rows import StepRows, TransitionRows
@@ -87,6 +88,8 @@ class MixedReplayBuffer(TensorDictReplayBuffer):
         ...     buffer.sample()["is_demo"].sum().item(), buffer.write_count, len(buffer)
         (6, 5, 13)
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

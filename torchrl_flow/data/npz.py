@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.statistics import column_statistics
@@ -216,6 +217,8 @@ class NpzReplayBuffer(TensorDictReplayBuffer):
         >>> len(data), data.sample()["next", "observation"].shape
         (5, torch.Size([4, 3]))
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

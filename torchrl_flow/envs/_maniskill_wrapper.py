@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data.tensor_specs import Unbounded
 from torchrl.envs.common import _EnvWrapper
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs._maniskill_check import RENDER_COMMAND, RenderDeviceError
 from torchrl_flow.envs._maniskill_reset import EpisodeResets
 from torchrl_flow.envs._maniskill_specs import (
@@ -21,7 +22,6 @@ from torchrl_flow.envs._maniskill_specs import (
     observation_spec,
 )
 from torchrl_flow.envs._render_gate import RenderGate
-from torchrl_flow.envs._signature import InitSignature
 from torchrl_flow.envs.headless import headless
 from torchrl_flow.functional.observation import flatten_state, state_paths
 

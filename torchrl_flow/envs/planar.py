@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs._counter_rng import counter_uniform, splitmix64
 from torchrl_flow.envs._planar_dynamics import (
     ACTION_DIM,
@@ -24,7 +25,6 @@ from torchrl_flow.envs._planar_dynamics import (
     planar_step,
 )
 from torchrl_flow.envs._planar_render import render_planar
-from torchrl_flow.envs._signature import InitSignature
 
 __all__ = ["PlanarPickPlaceEnv"]
 

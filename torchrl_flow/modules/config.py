@@ -18,7 +18,9 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 VelocityNetwork = Literal["mlp", "unet", "dit"]
+"""Name of a velocity network: MLP, U-Net or transformer."""
 Statistics = Mapping[str, Mapping[str, Tensor]]
+"""Statistics of a data set: name of the statistic and tensor, by key."""
 
 __all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"]
 

@@ -17,6 +17,7 @@ from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
 
 AliasMode = Literal["inversion", "retrieval", "reversal"]
+"""How a latent is found for a recorded chunk: by inversion, by retrieval, or by the reversed flow."""
 
 __all__ = ["AliasConfig", "AliasMode", "NoiseAliaser"]
 

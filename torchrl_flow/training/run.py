@@ -45,6 +45,7 @@ BOOKKEEPING = (
 )
 #: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
+"""Name of the file that a finished run leaves in its directory."""
 
 
 class Run:

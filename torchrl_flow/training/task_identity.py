@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 PLANAR = "planar"
+"""Name of the planar task."""
 SIZES = ("state_dim", "pixels_size", "action_dim")
 """Fields of a task's identity that its environment's specs give."""
 

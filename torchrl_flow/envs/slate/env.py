@@ -12,8 +12,8 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs._counter_rng import counter_normal, counter_uniform, splitmix64
-from torchrl_flow.envs._signature import InitSignature
 from torchrl_flow.envs.slate import _dynamics as dynamics
 from torchrl_flow.envs.slate._catalogue import ItemCatalogue
 from torchrl_flow.envs.slate._names import SLATE_ENVS, make_catalogue

@@ -11,14 +11,14 @@ __all__ = ["InitSignature"]
 class InitSignature:
     """Give ``inspect.signature``, ``help`` and editors the signature of a class's ``__init__``.
 
-    TorchRL's environments have a metaclass with ``__call__(*args, **kwargs)``, which is what they would show.
+    TorchRL's environments and replay buffers have metaclasses whose ``__call__(*args, **kwargs)`` would be shown instead.
 
     Examples:
         >>> class Env:
         ...     __signature__ = InitSignature()
-        ...     def __init__(self, size: int = 1) -> None: ...
+        ...     def __init__(self, size=1): ...
         >>> str(Env.__signature__)
-        '(size: int = 1) -> None'
+        '(size=1)'
     """
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature | None:
