@@ -121,9 +121,8 @@ def chunk_timeline() -> str:
     body.append(text(end + 10, base + 24, f"reward = r0 + {GAMMA} r1 + {GAMMA}\u00b2 r2", size=12, anchor="start"))
     body.append(text(end + 10, base + 42, "steps_to_next_obs = k = 3", size=12, anchor="start"))
     body.append(text(end + 10, base + 60, "observation at t+3, done, terminated, success", size=12, anchor="start"))
-    body.append(
-        text(left, base + 92, "target = reward + γᵏ (1 − terminated) V(next observation)", anchor="start", size=14)
-    )
+    target = f"target = reward + {GAMMA}\u1d4f (1 \u2212 terminated) V(next observation)"
+    body.append(text(left, base + 92, target, anchor="start", size=14))
     return svg(720, 320, "A chunk of actions as one transition", body)
 
 

@@ -11,7 +11,7 @@ __all__ = ["InitSignature"]
 class InitSignature:
     """Give ``inspect.signature``, ``help`` and editors the signature of a class's ``__init__``.
 
-    TorchRL's environments and replay buffers have metaclasses whose ``__call__(*args, **kwargs)`` would be shown instead.
+    The metaclasses of TorchRL's environments and replay buffers would show their own ``(*args, **kwargs)`` instead.
 
     Examples:
         >>> class Env:
