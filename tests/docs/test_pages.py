@@ -14,7 +14,7 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 FINAL = {
     "README.md": lambda names: names["result"].episodes == 100 and names["result"].success_once_rate > 0.2,
-    "docs/tutorials/own_loop.md": lambda names: names["result"].episodes == 20,
+    "docs/tutorials/own_loop.md": lambda names: names["result"].success_once_rate > 0.1,
     "docs/tutorials/own_environment.md": lambda names: names["result"].success_once_rate > 0.3 and names["frames"] > 1,
     "docs/tutorials/own_demonstrations.md": lambda names: names["batch"]["action_chunk"].shape == (32, 8, 2),
     "docs/tutorials/torchrl_losses.md": lambda names: set(names["reported"]) == {"SACLoss", "TD3Loss", "IQLLoss"},
