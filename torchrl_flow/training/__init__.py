@@ -6,6 +6,7 @@ from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlate
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
+from torchrl_flow.training.devices import require_device
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
@@ -13,16 +14,24 @@ from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.offline_envs import GymTask, offline_task
+from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
 from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
 from torchrl_flow.training.run import Run
-from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
-from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
+from torchrl_flow.training.slate_offline import (
+    SlateTask,
+    action_box,
+    in_data_units,
+    load_state_policy,
+    q_diagnostics,
+)
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
     LATENT_POLICY,
@@ -67,10 +76,12 @@ __all__ = [
     "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
+    "GymTask",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
     "NamedLossStepper",
+    "OfflineTask",
     "Progress",
     "RelabelSlatesArgs",
     "Run",
@@ -86,6 +97,7 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "action_box",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -101,10 +113,12 @@ __all__ = [
     "compare_stages",
     "conclude",
     "draw_curves",
+    "episode_returns",
     "evaluate",
     "evaluation_env",
     "format_statuses",
     "git_commit",
+    "in_data_units",
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
@@ -135,6 +149,7 @@ __all__ = [
     "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
+    "require_device",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",

@@ -22,7 +22,8 @@ LatentClicks = Literal["predicted", "observed"]
 
 __all__ = ["CollectSlatesArgs", "LatentClicks", "RelabelSlatesArgs", "collect_slates", "relabel_slates"]
 
-_FORMAT = "torchrl_flow.slates"
+SLATE_FORMAT = "torchrl_flow.slates"
+"""What the metadata of its files say they are."""
 _FIRST_SEED = 100_000_000
 """Far from the seeds of training and evaluation."""
 
@@ -123,7 +124,7 @@ def _rows(models: SlateModels, logs: SlateLogs, first_episode: int, latent_click
 
 def _metadata(models: SlateModels, **more: Any) -> dict[str, Any]:
     box = {"action_low": models.ranker.action_low.tolist(), "action_high": models.ranker.action_high.tolist()}
-    return {"format": _FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
+    return {"format": SLATE_FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
 
 
 def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bool = True) -> Path:
