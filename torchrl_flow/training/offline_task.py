@@ -15,7 +15,6 @@ from torch import Tensor
 
 from torchrl_flow.data.npz import NpzReplayBuffer
 from torchrl_flow.modules.action_box import ActionBox
-from torchrl_flow.training.devices import require_device
 
 __all__ = ["EVALUATION_SEED", "OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
 
@@ -71,7 +70,6 @@ class OfflineTask:
 
     Raises:
         DataError: if the data cannot be used.
-        ValueError: if the device is not there.
 
     Attributes:
         data: the replay buffer.
@@ -84,7 +82,7 @@ class OfflineTask:
     def __init__(
         self, data: str | Path, *, batch_size: int = 256, gamma: float = 0.8, device: torch.device | str = "cpu"
     ) -> None:
-        self.device = require_device(str(device))
+        self.device = torch.device(device)
         self.data = NpzReplayBuffer(data, batch_size=batch_size, device=self.device)
         self.path, self.gamma = Path(data), gamma
         actions = self.data.transitions["action"]

@@ -14,7 +14,6 @@ from torchrl_flow.data.npz import NpzReplayBuffer
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.sardine import make_sardine_env
 from torchrl_flow.modules.action_box import ActionBox
-from torchrl_flow.training.devices import require_device
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
@@ -144,7 +143,7 @@ class SardineTask(OfflineTask):
         gamma: float = 0.8,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = require_device(str(device))
+        self.device = torch.device(device)
         self.data = NpzReplayBuffer(data, batch_size=batch_size, device=self.device)
         self.path, self.gamma = Path(data), gamma
         self._name = env if env is not None else str(self.data.metadata["env"])

@@ -23,7 +23,6 @@ from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
 from torchrl_flow.training.collect_slates import SLATE_FORMAT
-from torchrl_flow.training.devices import require_device
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
 from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.slate_model_training import round_trip_return
@@ -52,7 +51,6 @@ class SlateTask(OfflineTask):
     Raises:
         DataError: if the data cannot be used with the models.
         FileNotFoundError: if there are no models.
-        ValueError: if the device is not there.
 
     Attributes:
         models: belief encoder and ranker, on the CPU.
@@ -70,7 +68,7 @@ class SlateTask(OfflineTask):
         gamma: float = 0.8,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = require_device(str(device))
+        self.device = torch.device(device)
         metadata = read_npz_metadata(data)
         if models is None:
             models = Path("runs/slate_models") / f"{metadata.get('env')}.torchrl"
