@@ -14,6 +14,7 @@ from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row, refusals_in_one_line
 from torchrl_flow.training.offline_envs import GymTask, offline_task
 from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
 from torchrl_flow.training.progress import Progress
@@ -122,6 +123,7 @@ __all__ = [
     "compare_num_steps",
     "compare_stages",
     "conclude",
+    "conclude_offline",
     "draw_curves",
     "episode_returns",
     "evaluate",
@@ -150,6 +152,7 @@ __all__ = [
     "minibatches",
     "mix_seeds",
     "observation_keys",
+    "offline_row",
     "offline_task",
     "plan_sweep",
     "play_slates",
@@ -158,6 +161,7 @@ __all__ = [
     "read_evaluation",
     "read_metrics",
     "record_results",
+    "refusals_in_one_line",
     "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",

@@ -132,6 +132,10 @@ class OfflineTask:
         """What a checkpoint keeps beside the networks: the bounds of the actions."""
         return {"action_box": {"low": self.box.low.tolist(), "high": self.box.high.tolist()}}
 
+    def keep_best(self, eval_every: int) -> str | None:
+        """Name the metric whose best checkpoint a run keeps: the return, where it is measured during training."""
+        return "eval/return" if self.has_env and eval_every else None
+
     def statistics(self) -> dict[str, dict[str, Tensor]]:
         """Statistics of observations and of actions in [-1, 1]."""
         return self.data.statistics()

@@ -16,7 +16,7 @@ from torchrl.checkpoint import CheckpointError
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
 from torchrl_flow.envs.slate import SLATE_POLICIES, SlateEnv, SlatePolicyName
 from torchrl_flow.modules.action_box import ActionBox
@@ -81,6 +81,7 @@ class SlateTask(OfflineTask):
             warnings.warn(
                 f"{data} does not say which models made its observations and actions: they are taken for beliefs and "
                 f"latents of the models of {self.models.env_name}.",
+                DataWarning,
                 stacklevel=2,
             )
         self.data = NpzReplayBuffer(
