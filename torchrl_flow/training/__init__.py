@@ -14,11 +14,12 @@ from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
-from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row, refusals_in_one_line
+from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
 from torchrl_flow.training.offline_envs import GymTask, offline_task
 from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import (
     BENCHMARK_COLUMNS,

@@ -16,6 +16,7 @@ from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
 from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 
 LatentClicks = Literal["predicted", "observed"]
@@ -69,7 +70,8 @@ class CollectSlatesArgs:
                 f"There are no models in {self.models_path}. Train them first: "
                 f"`python -m torchrl_flow slate-models --env {self.env}`."
             )
-        path = collect_slates(self, SlateModels.load(self.models_path))
+        with refusals_in_one_line():
+            path = collect_slates(self, SlateModels.load(self.models_path))
         with np.load(path, allow_pickle=False) as file:
             rewards = file["rewards"]
             print(
@@ -193,11 +195,10 @@ class RelabelSlatesArgs:
     def __call__(self) -> None:
         """Relabel and print the path."""
         torch.set_num_threads(self.threads)
-        print(
-            relabel_slates(
-                self.data, SlateModels.load(self.models), self.output, latent_clicks=self.latent_clicks
-            ).resolve()
-        )
+        with refusals_in_one_line():
+            models = SlateModels.load(self.models)
+            path = relabel_slates(self.data, models, self.output, latent_clicks=self.latent_clicks)
+        print(path.resolve())
 
 
 def relabel_slates(

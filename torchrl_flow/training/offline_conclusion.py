@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torchrl.checkpoint import CheckpointError
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from torchrl_flow.data.errors import DataError
-from torchrl_flow.training.finite import NonFiniteError, require_finite_modules
+from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.offline_report import write_offline_report
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
@@ -24,7 +19,7 @@ from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.slate_offline import q_diagnostics
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
-__all__ = ["action_distance", "conclude_offline", "offline_row", "refusals_in_one_line"]
+__all__ = ["action_distance", "conclude_offline", "offline_row"]
 
 
 @torch.no_grad()
@@ -158,24 +153,3 @@ def _lines(
     if result is None:
         lines.append("No environment: no return, no row of results. Name one with --env to evaluate.")
     return lines
-
-
-@contextmanager
-def refusals_in_one_line() -> Iterator[None]:
-    """End the program with the message alone where data, checkpoints or arguments are refused.
-
-    A ``ValueError`` is a refusal if this package raised it; any other one keeps its traceback.
-    """
-    try:
-        yield
-    except (DataError, CheckpointError, NonFiniteError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-    except ValueError as error:
-        if not _raised_here(error):
-            raise
-        raise SystemExit(str(error)) from None
-
-
-def _raised_here(error: BaseException) -> bool:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).resolve().is_relative_to(Path(__file__).parents[1])

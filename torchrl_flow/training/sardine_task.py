@@ -17,6 +17,7 @@ from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
+from torchrl_flow.training.refusals import refusals_in_one_line
 
 __all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine"]
 
@@ -62,7 +63,9 @@ class CollectSardineArgs:
 
     def __call__(self) -> None:
         """Collect and print the path."""
-        print(collect_sardine(self).resolve())
+        with refusals_in_one_line():
+            path = collect_sardine(self)
+        print(path.resolve())
 
 
 def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
