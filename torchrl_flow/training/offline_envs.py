@@ -59,7 +59,7 @@ class GymTask(OfflineTask):
         self._name, found = env, self._make(env)
         try:
             sizes = {"observation": found.observation_spec["observation"].shape, "action": found.action_spec.shape}
-            if not found.action_spec.is_floating_point():
+            if not found.action_spec.dtype.is_floating_point:
                 raise ValueError(
                     f"{env} takes actions of type {found.action_spec.dtype}; only continuous ones are learned."
                 )
