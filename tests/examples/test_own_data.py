@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
+from tests.examples import own_data as own
 from torchrl_flow.data import DataError
 from torchrl_flow.modules import SingleStepActor
 from torchrl_flow.training import NonFiniteError, in_data_units, load_checkpoint, load_policy, load_state_policy
-
-_spec = importlib.util.spec_from_file_location("own_data", Path(__file__).with_name("own_data.py"))
-assert _spec is not None
-assert _spec.loader is not None
-own = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(own)
 
 SCRIPTS = tuple(own.SMALL)
 
@@ -133,7 +126,7 @@ def test_names_of_environments_are_checked(file, tmp_path):
 
 def test_a_gymnasium_environment_that_is_named_is_evaluated_in(tmp_path):
     np.savez(tmp_path / "pendulum.npz", **_pendulum())
-    given = options(tmp_path, tmp_path / "pendulum.npz", env="gym/Pendulum-v1", eval_episodes=2, eval_every=2)
+    given = options(tmp_path, tmp_path / "pendulum.npz", env="gym/Pendulum-v1", eval_episodes=2, eval_every=0)
     own.run_recipe("iql", **given)
     (row,) = csv.DictReader((tmp_path / "results.csv").open())
     assert (row["recipe"], row["task"], row["episodes"]) == ("iql", "gym/Pendulum-v1", "2")

@@ -14,8 +14,10 @@ from torchrl_flow.training import (
     CollectSlatesArgs,
     SlateModelsArgs,
     collect_slates,
+    load_checkpoint,
     load_policy,
     load_state_policy,
+    read_metrics,
     train_slate_models,
 )
 
@@ -47,6 +49,8 @@ def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, op
     shared = {"data": data, "models": models, "runs": str(tmp_path), "name": "run", "batch_size": 32}
     shared |= {"results": str(tmp_path / "r.csv"), "iterations": 3, "eval_every": 2, "eval_episodes": 4}
     example["main"](example["Args"](**shared, **options))
+    if script == "iql":  # evaluated anew, its row takes the place of the old one
+        example["main"](example["Args"](**shared, **options, resume=True))
     assert recipe in capsys.readouterr().out
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert {recipe, "random_latent", "sto", "behaviour", "oracle", "oracle_through_ranker"} <= set(scores)
@@ -55,6 +59,12 @@ def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, op
     load = load_policy if script == "flow_bc_slates" else load_state_policy
     policy, checkpoint = load(tmp_path / "run")
     assert checkpoint.step == 3
+    returns = read_metrics(tmp_path / "run" / "metrics.csv")["eval/return"]
+    assert returns[0] == [1, 2, 3]
+    best = load_checkpoint(tmp_path / "run", which="best")
+    assert best.metrics["eval/return"] == max(returns[1])
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f"<td>{name}</td>" in page for name in (recipe, "sto", "oracle"))
     normalizers = [value for name, value in policy.state_dict().items() if name.endswith("normalizer.loc")]
     assert any(value.abs().sum() > 0 for value in normalizers)
 
@@ -94,6 +104,8 @@ def test_references_of_the_grid_are_measured_once_and_recorded(files, tmp_path, 
     Path("grid").mkdir()
     first, second = (grid["references"](args, "diffuse_topdown") for _ in range(2))
     assert first == second
+    next(Path("grid").glob("references-*.json")).unlink()  # killed between the rows and the file that says so
+    assert grid["references"](args, "diffuse_topdown") == first
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
     assert [row["recipe"] for row in rows] == list(grid["REFERENCES"])
     assert {row["recipe"]: float(row["return"]) for row in rows} == pytest.approx(first, rel=1e-5)
