@@ -261,4 +261,5 @@ def in_data_units(policy: Any, checkpoint: TrainingCheckpoint) -> TensorDictSequ
     Raises:
         CheckpointError: if it holds no bounds.
     """
-    return TensorDictSequential(policy, TensorDictModule(action_box(checkpoint), ["action"], ["action"]))
+    scaled: Any = TensorDictModule(action_box(checkpoint), in_keys=["action"], out_keys=["action"])
+    return TensorDictSequential(policy, scaled)
