@@ -21,7 +21,7 @@ from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
 from torchrl_flow.envs.slate import SLATE_POLICIES, SlateEnv, SlatePolicyName
 from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
 from torchrl_flow.training.collect_slates import SLATE_FORMAT
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
 from torchrl_flow.training.randomness import isolated_rng
@@ -215,18 +215,19 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
 
 
 def load_state_policy(
-    source: str | Path | TrainingCheckpoint, *, data_units: bool = False
+    source: str | Path | TrainingCheckpoint, *, data_units: bool = False, which: Which = "last"
 ) -> tuple[nn.Module, TrainingCheckpoint]:
     """Rebuild the policy of an offline baseline, normaliser included, from a checkpoint alone.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         data_units: give actions in the units of the data that it was trained on, and not in [-1, 1].
+        which: checkpoint of a run: the last, or the best by the return in evaluations during training.
 
     Raises:
         CheckpointError: if it holds no such policy.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source, which=which)
     config: Mapping[str, Any] | None = checkpoint.module_configs.get("state_policy")
     if config is None:
         raise CheckpointError(f"{checkpoint.path} holds no policy of states, only {sorted(checkpoint.roles)}.")
