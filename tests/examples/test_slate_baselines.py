@@ -9,15 +9,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tyro
 
 from torchrl_flow.training import (
     CollectSlatesArgs,
+    Run,
     SlateModelsArgs,
     collect_slates,
     load_checkpoint,
     load_policy,
     load_state_policy,
     read_metrics,
+    sweep,
     train_slate_models,
 )
 
@@ -129,3 +132,42 @@ def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
     assert "--iterations" not in commands[0]
     assert "--iterations 1500 --bc-updates 300" in commands[1]
     assert "--iterations 7 --bc-updates 300" in commands[2]
+
+
+def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_others(files, tmp_path, monkeypatch):
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    options = {"envs": ("diffuse_topdown",), "algorithms": ("bc", "td3_bc"), "seeds": (0,), "steps": 600}
+    args = grid["Args"](**options, iterations=6, eval_episodes=2, directory="grid", results="r.csv", workers=1)
+    monkeypatch.chdir(tmp_path)
+    for source, target in zip(files, (grid["collection"](args, "diffuse_topdown").path, SlateModelsArgs().path)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    started, saves, save = [], [], Run.save
+
+    def execute(run: sweep.SweepRun, threads: int) -> int:
+        started.append(run.name)
+        example = runpy.run_path(run.command[1])
+        example["main"](tyro.cli(example["Args"], args=[*run.command[2:], "--save-every", "2", "--batch-size", "16"]))
+        return 0
+
+    def die_in_the_second(self: Run):
+        saves.append(f"{self.directory.name} {self.step}")
+        if saves[-1] == "td3_bc-diffuse_topdown-0 4" and saves.count(saves[-1]) == 1:
+            raise KeyboardInterrupt
+        return save(self)
+
+    monkeypatch.setattr(sweep, "_has_ray", False)
+    monkeypatch.setattr(sweep, "_execute", execute)
+    monkeypatch.setattr(Run, "save", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        grid["main"](args)
+    kept = Path("grid/bc-diffuse_topdown-0/evaluation.json").stat().st_mtime_ns
+    grid["main"](args)
+    assert started == ["bc-diffuse_topdown-0", *2 * ["td3_bc-diffuse_topdown-0"]]
+    assert saves[-3:] == [f"td3_bc-diffuse_topdown-0 {step}" for step in (4, 4, 6)]  # from step 2 on
+    assert Path("grid/bc-diffuse_topdown-0/evaluation.json").stat().st_mtime_ns == kept
+    grid["main"](args)
+    rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
+    assert [row["recipe"] for row in rows] == ["bc", "td3_bc", *grid["REFERENCES"]]
+    table = Path("grid/table.md").read_text(encoding="utf-8")
+    assert f"| td3_bc | {float(rows[1]['return']):.1f} (1) |" in table

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchrl.objectives import TD3BCLoss
 
+from tests.examples.own_data import kill_when, words
 from torchrl_flow.data import DataError, DataWarning
 from torchrl_flow.modules import ActionBox, StatePolicyConfig, make_state_policy, make_state_values
 from torchrl_flow.training import (
@@ -23,6 +27,7 @@ from torchrl_flow.training import (
     episode_returns,
     offline_task,
     q_diagnostics,
+    refusals_in_one_line,
     slate_model_training,
     train_slate_models,
 )
@@ -137,6 +142,29 @@ def test_environments_of_a_file_and_of_the_command_line(tmp_path):
         offline_task(path, "models.torchrl", env="none")
     with pytest.raises(ValueError, match="cannot be made"):
         offline_task(path, env="gym/NoSuchEnv-v0")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sardine") is not None, reason="SARDINE is installed")
+def test_a_simulator_that_is_missing_is_told_before_training(tmp_path):
+    path = write(tmp_path / "a.npz", metadata=np.array(json.dumps({"env": "sardine/SlateTopK-Bored-v0"})))
+    with pytest.raises(SystemExit, match=r"torchrl-flow\[sardine\]"), refusals_in_one_line():
+        offline_task(path)
+    assert type(offline_task(path, env="none")) is OfflineTask
+
+
+def test_refusals_end_in_one_line_and_other_errors_do_not():
+    with pytest.raises(SystemExit, match="^mine is empty$"), refusals_in_one_line():
+        raise DataError("mine is empty")
+    with pytest.raises(ValueError, match="invalid literal"), refusals_in_one_line():
+        int("x")
+
+
+def test_one_row_is_enough_for_statistics(tmp_path):
+    task = OfflineTask(write(tmp_path / "a.npz", rows=1))
+    assert task.data.transitions["action"].tolist() == [[0.0, 0.0]]
+    assert len(task.diagnostic_rows()) == 1
+    for statistics in task.statistics().values():
+        assert all(value.isfinite().all() for value in statistics.values())
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +284,22 @@ def test_text_in_a_report_is_escaped(tmp_path):
     assert page.count("<svg") == 2  # the values share one
     for text in ("12.3", "0.5", "7.0", "0.1235"):
         assert f">{text}</td>" in page
+
+
+def _has_done(folder: Path, step: int) -> bool:
+    return any(int(path.stem.rsplit("-", 1)[1]) >= step for path in folder.glob("checkpoint-*.torchrl"))
+
+
+@pytest.mark.slow
+def test_models_whose_training_is_killed_come_out_alike(tmp_path):
+    options = {"num_items": 40, "episodes": 8, "belief_updates": 60, "ranker_updates": 60, "save_every": 5}
+    expected = train_slate_models(SlateModelsArgs(**options), progress=False)
+    command = ["-m", "torchrl_flow", "slate-models", "--output", "m.torchrl", *words(options)]
+    folder = tmp_path / "m.torchrl.partial"
+    for stage, newest in (("belief_encoder", 15), ("ranker", 20)):
+        kill_when(command, functools.partial(_has_done, folder / stage / "checkpoints", newest), cwd=tmp_path)
+        assert not (tmp_path / "m.torchrl").exists()
+    SlateModelsArgs(**options, output=str(tmp_path / "m.torchrl"))()
+    models = SlateModels.load(tmp_path / "m.torchrl")
+    assert models.hashes == expected.hashes
+    assert models.quality == expected.quality

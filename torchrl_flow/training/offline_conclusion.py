@@ -125,6 +125,7 @@ def conclude_offline(
         command=command_line(),
     )
     scores = dict(references)
+    run.logger.log_final(run.step, {f"final/{name}": value for name, value in figures.items()})
     if result is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
         scores |= {recipe: result.mean, f"{recipe}_standard_error": result.standard_error}

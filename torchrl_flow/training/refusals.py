@@ -19,13 +19,13 @@ __all__ = ["refusals_in_one_line"]
 def refusals_in_one_line() -> Iterator[None]:
     """End the program with the message alone where data, checkpoints or arguments are refused.
 
-    A ``ValueError`` is a refusal if this package raised it; any other one keeps its traceback.
+    A ``ValueError`` or ``ImportError`` is a refusal if this package raised it; any other one keeps its traceback.
     """
     try:
         yield
     except (DataError, CheckpointError, NonFiniteError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         if not _raised_here(error):
             raise
         raise SystemExit(str(error)) from None

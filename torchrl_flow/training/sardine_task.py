@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.npz import NpzReplayBuffer
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.sardine import make_sardine_env
@@ -152,6 +153,11 @@ class SardineTask(OfflineTask):
         self._name = env if env is not None else str(self.data.metadata["env"])
         ones = torch.ones(self.action_dim)
         self.box = ActionBox(-ones, ones)
+        found = make_sardine_env(self._name.removeprefix(SARDINE_PREFIX))
+        for name, size in (("observation", self.state_dim), ("action", self.action_dim)):
+            shape = (found.action_spec if name == "action" else found.observation_spec["observation"]).shape
+            if tuple(shape) != (size,):
+                raise DataError(f"{name}s in {data} have shape [{size}], those of {self._name} {list(shape)}.")
 
     @property
     def name(self) -> str:
