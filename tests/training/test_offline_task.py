@@ -153,7 +153,7 @@ def test_a_simulator_that_is_missing_is_told_before_training(tmp_path):
 
 
 def test_refusals_end_in_one_line_and_other_errors_do_not():
-    with pytest.raises(SystemExit, match="^mine is empty$"), refusals_in_one_line():
+    with pytest.raises(SystemExit, match=r"^mine is empty$"), refusals_in_one_line():
         raise DataError("mine is empty")
     with pytest.raises(ValueError, match="invalid literal"), refusals_in_one_line():
         int("x")

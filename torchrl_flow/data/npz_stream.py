@@ -77,7 +77,7 @@ class NpzStream:
                     f"{self.partial} holds a part of something else: {found['description']}, not "
                     f"{self._description}. Delete it, or name another file."
                 )
-            self.position, self.rows = found["position"], found["rows"]
+            self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
         self._files = {}
         for name in self.columns:
             file = (self.partial / f"{name}.bin").open("ab")
@@ -99,11 +99,10 @@ class NpzStream:
             return {}
         try:
             found = json.loads(state.read_text(encoding="utf-8"))
-            if {"description", "position", "rows"} <= set(found) and set(found["rows"]) == set(self.columns):
-                return found
-        except (ValueError, TypeError):
-            pass
-        raise DataError(f"{state} is damaged: delete {self.partial} and start anew.")
+            kept = {"description": found["description"], "position": int(found["position"])}
+            return {**kept, "rows": {str(name): int(number) for name, number in found["rows"].items()}}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
 
     def _row_bytes(self, name: str) -> int:
         kind, shape = self.columns[name]
