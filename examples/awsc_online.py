@@ -224,7 +224,10 @@ def num_envs_of(args: Args, checkpoint: training.TrainingCheckpoint) -> int | No
     """Return the number of environments to collect in, None for one without a batch dimension."""
     task = checkpoint.task["task"]
     number = PLANAR_ENVS if args.num_envs is None and task == training.PLANAR else args.num_envs
-    training.require_num_envs(task, number)
+    try:
+        training.require_num_envs(task, number)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     if number is not None and args.chunks_per_batch is not None:
         raise SystemExit(f"--chunks-per-batch has no effect with {number} environments: leave it out.")
     return number
