@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
+from torchrl.data import TensorStorage
 
+from torchrl_flow.data.archive_check import check_zip
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.statistics import column_statistics
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
@@ -68,6 +70,7 @@ def _open(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
     if not hasattr(file, "files"):
         raise DataError(f"{path} is no .npz file: it holds a single array.")
+    check_zip(file.zip, str(path))
     return file
 
 
@@ -151,7 +154,7 @@ def _transitions(path: Path, arrays: dict[str, Tensor]) -> TensorDict:
     return data.auto_batch_size_(1)
 
 
-class NpzReplayBuffer(TensorDictReplayBuffer):
+class NpzReplayBuffer(CheckedReplayBuffer):
     """Transitions of an ``.npz`` file as TorchRL's own replay buffer, over the arrays themselves, without a copy.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.hdf5_check import check_hdf5
 
 __all__ = ["TrajectoryFile"]
 
@@ -39,6 +40,7 @@ class TrajectoryFile:
         self.control_mode = self._one_control_mode()
         self.file = _open_h5(self.path)
         try:
+            check_hdf5(self.file, self.path)
             self.bad = self._match()
         except BaseException:
             self.file.close()
