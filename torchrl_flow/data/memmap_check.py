@@ -181,8 +181,8 @@ def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
         raise DataError(f"{root}: {where} must be a JSON object, got {type(header).__name__}.")
     if header.get("_type") != _CONTAINER:
         raise DataError(
-            f"{root}: {where} names the class {str(header.get('_type'))[:80]!r}. Plain TensorDicts of tensors alone are "
-            "read: other classes can hold pickled data."
+            f"{root}: {where} names the class {str(header.get('_type'))[:80]!r}. Plain TensorDicts of tensors alone "
+            "are read: other classes can hold pickled data."
         )
     if not re.fullmatch(r"None|[a-z]+(:\d+)?", str(header.get("device"))):
         raise DataError(f"{root}: {where} names the device {str(header.get('device'))[:80]!r}, which is none.")
@@ -206,8 +206,8 @@ def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:
 def _require_container(entry: Mapping[str, Any], key: str, where: str, root: Path) -> None:
     if entry.get("type") != "TensorDict" or set(entry) != {"type"}:
         raise DataError(
-            f"{root}: {where} lists {key!r} as {str(entry.get('type'))[:80]!r}. Tensors and plain TensorDicts alone are "
-            "read: other classes can hold pickled data."
+            f"{root}: {where} lists {key!r} as {str(entry.get('type'))[:80]!r}. Tensors and plain TensorDicts alone "
+            "are read: other classes can hold pickled data."
         )
 
 

@@ -197,7 +197,7 @@ class MixedStorage(Storage):
         """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: naming directory and member, if something in it is no plain tensor, is missing or of another size.
+            DataError: naming directory and member, if something is no plain tensor, missing or of another size.
         """
         path = Path(path)
         require_members(list_members(path, path), ("demos", "online", _METADATA), path, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, GlobalRNGState
 
+from torchrl_flow.data.errors import DataError
 from torchrl_flow.training.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
@@ -20,8 +19,19 @@ from torchrl_flow.training.checkpoint import (
     SUFFIX,
     CheckpointDirectory,
     as_json,
-    state_dict_adapter,
 )
+from torchrl_flow.training.checkpoint_check import (
+    MANIFEST,
+    CheckedDumpAdapter,
+    CheckedStateDictAdapter,
+    check_checkpoint,
+    check_manifest_fields,
+    check_state_file,
+    read_manifest,
+    require_finite,
+)
+
+_KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
 __all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "require_task"]
 
@@ -41,15 +51,20 @@ class _Receiver:
 class TrainingCheckpoint:
     """A checkpoint file: its manifest is read, its tensors when asked for.
 
-    Made by :func:`load_checkpoint`. Nothing read from the file is executed (``weights_only=True``).
+    Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
+    unpacked, and tensors are read with ``weights_only=True``.
 
     Args:
         path: the file.
         manifest: manifest written by TorchRL's ``Checkpoint``.
         map_location: device of the tensors, None for the one they were saved from.
+
+    Raises:
+        CheckpointError: if the manifest lacks a field.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
+        check_manifest_fields(manifest, path)
         self.path = path
         self.map_location = map_location
         self.created_at: str = manifest["created_at"]
@@ -112,7 +127,8 @@ class TrainingCheckpoint:
         """Return the state dict of the module with this role.
 
         Raises:
-            CheckpointError: if the role is not there, naming those that are; or the file is damaged.
+            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or the
+                file is damaged.
         """
         return self._read("module", role)
 
@@ -133,7 +149,7 @@ class TrainingCheckpoint:
         state: Mapping[str, Any] | None = None,
         rng: bool = False,
     ) -> int:
-        """Load parts into live objects; nothing is touched where a part is missing.
+        """Load parts into live objects; nothing is touched where a part is missing or not finite.
 
         Args:
             modules: by role; roles of the file that are not named are left alone.
@@ -145,8 +161,8 @@ class TrainingCheckpoint:
             The step of the checkpoint.
 
         Raises:
-            CheckpointError: if a part is not there (naming those that are), does not fit its object, or is
-                damaged.
+            CheckpointError: if a part is not there (naming those that are), a module or optimiser holds values that
+                are not finite (naming the entry), or a part does not fit its object or is damaged.
         """
         parts: dict[tuple[str, str], Any] = {}
         for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
@@ -161,21 +177,43 @@ class TrainingCheckpoint:
     def _restore_into(self, parts: Mapping[tuple[str, str], Any]) -> None:
         for group, name in parts:
             if f"{group}.{name}" not in self._components:
-                kind = {"module": "role", "optimizer": "optimiser", "state": "state"}[group]
+                kind = _KINDS[group]
                 there = ", ".join(self._names(group)) or "none"
                 raise CheckpointError(f"{self.path} holds no {kind} {name!r}; it holds: {there}.")
         self._load({f"{group}.{name}": part for (group, name), part in parts.items()}, self.map_location)
 
     def _load(self, components: Mapping[str, Any], map_location: Any) -> None:
+        _check_members(self.path)  # again: it may be another file by now
+        dumped = {
+            name for name in components if self._components[name]["adapter"] != CheckedStateDictAdapter.adapter_id
+        }
+        # All tensors are read and checked before any object is touched.
+        receivers = {name: _Receiver() for name in components if name not in dumped}
+        for name in receivers:
+            check_state_file(self.path, self._components[name])
+        self._read_components(receivers, CheckedStateDictAdapter(), map_location)
+        for name, receiver in receivers.items():
+            group, _, part = name.partition(".")
+            if group in ("module", "optimizer"):
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path)
+        for name, receiver in receivers.items():
+            try:
+                components[name].load_state_dict(receiver.state)
+            except Exception as error:
+                raise CheckpointError(f"{self.path}: Failed to load checkpoint component {name!r}: {error}") from error
+        self._read_components({name: components[name] for name in dumped}, CheckedDumpAdapter(), map_location)
+
+    def _read_components(self, components: Mapping[str, Any], adapter: CheckpointAdapter, map_location: Any) -> None:
+        if not components:
+            return
         checkpoint = Checkpoint()
         for name, component in components.items():
-            is_state_dict = self._components[name]["adapter"] == state_dict_adapter().adapter_id
-            checkpoint.register(name, component, adapter=state_dict_adapter() if is_state_dict else None)
+            checkpoint.register(name, component, adapter=adapter)
         try:
             checkpoint.load(self.path, map_location=map_location)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError) as error:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
@@ -188,8 +226,8 @@ def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None
 
     Raises:
         FileNotFoundError: if there is none.
-        CheckpointError: if the file is empty, truncated, of another program, or of another version of the
-            format.
+        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or
+            holds, or its manifest lists, what a checkpoint does not: see ``docs/security.md``.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():
@@ -204,7 +242,8 @@ def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None
         manifest = Checkpoint.manifest(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a checkpoint of torchrl_flow: {error}") from error
-    own = manifest.get("metadata") or {}
+    own = manifest.get("metadata")
+    own = own if isinstance(own, dict) else {}
     if own.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a TorchRL checkpoint, but not one of torchrl_flow: its format is "
@@ -217,10 +256,20 @@ def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None
             f"{path} has version {version!r} of the checkpoint format, this torchrl_flow reads version "
             f"{FORMAT_VERSION}; it was written by torchrl_flow {made_by}."
         )
+    _check_members(path)
     return TrainingCheckpoint(path, manifest, map_location)
 
 
+def _check_members(path: Path) -> None:
+    try:
+        check_checkpoint(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
 def _require_archive(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: one is a single file, and this is none.")
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
@@ -233,8 +282,10 @@ def _require_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            manifest = json.loads(archive.read("manifest.json")) if "manifest.json" in names else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            manifest = read_manifest(archive, path) if MANIFEST in names else None
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{damaged}: {error}.") from error
     # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
     if first_name.decode("utf-8", "replace") not in names:

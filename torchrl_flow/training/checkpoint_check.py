@@ -1,0 +1,283 @@
+"""Checkpoint files, checked before TorchRL unpacks them, and adapters that read a component without running it."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.checkpoint import CheckpointError, DumpLoadCheckpointAdapter, StateDictCheckpointAdapter
+
+from torchrl_flow.data.archive_check import check_torch_stream, check_zip, load_torch
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import MAX_JSON_BYTES, parse_json, read_json
+from torchrl_flow.data.replay_check import PREFETCH, check_dump, is_empty_prefetch
+
+__all__ = [
+    "CheckedDumpAdapter",
+    "CheckedStateDictAdapter",
+    "check_checkpoint",
+    "check_manifest_fields",
+    "check_state_file",
+    "non_finite_entry",
+    "read_manifest",
+    "require_finite",
+    "require_readable_manifest",
+]
+
+MANIFEST = "manifest.json"
+_STATE = StateDictCheckpointAdapter.state_torch
+_FIELDS: Mapping[str, type] = {
+    "config": dict,
+    "task": dict,
+    "actor_config": dict,
+    "counters": dict,
+    "metadata": dict,
+    "versions": dict,
+}
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Check a checkpoint's table of contents and manifest, and return the manifest.
+
+    The archive must hold the manifest and the files that it lists for its components, no other, uncompressed; a
+    component of a state dict consists of its ``state.pt`` alone.
+
+    Raises:
+        CheckpointError: naming the file and the member or field.
+        zipfile.BadZipFile: if it is no zip archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = check_zip(archive, str(path), compressed=False)
+            manifest = read_manifest(archive, path)
+            if not isinstance(manifest.get("components"), dict):
+                raise DataError(f"{path}: {MANIFEST} lists no components.")
+            listed = {MANIFEST}
+            for name, record in manifest["components"].items():
+                listed |= set(_component_files(name, record, path))
+            for member in members:
+                if member not in listed:
+                    raise DataError(f"{path} has the member {member!r}, which its manifest does not list.")
+            for member in sorted(listed - set(members)):
+                raise DataError(f"{path} lacks the member {member!r}, which its manifest lists.")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return manifest
+
+
+def require_readable_manifest(path: Path) -> None:
+    """Refuse a file, or a directory, whose manifest is too large or too deep to be parsed.
+
+    Other damage is left to whoever opens the file.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    try:
+        if path.is_dir():
+            if (path / MANIFEST).is_file():
+                read_json(path / MANIFEST)
+            return
+        with zipfile.ZipFile(path) as archive:
+            if MANIFEST in archive.namelist():
+                read_manifest(archive, path)
+    except DataError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise CheckpointError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
+        return
+
+
+def check_state_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Check that the ``state.pt`` of a component in an archive is an uncompressed file of ``torch.save``.
+
+    Raises:
+        CheckpointError: naming the file and the member.
+    """
+    member = f"{record['path']}/{_STATE}"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+            check_torch_stream(stream, f"{path}: {member}")
+    except (DataError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    """Return the manifest of an archive.
+
+    Raises:
+        DataError: naming the file, if there is none, or it is too large, too deep or no JSON object.
+    """
+    if MANIFEST not in archive.namelist():
+        raise DataError(f"{path} is not a checkpoint: a zip archive without {MANIFEST}.")
+    size = archive.getinfo(MANIFEST).file_size
+    if size > MAX_JSON_BYTES:
+        raise DataError(f"{path}: {MANIFEST} has {size} bytes, more than {MAX_JSON_BYTES}.")
+    manifest = parse_json(archive.read(MANIFEST), f"{path}: {MANIFEST}")
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: {MANIFEST} must be a JSON object, got {type(manifest).__name__}.")
+    return manifest
+
+
+def _component_files(name: str, record: Any, path: Path) -> Iterator[str]:
+    where = f"{path}: component {name!r}"
+    folder = record.get("path") if isinstance(record, dict) else None
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(folder, str) or not isinstance(files, list) or not all(isinstance(f, str) for f in files):
+        raise DataError(f"{where} must give its path and files in the manifest.")
+    if record.get("adapter") == StateDictCheckpointAdapter.adapter_id:
+        if files != [_STATE]:
+            raise DataError(f"{where} must consist of {_STATE} alone, got {files[:6]}: nothing else is read.")
+    elif record.get("adapter") != DumpLoadCheckpointAdapter.adapter_id or not name.startswith("state."):
+        raise DataError(f"{where} has the adapter {str(record.get('adapter'))[:80]!r}, and that is not read.")
+    for file in files:
+        member = f"{folder}/{file}"
+        parts = PurePosixPath(member).parts
+        if member != "/".join(parts) or parts[0] != "components" or ".." in parts:
+            raise DataError(f"{where} lists {member!r}, which is outside of components/.")
+        yield member
+
+
+def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
+    """Refuse a manifest that lacks what a checkpoint of this package says.
+
+    Raises:
+        CheckpointError: naming the field.
+    """
+    own = manifest["metadata"]
+    for field, kind in _FIELDS.items():
+        if not isinstance(own.get(field), kind):
+            found = type(own[field]).__name__ if field in own else "nothing"
+            raise CheckpointError(f"{path}: the manifest's {field!r} must be an object, got {found}.")
+    if not isinstance(manifest.get("created_at"), str):
+        raise CheckpointError(f"{path}: the manifest's 'created_at' must be a text.")
+    for name, count in own["counters"].items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise CheckpointError(f"{path}: the counter {name!r} must be a whole number from 0 on, got {count!r}.")
+    configs = own["metadata"].get("module_configs", {})
+    if not isinstance(configs, dict):
+        raise CheckpointError(f"{path}: the manifest's 'module_configs' must be an object.")
+
+
+class CheckedStateDictAdapter(StateDictCheckpointAdapter):
+    """A ``torch.save`` payload a component, read with ``weights_only=True`` and in no other way.
+
+    TorchRL's default writes one file per tensor, hundreds for an optimiser, and gains nothing inside an archive; and
+    where a component has no ``state.pt``, its ``load`` falls back to a loader that unpickles.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(payload_format="torch")
+
+    def load(
+        self,
+        component: Any,
+        path: Path,
+        *,
+        map_location: Any,
+        tensor_load_kwargs: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Read ``state.pt`` and hand it to the component."""
+        component.load_state_dict(load_torch(path / self.state_torch, map_location=map_location), *args, **kwargs)
+
+
+class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
+    """What a replay buffer dumps, checked file by file when it is written and before it is read."""
+
+    def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Write the component; its files must be such as :meth:`load` reads."""
+        result = super().save(component, path, args=args, kwargs=kwargs)
+        if is_empty_prefetch(path / PREFETCH):
+            (path / PREFETCH).unlink()
+        try:
+            check_dump(path)
+        except DataError as error:
+            raise ValueError(
+                f"a {type(component).__name__} was dumped to what could not be read again: {error} TorchRL pickles "
+                "prefetched batches: make a stock buffer with prefetch=None."
+            ) from error
+        return result
+
+    def load(
+        self,
+        component: Any,
+        path: Path,
+        *,
+        map_location: Any,
+        tensor_load_kwargs: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Check every file and let the component read them."""
+        check_dump(path)
+        component.load(path, *args, **kwargs)
+
+
+def non_finite_entry(state: Any, prefix: str = "") -> str | None:
+    """Return the name of the first entry of a state dict that holds NaN or an infinity, or None.
+
+    The sides of an action's bounds (``action_low``, ``action_high``) are infinite where there is no bound.
+
+    Examples:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> non_finite_entry(layer.state_dict()) is None
+        True
+        >>> _ = layer.bias.data.fill_(torch.nan)
+        >>> non_finite_entry(layer.state_dict())
+        'bias'
+    """
+    if isinstance(state, Tensor):
+        return None if _is_sound(state, prefix) else prefix
+    if isinstance(state, Mapping):
+        items = ((str(key), value) for key, value in state.items())
+    elif isinstance(state, (list, tuple)):
+        items = ((str(key), value) for key, value in enumerate(state))
+    else:
+        return prefix if isinstance(state, float) and state != state else None
+    found = (non_finite_entry(value, f"{prefix}.{key}" if prefix else key) for key, value in items)
+    return next((name for name in found if name is not None), None)
+
+
+def _is_sound(value: Tensor, name: str) -> bool:
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    if value.is_meta:
+        return False
+    if value.layout == torch.strided:
+        # One of the elements that an expanded dimension repeats is enough: a small file may claim a huge tensor.
+        for dim, stride in enumerate(value.stride()):
+            if stride == 0 and value.shape[dim] > 1:
+                value = value.narrow(dim, 0, 1)
+        if value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), 1):
+            return False
+    last = name.rsplit(".", 1)[-1]
+    if last in ("action_low", "action_high"):
+        wrong = torch.inf if last == "action_low" else -torch.inf
+        return not bool((value.isnan() | (value == wrong)).any())
+    return bool(value.isfinite().all())
+
+
+def require_finite(state: Any, what: str, path: Path) -> None:
+    """Refuse a state dict that holds NaN or an infinity.
+
+    Args:
+        state: the state dict.
+        what: ``role 'policy'`` or the like, for the error.
+        path: the file that it is of.
+
+    Raises:
+        CheckpointError: naming role, entry and file.
+    """
+    entry = non_finite_entry(state)
+    if entry is not None:
+        raise CheckpointError(
+            f"{path}: {what} holds values that are not finite in {entry!r}: the training that wrote it had failed. Take "
+            "an earlier checkpoint."
+        )
