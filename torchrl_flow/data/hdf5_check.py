@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
+from h5py import h5d, h5g, h5l, h5o
 
 from torchrl_flow.data.errors import DataError
 
@@ -36,34 +37,34 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
         for raw in _names(group):
             name = prefix + raw.decode("utf-8", "replace")
             kind = links.get_info(raw).type
-            if kind == h5py.h5l.TYPE_SOFT:
+            if kind == h5l.TYPE_SOFT:
                 continue
-            if kind == h5py.h5l.TYPE_EXTERNAL:
+            if kind == h5l.TYPE_EXTERNAL:
                 target, inside = (part.decode("utf-8", "replace") for part in links.get_val(raw))
                 raise _leads_out(path, name, f"is a link to {inside!r} in the file {target!r}")
-            if kind != h5py.h5l.TYPE_HARD:
+            if kind != h5l.TYPE_HARD:
                 raise _leads_out(path, name, "is a link of a kind that a plug-in defines")
-            address = h5py.h5o.get_info(group, raw).addr
+            address = h5o.get_info(group, raw).addr
             if address in seen:
                 continue
             seen.add(address)
-            item = h5py.h5o.open(group, raw)
-            if isinstance(item, h5py.h5g.GroupID):
+            item = h5o.open(group, raw)
+            if isinstance(item, h5g.GroupID):
                 groups.append((f"{name}/", item))
-            elif isinstance(item, h5py.h5d.DatasetID):
+            elif isinstance(item, h5d.DatasetID):
                 _check_dataset(item, path, name)
 
 
-def _names(group: h5py.h5g.GroupID) -> list[bytes]:
+def _names(group: h5g.GroupID) -> list[bytes]:
     return list(group)
 
 
-def _check_dataset(item: h5py.h5d.DatasetID, path: Path, name: str) -> None:
+def _check_dataset(item: h5d.DatasetID, path: Path, name: str) -> None:
     layout = item.get_create_plist()
     if layout.get_external_count() > 0:
         target = layout.get_external(0)[0].decode("utf-8", "replace")
         raise _leads_out(path, name, f"stores its data in the file {target!r}")
-    if layout.get_layout() == h5py.h5d.VIRTUAL:
+    if layout.get_layout() == h5d.VIRTUAL:
         raise _leads_out(path, name, "is a virtual data set, put together from other files")
     claimed = item.get_space().get_simple_extent_npoints() * item.get_type().get_size()
     stored = item.get_storage_size()

@@ -64,12 +64,8 @@ def _as_plain(result: Any) -> dict[str, Any]:
     if not isinstance(data, TensorDictBase):
         raise ValueError(f"a prefetched {type(data).__name__} cannot be kept: make the buffer with prefetch=None.")
     rows = data.to("cpu").detach()
-    return {
-        "rows": rows.to_dict(),
-        "batch_size": list(rows.batch_size),
-        "device": str(data.device),
-        "info": _plain(info),
-    }
+    place = {"batch_size": list(rows.batch_size), "device": str(data.device)}
+    return {"rows": rows.to_dict(), "info": _plain(info), **place}
 
 
 def _as_result(batch: dict[str, Any]) -> Any:

@@ -28,8 +28,8 @@ from torchrl_flow.training.checkpoint_check import (
     check_manifest_fields,
     check_state_file,
     read_manifest,
-    require_finite,
 )
+from torchrl_flow.training.finite_state import require_finite
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
@@ -127,8 +127,8 @@ class TrainingCheckpoint:
         """Return the state dict of the module with this role.
 
         Raises:
-            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or the
-                file is damaged.
+            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or
+                the file is damaged.
         """
         return self._read("module", role)
 
