@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
-from h5py import h5d, h5g, h5l, h5o
+from h5py import h5d, h5g, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from torchrl_flow.data.errors import DataError
 
