@@ -25,6 +25,7 @@ import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
 from torchrl_flow.training.checkpoint_check import (
+    METRIC_PREFIX,
     CheckedDumpAdapter,
     CheckedStateDictAdapter,
     require_readable_manifest,
@@ -35,7 +36,6 @@ __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
 
 FORMAT = "torchrl_flow.checkpoint"
 FORMAT_VERSION = 1
-METRIC_PREFIX = "metric/"
 SUFFIX = ".torchrl"
 """The suffix by which TorchRL's rotation knows an archive."""
 

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+METRIC_PREFIX = "metric/"
 _STATE = StateDictCheckpointAdapter.state_torch
 _FIELDS: Mapping[str, type] = {
     "config": dict,
@@ -155,6 +156,9 @@ def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
     for name, count in own["counters"].items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise CheckpointError(f"{path}: the counter {name!r} must be a whole number from 0 on, got {count!r}.")
+    for name, value in own.items():
+        if name.startswith(METRIC_PREFIX) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise CheckpointError(f"{path}: {name!r} of the manifest must be a number, got {str(value)[:80]!r}.")
     configs = own["metadata"].get("module_configs", {})
     if not isinstance(configs, dict):
         raise CheckpointError(f"{path}: the manifest's 'module_configs' must be an object.")

@@ -15,13 +15,13 @@ from torchrl_flow.data.errors import DataError
 from torchrl_flow.training.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
-    METRIC_PREFIX,
     SUFFIX,
     CheckpointDirectory,
     as_json,
 )
 from torchrl_flow.training.checkpoint_check import (
     MANIFEST,
+    METRIC_PREFIX,
     CheckedDumpAdapter,
     CheckedStateDictAdapter,
     check_checkpoint,
@@ -251,7 +251,8 @@ def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None
         )
     version = own.get("format_version")
     if version != FORMAT_VERSION:
-        made_by = (own.get("versions") or {}).get("torchrl_flow", "an unknown version")
+        versions = own.get("versions")
+        made_by = versions.get("torchrl_flow") if isinstance(versions, dict) else "an unknown version"
         raise CheckpointError(
             f"{path} has version {version!r} of the checkpoint format, this torchrl_flow reads version "
             f"{FORMAT_VERSION}; it was written by torchrl_flow {made_by}."
