@@ -155,6 +155,4 @@ def render_page(name: str, **content: Any) -> str:
             :mod:`~torchrl_flow.training.report_plots`, and the only markup.
     """
     drawings = [Markup(svg) for svg in content.pop("drawings", ())]
-    page = _environment.get_template(name).render(**content, drawings=drawings, style=Markup(STYLE))
-    # What UTF-8 cannot write, such as half of a surrogate pair from an undecodable file name.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return _environment.get_template(name).render(**content, drawings=drawings, style=Markup(STYLE))
