@@ -430,6 +430,17 @@ def test_an_optimiser_that_is_not_finite_is_refused(tmp_path):
     refused(lambda: load_checkpoint(path).restore(optimizers={"adam": optimizer}), str(path), "'adam'", "exp_avg")
 
 
+def test_infinite_buffers_are_kept_and_nan_in_them_is_not(tmp_path):
+    module = nn.Linear(2, 1)
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    path = save_checkpoint(tmp_path / "a.torchrl", modules={"policy": module})
+    load_checkpoint(path).restore(modules={"policy": module})
+    refused(lambda: load_checkpoint(path).state_dict("policy"), "'mask'")
+    module.get_buffer("mask")[0] = torch.nan
+    save_checkpoint(path, modules={"policy": module})
+    refused(lambda: load_checkpoint(path).restore(modules={"policy": module}), "'mask'")
+
+
 def test_what_counts_as_not_finite():
     inf = torch.full((2,), torch.inf)
     assert non_finite_entry({"actor.action_low": -inf, "actor.action_high": inf}) is None

@@ -22,6 +22,7 @@ __all__ = [
     "check_manifest_fields",
     "check_state_file",
     "read_manifest",
+    "require_archive",
     "require_readable_manifest",
 ]
 
@@ -36,6 +37,39 @@ _FIELDS: Mapping[str, type] = {
     "metadata": dict,
     "versions": dict,
 }
+
+
+def require_archive(path: Path) -> None:
+    """Refuse a file that is no archive of TorchRL's ``Checkpoint``, saying what it looks like.
+
+    Raises:
+        CheckpointError: naming the file, if it is empty, truncated, or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: one is a single file, and this is none.")
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
+    with path.open("rb") as file:
+        header = file.read(30)
+        first_name = file.read(int.from_bytes(header[26:28], "little"))
+    if header[:4] != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
+    damaged = f"{path} is truncated or damaged ({size} bytes)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            manifest = read_manifest(archive, path) if MANIFEST in names else None
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{damaged}: {error}.") from error
+    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
+    if first_name.decode("utf-8", "replace") not in names:
+        raise CheckpointError(f"{damaged}: its table of contents is missing.")
+    if manifest is None:
+        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
+        raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, GlobalRNGState
 
-from torchrl_flow.data.errors import DataError
 from torchrl_flow.training.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
@@ -20,14 +19,13 @@ from torchrl_flow.training.checkpoint import (
     as_json,
 )
 from torchrl_flow.training.checkpoint_check import (
-    MANIFEST,
     METRIC_PREFIX,
     CheckedDumpAdapter,
     CheckedStateDictAdapter,
     check_checkpoint,
     check_manifest_fields,
     check_state_file,
-    read_manifest,
+    require_archive,
 )
 from torchrl_flow.training.finite_state import require_finite
 
@@ -199,7 +197,10 @@ class TrainingCheckpoint:
         for name, receiver in receivers.items():
             group, _, part = name.partition(".")
             if group in ("module", "optimizer"):
-                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path)
+                live = components[name]
+                # Infinite buffers are an object's own affair: bounds, masks.
+                buffers = {key for key, _ in live.named_buffers()} if isinstance(live, torch.nn.Module) else set()
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=buffers)
         for name, receiver in receivers.items():
             try:
                 components[name].load_state_dict(receiver.state)
@@ -248,7 +249,7 @@ def load_checkpoint(
         path = (_best_checkpoint(newest) or newest) if which == "best" else newest
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    _require_archive(path)
+    require_archive(path)
     try:
         manifest = Checkpoint.manifest(path)
     except CheckpointError as error:
@@ -277,34 +278,6 @@ def _check_members(path: Path) -> None:
         check_checkpoint(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-
-
-def _require_archive(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint: one is a single file, and this is none.")
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
-    with path.open("rb") as file:
-        header = file.read(30)
-        first_name = file.read(int.from_bytes(header[26:28], "little"))
-    if header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
-    damaged = f"{path} is truncated or damaged ({size} bytes)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            manifest = read_manifest(archive, path) if MANIFEST in names else None
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{damaged}: {error}.") from error
-    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
-    if first_name.decode("utf-8", "replace") not in names:
-        raise CheckpointError(f"{damaged}: its table of contents is missing.")
-    if manifest is None:
-        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
-        raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
