@@ -8,6 +8,7 @@ import pickle
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -16,6 +17,8 @@ from torchrl.checkpoint import CheckpointError, StateDictCheckpointAdapter
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from tests.doctored import TABLES, Payload
+from torchrl_flow.data import DataError
+from torchrl_flow.envs.sardine import make_sardine_env
 from torchrl_flow.envs.slate import ItemCatalogue
 from torchrl_flow.modules import BeliefEncoder, BeliefEncoderConfig, SlateRanker, SlateRankerConfig
 from torchrl_flow.training import (
@@ -24,6 +27,7 @@ from torchrl_flow.training import (
     load_policy,
     save_checkpoint,
 )
+from torchrl_flow.training.collect_slates import relabel_slates
 from torchrl_flow.training.finite_state import non_finite_entry
 from torchrl_flow.training.slate_models import SlateModels
 
@@ -483,3 +487,14 @@ def test_slate_models_of_a_doctored_file_are_refused(slate_models, tmp_path, mar
         edit(slate_models, change)
         refused(lambda: SlateModels.load(slate_models), str(slate_models))
     assert not marker.exists()
+
+
+def test_slates_that_would_fill_the_memory_are_not_unpacked(slate_models, tmp_path):
+    np.savez_compressed(tmp_path / "logs.npz", slates=np.zeros((2**15, 2**10), np.float32), metadata="{}")
+    with pytest.raises(DataError, match=r"logs\.npz.*unpack"):
+        relabel_slates(tmp_path / "logs.npz", SlateModels.load(slate_models), tmp_path / "out.npz")
+
+
+def test_the_name_of_an_environment_imports_nothing():
+    with pytest.raises(ValueError, match="alone, such as"):
+        make_sardine_env("x:SlateTopK-Bored-v0")

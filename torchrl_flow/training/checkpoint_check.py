@@ -5,12 +5,13 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torchrl.checkpoint import CheckpointError, DumpLoadCheckpointAdapter, StateDictCheckpointAdapter
 
-from torchrl_flow.data.archive_check import check_torch_stream, check_zip, load_torch
+from torchrl_flow.data.archive_check import check_zip, load_torch
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.json_check import MAX_JSON_BYTES, parse_json, read_json
 from torchrl_flow.data.replay_check import PREFETCH, check_dump, is_empty_prefetch
@@ -20,7 +21,6 @@ __all__ = [
     "CheckedStateDictAdapter",
     "check_checkpoint",
     "check_manifest_fields",
-    "check_state_file",
     "read_manifest",
     "require_archive",
     "require_readable_manifest",
@@ -124,20 +124,6 @@ def require_readable_manifest(path: Path) -> None:
         return
 
 
-def check_state_file(path: Path, record: Mapping[str, Any]) -> None:
-    """Check that the ``state.pt`` of a component in an archive is an uncompressed file of ``torch.save``.
-
-    Raises:
-        CheckpointError: naming the file and the member.
-    """
-    member = f"{record['path']}/{_STATE}"
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-            check_torch_stream(stream, f"{path}: {member}")
-    except (DataError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise CheckpointError(str(error)) from error
-
-
 def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """Return the manifest of an archive.
 
@@ -198,6 +184,15 @@ def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: the manifest's 'module_configs' must be an object.")
 
 
+@contextmanager
+def _named_as(path: Path) -> Iterator[None]:
+    """Have errors name a component as it is in the archive, not where TorchRL unpacks it for a moment."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), f"components/{path.name}")) from error
+
+
 class CheckedStateDictAdapter(StateDictCheckpointAdapter):
     """A ``torch.save`` payload a component, read with ``weights_only=True`` and in no other way.
 
@@ -219,7 +214,9 @@ class CheckedStateDictAdapter(StateDictCheckpointAdapter):
         kwargs: Mapping[str, Any],
     ) -> None:
         """Read ``state.pt`` and hand it to the component."""
-        component.load_state_dict(load_torch(path / self.state_torch, map_location=map_location), *args, **kwargs)
+        with _named_as(path):
+            state = load_torch(path / self.state_torch, map_location=map_location)
+        component.load_state_dict(state, *args, **kwargs)
 
 
 class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
@@ -250,5 +247,6 @@ class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
         kwargs: Mapping[str, Any],
     ) -> None:
         """Check every file and let the component read them."""
-        check_dump(path)
-        component.load(path, *args, **kwargs)
+        with _named_as(path):
+            check_dump(path)
+            component.load(path, *args, **kwargs)

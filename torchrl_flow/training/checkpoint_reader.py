@@ -24,7 +24,6 @@ from torchrl_flow.training.checkpoint_check import (
     CheckedStateDictAdapter,
     check_checkpoint,
     check_manifest_fields,
-    check_state_file,
     require_archive,
 )
 from torchrl_flow.training.finite_state import require_finite
@@ -191,8 +190,6 @@ class TrainingCheckpoint:
         }
         # All tensors are read and checked before any object is touched.
         receivers = {name: _Receiver() for name in components if name not in dumped}
-        for name in receivers:
-            check_state_file(self.path, self._components[name])
         self._read_components(receivers, CheckedStateDictAdapter(), map_location)
         for name, receiver in receivers.items():
             group, _, part = name.partition(".")

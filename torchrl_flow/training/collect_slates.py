@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_flow.data.archive_check import check_zip
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
@@ -222,6 +223,7 @@ def relabel_slates(
         DataError: if the file holds no slates, its episodes are not whole, or its items are others.
     """
     with np.load(data, allow_pickle=False) as file:
+        check_zip(file.zip, str(data))
         wanted = ("slates", "clicks", "initial_slates", "initial_clicks", "metadata")
         missing = [name for name in wanted if name not in file.files]
         if missing:
