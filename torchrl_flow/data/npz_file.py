@@ -29,8 +29,8 @@ def open_npz(path: str | Path) -> Any:
     """Opens a file; a context manager, whose members :func:`read_member` reads.
 
     Raises:
-        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file; or would unpack
-            to far more than its own size.
+        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file, or would
+            unpack to far more than its own size.
     """
     path = Path(path)
     _require_archive(path)
