@@ -36,7 +36,8 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
         links = group.links
         for raw in _names(group):
             name = prefix + raw.decode("utf-8", "replace")
-            kind = links.get_info(raw).type
+            link = links.get_info(raw)
+            kind = link.type
             if kind == h5l.TYPE_SOFT:
                 continue
             if kind == h5l.TYPE_EXTERNAL:
@@ -44,7 +45,7 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
                 raise _leads_out(path, name, f"is a link to {inside!r} in the file {target!r}")
             if kind != h5l.TYPE_HARD:
                 raise _leads_out(path, name, "is a link of a kind that a plug-in defines")
-            address = h5o.get_info(group, raw).addr
+            address = link.u  # of a hard link, where its object lies
             if address in seen:
                 continue
             seen.add(address)
