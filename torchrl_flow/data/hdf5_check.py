@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
-from h5py import h5d, h5g, h5l, h5o  # pyright: ignore[reportAttributeAccessIssue]
+from h5py import h5d, h5g, h5l  # pyright: ignore[reportAttributeAccessIssue]
+from h5py.h5o import open as open_object  # pyright: ignore[reportMissingImports]
 
 from torchrl_flow.data.errors import DataError
 
@@ -49,7 +50,7 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
             if address in seen:
                 continue
             seen.add(address)
-            item = h5o.open(group, raw)
+            item = open_object(group, raw)
             if isinstance(item, h5g.GroupID):
                 groups.append((f"{name}/", item))
             elif isinstance(item, h5d.DatasetID):
