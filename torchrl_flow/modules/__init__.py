@@ -9,6 +9,7 @@ from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNet
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.latent_critic import make_latent_critics
@@ -76,6 +77,7 @@ __all__ = [
     "Statistics",
     "SteeredFlowActor",
     "VelocityNetwork",
+    "draws_noise",
     "make_critic",
     "make_flow_actor",
     "make_latent_critics",

@@ -7,10 +7,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.chain import LogProbReduction, chain_log_prob, chain_times
 from torchrl_flow.modules.chain_normal import ChainNormal
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet
 from torchrl_flow.modules.flow_actor import FlowActor
 
@@ -22,7 +22,7 @@ class NoisyFlowActor(TensorDictModuleBase):
 
     As a policy it reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]`` (the
     chain's start) and ``chain_noise`` ``[*B, K, H, A]`` (standard normal, of its steps); missing ones are drawn, or are
-    zero under ``set_exploration_type(ExplorationType.DETERMINISTIC)``, which gives the flow actor's own chunk. It
+    zero where :func:`~torchrl_flow.modules.draws_noise` says so, which gives the flow actor's own chunk. It
     writes ``action_chunk``, ``action``, and the chain ``("flow", "x")``, ``("flow", "x_next")`` ``[*B, K, H, A]`` in
     normalised units, with its log-probability ``("flow", "log_prob")`` ``[*B]``.
 
@@ -133,7 +133,7 @@ class NoisyFlowActor(TensorDictModuleBase):
             if tuple(noise.shape) != shape:
                 raise ValueError(f"{self.chain_noise_key!r} must have shape {list(shape)}, got {list(noise.shape)}.")
             return noise.to(reference.dtype).reshape(-1, *shape[len(batch) :])
-        if exploration_type() == ExplorationType.DETERMINISTIC:
+        if not draws_noise():
             return None
         return torch.randn(shape, device=reference.device, dtype=reference.dtype).reshape(-1, *shape[len(batch) :])
 
