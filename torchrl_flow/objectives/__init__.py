@@ -8,6 +8,7 @@ from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
 from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
 from torchrl_flow.objectives.cql import ConservativeQLoss
 from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
+from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss
 from torchrl_flow.objectives.latent_sac import DistillationMode, DistilledSACLoss, LatentSACLoss
 from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
@@ -25,6 +26,7 @@ __all__ = [
     "DistilledSACLoss",
     "EncoderGrad",
     "FlowAnchorLoss",
+    "HeldNetworks",
     "LatentAWMLELoss",
     "LatentSACLoss",
     "NetworkSoftUpdate",

@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.ensemble import upper_confidence_bound
 from torchrl_flow.functional.latent import candidate_weights, expand_latent
+from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_sac import LatentSACLoss
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LatentAWMLELoss"]
 
 
-class LatentAWMLELoss(LossModule):
+class LatentAWMLELoss(HeldNetworks, LossModule):
     """Fit a latent policy to those latents of the prior that a critic values: stage 1 of noise steering, offline.
 
     For each observation M candidates ``w_i`` come from the prior (bounded as the policy's latents are), are carried to
@@ -34,7 +35,7 @@ class LatentAWMLELoss(LossModule):
         latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. Its weights are shared, not copied.
         critic: values executed chunks (a :class:`~torchrl_flow.modules.QEnsemble` of the flow's chunks), or latents (a
             :class:`LatentSACLoss`, whose critics it then asks), with which no flow is needed. Held, neither copied nor
-            part of the loss.
+            trained: see :class:`~torchrl_flow.objectives.HeldNetworks`.
         flow: the frozen :class:`~torchrl_flow.modules.FlowActor`, likewise; ``None`` with critics of latents.
 
     Keyword Args:
@@ -107,9 +108,7 @@ class LatentAWMLELoss(LossModule):
         self.kappa, self.standardize_scores, self.kl_coef = kappa, standardize_scores, kl_coef
         self.num_steps, self.reduction = num_steps, reduction
         self.convert_to_functional(latent_policy, "latent_policy")  # pyright: ignore[reportArgumentType]
-        # Past nn.Module, which would make their parameters the loss's.
-        object.__setattr__(self, "critic", critic)
-        object.__setattr__(self, "flow", flow)
+        self.hold(critic=critic, flow=flow)
         others = self._check(latent_policy, critic, flow)
         self._in_keys: list[NestedKey] = list(dict.fromkeys([*latent_policy.in_keys, *others]))
         self._out_keys: list[NestedKey] = ["loss_latent_policy", "kl_to_prior", "effective_candidates", "score_mean"]
