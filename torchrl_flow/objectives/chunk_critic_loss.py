@@ -40,7 +40,7 @@ class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
         gamma: discount of one environment step.
         num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
         target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: of the reduction ``"ucb"``.
+        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
         target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
         loss_function: distance, as in TorchRL.

@@ -28,7 +28,7 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
 
     For each observation M candidates ``w_i`` come from the prior (bounded as the policy's latents are), are carried to
     actions in one batched pass and scored pessimistically over the critic's members, ``s = mean + kappa std`` with
-    ``kappa < 0``. With ``omega = softmax(beta (s - b))``, ``b = sum softmax(s / tau) s``, the loss is
+    ``kappa < 0``. With ``omega = softmax(beta s)`` (the soft baseline of the paper cancels here) the loss is
     ``-sum_i omega_i log pi(w_i | s) + kl_coef KL(pi || prior)``. Neither flow nor critic gets a gradient.
 
     Args:
@@ -41,12 +41,14 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
     Keyword Args:
         num_candidates: M.
         beta: inverse temperature of the weights. Values in [0, 1] need one far above 1.
-        baseline_temperature: tau.
-        kappa: weight of the members' standard deviation in the score; below 0 pessimistic.
+        kappa: weight of the members' standard deviation in the score, at most 0: pessimistic. The paper writes
+            ``mean - kappa std`` with kappa 1.0, which is -1.0 here. Above 0, where the latents of which the critic knows
+            least would be taken for the best, it is refused.
         standardize_scores: divide a row's scores by their spread (over the candidates), which makes ``beta``
             independent of the reward's scale.
         kl_coef: weight of the divergence from the prior.
         num_steps: K of the candidates' actions; ``None`` for the flow's own.
+        baseline_temperature: tau of former versions; refused, since it changed nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
     Output: ``loss_latent_policy``, and detached: ``kl_to_prior``; ``effective_candidates``, the mean effective number
@@ -91,11 +93,11 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
         *,
         num_candidates: int = 16,
         beta: float = 1.0,
-        baseline_temperature: float = 5.0,
         kappa: float = -1.0,
         standardize_scores: bool = False,
         kl_coef: float = 1e-3,
         num_steps: int | None = None,
+        baseline_temperature: None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -104,7 +106,13 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
         candidate_weights(torch.zeros(1, 1), beta=beta, baseline_temperature=baseline_temperature)
-        self.num_candidates, self.beta, self.baseline_temperature = num_candidates, beta, baseline_temperature
+        if kappa > 0:
+            raise ValueError(
+                f"kappa must be at most 0, got {kappa}: the score is mean + kappa std over the critic's members, and a "
+                "positive one prefers what the critic knows least about. For the paper's mean - kappa std with kappa "
+                f"{kappa} give {-kappa}."
+            )
+        self.num_candidates, self.beta = num_candidates, beta
         self.kappa, self.standardize_scores, self.kl_coef = kappa, standardize_scores, kl_coef
         self.num_steps, self.reduction = num_steps, reduction
         self.convert_to_functional(latent_policy, "latent_policy")  # pyright: ignore[reportArgumentType]
@@ -182,7 +190,7 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
         latent, scores = self.candidate_scores(tensordict)
         spread = scores.std(-1, keepdim=True, unbiased=False)
         scaled = scores / spread.clamp(min=1e-6) if self.standardize_scores else scores
-        omega = candidate_weights(scaled, beta=self.beta, baseline_temperature=self.baseline_temperature)
+        omega = candidate_weights(scaled, beta=self.beta)
         with self.latent_policy_params.to_module(self.latent_policy, preserve_module_state=False):
             dist = self.latent_policy.normal(tensordict)
             batch = dist.batch_shape
