@@ -31,6 +31,7 @@ class ChunkRollouts:
         keep: root entries to keep; all where ``None``.
         keep_next: entries below ``"next"`` to keep; all where ``None``.
         seed: of the first episodes, for environments whose reset takes one.
+        policy_device: device of the policy, where it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -45,11 +46,13 @@ class ChunkRollouts:
         keep: Sequence[NestedKey] | None = None,
         keep_next: Sequence[NestedKey] | None = None,
         seed: int | None = None,
+        policy_device: torch.device | str | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.env, self.policy, self.num_steps = env, policy, num_steps
         self._keep, self._keep_next, self._seed = keep, keep_next, seed
+        self._policy_device = None if policy_device is None else torch.device(policy_device)
         self._carry: TensorDictBase | None = None
 
     @torch.no_grad()
@@ -62,10 +65,15 @@ class ChunkRollouts:
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
             for _ in range(self.num_steps):
-                step, carry = self.env.step_and_maybe_reset(self.policy(carry))
+                step, carry = self.env.step_and_maybe_reset(self._acted(carry))
                 steps.append(self._kept(step))
         self._carry = carry
         return lazy_stack(steps, -1).contiguous()
+
+    def _acted(self, carry: TensorDictBase) -> TensorDictBase:
+        if self._policy_device in (None, self.env.device):
+            return self.policy(carry)
+        return self.policy(carry.to(self._policy_device)).to(self.env.device)
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")
@@ -78,9 +86,12 @@ class ChunkRollouts:
         if self._carry is None:
             return {}
         base = base_env(self.env)
-        simulation = base.state_dict() if getattr(base, "_supports_set_state", False) else {}
+        if not getattr(base, "_supports_set_state", False):
+            return {}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
-        return {"carry": carry, "simulation": dict(simulation)}
+        # A transformed env has in its own state that of its transforms alone, such as the frames of a history.
+        transforms = dict(self.env.state_dict()) if self.env is not base else {}
+        return {"carry": carry, "simulation": dict(base.state_dict()), "transforms": transforms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
@@ -89,6 +100,8 @@ class ChunkRollouts:
             return
         self.env.reset()
         base_env(self.env).load_state_dict(state["simulation"])
+        if state.get("transforms"):
+            self.env.load_state_dict(state["transforms"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
 
 
