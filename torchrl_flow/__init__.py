@@ -42,6 +42,7 @@ from torchrl_flow.objectives import (
     FlowAnchorLoss,
     LatentAWMLELoss,
     LatentSACLoss,
+    ReinFlowPPOLoss,
     ShortCutFlowLoss,
 )
 from torchrl_flow.training import (
@@ -85,6 +86,7 @@ __all__ = [
     "PixelEncoder",
     "PlanarPickPlaceEnv",
     "QEnsemble",
+    "ReinFlowPPOLoss",
     "Run",
     "SMDPChunk",
     "ShortCutFlowLoss",

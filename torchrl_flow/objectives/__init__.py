@@ -11,6 +11,7 @@ from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
 from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss
 from torchrl_flow.objectives.latent_sac import DistillationMode, DistilledSACLoss, LatentSACLoss
+from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
 from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
 from torchrl_flow.objectives.shortcut_objective import AveragedNetwork, ShortCutObjective
 from torchrl_flow.objectives.target_update import NetworkSoftUpdate
@@ -30,6 +31,7 @@ __all__ = [
     "LatentAWMLELoss",
     "LatentSACLoss",
     "NetworkSoftUpdate",
+    "ReinFlowPPOLoss",
     "ShortCutFlowLoss",
     "ShortCutObjective",
 ]
