@@ -204,6 +204,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         return dist.entropy().unsqueeze(-1)
 
     def _log_weight(self, tensordict: TensorDictBase, adv_shape: torch.Size) -> tuple[Any, ...]:
+        tensordict[self.tensor_keys.action]  # pyright: ignore[reportArgumentType]  # TorchRL would go on without it.
         found = super()._log_weight(tensordict, adv_shape)
         log_ratio = found[0].detach()
         # r - 1 - log r is of the order of (log r)^2, which a difference of means would lose to rounding.
