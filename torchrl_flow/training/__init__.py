@@ -1,7 +1,13 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import (
+    TrainingCheckpoint,
+    Which,
+    latest_checkpoint,
+    load_checkpoint,
+    require_task,
+)
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
@@ -97,6 +103,7 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "Which",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",

@@ -55,6 +55,11 @@ class ChunkRollouts:
         self._policy_device = None if policy_device is None else torch.device(policy_device)
         self._carry: TensorDictBase | None = None
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of a rollout, those of all sub-environments together."""
+        return self.env.batch_size.numel() * self.num_steps
+
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
         """Return the next ``[*N, T]`` transitions."""
