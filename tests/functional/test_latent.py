@@ -91,7 +91,10 @@ def test_expansion():
         (lambda: expand_latent(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), "full"), r"shape \[1, 4, 3\]"),
         (lambda: candidate_weights(torch.zeros(3), beta=1.0), r"\[B, M\]"),
         (lambda: candidate_weights(torch.zeros(1, 3), beta=-1.0), "beta must be at least 0"),
-        (lambda: candidate_weights(torch.zeros(1, 3), beta=1.0, baseline_temperature=5.0), "=5.0 .*cancels.*Leave it out"),
+        (
+            lambda: candidate_weights(torch.zeros(1, 3), beta=1.0, baseline_temperature=5.0),
+            "=5.0 .*cancels.*Leave it out",
+        ),
     ],
 )
 def test_refusals(call, match):

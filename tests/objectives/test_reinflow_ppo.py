@@ -127,7 +127,7 @@ def test_without_extras_it_is_ppo_to_the_bit(normalize, extra):
         assert torch.equal(ours[key], wanted), key
     gradients = []
     for out in (ours, theirs):
-        total = torch.stack([out[key] for key in out.keys() if key.startswith("loss_")]).sum()
+        total = torch.stack([value for key, value in out.items() if key.startswith("loss_")]).sum()
         gradients.append(torch.autograd.grad(total, [*noisy.parameters(), *value.head.parameters()], allow_unused=True))
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(*gradients))
 
@@ -254,7 +254,7 @@ def test_features_in_place_of_pixels_give_the_same_numbers_in_a_tenth_of_the_byt
         gae.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
         data = gae(data).reshape(-1)
         out = ReinFlowPPOLoss(noisy, value, **PPO, anchor_coeff=0.1)(data.set("noise", torch.zeros(24, 8, 3)))
-        torch.stack([out[name] for name in out.keys() if name.startswith("loss_")]).sum().backward()
+        torch.stack([value for name, value in out.items() if name.startswith("loss_")]).sum().backward()
         trained = [*noisy.flow_actor.velocity_network.parameters(), *noisy.noise_net.parameters()]
         gradients = [parameter.grad for parameter in [*trained, *value.head.parameters()]]
         assert all(parameter.grad is None for parameter in noisy.flow_actor.encoder.parameters())

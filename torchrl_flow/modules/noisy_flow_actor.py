@@ -106,7 +106,9 @@ class NoisyFlowActor(TensorDictModuleBase):
         if mean_bound is not None and mean_bound <= 0:
             raise ValueError(f"mean_bound must be above 0 or None, got {mean_bound}.")
         if features_key is not None and train_encoder:
-            raise ValueError("train_encoder=True needs observations: leave features_key out, which is of a frozen encoder.")
+            raise ValueError(
+                "train_encoder=True needs observations: leave features_key out, which is of a frozen encoder."
+            )
         self.flow_actor, self.noise_net = flow_actor, noise_net
         self.num_steps = flow_actor._check_num_steps(flow_actor.num_steps if num_steps is None else num_steps)
         self.log_prob_reduction: LogProbReduction = log_prob_reduction

@@ -39,7 +39,9 @@ class HeldNetworks(_Base):
             setattr(self, name, network)
         self._held = (*self._held, *(name for name, network in networks.items() if network is not None))
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, **options: Any) -> Iterator[tuple[str, Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, **options: Any
+    ) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters that the loss trains; those of held networks are not among them."""
         start = f"{prefix}." if prefix else ""
         held = tuple(f"{start}{name}." for name in self._held)

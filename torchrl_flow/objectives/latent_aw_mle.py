@@ -42,8 +42,8 @@ class LatentAWMLELoss(HeldNetworks, LossModule):
         num_candidates: M.
         beta: inverse temperature of the weights. Values in [0, 1] need one far above 1.
         kappa: weight of the members' standard deviation in the score, at most 0: pessimistic. The paper writes
-            ``mean - kappa std`` with kappa 1.0, which is -1.0 here. Above 0, where the latents of which the critic knows
-            least would be taken for the best, it is refused.
+            ``mean - kappa std`` with kappa 1.0, which is -1.0 here. Above 0, where the latents of which the critic
+            knows least would be taken for the best, it is refused.
         standardize_scores: divide a row's scores by their spread (over the candidates), which makes ``beta``
             independent of the reward's scale.
         kl_coef: weight of the divergence from the prior.

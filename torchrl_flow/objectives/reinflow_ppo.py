@@ -189,7 +189,12 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         critic += ["explained_variance"] if self._has_critic and self.log_explained_variance else []
         if self._warming_up:
             return critic  # pyright: ignore[reportReturnType]
-        names = ["loss_objective", "clip_fraction", *(["entropy", "loss_entropy"] if self.entropy_bonus else []), *critic]
+        names = [
+            "loss_objective",
+            "clip_fraction",
+            *(["entropy", "loss_entropy"] if self.entropy_bonus else []),
+            *critic,
+        ]
         names += ["ESS", "kl_approx", "max_ratio", "mean_ratio", "divergence"]
         return [*names, *(["loss_anchor"] if self.anchor_coeff else [])]
 
@@ -204,7 +209,8 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         return dist.entropy().unsqueeze(-1)
 
     def _log_weight(self, tensordict: TensorDictBase, adv_shape: torch.Size) -> tuple[Any, ...]:
-        tensordict[self.tensor_keys.action]  # pyright: ignore[reportArgumentType]  # TorchRL would go on without it.
+        for key in (self.tensor_keys.action, self.tensor_keys.sample_log_prob):
+            tensordict[key]  # pyright: ignore[reportArgumentType]  # TorchRL would go on without it.
         found = super()._log_weight(tensordict, adv_shape)
         log_ratio = found[0].detach()
         # r - 1 - log r is of the order of (log r)^2, which a difference of means would lose to rounding.
@@ -250,7 +256,15 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Compute the losses of a batch; in the warm-up the critic's alone."""
+        """Compute the losses of a batch; in the warm-up the critic's alone.
+
+        Raises:
+            KeyError: if an entry is missing. An advantage is not computed here, as TorchRL's PPO would: rows of a
+                do not follow one another.
+        """
+        advantage = self.tensor_keys.advantage
+        if not self._warming_up and tensordict.get(advantage, None) is None:
+            raise KeyError(f"{advantage!r} is missing: apply GAE to whole rollouts, before minibatches are drawn.")
         if self._warming_up:
             out: TensorDictBase = self.critic_terms(tensordict)
         else:

@@ -16,7 +16,12 @@ from torchrl_flow.training.envs import append_features, base_env, make_chunk_env
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
-from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+from torchrl_flow.training.finite import (
+    NonFiniteError,
+    gradient_step,
+    require_finite_batch,
+    require_finite_modules,
+)
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
@@ -106,9 +111,9 @@ __all__ = [
     "Which",
     "alias_demonstrations",
     "append_benchmark",
+    "append_features",
     "append_result",
     "as_frames",
-    "append_features",
     "base_env",
     "best_of_variants",
     "can_film",
@@ -157,6 +162,7 @@ __all__ = [
     "require_actor_config",
     "require_demonstrations_of",
     "require_device",
+    "require_finite_batch",
     "require_finite_modules",
     "require_task",
     "reset_with_seeds",
