@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from torchrl_flow._version import __version__
-from torchrl_flow.data import ChunkStorage, DemoReplayBuffer, DemoStore, MixedReplayBuffer, load_demonstrations
+from torchrl_flow.data import (
+    ChunkStorage,
+    DemoReplayBuffer,
+    DemoStore,
+    MixedReplayBuffer,
+    MixedStorage,
+    RatioSampler,
+    load_demonstrations,
+)
 from torchrl_flow.envs import (
     ManiSkillEnv,
     ManiSkillWrapper,
@@ -78,6 +86,7 @@ __all__ = [
     "ManiSkillEnv",
     "ManiSkillWrapper",
     "MixedReplayBuffer",
+    "MixedStorage",
     "NoiseAliaser",
     "NoiseNetConfig",
     "NoisyFlowActor",
@@ -86,6 +95,7 @@ __all__ = [
     "PixelEncoder",
     "PlanarPickPlaceEnv",
     "QEnsemble",
+    "RatioSampler",
     "ReinFlowPPOLoss",
     "Run",
     "SMDPChunk",

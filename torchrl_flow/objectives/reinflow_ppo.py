@@ -260,7 +260,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
         Raises:
             KeyError: if an entry is missing. An advantage is not computed here, as TorchRL's PPO would: rows of a
-                do not follow one another.
+                minibatch do not follow one another.
         """
         advantage = self.tensor_keys.advantage
         if not self._warming_up and tensordict.get(advantage, None) is None:
