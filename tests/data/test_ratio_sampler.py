@@ -11,10 +11,10 @@ from torchrl.data import (
     LazyMemmapStorage,
     LazyTensorStorage,
     ListStorage,
-    PrioritizedSampler,
     SamplerWithoutReplacement,
     TensorDictReplayBuffer,
 )
+from torchrl.data.replay_buffers.samplers import Sampler
 
 import torchrl_flow
 from torchrl_flow.data import DemoKeepingWriter, LinearRatio, MixedStorage, OnlineWriter, RatioSampler
@@ -157,19 +157,51 @@ def test_a_storage_of_steps_and_environments():
         assert (batch["x"][:4] % 3 == 1).all()
 
 
+class Greedy(Sampler):
+    """Draws the row of the highest priority, as far as it was told of any."""
+
+    def __init__(self):
+        self.priorities = {}
+
+    def sample(self, storage, batch_size):
+        return torch.full((batch_size,), max(self.priorities, key=self.priorities.get)), {}
+
+    def update_priority(self, index, priority, *, storage=None):
+        self.priorities.update(zip(index.tolist(), priority.tolist()))
+
+    def mark_update(self, index, *, storage=None):
+        self.priorities.update(dict.fromkeys(index.tolist(), 1.0))
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        raise NotImplementedError
+
+    def _empty(self):
+        self.priorities = {}
+
+    def dumps(self, path):
+        raise NotImplementedError
+
+    def loads(self, path):
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize("mode", ["offset", "mixed"])
 def test_priorities_reach_the_sampler_of_the_part(mode):
-    samplers = (PrioritizedSampler(DEMOS + ROOM, 1.0, 1.0), PrioritizedSampler(DEMOS + ROOM, 1.0, 1.0))
+    samplers = Greedy(), Greedy()
     buffer = make(mode, samplers=samplers)
     buffer.extend(online_rows(0, 10, False))
-    if mode == "mixed":
-        samplers[0].extend(torch.arange(DEMOS))
-    index = torch.arange(DEMOS + 10)
-    priority = torch.full((DEMOS + 10,), 1e-9)
-    priority[2] = priority[DEMOS + 4] = 1e9
-    buffer.update_priority(index, priority)
-    batch = buffer.sample()
-    assert batch["x"].tolist() == [-3.0] * 4 + [5.0] * 4
+    assert samplers[1].priorities == dict.fromkeys(range(10), 1.0)
+    if mode == "offset":
+        assert samplers[0].priorities == dict.fromkeys(range(DEMOS), 1.0)
+    priority = torch.zeros(DEMOS + 10)
+    priority[2], priority[DEMOS + 4] = 5.0, 7.0
+    buffer.update_priority(torch.arange(DEMOS + 10), priority)
+    assert (samplers[0].priorities[2], samplers[1].priorities[4]) == (5.0, 7.0)
+    assert (len(samplers[0].priorities), len(samplers[1].priorities)) == (DEMOS, 10)
+    assert buffer.sample()["x"].tolist() == [-3.0] * 4 + [5.0] * 4
 
 
 def test_a_stock_writer_that_goes_round_over_demonstrations_is_refused():
@@ -223,7 +255,7 @@ def test_demonstrations_that_change_later_are_refused():
         (lambda: make("offset").extend(online_rows(0, 21)), "21 rows at once into an online part of 20"),
         (lambda: filled(rows([1.0], True, mark=False)).sample(), r"no entry 'is_demo'.*they have \['index', 'x'\]"),
         (lambda: filled(TensorDict(is_demo=torch.ones(3), batch_size=[3])).sample(), "must be bool.*float32"),
-        (lambda: filled(demo_rows(), PrioritizedSampler(32, 1.0, 1.0)).sample(), "give num_demos"),
+        (lambda: filled(demo_rows(), Greedy()).sample(), "give num_demos"),
     ],
 )
 def test_refusals(call, match):

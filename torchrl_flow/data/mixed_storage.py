@@ -27,9 +27,11 @@ class MixedStorage(Storage):
     """Rows 0 ... D - 1 are the demonstrations, rows from D on those of the online part.
 
     The parts are a :class:`~torchrl_flow.data.ChunkStorage` and a ring of online data, as in
-    :class:`~torchrl_flow.data.MixedReplayBuffer`, or any two storages of TorchRL whose rows have the same entries, such as
-    a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it takes the two samplers'
-    :class:`~torchrl_flow.data.RatioSampler`, ``OnlineWriter()``, and ``collate_fn=lambda rows: rows``.
+    :class:`~torchrl_flow.data.MixedReplayBuffer`, or any two storages of TorchRL whose rows have the same entries, such
+    as a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it takes a
+    :class:`~torchrl_flow.data.RatioSampler`, an :class:`~torchrl_flow.data.OnlineWriter` and
+    ``collate_fn=lambda rows: rows``. A stock storage of demonstrations is part of the state, with its rows; of a
+    ChunkStorage there is what identifies the data.
 
     Args:
         demos: the demonstrations, with all their rows in it; read-only from then on.
@@ -114,8 +116,8 @@ class MixedStorage(Storage):
         size = len(self)
         if len(self.demos) != self.num_demos:
             raise RuntimeError(
-                f"there were {self.num_demos} demonstrations when they became a part, and there are {len(self.demos)} now: "
-                "write online data through the buffer, and demonstrations before."
+                f"there were {self.num_demos} demonstrations when they became a part, and there are {len(self.demos)} "
+                "now: write online data through the buffer, and demonstrations before."
             )
         if isinstance(index, slice):
             return torch.arange(*index.indices(size))
@@ -199,6 +201,7 @@ class MixedStorage(Storage):
     def dumps(self, path: str | Path) -> None:
         """Writes the state into a directory, the rows memory-mapped."""
         path = Path(path)
+        (path / "demos").mkdir(parents=True, exist_ok=True)
         self.demos.dumps(path / "demos")
         rows, newest = self._content()
         if rows is not None:
@@ -240,8 +243,8 @@ def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
     if ours != theirs:
         raise ValueError(
             f"demonstrations have the entries {sorted(map(str, ours - theirs))} that online rows lack, and online rows "
-            f"{sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have the same ones. Name "
-            "those to leave out in exclude_keys, or write the others."
+            f"{sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have the same ones. "
+            "Name those to leave out in exclude_keys, or write the others."
         )
     return torch.cat([demos, online])
 

@@ -84,8 +84,8 @@ class RatioSampler(Sampler):
 
     - in a :class:`MixedStorage`, by its parts;
     - in another storage by ``num_demos``: rows 0 ... num_demos - 1 are the demonstrations. Give the buffer a
-      :class:`DemoKeepingWriter`, which goes round behind them; a stock writer would replace them once the storage is full,
-      and is refused when it does;
+      :class:`~torchrl_flow.data.DemoKeepingWriter`, which goes round behind them; a stock writer would replace them
+      once the storage is full, and is refused when it does;
     - else by the bool entry ``is_demo_key`` of the rows. The entry is read again whenever the storage was written to.
 
     Args:
@@ -165,8 +165,8 @@ class RatioSampler(Sampler):
         fixed = self._split.num_demos is not None
         if not fixed and not all(isinstance(own, (RandomSampler, SamplerWithoutReplacement)) for own in samplers):
             raise ValueError(
-                f"where rows say by {self._split.is_demo_key!r} which they are, both samplers must be a RandomSampler or a "
-                f"SamplerWithoutReplacement, got {self.demo_sampler!r} and {self.online_sampler!r}: give num_demos."
+                f"where rows say by {self._split.is_demo_key!r} which they are, both samplers must be a RandomSampler "
+                f"or a SamplerWithoutReplacement, got {self.demo_sampler!r} and {self.online_sampler!r}: give num_demos."
             )
         parts = self._split.of(storage)
         self._written = max(self._written, len(storage))
@@ -252,8 +252,8 @@ class RatioSampler(Sampler):
             return
         if storage.ndim == 1 and rows.numel() and int(rows.min()) < min(found[0], self._written):
             raise RuntimeError(
-                f"row {int(rows.min())} was written again, which is one of the {found[0]} demonstrations: the writer has "
-                f"gone round. Give the buffer writer=DemoKeepingWriter({found[0]}), or mark rows by an entry "
+                f"row {int(rows.min())} was written again, which is one of the {found[0]} demonstrations: the writer "
+                f"has gone round. Give the buffer writer=DemoKeepingWriter({found[0]}), or mark rows by an entry "
                 f"{self._split.is_demo_key!r} and leave num_demos out."
             )
         self._written = max(self._written, int(rows.max()) + 1 if rows.numel() else 0)

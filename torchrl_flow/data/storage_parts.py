@@ -95,8 +95,8 @@ def _column(storage: Storage, key: NestedKey) -> Tensor:
     if any(value is None for value in values):
         has = sorted(map(str, items[0].keys(True, True))) if is_tensor_collection(items[0]) else type(items[0]).__name__
         raise ValueError(
-            f"rows of the storage have no entry {key!r} that tells demonstrations from online rows; they have {has}. Write "
-            "it with every row, or say by num_demos how many rows at the start are demonstrations."
+            f"rows of the storage have no entry {key!r} that tells demonstrations from online rows; they have {has}. "
+            "Write it with every row, or say by num_demos how many rows at the start are demonstrations."
         )
     column = values[0] if is_tensor_collection(rows) else torch.stack([torch.as_tensor(value) for value in values])
     flat = torch.as_tensor(column).reshape(-1)
