@@ -240,7 +240,7 @@ def test_demonstrations_that_change_later_are_refused():
     demos.set(torch.arange(4), demo_rows(False)[:4])
     storage = MixedStorage(demos, LazyTensorStorage(4))
     demos.set(torch.arange(4, 6), demo_rows(False)[4:6])
-    with pytest.raises(RuntimeError, match="were 4 demonstrations .* are 6 now"):
+    with pytest.raises(RuntimeError, match=r"were 4 demonstrations .* are 6 now"):
         storage.get(torch.arange(2))
 
 

@@ -18,7 +18,7 @@ from torchrl_flow.data.step_ring import StepRing
 __all__ = ["MixedStorage", "OnlineWriter", "drawable"]
 
 
-def drawable(storage: Storage | StepRing) -> int:
+def drawable(storage: Any) -> int:
     """Number of rows of an online part that can be drawn."""
     return storage.num_drawable if isinstance(storage, StepRing) else len(storage)
 
@@ -56,12 +56,12 @@ class MixedStorage(Storage):
         exclude_keys: Sequence[NestedKey] = (),
         device: torch.device | str | None = None,
     ) -> None:
-        if len(demos) == 0:
-            raise ValueError("demos holds no rows: write the demonstrations into it before it becomes a part.")
         self.demos: Any = demos
         self.online: Any = online
-        self.num_demos = len(demos)
-        super().__init__(max_size=len(demos) + online.max_size)
+        self.num_demos = len(self.demos)
+        if self.num_demos == 0:
+            raise ValueError("demos holds no rows: write the demonstrations into it before it becomes a part.")
+        super().__init__(max_size=self.num_demos + online.max_size)
         self._exclude = list(exclude_keys)
         own = getattr(demos, "batch_device", None)
         self.batch_device = own if device is None else torch.device(device)
@@ -234,7 +234,7 @@ def _on_device_of(storage: Any, rows: Tensor) -> Any:
 
 def _stacked(rows: Any) -> TensorDictBase:
     """Return rows as one TensorDict, also those of a storage that gives a list of them."""
-    return rows if is_tensor_collection(rows) else torch.stack(list(rows))
+    return cast(TensorDictBase, rows if is_tensor_collection(rows) else torch.stack(list(rows)))
 
 
 def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
@@ -246,7 +246,7 @@ def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
             f"{sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have the same ones. "
             "Name those to leave out in exclude_keys, or write the others."
         )
-    return torch.cat([demos, online])
+    return cast(TensorDictBase, torch.cat([demos, online]))
 
 
 class OnlineWriter(RoundRobinWriter):

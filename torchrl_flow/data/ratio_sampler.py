@@ -157,7 +157,7 @@ class RatioSampler(Sampler):
     def _rng(self, value: torch.Generator | None) -> None:
         self.demo_sampler._rng = self.online_sampler._rng = value
 
-    def _parts(self, storage: Storage) -> tuple[Any, Any]:
+    def _parts(self, storage: Any) -> tuple[Any, Any]:
         """Return the storages of demonstrations and of online rows."""
         if isinstance(storage, MixedStorage):
             return storage.demos, storage.online
@@ -166,7 +166,7 @@ class RatioSampler(Sampler):
         if not fixed and not all(isinstance(own, (RandomSampler, SamplerWithoutReplacement)) for own in samplers):
             raise ValueError(
                 f"where rows say by {self._split.is_demo_key!r} which they are, both samplers must be a RandomSampler "
-                f"or a SamplerWithoutReplacement, got {self.demo_sampler!r} and {self.online_sampler!r}: give num_demos."
+                f"or a SamplerWithoutReplacement, got {samplers[0]!r} and {samplers[1]!r}: give num_demos."
             )
         parts = self._split.of(storage)
         self._written = max(self._written, len(storage))

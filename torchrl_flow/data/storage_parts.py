@@ -18,7 +18,8 @@ class _Part(Storage):
 
     def __init__(self, storage: Storage, rows: Tensor | range) -> None:
         super().__init__(max_size=storage.max_size)
-        self.storage, self.rows = storage, rows
+        self.storage: Any = storage
+        self.rows = rows
 
     def to_whole(self, index: Tensor) -> Tensor:
         """Turn rows of the part into rows of the storage."""
@@ -59,7 +60,7 @@ class StorageParts:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None, "_parts": None}
 
-    def of(self, storage: Storage) -> tuple[_Part, _Part]:
+    def of(self, storage: Any) -> tuple[_Part, _Part]:
         """Return demonstrations and online rows, looked up anew once the storage has changed.
 
         Raises:
@@ -80,12 +81,12 @@ class StorageParts:
         first = min(self.num_demos or 0, size)
         return range(first), range(first, size)
 
-    def _by_entry(self, storage: Storage) -> tuple[Tensor, Tensor]:
+    def _by_entry(self, storage: Any) -> tuple[Tensor, Tensor]:
         flags = _column(storage, self.is_demo_key)
         return flags.nonzero().squeeze(-1), (~flags).nonzero().squeeze(-1)
 
 
-def _column(storage: Storage, key: NestedKey) -> Tensor:
+def _column(storage: Any, key: NestedKey) -> Tensor:
     """Read a bool entry of all rows, ``[N]``; of what has several dimensions in the order of its memory."""
     if len(storage) == 0:
         return torch.zeros(0, dtype=torch.bool)
@@ -98,8 +99,9 @@ def _column(storage: Storage, key: NestedKey) -> Tensor:
             f"rows of the storage have no entry {key!r} that tells demonstrations from online rows; they have {has}. "
             "Write it with every row, or say by num_demos how many rows at the start are demonstrations."
         )
-    column = values[0] if is_tensor_collection(rows) else torch.stack([torch.as_tensor(value) for value in values])
-    flat = torch.as_tensor(column).reshape(-1)
+    parts = [torch.as_tensor(value) for value in values]
+    column = parts[0] if is_tensor_collection(rows) else torch.stack(parts)
+    flat = column.reshape(-1)
     if flat.dtype != torch.bool or flat.numel() != len(storage):
         raise ValueError(
             f"entry {key!r} must be bool, one for each of {len(storage)} rows, got {column.dtype} {list(column.shape)}."
@@ -143,7 +145,8 @@ class DemoKeepingWriter(TensorDictRoundRobinWriter):
 
     def extend(self, data: Any) -> Tensor:
         """Write rows; return where."""
-        storage, rows = self._storage, len(data)
+        storage: Any = self._storage
+        rows = len(data)
         size = storage._max_size_along_dim0(batched_data=data)
         if size <= self.num_demos:
             raise ValueError(f"a storage of {size} rows has no room beside {self.num_demos} demonstrations.")

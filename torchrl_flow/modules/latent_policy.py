@@ -154,7 +154,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
             return_log_prob=True,
             log_prob_key=log_prob_key,
             # TorchRL's default would be the mean where no exploration type is set; all actors here draw there.
-            default_interaction_type=InteractionType.RANDOM,
+            default_interaction_type=InteractionType.RANDOM,  # pyright: ignore[reportArgumentType]
         )
         super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
         self.latent_shape = shape

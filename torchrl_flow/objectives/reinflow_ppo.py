@@ -141,9 +141,10 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         Raises:
             ValueError: if the schedule is unknown or a number is outside what is allowed.
         """
+        kind: Any = self.noise_schedule or "constant"
         return max_sigma_schedule(
             env_steps,
-            kind="constant" if self.noise_schedule is None else self.noise_schedule,
+            kind=kind,
             sigma_max=self.sigma_max,
             sigma_min=self.sigma_min,
             decay_steps=self.noise_decay_steps,

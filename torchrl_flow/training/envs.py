@@ -131,7 +131,7 @@ class _Features(ModuleTransform):
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)
 
-    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+    def transform_observation_spec(self, observation_spec: Any) -> TensorSpec:
         module: Any = self.module
         shape = torch.Size([*observation_spec.shape, module.encoder.out_features])
         observation_spec[module.features_key] = Unbounded(shape, device=observation_spec.device)
