@@ -57,8 +57,15 @@ from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
-from torchrl_flow.training.tasks import (
+from torchrl_flow.training.task_identity import (
     PLANAR,
+    action_bounds,
+    padding_of,
+    require_demonstrations_of,
+    require_num_envs,
+    task_info,
+)
+from torchrl_flow.training.tasks import (
     evaluation_env,
     load_critic,
     load_policy,
@@ -66,8 +73,6 @@ from torchrl_flow.training.tasks import (
     make_task_env,
     observation_keys,
     require_actor_config,
-    require_demonstrations_of,
-    task_info,
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
@@ -109,6 +114,7 @@ __all__ = [
     "Variant",
     "VariantResult",
     "Which",
+    "action_bounds",
     "alias_demonstrations",
     "append_benchmark",
     "append_features",
@@ -151,6 +157,7 @@ __all__ = [
     "mix_seeds",
     "observation_keys",
     "offline_task",
+    "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
@@ -164,6 +171,7 @@ __all__ = [
     "require_device",
     "require_finite_batch",
     "require_finite_modules",
+    "require_num_envs",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",

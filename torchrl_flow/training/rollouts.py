@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.training.envs import base_env
+from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 
 __all__ = ["ChunkRollouts", "minibatches"]
 
@@ -62,7 +63,12 @@ class ChunkRollouts:
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
-        """Return the next ``[*N, T]`` transitions."""
+        """Return the next ``[*N, T]`` transitions.
+
+        Raises:
+            NonFiniteError: if the environment gives, or the policy makes, a number that is not finite, naming it and
+                the sub-environment; what is returned is safe to store.
+        """
         if self._carry is None:
             if self._seed is not None:
                 self.env.set_seed(self._seed)
@@ -72,8 +78,15 @@ class ChunkRollouts:
             for _ in range(self.num_steps):
                 step, carry = self.env.step_and_maybe_reset(self._acted(carry))
                 steps.append(self._kept(step))
+        data = lazy_stack(steps, -1).contiguous()
+        bad = non_finite_entries(data)
+        if bad:
+            raise NonFiniteError(
+                f"A rollout holds numbers that are not finite, the row being the sub-environment: {', '.join(bad)}. "
+                "Correct the environment, or the policy if 'action' is among them."
+            )
         self._carry = carry
-        return lazy_stack(steps, -1).contiguous()
+        return data
 
     def _acted(self, carry: TensorDictBase) -> TensorDictBase:
         if self._policy_device in (None, self.env.device):
