@@ -248,7 +248,6 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         env_steps = run.counters.get("env_steps", 0)
         loss_module.set_env_steps(env_steps)
         data = rollouts.collect().to(args.device)
-        training.require_finite_batch(data, step=step, source="the environment's rollout")
         gae(data)
         run.counters["env_steps"] = env_steps + int(data["next", "steps_to_next_obs"].sum())
         metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)

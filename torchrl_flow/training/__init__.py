@@ -19,7 +19,6 @@ from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.finite import (
     NonFiniteError,
     gradient_step,
-    require_finite_batch,
     require_finite_modules,
 )
 from torchrl_flow.training.loss_groups import LossGroup
@@ -169,7 +168,6 @@ __all__ = [
     "require_actor_config",
     "require_demonstrations_of",
     "require_device",
-    "require_finite_batch",
     "require_finite_modules",
     "require_num_envs",
     "require_task",

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 __all__ = [
     "NonFiniteError",
     "gradient_step",
-    "require_finite_batch",
     "require_finite_losses",
     "require_finite_modules",
     "require_finite_norm",
@@ -85,25 +84,6 @@ def require_finite_norm(norm: Tensor, name: str, *, step: int, batch: TensorDict
     """
     if not norm.isfinite():
         raise NonFiniteError(f"Update {step}: the gradient of {name} has norm {norm.item():g}. {_cause(batch)}")
-
-
-def require_finite_batch(data: TensorDictBase, *, step: int, source: str) -> None:
-    """Refuse data that are NaN or infinite, before anything is computed from them.
-
-    Args:
-        data: any batch shape.
-        step: number of the update, for the message.
-        source: where the data come from, for the message, such as ``"the environment's rollout"``.
-
-    Raises:
-        NonFiniteError: naming source, step, and the entries and rows.
-    """
-    entries = non_finite_entries(data)
-    if entries:
-        raise NonFiniteError(
-            f"Update {step}: {source} holds {', '.join(entries)}, which is not finite. Nothing was learned from it, "
-            "and the last checkpoint is kept."
-        )
 
 
 def gradient_norm(parameters: Iterable[Tensor], max_norm: float | None = None) -> Tensor:
