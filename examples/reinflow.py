@@ -62,7 +62,7 @@ class Args(training.RunArgs):
     control_mode: str | None = None
     """refuse a policy of another control mode"""
     max_episode_steps: int | None = None
-    """time limit in training and evaluation; the task's own where none is given"""
+    """time limit in training and evaluation; that of the policy where none is given"""
     num_steps: int = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: int = 1_000_000

@@ -89,7 +89,9 @@ def test_every_batch_is_half_and_half_as_the_online_part_grows_and_wraps(mode, k
 @pytest.mark.parametrize(("mode", "kind"), [mode for mode in MODES if mode[1] != "list"])
 @pytest.mark.parametrize("by", ["state_dict", "dumps"])
 def test_draws_go_on_from_a_state(mode, kind, by, tmp_path):
-    samplers = lambda: (SamplerWithoutReplacement(), SamplerWithoutReplacement())
+    def samplers():
+        return SamplerWithoutReplacement(), SamplerWithoutReplacement()
+
     schedule = LinearRatio(0.0, 1.0, 8)
     source = make(mode, kind, samplers=samplers(), online_ratio=schedule)
     source.extend(online_rows(0, 15, mode == "entry"))

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torchrl.envs.utils import check_env_specs
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
@@ -265,6 +266,39 @@ def test_features_in_place_of_pixels_give_the_same_numbers_in_a_tenth_of_the_byt
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1][2], found[0][2], rtol=1e-4, atol=1e-6)
     assert sizes[1] < sizes[0] / 5, sizes
+
+
+def test_rollouts_of_features_go_on_from_their_state_to_the_bit():
+    kept = {"keep": ("features", "flow"), "keep_next": ("features", *KEPT_NEXT[3:])}
+    found = []
+    for resumed in (False, True):
+        noisy, _ = make(pixels=True, features_key="features")
+        rollouts = []
+        for _ in range(1 + resumed):
+            env = make_env(num_envs=2, pixels=True)
+            append_features(env, noisy.flow_actor.encoder)
+            rollouts.append(ChunkRollouts(env, noisy, 2, seed=0, **kept))
+        torch.manual_seed(1)
+        rollouts[0].collect()
+        if resumed:
+            state = copy.deepcopy(rollouts[0].state_dict())
+            rng = torch.get_rng_state()
+            rollouts[1].load_state_dict(state)
+            torch.set_rng_state(rng)
+        found.append(rollouts[-1].collect())
+    for key, value in found[0].items(True, True):
+        assert torch.equal(found[1][key], value), key
+
+
+def test_the_env_says_what_its_features_are():
+    noisy, _ = make(pixels=True, features_key="features")
+    env = make_env(num_envs=2, pixels=True)
+    append_features(env, noisy.flow_actor.encoder)
+    check_env_specs(env)
+    size = noisy.flow_actor.encoder.out_features
+    assert env.observation_spec["features"].shape == (2, size)
+    data = env.reset()
+    torch.testing.assert_close(data["features"], noisy.flow_actor.features(data).detach())
 
 
 @pytest.mark.parametrize(
