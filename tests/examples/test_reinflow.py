@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -130,37 +129,32 @@ def test_the_best_policy_is_kept_and_taken(whole):
     steps, values = read_metrics(run / "metrics.csv")["eval/success_once"]
     assert steps == [1, 3, 6]  # the first, each third and the last iteration
     best = load_checkpoint(run, which="best")
-    assert best.step == steps[values.index(max(values))]
+    assert best.step in [step for step, value in zip(steps, values, strict=True) if value == max(values)]
     assert load_checkpoint(run).step == 6
 
 
-def test_a_finished_run_is_made_longer_and_has_one_row(whole, tmp_path):
-    folder = tmp_path / "longer"
-    shutil.copytree(whole[0].parents[1], folder)
-    (folder / "results.csv").unlink(missing_ok=True)
-    options = ("--name", "a", "--eval-every", "3", "--save-every", "2", "--resume")
-    again = finish(start(folder, *options))
-    assert again.strip().splitlines()[-1].endswith("report.html")
-    assert load_checkpoint(folder / "runs" / "a").step == 6
-    first = list(csv.DictReader((folder / "results.csv").open()))
-    finish(start(folder, *options, "--total-env-steps", "2560"))
-    assert load_checkpoint(folder / "runs" / "a").step == 8
-    rows = list(csv.DictReader((folder / "results.csv").open()))
-    assert len(first) == len(rows) == 1
-    assert int(rows[0]["env_steps"]) > int(first[0]["env_steps"])
+def test_a_finished_run_is_made_longer_and_has_one_row(tmp_path):
+    write_policy(tmp_path)
+    rows = []
+    for steps, options in (("640", ()), ("640", ("--resume",)), ("1280", ("--resume",))):
+        finish(start(tmp_path, "--name", "a", *options, "--total-env-steps", steps))
+        assert load_checkpoint(tmp_path / "runs" / "a").step == int(steps) // 320
+        (row,) = csv.DictReader((tmp_path / "results.csv").open())
+        rows.append(int(row["env_steps"]))
+    assert rows[0] == rows[1] < rows[2]
 
 
 BROKEN = """
 import runpy, sys
 from torchrl_flow.envs import PlanarPickPlaceEnv
 
-step, calls = PlanarPickPlaceEnv._step, [0]
+step, calls, key = PlanarPickPlaceEnv._step, [0], sys.argv[1]
 
 def broken(self, tensordict):
     out = step(self, tensordict)
     calls[0] += 1
     if self.num_envs == 8 and calls[0] > 3 * 40:
-        out[sys.argv[1]][2] = float("nan")
+        out[key][2] = float("nan")
     return out
 
 PlanarPickPlaceEnv._step = broken
