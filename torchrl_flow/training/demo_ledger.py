@@ -165,7 +165,7 @@ def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
     for name in ("actions", "terminated", "truncated", "success"):
         group.create_dataset(name, data=getattr(episode, name))
     _write_tree(group, "env_states", episode.env_states)
-    for name in ("rewards", "perturbed"):
+    for name in ("rewards", "perturbed", "fail"):
         if getattr(episode, name) is not None:
             group.create_dataset(name, data=getattr(episode, name))
 
