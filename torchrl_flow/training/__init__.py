@@ -12,11 +12,15 @@ from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlate
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
-from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.training.envs import append_features, base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
-from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+from torchrl_flow.training.finite import (
+    NonFiniteError,
+    gradient_step,
+    require_finite_modules,
+)
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
@@ -125,6 +129,7 @@ __all__ = [
     "action_box",
     "alias_demonstrations",
     "append_benchmark",
+    "append_features",
     "append_result",
     "as_frames",
     "base_env",
