@@ -78,7 +78,7 @@ class Args:
     beta: float = 1.0
     """inverse temperature of their weights, in units of the scores' spread"""
     kappa: float = -1.0
-    """weight of the members' standard deviation in a score; below 0 pessimistic"""
+    """weight of the members' standard deviation in a score, mean + kappa std: at most 0, pessimistic"""
     kl_coef: float = 1e-3
     """weight of the divergence from the prior"""
     batch_size: int = 256

@@ -151,7 +151,7 @@ def train(
     latent_critics = make_latent_critics(CriticConfig(args.num_qs, args.hidden_sizes), flow, policy)
     options = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy, **own}
     sac = DistilledSACLoss(policy, latent_critics, critic, flow, mode=args.distillation, **options)
-    weights = {"num_candidates": args.num_candidates, "beta": args.beta, "baseline_temperature": 1.0}
+    weights = {"num_candidates": args.num_candidates, "beta": args.beta}
     aw_mle = LatentAWMLELoss(policy, sac, kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
     group = LossGroup(

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from torchrl_flow._version import __version__
-from torchrl_flow.data import ChunkStorage, DemoReplayBuffer, DemoStore, MixedReplayBuffer, load_demonstrations
+from torchrl_flow.data import (
+    ChunkStorage,
+    DemoReplayBuffer,
+    DemoStore,
+    MixedReplayBuffer,
+    MixedStorage,
+    RatioSampler,
+    load_demonstrations,
+)
 from torchrl_flow.envs import (
     ManiSkillEnv,
     ManiSkillWrapper,
@@ -42,6 +50,7 @@ from torchrl_flow.objectives import (
     FlowAnchorLoss,
     LatentAWMLELoss,
     LatentSACLoss,
+    ReinFlowPPOLoss,
     ShortCutFlowLoss,
 )
 from torchrl_flow.training import (
@@ -77,6 +86,7 @@ __all__ = [
     "ManiSkillEnv",
     "ManiSkillWrapper",
     "MixedReplayBuffer",
+    "MixedStorage",
     "NoiseAliaser",
     "NoiseNetConfig",
     "NoisyFlowActor",
@@ -85,6 +95,8 @@ __all__ = [
     "PixelEncoder",
     "PlanarPickPlaceEnv",
     "QEnsemble",
+    "RatioSampler",
+    "ReinFlowPPOLoss",
     "Run",
     "SMDPChunk",
     "ShortCutFlowLoss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.chain_normal import ChainNormal
@@ -9,6 +10,7 @@ from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNet
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.latent_critic import make_latent_critics
@@ -17,6 +19,7 @@ from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolic
 from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
+from torchrl_flow.modules.observation_features import ObservationFeatures
 from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.scaled_noise import ScaledNoise
 from torchrl_flow.modules.single_step import SingleStepActor
@@ -34,6 +37,7 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "ActionBox",
     "AliasConfig",
     "AliasMode",
     "BeliefEncoder",
@@ -58,6 +62,7 @@ __all__ = [
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
+    "ObservationFeatures",
     "PixelEncoder",
     "PriorMixture",
     "QEnsemble",
@@ -76,6 +81,7 @@ __all__ = [
     "Statistics",
     "SteeredFlowActor",
     "VelocityNetwork",
+    "draws_noise",
     "make_critic",
     "make_flow_actor",
     "make_latent_critics",

@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModuleBase
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModuleBase,
+)
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -148,6 +153,8 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
             distribution_kwargs={"bound": latent_bound},
             return_log_prob=True,
             log_prob_key=log_prob_key,
+            # TorchRL's default would be the mean where no exploration type is set; all actors here draw there.
+            default_interaction_type=InteractionType.RANDOM,  # pyright: ignore[reportArgumentType]
         )
         super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
         self.latent_shape = shape

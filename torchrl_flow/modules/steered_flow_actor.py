@@ -9,9 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.latent import expand_latent
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.latent_distribution import LatentNormal
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
@@ -31,7 +31,8 @@ class SteeredFlowActor(TensorDictModuleBase):
     the module's own and without prior mixing: the action of a row then depends on that row's noise alone, which is
     what :func:`~torchrl_flow.training.evaluate` gives by each episode's own generator (``noise_key`` and
     ``noise_shape``). It is another key than ``noise``, which is an output and would otherwise be read back at the next
-    step. Under ``set_exploration_type(ExplorationType.DETERMINISTIC)`` the latent is the policy's mean, the tail 0.
+    step. Where :func:`~torchrl_flow.modules.draws_noise` says that none is drawn, the latent is the policy's mean, the
+    tail 0.
 
     Args:
         policy: the latent policy. Held, not copied.
@@ -129,7 +130,7 @@ class SteeredFlowActor(TensorDictModuleBase):
                 raise ValueError(f"{self.noise_key!r} must have shape {list(shape)}, got {list(given.shape)}.")
             given = given.to(dist.loc.dtype)
             return dist.transport(given[..., : self.policy.latent_shape[0], :]), given
-        if exploration_type() in (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN):
+        if not draws_noise():
             return dist.deterministic_sample, dist.loc.new_zeros(shape)
         latent = dist.sample()
         if self.policy.steer_mode != "act_horizon":

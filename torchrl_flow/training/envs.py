@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tensordict import NestedKey, TensorDictBase
+from torchrl.data import TensorSpec, Unbounded
 from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
+from torchrl.envs.transforms import ModuleTransform
 
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
+from torchrl_flow.modules import ObservationEncoder, ObservationFeatures
 from torchrl_flow.training.video import FrameRecorder
 
-__all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
+__all__ = ["append_features", "base_env", "make_chunk_env", "reset_with_seeds"]
 
 STEP_SUCCESS = "step_success"
 """Key of the success of the last executed env step, beside ``success``, which is latched over the chunk."""
@@ -116,3 +120,33 @@ def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
             "from its own seed: let `_reset(self, tensordict, seed=None, **kwargs)` accept an int, or one "
             "int per sub-environment."
         ) from error
+
+
+class _Features(ModuleTransform):
+    """Encodes what an env observes, at resets too."""
+
+    def __init__(self, module: ObservationFeatures) -> None:
+        super().__init__(module=module, no_grad=True)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Any) -> TensorSpec:
+        module: Any = self.module
+        shape = torch.Size([*observation_spec.shape, module.encoder.out_features])
+        observation_spec[module.features_key] = Unbounded(shape, device=observation_spec.device)
+        return observation_spec
+
+
+def append_features(env: TransformedEnv, encoder: ObservationEncoder, *, features_key: str = "features") -> None:
+    """Let an environment give the features ``[*B, C]`` of its observations, of a frozen encoder.
+
+    Rollouts then need not keep the observations that they were made from, and each is encoded once. In an environment
+    of :func:`make_chunk_env` what a chunk ends with is encoded.
+
+    Args:
+        env: gains the entry, in place.
+        encoder: held, not copied; no gradient reaches it.
+        features_key: the entry.
+    """
+    env.append_transform(_Features(ObservationFeatures(encoder, features_key=features_key)))
