@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.data import RandomSampler, SamplerWithoutReplacement, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.json_check import read_json
 from torchrl_flow.data.mixed_storage import MixedStorage, drawable
@@ -116,6 +117,8 @@ class RatioSampler(Sampler):
         >>> buffer.sample()["is_demo"].sum().item()
         6
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class ManiSkillEnv(ManiSkillWrapper):
     """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
 
     In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
-    observations and rewards (:mod:`torchrl_flow.envs.headless`).
+    observations and rewards (``torchrl_flow.envs.headless``).
 
     Args:
         task: ManiSkill id of the task, such as ``"PickCube-v1"``.
