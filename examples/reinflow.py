@@ -106,7 +106,7 @@ class Args(training.RunArgs):
     sigma_min: float = 0.01
     """lower bound of the noise, in units of normalised actions"""
     sigma_max: float = 0.3
-    """its upper bound at the start"""
+    """upper bound of the noise at the start"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound falls"""
     noise_decay_steps: int = 500_000

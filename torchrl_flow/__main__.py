@@ -78,7 +78,7 @@ class Evaluate:
     compare_steps: tuple[int, ...] = ()
     """further numbers of sampling steps to evaluate at"""
     noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so"""
+    """also evaluate with the initial noise multiplied by these"""
     num_envs: int | None = None
     """sub-environments, where the task can be batched"""
     num_videos: int = 4

@@ -1,4 +1,4 @@
-"""A replay buffer of demonstrations and online data, with so many of each in every batch."""
+"""A replay buffer of demonstrations and online data, with an exact share of each in every batch."""
 
 from __future__ import annotations
 

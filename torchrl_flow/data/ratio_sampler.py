@@ -1,4 +1,4 @@
-"""Exactly so many rows of each batch from one part of a mixed storage, and the rest from the other."""
+"""A sampler that draws an exact share of every batch from one part of a mixed storage, and the rest from the other."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class LinearRatio:
     num_batches: int
 
     def __post_init__(self) -> None:
-        """Refuses what is no ratio."""
+        """Checks the fields."""
         for name in ("start", "end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")

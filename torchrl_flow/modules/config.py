@@ -73,7 +73,7 @@ class FlowActorConfig:
     """Features per frame of the image encoder."""
 
     def __post_init__(self) -> None:
-        """Refuse what no actor can be built from."""
+        """Check the fields."""
         if self.state_dim is None and self.pixels_size is None:
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
         if self.network not in ("mlp", "unet", "dit"):

@@ -25,7 +25,7 @@ __all__ = ["Run"]
 _log = logging.getLogger(__name__)
 
 
-#: Fields of a recipe's configuration that decide about what comes after training alone.
+#: Fields of a recipe's configuration that affect only what happens after training.
 AFTER_TRAINING = (
     "resume",
     "results",

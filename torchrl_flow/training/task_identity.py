@@ -1,4 +1,4 @@
-"""What tells one task from another, and the refusal of demonstrations and options that do not fit it."""
+"""Identity of a task, and checks that demonstrations and options fit it."""
 
 from __future__ import annotations
 
