@@ -94,9 +94,9 @@ def success_bars() -> str:
 
 def chunk_timeline() -> str:
     """Draw how a predicted chunk, its executed slice and an episode's end become one transition."""
-    left, cell, top = 190.0, 62.0, 62.0
+    left, cell, top = 250.0, 62.0, 62.0
     body = [text(left + 4 * cell, 22, "environment steps", size=12)]
-    rows = ("action_chunk: H = 8 predicted", "action: H_a = 4 sent", "executed: k = 3, the episode ends")
+    rows = ("action_chunk: H = 8 are predicted", "action: H_a = 4 are sent", "executed: k = 3, then done")
     for row, words in enumerate(rows):
         y = top + row * 46
         body.append(text(left - 12, y + 19, words, size=12, anchor="end"))
@@ -123,7 +123,7 @@ def chunk_timeline() -> str:
     body.append(text(end + 10, base + 60, "observation at t+3, done, terminated, success", size=12, anchor="start"))
     target = f"target = reward + {GAMMA}\u1d4f (1 \u2212 terminated) V(next observation)"
     body.append(text(left, base + 92, target, anchor="start", size=14))
-    return svg(720, 320, "A chunk of actions as one transition", body)
+    return svg(770, 310, "A chunk of actions as one transition", body)
 
 
 DRAWINGS = {"success.svg": success_bars, "chunk_timeline.svg": chunk_timeline}
