@@ -24,6 +24,9 @@ FINAL = {
 }
 """What must hold after the last block of a page, by the names that the page has defined."""
 
+COMPILED_ONLY = {"docs/slates.md"}
+"""Pages whose code opens runs that the commands on the page have trained before."""
+
 
 def pages() -> dict[str, list[str]]:
     """Blocks of Python by page, for pages that have any."""
@@ -32,7 +35,8 @@ def pages() -> dict[str, list[str]]:
 
 
 def test_each_page_with_a_promise_is_there():
-    assert set(FINAL) <= set(pages())
+    assert set(FINAL) | COMPILED_ONLY <= set(pages())
+    assert not set(FINAL) & COMPILED_ONLY
 
 
 @pytest.mark.parametrize("page", list(pages()))
@@ -43,7 +47,9 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     for block in pages()[page]:
         first = text[: text.index(block)].count("\n")  # so that a traceback names the line of the page
-        exec(compile("\n" * first + block, str(ROOT / page), "exec"), names)
+        code = compile("\n" * first + block, str(ROOT / page), "exec")
+        if page not in COMPILED_ONLY:
+            exec(code, names)
     assert FINAL.get(page, lambda names: True)(names)
 
 
