@@ -1,5 +1,13 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
+from torchrl_flow.training.acting_policy import (
+    POLICY_KINDS,
+    PolicyKind,
+    RunLabels,
+    load_acting_policy,
+    policy_kind,
+    run_labels,
+)
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
@@ -7,6 +15,7 @@ from torchrl_flow.training.conclusion import best_of_variants, can_film, conclud
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.training.evaluate_run import EvaluateArgs
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
@@ -25,7 +34,6 @@ from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slat
 from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
-    LATENT_POLICY,
     alias_demonstrations,
     latent_value_gap,
     load_latent_policy,
@@ -39,13 +47,16 @@ from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
 from torchrl_flow.training.tasks import (
+    LATENT_POLICY,
     PLANAR,
     evaluation_env,
+    flow_config,
     load_critic,
     load_policy,
     make_task_chunk_env,
     make_task_env,
     observation_keys,
+    open_checkpoint,
     require_actor_config,
     require_demonstrations_of,
     task_info,
@@ -58,6 +69,7 @@ __all__ = [
     "BENCHMARK_COLUMNS",
     "LATENT_POLICY",
     "PLANAR",
+    "POLICY_KINDS",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
     "ChunkRollouts",
@@ -65,15 +77,18 @@ __all__ = [
     "CollectSlatesArgs",
     "CurvesArgs",
     "DemoSource",
+    "EvaluateArgs",
     "EvaluationResult",
     "FrameRecorder",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
     "NamedLossStepper",
+    "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
     "Run",
+    "RunLabels",
     "RunLogger",
     "RunStatus",
     "SardineTask",
@@ -103,11 +118,13 @@ __all__ = [
     "draw_curves",
     "evaluate",
     "evaluation_env",
+    "flow_config",
     "format_statuses",
     "git_commit",
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
+    "load_acting_policy",
     "load_checkpoint",
     "load_critic",
     "load_latent_policy",
@@ -126,9 +143,11 @@ __all__ = [
     "mix_seeds",
     "observation_keys",
     "offline_task",
+    "open_checkpoint",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
+    "policy_kind",
     "q_diagnostics",
     "read_evaluation",
     "read_metrics",
@@ -139,6 +158,7 @@ __all__ = [
     "reset_with_seeds",
     "round_trip_return",
     "run_curve",
+    "run_labels",
     "run_status",
     "run_sweep",
     "save_checkpoint",

@@ -23,10 +23,10 @@ from torchrl_flow.modules import (
     SteeredFlowActor,
     make_latent_policy,
 )
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
-from torchrl_flow.training.tasks import load_policy
+from torchrl_flow.training.tasks import LATENT_POLICY, Which, open_checkpoint, rebuild_flow
 
 __all__ = [
     "LATENT_POLICY",
@@ -39,28 +39,26 @@ __all__ = [
     "policy_demonstrations",
 ]
 
-LATENT_POLICY = "latent_policy"
-"""Role of the latent policy in checkpoints."""
-
 MACRO_KEYS = ("observation", "pixels", "action", "latent", "is_demo")
 NEXT_KEYS = ("observation", "pixels", "reward", "done", "terminated", "truncated", "steps_to_next_obs")
 
 
 def load_latent_policy(
-    source: str | Path | TrainingCheckpoint, actor: FlowActor, **changes: Any
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, which: Which = "last", **changes: Any
 ) -> tuple[LatentGaussianPolicy, TrainingCheckpoint]:
     """Rebuild the latent policy of a checkpoint.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         actor: the flow that it steers (:func:`load_policy` of the same checkpoint).
+        which: of a run, the last checkpoint or the best one.
         **changes: fields of :class:`LatentPolicyConfig` that leave the weights as they are, such as
             ``prior_mixing=True`` for a second stage on policy.
 
     Raises:
         CheckpointError: if the checkpoint holds no latent policy.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    checkpoint = open_checkpoint(source, which)
     if LATENT_POLICY not in checkpoint.module_configs:
         raise CheckpointError(
             f"{checkpoint.path} holds no latent policy, only {', '.join(checkpoint.roles) or 'nothing'}: it was "
@@ -72,9 +70,15 @@ def load_latent_policy(
     return policy, checkpoint
 
 
-def load_steered(source: str | Path | TrainingCheckpoint) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
-    """Rebuild flow and latent policy of a checkpoint as one actor; raises as :func:`load_latent_policy` does."""
-    flow, checkpoint = load_policy(source)
+def load_steered(
+    source: str | Path | TrainingCheckpoint, *, which: Which = "last"
+) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
+    """Rebuild flow and latent policy of a checkpoint as one actor, with the sampling steps that it was trained with.
+
+    Raises as :func:`load_latent_policy` does.
+    """
+    checkpoint = open_checkpoint(source, which)
+    flow = rebuild_flow(checkpoint)
     policy, _ = load_latent_policy(checkpoint, flow)
     return SteeredFlowActor(policy, flow), checkpoint
 
