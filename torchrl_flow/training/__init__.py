@@ -20,13 +20,14 @@ from torchrl_flow.training.evaluation import compare_num_steps, evaluate, succes
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.loss_groups import LossGroup
+from torchrl_flow.training.macro_replay import macro_replay, macro_transitions, steered_rollouts
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
-from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
+from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.run import Run
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
@@ -38,8 +39,6 @@ from torchrl_flow.training.steering import (
     latent_value_gap,
     load_latent_policy,
     load_steered,
-    macro_replay,
-    macro_transitions,
     policy_demonstrations,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
@@ -61,6 +60,7 @@ from torchrl_flow.training.tasks import (
     require_demonstrations_of,
     task_info,
 )
+from torchrl_flow.training.training_env import make_training_env, training_env_options
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 from torchrl_flow.training.warm_start import warm_start
@@ -118,6 +118,7 @@ __all__ = [
     "draw_curves",
     "evaluate",
     "evaluation_env",
+    "finished_success",
     "flow_config",
     "format_statuses",
     "git_commit",
@@ -137,6 +138,7 @@ __all__ = [
     "make_demonstrations",
     "make_task_chunk_env",
     "make_task_env",
+    "make_training_env",
     "markdown_table",
     "mean_and_deviation",
     "minibatches",
@@ -165,12 +167,14 @@ __all__ = [
     "seed_everything",
     "select_variants",
     "stages_svg",
+    "steered_rollouts",
     "success_metrics",
     "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
     "train_slate_models",
+    "training_env_options",
     "variant_labels",
     "video_suffix",
     "warm_start",

@@ -91,9 +91,10 @@ def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:
         if kind.holds(checkpoint):
             return kind
     known = ", ".join(kind.name for kind in POLICY_KINDS)
+    roles, configs = ", ".join(checkpoint.roles) or "nothing", ", ".join(checkpoint.module_configs) or "no module"
     raise CheckpointError(
-        f"{checkpoint.path} holds no policy that is known ({known}): it holds {', '.join(checkpoint.roles) or 'nothing'} "
-        f"and configurations of {', '.join(checkpoint.module_configs) or 'no module'}. Name a run that trained a policy."
+        f"{checkpoint.path} holds no policy that is known ({known}): it holds {roles} and configurations of {configs}. "
+        "Name a run that trained a policy."
     )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.training.envs import base_env
+from torchrl_flow.training.randomness import mix_seeds
 
-__all__ = ["ChunkRollouts", "minibatches"]
+__all__ = ["ChunkRollouts", "finished_success", "minibatches"]
 
 
 class ChunkRollouts:
@@ -30,7 +32,9 @@ class ChunkRollouts:
     Keyword Args:
         keep: root entries to keep; all where ``None``.
         keep_next: entries below ``"next"`` to keep; all where ``None``.
-        seed: of the first episodes, for environments whose reset takes one.
+        prepare: done to each transition before it is kept, such as encoding what is observed after it.
+        seed: of the first episodes, for environments whose reset takes one; also of those that an environment which
+            cannot tell its state starts on resuming.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -44,27 +48,31 @@ class ChunkRollouts:
         *,
         keep: Sequence[NestedKey] | None = None,
         keep_next: Sequence[NestedKey] | None = None,
+        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         seed: int | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.env, self.policy, self.num_steps = env, policy, num_steps
-        self._keep, self._keep_next, self._seed = keep, keep_next, seed
+        self._keep, self._keep_next, self._prepare, self._seed = keep, keep_next, prepare, seed
         self._carry: TensorDictBase | None = None
+        self._collected = 0
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
         """Return the next ``[*N, T]`` transitions."""
         if self._carry is None:
             if self._seed is not None:
-                self.env.set_seed(self._seed)
+                # After a resumption that could not go on in its episodes these are others than the first ones.
+                self.env.set_seed(self._seed if not self._collected else mix_seeds([self._seed, self._collected]))
             self._carry = self.env.reset()
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
             for _ in range(self.num_steps):
                 step, carry = self.env.step_and_maybe_reset(self.policy(carry))
-                steps.append(self._kept(step))
+                steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
         self._carry = carry
+        self._collected += 1
         return lazy_stack(steps, -1).contiguous()
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
@@ -78,18 +86,50 @@ class ChunkRollouts:
         if self._carry is None:
             return {}
         base = base_env(self.env)
-        simulation = base.state_dict() if getattr(base, "_supports_set_state", False) else {}
+        if not getattr(base, "_supports_set_state", False):
+            return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
-        return {"carry": carry, "simulation": dict(simulation)}
+        # A copy each: the simulation goes on in its own tensors while somebody writes these.
+        parts = {"simulation": base.state_dict(), "transforms": self.env.state_dict() if base is not self.env else {}}
+        copies = {name: {key: _copied(value) for key, value in part.items()} for name, part in parts.items()}
+        return {"carry": carry, "collected": self._collected, **copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
-        self._carry = None
+        self._carry, self._collected = None, int(state.get("collected", 0))
         if not state.get("simulation"):
             return
         self.env.reset()
-        base_env(self.env).load_state_dict(state["simulation"])
+        base = base_env(self.env)
+        base.load_state_dict(state["simulation"])
+        if base is not self.env:
+            # The history lies in a transform: a chunk that ends after one step shows the frame before it.
+            self.env.load_state_dict(state.get("transforms", {}), strict=False)
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
+
+
+def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success") -> dict[str, Tensor]:
+    """Return the share of successes over the episodes that finished in a rollout, as ``success``; nothing over none.
+
+    Whether an episode succeeded is told by the success of the chunk that ended it, not by its termination, which may
+    be a failure.
+
+    Args:
+        data: transitions of any shape ``[*B]``, of an environment in which success ends an episode.
+        success_key: below ``"next"``, bool ``[*B, 1]``.
+
+    Examples:
+        >>> done, success = torch.tensor([[True], [False], [True]]), torch.tensor([[True], [False], [False]])
+        >>> finished_success(TensorDict({"next": {"done": done, "success": success}}, batch_size=[3]))
+        {'success': tensor(0.5000)}
+    """
+    following: Any = data["next"]
+    finished = following[success_key][following["done"]]
+    return {"success": finished.float().mean()} if finished.numel() else {}
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _joined(key: NestedKey) -> str:

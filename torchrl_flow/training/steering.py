@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.checkpoint import CheckpointError
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_digest
 from torchrl_flow.modules import (
@@ -34,13 +35,11 @@ __all__ = [
     "latent_value_gap",
     "load_latent_policy",
     "load_steered",
-    "macro_replay",
-    "macro_transitions",
     "policy_demonstrations",
 ]
 
-MACRO_KEYS = ("observation", "pixels", "action", "latent", "is_demo")
-NEXT_KEYS = ("observation", "pixels", "reward", "done", "terminated", "truncated", "steps_to_next_obs")
+VALUE_BLOCK = 128
+"""Rows that are valued at a time."""
 
 
 def load_latent_policy(
@@ -119,16 +118,20 @@ def alias_demonstrations(
     Args:
         data: the demonstrations.
         aliaser: the search.
-        root: directory of the cache.
+        root: directory of the caches; that of these latents lies in it, named by the data, the flow and the search.
         block_size: rows at a time.
         progress: show progress.
 
     Raises:
-        DataError: if the directory holds the latents of other data, of another flow or of another search.
+        DataError: if the cache is damaged.
     """
     identity = {"data": data_digest(data), "flow": module_digest(aliaser.flow), "search": aliaser.identity()}
     shape = tuple(aliaser.latent_shape)
-    cache = NoiseCache(root, num_rows=len(data), latent_shape=shape, identity=identity, block_size=block_size)
+    text = json.dumps([identity, len(data), block_size], sort_keys=True)
+    name = f"latents-{aliaser.config.mode}-{aliaser.steer_mode}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    cache = NoiseCache(
+        Path(root) / name, num_rows=len(data), latent_shape=shape, identity=identity, block_size=block_size
+    )
 
     def compute(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         found = aliaser(data[rows], generator=generator)
@@ -140,27 +143,6 @@ def alias_demonstrations(
             bar.update(now - done)
             done = now
     return cache
-
-
-def macro_transitions(data: TensorDictBase) -> TensorDictBase:
-    """Return what off-policy losses read of collected chunks, one row for each: no copy of what they do not."""
-    data = data.reshape(-1)
-    following = data.get("next").select(*NEXT_KEYS, strict=False)
-    return data.select(*MACRO_KEYS, strict=False).set("next", following)
-
-
-def macro_replay(capacity: int, *, batch_size: int, device: str = "cpu") -> TensorDictReplayBuffer:
-    """Make a replay buffer of chunk transitions that samples in O(1): a preallocated ring, uniform indices.
-
-    Latent and decoded action are stored as they were executed, so that no update runs the flow on old rows.
-
-    Args:
-        capacity: transitions; the oldest go first.
-        batch_size: rows of a sample.
-        device: where it lies.
-    """
-    storage = LazyTensorStorage(capacity, device=device)
-    return TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
 
 
 @torch.no_grad()
@@ -178,8 +160,15 @@ def latent_value_gap(
         ``q_prior``, ``q_policy`` and their difference ``q_gap``.
     """
     generator = torch.Generator().manual_seed(0)
-    dist = policy.normal(observations)
-    noise = torch.randn(dist.loc.shape, generator=generator).to(dist.loc)
-    prior = value(observations, policy.prior_latent(noise)).mean().item()
-    steered = value(observations, dist.transport(noise)).mean().item()
+    rows = observations.shape[0]
+    noise = torch.randn(rows, *policy.latent_shape, generator=generator)
+    of_prior, of_policy = [], []
+    # In blocks: with images the encoders of policy and critics need far more memory than the rows themselves.
+    for block in torch.arange(rows).split(VALUE_BLOCK):
+        seen = observations[block.to(observations.device)]
+        dist = policy.normal(seen)
+        drawn = noise[block].to(dist.loc)
+        of_prior.append(value(seen, policy.prior_latent(drawn)))
+        of_policy.append(value(seen, dist.transport(drawn)))
+    prior, steered = torch.cat(of_prior).mean().item(), torch.cat(of_policy).mean().item()
     return {"q_prior": prior, "q_policy": steered, "q_gap": steered - prior}
