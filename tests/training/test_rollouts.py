@@ -26,12 +26,13 @@ def test_a_rollout_goes_on_where_the_last_one_ended():
     assert not torch.equal(first["next", "observation"][:, 2], first["observation"][:, 3])
 
 
-def test_a_rollout_resumes_from_a_checkpoint_in_the_middle_of_an_episode(tmp_path):
-    rollouts = make()
+@pytest.mark.parametrize("obs_horizon", [1, 3])
+def test_a_rollout_resumes_from_a_checkpoint_in_the_middle_of_an_episode(tmp_path, obs_horizon):
+    rollouts = make(obs_horizon)
     rollouts.collect()
     path = save_checkpoint(tmp_path / "a.torchrl", state={"rollouts": rollouts})
     expected = rollouts.collect()
-    other = make()
+    other = make(obs_horizon)
     load_checkpoint(path).restore(state={"rollouts": other}, rng=True)
     found = other.collect()
     for key in expected.keys(True, True):

@@ -19,6 +19,7 @@ from torchrl_flow.training.evaluate_run import EvaluateArgs
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
+from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.macro_replay import macro_replay, macro_transitions, steered_rollouts
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
@@ -26,9 +27,16 @@ from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.report import write_report
-from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.results import (
+    BENCHMARK_COLUMNS,
+    RESULT_COLUMNS,
+    append_benchmark,
+    append_result,
+    record_results,
+)
 from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
-from torchrl_flow.training.run import Run
+from torchrl_flow.training.run import EVALUATION, Run
+from torchrl_flow.training.run_arguments import RunArgs, require_device
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
@@ -67,6 +75,7 @@ from torchrl_flow.training.warm_start import warm_start
 
 __all__ = [
     "BENCHMARK_COLUMNS",
+    "EVALUATION",
     "LATENT_POLICY",
     "PLANAR",
     "POLICY_KINDS",
@@ -84,10 +93,12 @@ __all__ = [
     "MakeDemosArgs",
     "MakeDemosReport",
     "NamedLossStepper",
+    "NonFiniteError",
     "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
     "Run",
+    "RunArgs",
     "RunLabels",
     "RunLogger",
     "RunStatus",
@@ -122,6 +133,7 @@ __all__ = [
     "flow_config",
     "format_statuses",
     "git_commit",
+    "gradient_step",
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
@@ -153,9 +165,12 @@ __all__ = [
     "q_diagnostics",
     "read_evaluation",
     "read_metrics",
+    "record_results",
     "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
+    "require_device",
+    "require_finite_modules",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",

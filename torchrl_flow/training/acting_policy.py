@@ -12,10 +12,10 @@ from torch import nn
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.modules import SingleStepActor
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.slate_offline import load_state_policy
 from torchrl_flow.training.steering import load_steered
-from torchrl_flow.training.tasks import LATENT_POLICY, Which, open_checkpoint, rebuild_flow
+from torchrl_flow.training.tasks import LATENT_POLICY, open_checkpoint, rebuild_flow
 
 __all__ = ["POLICY_KINDS", "PolicyKind", "RunLabels", "load_acting_policy", "policy_kind", "run_labels"]
 

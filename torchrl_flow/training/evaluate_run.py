@@ -10,11 +10,11 @@ import torch
 import tyro
 
 from torchrl_flow.training.acting_policy import load_acting_policy, policy_kind, run_labels
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.conclusion import conclude
 from torchrl_flow.training.sardine_task import offline_task
 from torchrl_flow.training.slate_offline import SlateTask
-from torchrl_flow.training.tasks import Which, evaluation_env
+from torchrl_flow.training.tasks import evaluation_env
 
 __all__ = ["EvaluateArgs"]
 

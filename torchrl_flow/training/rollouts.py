@@ -35,6 +35,7 @@ class ChunkRollouts:
         prepare: done to each transition before it is kept, such as encoding what is observed after it.
         seed: of the first episodes, for environments whose reset takes one; also of those that an environment which
             cannot tell its state starts on resuming.
+        policy_device: device of the policy, where it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -50,11 +51,13 @@ class ChunkRollouts:
         keep_next: Sequence[NestedKey] | None = None,
         prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         seed: int | None = None,
+        policy_device: torch.device | str | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.env, self.policy, self.num_steps = env, policy, num_steps
         self._keep, self._keep_next, self._prepare, self._seed = keep, keep_next, prepare, seed
+        self._policy_device = None if policy_device is None else torch.device(policy_device)
         self._carry: TensorDictBase | None = None
         self._collected = 0
 
@@ -69,11 +72,16 @@ class ChunkRollouts:
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
             for _ in range(self.num_steps):
-                step, carry = self.env.step_and_maybe_reset(self.policy(carry))
+                step, carry = self.env.step_and_maybe_reset(self._acted(carry))
                 steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
         self._carry = carry
         self._collected += 1
         return lazy_stack(steps, -1).contiguous()
+
+    def _acted(self, carry: TensorDictBase) -> TensorDictBase:
+        if self._policy_device in (None, self.env.device):
+            return self.policy(carry)
+        return self.policy(carry.to(self._policy_device)).to(self.env.device)
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")
@@ -89,10 +97,10 @@ class ChunkRollouts:
         if not getattr(base, "_supports_set_state", False):
             return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
-        # A copy each: the simulation goes on in its own tensors while somebody writes these.
-        parts = {"simulation": base.state_dict(), "transforms": self.env.state_dict() if base is not self.env else {}}
-        copies = {name: {key: _copied(value) for key, value in part.items()} for name, part in parts.items()}
-        return {"carry": carry, "collected": self._collected, **copies}
+        # A transformed env has in its own state that of its transforms alone, such as the frames of a history.
+        transforms = dict(self.env.state_dict()) if self.env is not base else {}
+        simulation = dict(base.state_dict())
+        return {"carry": carry, "collected": self._collected, "simulation": simulation, "transforms": transforms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
@@ -100,11 +108,9 @@ class ChunkRollouts:
         if not state.get("simulation"):
             return
         self.env.reset()
-        base = base_env(self.env)
-        base.load_state_dict(state["simulation"])
-        if base is not self.env:
-            # The history lies in a transform: a chunk that ends after one step shows the frame before it.
-            self.env.load_state_dict(state.get("transforms", {}), strict=False)
+        base_env(self.env).load_state_dict(state["simulation"])
+        if state.get("transforms"):
+            self.env.load_state_dict(state["transforms"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
 
 
@@ -126,10 +132,6 @@ def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success"
     following: Any = data["next"]
     finished = following[success_key][following["done"]]
     return {"success": finished.float().mean()} if finished.numel() else {}
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _joined(key: NestedKey) -> str:

@@ -24,10 +24,10 @@ from torchrl_flow.modules import (
     SteeredFlowActor,
     make_latent_policy,
 )
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
-from torchrl_flow.training.tasks import LATENT_POLICY, Which, open_checkpoint, rebuild_flow
+from torchrl_flow.training.tasks import LATENT_POLICY, open_checkpoint, rebuild_flow
 
 __all__ = [
     "LATENT_POLICY",

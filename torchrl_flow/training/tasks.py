@@ -15,11 +15,10 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 
 ObsMode = Literal["state", "rgb", "rgb+state"]
-Which = Literal["last", "best"]
 PLANAR = "planar"
 LATENT_POLICY = "latent_policy"
 """Role of the latent policy in checkpoints."""
@@ -28,7 +27,6 @@ __all__ = [
     "LATENT_POLICY",
     "PLANAR",
     "ObsMode",
-    "Which",
     "evaluation_env",
     "flow_config",
     "load_critic",
@@ -139,7 +137,7 @@ def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "las
     """
     if isinstance(source, TrainingCheckpoint):
         return source
-    return load_checkpoint(source) if which == "last" else load_checkpoint(source, which=which)
+    return load_checkpoint(source, which=which)
 
 
 def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
