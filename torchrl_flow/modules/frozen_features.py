@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_flow.functional.chunk import ChunkAlignment
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.flow_actor import FlowActor
 
@@ -42,7 +43,7 @@ def flow_on_features(actor: FlowActor) -> FlowActor:
         act_horizon=actor.act_horizon,
         obs_horizon=actor.obs_horizon,
         action_normalizer=actor.action_normalizer,
-        alignment=actor.alignment,
+        alignment=cast(ChunkAlignment, actor.alignment),
         num_steps=actor.num_steps,
         max_steps=actor.max_steps,
         action_low=actor.action_low,

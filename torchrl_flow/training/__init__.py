@@ -9,7 +9,13 @@ from torchrl_flow.training.acting_policy import (
     run_labels,
 )
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import (
+    TrainingCheckpoint,
+    Which,
+    latest_checkpoint,
+    load_checkpoint,
+    require_task,
+)
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
@@ -21,7 +27,13 @@ from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
 from torchrl_flow.training.loss_groups import LossGroup
-from torchrl_flow.training.macro_replay import macro_replay, macro_transitions, steered_rollouts
+from torchrl_flow.training.macro_replay import (
+    ReplayState,
+    macro_replay,
+    macro_transitions,
+    replay_demonstrations,
+    steered_rollouts,
+)
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.progress import Progress
@@ -48,6 +60,8 @@ from torchrl_flow.training.steering import (
     load_latent_policy,
     load_steered,
     policy_demonstrations,
+    start_latent_policy,
+    steering_flow,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
@@ -97,6 +111,7 @@ __all__ = [
     "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
+    "ReplayState",
     "Run",
     "RunArgs",
     "RunLabels",
@@ -112,6 +127,7 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "Which",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -167,6 +183,7 @@ __all__ = [
     "read_metrics",
     "record_results",
     "relabel_slates",
+    "replay_demonstrations",
     "require_actor_config",
     "require_demonstrations_of",
     "require_device",
@@ -182,7 +199,9 @@ __all__ = [
     "seed_everything",
     "select_variants",
     "stages_svg",
+    "start_latent_policy",
     "steered_rollouts",
+    "steering_flow",
     "success_metrics",
     "summarise_sweep",
     "task_info",

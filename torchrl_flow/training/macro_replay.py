@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
+from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.modules import FEATURES_KEY, FlowActor, SteeredFlowActor, write_features
 from torchrl_flow.training.rollouts import ChunkRollouts
 
-__all__ = ["macro_replay", "macro_transitions", "steered_rollouts"]
+__all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstrations", "steered_rollouts"]
 
 OBSERVATIONS = ("observation", "pixels", FEATURES_KEY)
 ROOT = ("action", "latent")
@@ -22,7 +24,12 @@ IS_DEMO = "is_demo"
 
 
 def steered_rollouts(
-    env: EnvBase, actor: SteeredFlowActor, num_steps: int, *, seed: int | None = None
+    env: EnvBase,
+    actor: SteeredFlowActor,
+    num_steps: int,
+    *,
+    seed: int | None = None,
+    policy_device: torch.device | str | None = None,
 ) -> ChunkRollouts:
     """Collect with a steered flow what losses over latents read, and nothing else.
 
@@ -33,11 +40,16 @@ def steered_rollouts(
         actor: the steered flow.
         num_steps: chunks per sub-environment and rollout.
         seed: of the first episodes.
+        policy_device: device of the actor, where it is not that of the environment.
     """
     seen = (FEATURES_KEY,) if actor.reads_features else tuple(actor.in_keys)
 
     def encode(step: TensorDictBase) -> TensorDictBase:
-        return step.set("next", write_features(actor.flow, step["next"]))  # pyright: ignore[reportArgumentType]
+        following: Any = step["next"]
+        device = next(actor.flow.parameters()).device
+        encoded = write_features(actor.flow, following.select(*actor.flow.in_keys).to(device))
+        following.set(FEATURES_KEY, encoded[FEATURES_KEY].to(following.device or "cpu"))
+        return step
 
     return ChunkRollouts(
         env,
@@ -47,6 +59,7 @@ def steered_rollouts(
         keep_next=(*seen, *OUTCOME, "success"),
         prepare=encode if actor.reads_features else None,
         seed=seed,
+        policy_device=policy_device,
     )
 
 
@@ -98,3 +111,77 @@ def macro_replay(capacity: int, *, batch_size: int, device: str = "cpu") -> Tens
     """
     storage = LazyTensorStorage(capacity, device=device)
     return TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
+
+
+def replay_demonstrations(
+    buffer: TensorDictReplayBuffer,
+    data: DemoReplayBuffer,
+    latent: Tensor,
+    actor: SteeredFlowActor,
+    *,
+    block_size: int = 256,
+) -> None:
+    """Put demonstrations into a replay buffer, each with a latent that the flow carries to its action, or nearly.
+
+    Args:
+        buffer: of :func:`macro_replay`.
+        data: the demonstrations.
+        latent: a latent for each of them (:func:`~torchrl_flow.training.alias_demonstrations`).
+        actor: the steered flow, whose policy says whether observations or features are kept.
+        block_size: rows at a time: images are read and encoded so many at once.
+
+    Raises:
+        ValueError: if they do not fit into what the buffer has left.
+    """
+    capacity = buffer.storage.max_size - len(buffer)
+    if len(data) > capacity:
+        raise ValueError(f"{len(data)} demonstrated chunks do not fit into a replay buffer with room for {capacity}.")
+    device = next(actor.flow.parameters()).device
+    flow = actor.flow if actor.reads_features else None
+    for rows in torch.arange(len(data)).split(block_size):
+        block = data[rows].to(device).set("latent", latent[rows].to(device))
+        buffer.extend(macro_transitions(block, flow=flow))
+
+
+class ReplayState:
+    """The filled rows of a replay buffer as something with a state, for checkpoints as small as what was collected.
+
+    TorchRL saves a buffer's whole preallocated storage, of which most may never have been written.
+
+    Args:
+        buffer: of :func:`macro_replay`; held, not copied.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> buffers = [macro_replay(100, batch_size=2) for _ in range(2)]
+        >>> _ = buffers[0].extend(TensorDict(x=torch.arange(3), batch_size=[3]))
+        >>> ReplayState(buffers[1]).load_state_dict(ReplayState(buffers[0]).state_dict())
+        >>> buffers[1][:]["x"]
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, buffer: TensorDictReplayBuffer) -> None:
+        self.buffer = buffer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows in the order of the ring, and where the next one goes."""
+        rows: Any = self.buffer[: len(self.buffer)] if len(self.buffer) else TensorDict(batch_size=[0])
+        # Cloned, since what is saved of a view is all that lies below it.
+        rows = rows.exclude("index").flatten_keys(".").clone()
+        return {"rows": dict(rows.items()), "writer": self.buffer.writer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the rows back.
+
+        Raises:
+            ValueError: if there are more rows than the buffer has room for.
+        """
+        rows = dict(state["rows"])
+        self.buffer.empty()
+        if rows:
+            count = next(iter(rows.values())).shape[0]
+            capacity = self.buffer.storage.max_size
+            if count > capacity:
+                raise ValueError(f"{count} rows were saved, and the replay buffer has room for {capacity}.")
+            self.buffer.extend(TensorDict(rows, batch_size=[count]).unflatten_keys("."))
+        self.buffer.writer.load_state_dict(state["writer"])

@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.training.envs import base_env
+from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 from torchrl_flow.training.randomness import mix_seeds
 
 __all__ = ["ChunkRollouts", "finished_success", "minibatches"]
@@ -39,6 +40,7 @@ class ChunkRollouts:
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
+        NonFiniteError: in collecting, if the environment gives an observation or a reward that is not finite.
     """
 
     def __init__(
@@ -69,10 +71,13 @@ class ChunkRollouts:
                 # After a resumption that could not go on in its episodes these are others than the first ones.
                 self.env.set_seed(self._seed if not self._collected else mix_seeds([self._seed, self._collected]))
             self._carry = self.env.reset()
+            self._require_finite(self._carry, "reset")
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
-            for _ in range(self.num_steps):
+            for number in range(self.num_steps):
                 step, carry = self.env.step_and_maybe_reset(self._acted(carry))
+                self._require_finite(step["next"], f"chunk {number + 1}")
+                self._require_finite(carry, f"reset after chunk {number + 1}")
                 steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
         self._carry = carry
         self._collected += 1
@@ -82,6 +87,16 @@ class ChunkRollouts:
         if self._policy_device in (None, self.env.device):
             return self.policy(carry)
         return self.policy(carry.to(self._policy_device)).to(self.env.device)
+
+    def _require_finite(self, data: Any, when: str) -> None:
+        """Refuse what would spoil networks and replay, before anything has learned from it or kept it."""
+        entries = non_finite_entries(data.reshape(-1))
+        if entries:
+            raise NonFiniteError(
+                f"Rollout {self._collected + 1}, {when}: the environment gave {', '.join(entries)}, where a row is a "
+                "sub-environment. Nothing of this rollout is kept: mend the environment, and go on from the last "
+                "checkpoint (--resume)."
+            )
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")

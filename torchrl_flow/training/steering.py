@@ -27,7 +27,7 @@ from torchrl_flow.modules import (
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
-from torchrl_flow.training.tasks import LATENT_POLICY, open_checkpoint, rebuild_flow
+from torchrl_flow.training.tasks import LATENT_POLICY, flow_config, open_checkpoint, rebuild_flow
 
 __all__ = [
     "LATENT_POLICY",
@@ -36,6 +36,8 @@ __all__ = [
     "load_latent_policy",
     "load_steered",
     "policy_demonstrations",
+    "start_latent_policy",
+    "steering_flow",
 ]
 
 VALUE_BLOCK = 128
@@ -80,6 +82,82 @@ def load_steered(
     flow = rebuild_flow(checkpoint)
     policy, _ = load_latent_policy(checkpoint, flow)
     return SteeredFlowActor(policy, flow), checkpoint
+
+
+def steering_flow(
+    source: str | Path,
+    *,
+    which: Which = "best",
+    num_steps: int | None = None,
+    init: TrainingCheckpoint | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[FlowActor, TrainingCheckpoint]:
+    """Load the flow that a run shall steer, with the sampling steps that it shall steer it at.
+
+    Args:
+        source: checkpoint's file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+        num_steps: K, kept in the flow's description; that of ``init``, or else the flow's own, where ``None``.
+        init: of an earlier stage; it must steer the same flow.
+        device: where the flow goes.
+
+    Raises:
+        SystemExit: if ``init`` steers another flow.
+    """
+    checkpoint = open_checkpoint(source, which)
+    flow = rebuild_flow(checkpoint, device=device)
+    if init is not None and module_digest(rebuild_flow(init, device=device)) != module_digest(flow):
+        raise SystemExit(f"{init.path} steers another flow than that of {checkpoint.path}: the weights differ.")
+    if num_steps is None and init is not None:
+        num_steps = flow_config(init).num_steps
+    if num_steps is not None:
+        flow.config = dataclasses.replace(flow_config(checkpoint), num_steps=num_steps)
+        flow.num_steps = num_steps
+    return flow, checkpoint
+
+
+def start_latent_policy(
+    flow: FlowActor,
+    config: LatentPolicyConfig,
+    init: TrainingCheckpoint | None = None,
+    *,
+    defaults: LatentPolicyConfig | None = None,
+    train_encoder: bool = False,
+    **changes: Any,
+) -> LatentGaussianPolicy:
+    """Make a latent policy, or take that of an earlier stage as it is.
+
+    A policy that sees images reads the features of the frozen flow, unless it shall train an encoder of its own.
+
+    Args:
+        flow: the flow to steer.
+        config: of a new policy.
+        init: of the earlier stage.
+        defaults: what ``config`` is where nothing was asked for: what differs from it must be as the earlier stage has
+            it.
+        train_encoder: give a new policy that sees images an encoder of its own.
+        **changes: fields that a stage decides whatever the earlier one had, such as ``prior_mixing``.
+
+    Raises:
+        SystemExit: if there is no encoder that could be trained, or the earlier stage's policy is another one than was
+            asked for.
+    """
+    sees_images = flow.encoder.pixel_encoder is not None
+    if train_encoder and not sees_images:
+        raise SystemExit("--train-encoder: this flow sees no images, so that there is no encoder to train.")
+    if init is None:
+        return make_latent_policy(
+            dataclasses.replace(config, on_features=sees_images and not train_encoder, **changes), flow
+        )
+    policy, _ = load_latent_policy(init, flow, **changes)
+    for name in ("steer_mode", "latent_bound") if defaults is not None else ():
+        asked, there = getattr(config, name), getattr(policy, name)
+        if asked not in (getattr(defaults, name), there):
+            option = f"--{name.replace('_', '-')}"
+            raise SystemExit(f"{option} {asked}: the policy of {init.path} has {there}; leave the option out.")
+    if train_encoder and policy.config is not None and policy.config.on_features:
+        raise SystemExit(f"--train-encoder: the policy of {init.path} reads the frozen flow's features.")
+    return policy
 
 
 def policy_demonstrations(
@@ -165,7 +243,7 @@ def latent_value_gap(
     of_prior, of_policy = [], []
     # In blocks: with images the encoders of policy and critics need far more memory than the rows themselves.
     for block in torch.arange(rows).split(VALUE_BLOCK):
-        seen = observations[block.to(observations.device)]
+        seen: Any = observations[block.to(observations.device)]
         dist = policy.normal(seen)
         drawn = noise[block].to(dist.loc)
         of_prior.append(value(seen, policy.prior_latent(drawn)))
