@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     task: str = "PushCube-v1"
@@ -42,16 +41,6 @@ class Args:
     """make demonstrations fast and let them recover from pushes; see docs/demonstrations.md"""
     quality: str | None = None
     """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
-    name: str | None = None
-    """name of the run; task and recipe where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str | None = "runs/results.csv"
-    """table to which the results are appended"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the networks and of training"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
     width: int = 256
@@ -82,24 +71,14 @@ class Args:
     """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 50
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
-    """iterations between evaluations on 20 other episodes; 0 for none"""
+    eval_every: int = 1000
+    """iterations between evaluations on 50 other episodes; 0 for none"""
     compare_steps: tuple[int, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     save_every: int = 1000
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
@@ -160,32 +139,31 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
-        losses = loss_module(data.sample())
-        losses["loss_flow"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        batch = data.sample()
+        losses = loss_module(batch)
+        total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}
+        norms = training.gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
-        if step % 100 == 0:
-            run.log({f"train/{key}": value for key, value in losses.items()} | {"train/gradient_norm": norm})
+        if run.due(100):
+            metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
+            run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_020), progress=False)
-            run.log(result.metrics())
+            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            run.log_evaluation(result.metrics())
 
 
 def main(args: Args) -> training.EvaluationResult:
     """Data, policy, training, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    directory = Path(args.runs) / (args.name or f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
+    args.prepare()
+    directory = args.run_directory(f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
     env = make_env(args)
     task = training.task_info(env)
     source = training.DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
     data = make_data(args, source, task)
     actor = make_actor(args, data)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    options = {"keep_best": "eval/success_once", **args.run_options()}
     with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:
         loss_module = ShortCutFlowLoss(actor)
         train(args, run, data, loss_module, env)
@@ -202,8 +180,7 @@ def main(args: Args) -> training.EvaluationResult:
             noise_scales=args.noise_scales,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps."],
         )
     print(result.summary())

@@ -63,6 +63,11 @@ class ChunkRollouts:
         self._carry: TensorDictBase | None = None
         self._collected = 0
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of a rollout, those of all sub-environments together."""
+        return self.env.batch_size.numel() * self.num_steps
+
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
         """Return the next ``[*N, T]`` transitions."""

@@ -258,6 +258,11 @@ class Run:
             ends = ("_low", "_high")
             self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
 
+    def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Log an evaluation in training, and have a checkpoint written after the step: it may be the best one."""
+        self.log(metrics)
+        self.request_save()
+
     def request_save(self) -> None:
         """Have a checkpoint written after the current step, for example after an evaluation."""
         self._save_requested = True
