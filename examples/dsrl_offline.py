@@ -137,8 +137,7 @@ def train(
         if run.due(100) or step == warm_up + 1:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > warm_up and run.due(args.eval_every):
-            run.log(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
-            run.request_save()
+            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:

@@ -181,8 +181,7 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
         metrics |= {"prior_fraction": policy.prior_fraction}
         run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
-            run.log(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
-            run.request_save()
+            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:

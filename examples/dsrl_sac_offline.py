@@ -181,8 +181,7 @@ def train(
         if run.due(100) or step - 1 in ends:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > ends[1] and run.due(args.eval_every):
-            run.log(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
-            run.request_save()
+            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
     return training.latent_value_gap(sac.mean_value, policy, fixed)
 
 

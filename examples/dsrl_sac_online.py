@@ -248,8 +248,7 @@ def train(
             metrics |= {"utd": args.utd}
         run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
-            run.log(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
-            run.request_save()
+            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def check(args: Args) -> None:
