@@ -181,10 +181,8 @@ def load_policy(
     """
     checkpoint = open_checkpoint(source, which)
     if LATENT_POLICY in checkpoint.module_configs:
-        warnings.warn(
-            f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken.",
-            stacklevel=2,
-        )
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
     return rebuild_flow(checkpoint, role=role, device=device), checkpoint
 
 

@@ -19,8 +19,8 @@ def warm_start(
     """Load a checkpoint's policy, its average, and on demand its critic and target critic into a loss.
 
     Call it when the target updaters are made, since those set the targets to their sources. A checkpoint without an
-    average (``ema_policy``) gives its policy to both. Of a flow that is steered the latent policy is left behind, with a
-    warning.
+    average (``ema_policy``) gives its policy to both. Of a flow that is steered the latent policy is left behind, with
+    a warning.
 
     Args:
         loss_module: the loss.
@@ -31,10 +31,8 @@ def warm_start(
         CheckpointError: if something is missing, naming what is there, or of other sizes.
     """
     if LATENT_POLICY in checkpoint.module_configs:
-        warnings.warn(
-            f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken.",
-            stacklevel=2,
-        )
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
     actor = loss_module.actor_network
     require_actor_config(checkpoint, actor)
     average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
