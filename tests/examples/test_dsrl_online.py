@@ -161,7 +161,7 @@ def test_a_number_of_the_environment_that_is_not_finite_ends_the_run(script, opt
     monkeypatch.setattr(PlanarPickPlaceEnv, "_step", broken)
     name = f"{script}-nan-{quantity}"
     # 40 steps: the first chunk of the fourth rollout of three chunks of 4 steps.
-    message = rf"Rollout 4, chunk 1: the environment gave .*'{quantity}' \(row 2: nan\)"
+    message = rf"Rollout 4, chunk 1: .*'next.{quantity}' \(row 2: nan\)"
     with pytest.raises(NonFiniteError, match=message):
         play(script, **{**options, "name": name, "rollout": 3, "iterations": 6})
     checkpoint = load_checkpoint(Path("runs") / name)

@@ -70,7 +70,12 @@ class ChunkRollouts:
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
-        """Return the next ``[*N, T]`` transitions."""
+        """Return the next ``[*N, T]`` transitions.
+
+        Raises:
+            NonFiniteError: if the environment gives, or the policy makes, a number that is not finite, naming it and
+                the sub-environment; what is returned is safe to store.
+        """
         if self._carry is None:
             if self._seed is not None:
                 # After a resumption that could not go on in its episodes these are others than the first ones.
@@ -81,12 +86,13 @@ class ChunkRollouts:
         with set_exploration_type(ExplorationType.RANDOM):
             for number in range(self.num_steps):
                 step, carry = self.env.step_and_maybe_reset(self._acted(carry))
-                self._require_finite(step["next"], f"chunk {number + 1}")
+                self._require_finite(step, f"chunk {number + 1}")
                 self._require_finite(carry, f"reset after chunk {number + 1}")
                 steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
+        data = lazy_stack(steps, -1).contiguous()
         self._carry = carry
         self._collected += 1
-        return lazy_stack(steps, -1).contiguous()
+        return data
 
     def _acted(self, carry: TensorDictBase) -> TensorDictBase:
         if self._policy_device in (None, self.env.device):
@@ -98,9 +104,9 @@ class ChunkRollouts:
         entries = non_finite_entries(data.reshape(-1))
         if entries:
             raise NonFiniteError(
-                f"Rollout {self._collected + 1}, {when}: the environment gave {', '.join(entries)}, where a row is a "
-                "sub-environment. Nothing of this rollout is kept: mend the environment, and go on from the last "
-                "checkpoint (--resume)."
+                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite, the row being the "
+                "sub-environment. Nothing of this rollout is kept: correct the environment, or the policy if 'action' "
+                "is among them, and go on from the last checkpoint (--resume)."
             )
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:

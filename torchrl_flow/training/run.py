@@ -38,8 +38,11 @@ AFTER_TRAINING = (
 )
 #: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
 LENGTH = ("iterations", "chunks", "total_env_steps")
-#: Fields of bookkeeping: what is saved, measured and logged, and how often.
-BOOKKEEPING = ("save_every", "eval_every", "log_every", "tensorboard", "wandb", "wandb_project", "wandb_group")
+#: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
+BOOKKEEPING = (
+    *("name", "runs", "save_every", "eval_every", "log_every"),
+    *("tensorboard", "wandb", "wandb_project", "wandb_group"),
+)
 #: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
 
