@@ -36,6 +36,8 @@ class Args(training.RunArgs):
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
     obs_horizon: int | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: int | None = None
@@ -64,8 +66,9 @@ class Args(training.RunArgs):
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    advantage: Literal["critic", "td"] = "td"
-    """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
+    advantage: Literal["critic", "td"] | None = None
+    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
+    and possible with that alone)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -109,7 +112,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage if args.baseline == "policy" else "critic",
+        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,
@@ -172,10 +175,15 @@ def train(
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
+    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
+        raise SystemExit(
+            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+        )
     args.prepare()
     checkpoint = training.load_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
-    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
+    env = training.evaluation_env(checkpoint, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)

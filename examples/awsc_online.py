@@ -32,6 +32,8 @@ from torchrl_flow.modules import (
 )
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 
+PLANAR_ENVS = 64
+
 
 @dataclasses.dataclass
 class Args(training.RunArgs):
@@ -49,6 +51,8 @@ class Args(training.RunArgs):
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
     obs_horizon: int | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: int | None = None
@@ -59,10 +63,10 @@ class Args(training.RunArgs):
     """start with the checkpoint's critic; else with a new one"""
     chunks: int = 4000
     """chunks to execute online"""
-    num_envs: int = 64
-    """environments of the planar task; ManiSkill has one on the CPU"""
-    chunks_per_batch: int = 8
-    """chunks between updates, with one environment"""
+    num_envs: int | None = None
+    """environments; where none is given 64 of the planar task, and the one that ManiSkill has on the CPU"""
+    chunks_per_batch: int | None = None
+    """chunks between updates with one environment, 8 where none is given; several have one each"""
     utd_ratio: float = 1.0
     """updates of the critic per executed chunk"""
     actor_every: int = 2
@@ -97,8 +101,9 @@ class Args(training.RunArgs):
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    advantage: Literal["critic", "td"] = "td"
-    """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
+    advantage: Literal["critic", "td"] | None = None
+    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
+    and possible with that alone)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -149,7 +154,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage if args.baseline == "policy" else "critic",
+        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,
@@ -190,19 +195,29 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=min(args.buffer_size, args.chunks + args.num_envs),
+        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS)),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
     )
 
 
+def num_envs_of(args: Args, checkpoint: training.TrainingCheckpoint) -> int | None:
+    """Return the number of environments to collect in, None for one without a batch dimension."""
+    task = checkpoint.task["task"]
+    number = PLANAR_ENVS if args.num_envs is None and task == training.PLANAR else args.num_envs
+    training.require_num_envs(task, number)
+    if number is not None and args.chunks_per_batch is not None:
+        raise SystemExit(f"--chunks-per-batch has no effect with {number} environments: leave it out.")
+    return number
+
+
 def make_rollouts(
     args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss
 ) -> training.ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
-    num_envs = args.num_envs if checkpoint.task["task"] == training.PLANAR else None
-    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, num_envs=num_envs)
+    limits: dict[str, Any] = {"num_envs": num_envs_of(args, checkpoint), "max_episode_steps": args.max_episode_steps}
+    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, **limits)
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
         policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
@@ -211,7 +226,7 @@ def make_rollouts(
         policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
-    num_steps = 1 if num_envs else args.chunks_per_batch
+    num_steps = 1 if limits["num_envs"] else args.chunks_per_batch or 8
     return training.ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
@@ -245,12 +260,18 @@ def train(
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
+    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
+        raise SystemExit(
+            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+        )
     if args.act_best_of > 1 and args.act_noise_scale != 1:
         raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale).")
     args.prepare()
     checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    num_envs_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
-    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
+    env = training.evaluation_env(checkpoint, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)

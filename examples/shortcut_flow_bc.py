@@ -33,12 +33,17 @@ class Args(training.RunArgs):
     """ManiSkill id of the task, or planar"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
+    control_mode: str | None = None
+    """ManiSkill's controller; where none is given that of the demonstrations, and pd_ee_delta_pose for those made"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; the task's own where none is given"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
     num_demos: int = 100
     """demonstrations to train on"""
-    retime: bool = True
-    """make demonstrations fast and let them recover from pushes; see docs/demonstrations.md"""
+    retime: bool | None = None
+    """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
+    end-effector deltas"""
     quality: str | None = None
     """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
@@ -85,11 +90,12 @@ def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> 
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
-    return source.load(task, padding="hold", mask_padding=False, next_obs=False, device=args.device, **chunks)
+    options: dict[str, Any] = {"next_obs": False, "device": args.device, "uses_rewards": False, **chunks}
+    return source.load(task, padding="hold", mask_padding=False, **options)
 
 
-def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
-    """Build the policy for the data's shapes, with its statistics inside."""
+def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
+    """Build the policy for the data's shapes, with its statistics and the environment's bounds inside."""
     sample, statistics = data[[0]], data.statistics()
     pixels = sample.get("pixels", None)
     config = FlowActorConfig(
@@ -105,16 +111,18 @@ def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
         num_steps=args.num_steps,
         state_noise=args.state_noise,
     )
-    ones = torch.ones(config.action_dim)
-    actor = make_flow_actor(config, statistics=statistics, action_low=-ones, action_high=ones)
+    low, high = training.action_bounds(env)
+    actor = make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
     return actor.to(args.device)
 
 
-def make_env(args: Args) -> EnvBase:
+def make_env(args: Args, source: training.DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
     return training.make_task_chunk_env(
         args.task,
         obs_mode=args.obs_mode,
+        control_mode=args.control_mode or source.control_mode,
+        max_episode_steps=args.max_episode_steps,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
@@ -157,11 +165,11 @@ def main(args: Args) -> training.EvaluationResult:
     """Data, policy, training, evaluation, report."""
     args.prepare()
     directory = args.run_directory(f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
-    env = make_env(args)
-    task = training.task_info(env)
     source = training.DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
+    env = make_env(args, source)
+    task = training.task_info(env)
     data = make_data(args, source, task)
-    actor = make_actor(args, data)
+    actor = make_actor(args, data, env)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     options = {"keep_best": "eval/success_once", **args.run_options()}
     with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:

@@ -70,13 +70,17 @@ class NpzStream:
         self.partial.mkdir(parents=True, exist_ok=True)
         state = self.partial / _STATE
         if state.exists():
-            found = json.loads(state.read_text(encoding="utf-8"))
-            if found["description"] != self._description:
+            try:
+                found = json.loads(state.read_text(encoding="utf-8"))
+                description, position, rows = found["description"], int(found["position"]), dict(found["rows"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
+            if description != self._description:
                 raise DataError(
-                    f"{self.partial} holds a part of something else: {found['description']}, not "
+                    f"{self.partial} holds a part of something else: {description}, not "
                     f"{self._description}. Delete it, or name another file."
                 )
-            self.position, self.rows = found["position"], found["rows"]
+            self.position, self.rows = position, rows
         self._files = {}
         for name in self.columns:
             file = (self.partial / f"{name}.bin").open("ab")

@@ -67,9 +67,16 @@ from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
+from torchrl_flow.training.task_identity import (
+    PLANAR,
+    action_bounds,
+    padding_of,
+    require_demonstrations_of,
+    require_num_envs,
+    task_info,
+)
 from torchrl_flow.training.tasks import (
     LATENT_POLICY,
-    PLANAR,
     evaluation_env,
     flow_config,
     load_critic,
@@ -79,8 +86,6 @@ from torchrl_flow.training.tasks import (
     observation_keys,
     open_checkpoint,
     require_actor_config,
-    require_demonstrations_of,
-    task_info,
 )
 from torchrl_flow.training.training_env import make_training_env, training_env_options
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
@@ -128,6 +133,7 @@ __all__ = [
     "Variant",
     "VariantResult",
     "Which",
+    "action_bounds",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -174,6 +180,7 @@ __all__ = [
     "observation_keys",
     "offline_task",
     "open_checkpoint",
+    "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
@@ -188,6 +195,7 @@ __all__ = [
     "require_demonstrations_of",
     "require_device",
     "require_finite_modules",
+    "require_num_envs",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",

@@ -276,6 +276,7 @@ def require_task(
     task_info: Mapping[str, Any],
     *,
     ignore: Collection[str] = ("max_episode_steps", "num_envs", "reward_mode", "sim_backend"),
+    optional: Collection[str] = ("state_dim", "pixels_size", "action_dim"),
 ) -> None:
     """Refuse a checkpoint that was made for another task, naming both values of each field that differs.
 
@@ -283,6 +284,7 @@ def require_task(
         checkpoint: the checkpoint.
         task_info: identity of the task now, such as an env's ``task_info``.
         ignore: fields that may differ: what a policy sees and does depends on none of them.
+        optional: fields that the checkpoint need not have: those made before they were recorded do not.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
@@ -292,7 +294,9 @@ def require_task(
     differing = [
         f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
         for name, value in wanted.items()
-        if name not in ignore and checkpoint.task.get(name, absent) != value
+        if name not in ignore
+        and not (name in optional and name not in checkpoint.task)
+        and checkpoint.task.get(name, absent) != value
     ]
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

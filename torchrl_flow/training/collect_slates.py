@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
 from torchrl_flow.training.progress import Progress
@@ -221,13 +222,21 @@ def relabel_slates(
     Raises:
         DataError: if the file holds no slates, its episodes are not whole, or its items are others.
     """
-    with np.load(data, allow_pickle=False) as file:
+    path = Path(data)
+    with open_npz(path) as file:
         wanted = ("slates", "clicks", "initial_slates", "initial_clicks", "metadata")
         missing = [name for name in wanted if name not in file.files]
         if missing:
             raise DataError(f"{data} cannot be relabelled: it lacks {missing}.")
-        slates, clicks, first_slates, first_clicks = (torch.from_numpy(file[name]) for name in wanted[:4])
-        metadata = json.loads(str(file["metadata"]))
+        arrays = [read_member(path, file, name) for name in wanted[:4]]
+        metadata = npz_metadata(path, file)
+    missing = [name for name in ("hashes", "length", "policy", "seed") if name not in metadata]
+    if missing:
+        raise DataError(f"{data} cannot be relabelled: its metadata lack {missing}.")
+    for name, array in zip(wanted, arrays):
+        if array.dtype.kind not in "fiub" or array.ndim != 2:
+            raise DataError(f"{name!r} in {data} must be rows of numbers, got {list(array.shape)} of {array.dtype}.")
+    slates, clicks, first_slates, first_clicks = map(torch.from_numpy, arrays)
     if metadata["hashes"]["catalogue"] != models.hashes["catalogue"]:
         raise DataError(f"{data} shows other items than the models know.")
     episodes, length = len(first_slates), metadata["length"]

@@ -8,7 +8,8 @@ import torch
 from torchrl.envs import EnvBase
 
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
-from torchrl_flow.training.tasks import PLANAR, evaluation_env
+from torchrl_flow.training.task_identity import PLANAR
+from torchrl_flow.training.tasks import evaluation_env
 
 __all__ = ["make_training_env", "training_env_options"]
 
