@@ -15,6 +15,7 @@ from torchrl_flow.training.conclusion import conclude
 from torchrl_flow.training.sardine_task import offline_task
 from torchrl_flow.training.slate_offline import SlateTask
 from torchrl_flow.training.tasks import evaluation_env
+from torchrl_flow.training.training_env import training_env_options
 
 __all__ = ["EvaluateArgs"]
 
@@ -99,8 +100,10 @@ class EvaluateArgs:
     def _in_task(self, policy: Any, checkpoint: TrainingCheckpoint, output: Path, episodes: int) -> str:
         if self.num_steps is not None:
             policy.num_steps = self.num_steps
-        names = ("num_envs", "max_episode_steps", "sim_backend")
-        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        options: dict[str, Any] = {"max_episode_steps": self.max_episode_steps}
+        if self.num_envs is not None or self.sim_backend is not None:
+            simulation: dict[str, Any] = {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
+            options |= training_env_options(checkpoint.task["task"], planar_envs=50, **simulation)
         result, report = conclude(
             output,
             policy,
