@@ -36,8 +36,12 @@ from torchrl_flow.training.macro_replay import (
 )
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
+from torchrl_flow.training.offline_envs import GymTask, offline_task
+from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import (
     BENCHMARK_COLUMNS,
@@ -49,10 +53,16 @@ from torchrl_flow.training.results import (
 from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.run_arguments import RunArgs, require_device
-from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
-from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
+from torchrl_flow.training.slate_offline import (
+    SlateTask,
+    action_box,
+    in_data_units,
+    load_state_policy,
+    q_diagnostics,
+)
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
     alias_demonstrations,
@@ -108,11 +118,13 @@ __all__ = [
     "EvaluateArgs",
     "EvaluationResult",
     "FrameRecorder",
+    "GymTask",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
     "NamedLossStepper",
     "NonFiniteError",
+    "OfflineTask",
     "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
@@ -134,6 +146,7 @@ __all__ = [
     "VariantResult",
     "Which",
     "action_bounds",
+    "action_box",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -148,7 +161,9 @@ __all__ = [
     "compare_num_steps",
     "compare_stages",
     "conclude",
+    "conclude_offline",
     "draw_curves",
+    "episode_returns",
     "evaluate",
     "evaluation_env",
     "finished_success",
@@ -156,6 +171,7 @@ __all__ = [
     "format_statuses",
     "git_commit",
     "gradient_step",
+    "in_data_units",
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
@@ -178,6 +194,7 @@ __all__ = [
     "minibatches",
     "mix_seeds",
     "observation_keys",
+    "offline_row",
     "offline_task",
     "open_checkpoint",
     "padding_of",
@@ -189,6 +206,7 @@ __all__ = [
     "read_evaluation",
     "read_metrics",
     "record_results",
+    "refusals_in_one_line",
     "relabel_slates",
     "replay_demonstrations",
     "require_actor_config",

@@ -17,13 +17,15 @@ from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
 from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 
 LatentClicks = Literal["predicted", "observed"]
 
 __all__ = ["CollectSlatesArgs", "LatentClicks", "RelabelSlatesArgs", "collect_slates", "relabel_slates"]
 
-_FORMAT = "torchrl_flow.slates"
+SLATE_FORMAT = "torchrl_flow.slates"
+"""What the metadata of its files say they are."""
 _FIRST_SEED = 100_000_000
 """Far from the seeds of training and evaluation."""
 
@@ -69,7 +71,8 @@ class CollectSlatesArgs:
                 f"There are no models in {self.models_path}. Train them first: "
                 f"`python -m torchrl_flow slate-models --env {self.env}`."
             )
-        path = collect_slates(self, SlateModels.load(self.models_path))
+        with refusals_in_one_line():
+            path = collect_slates(self, SlateModels.load(self.models_path))
         with np.load(path, allow_pickle=False) as file:
             rewards = file["rewards"]
             print(
@@ -124,7 +127,7 @@ def _rows(models: SlateModels, logs: SlateLogs, first_episode: int, latent_click
 
 def _metadata(models: SlateModels, **more: Any) -> dict[str, Any]:
     box = {"action_low": models.ranker.action_low.tolist(), "action_high": models.ranker.action_high.tolist()}
-    return {"format": _FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
+    return {"format": SLATE_FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
 
 
 def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bool = True) -> Path:
@@ -193,11 +196,10 @@ class RelabelSlatesArgs:
     def __call__(self) -> None:
         """Relabel and print the path."""
         torch.set_num_threads(self.threads)
-        print(
-            relabel_slates(
-                self.data, SlateModels.load(self.models), self.output, latent_clicks=self.latent_clicks
-            ).resolve()
-        )
+        with refusals_in_one_line():
+            models = SlateModels.load(self.models)
+            path = relabel_slates(self.data, models, self.output, latent_clicks=self.latent_clicks)
+        print(path.resolve())
 
 
 def relabel_slates(

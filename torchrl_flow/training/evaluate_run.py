@@ -12,8 +12,12 @@ import tyro
 from torchrl_flow.training.acting_policy import load_acting_policy, policy_kind, run_labels
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.conclusion import conclude
-from torchrl_flow.training.sardine_task import offline_task
-from torchrl_flow.training.slate_offline import SlateTask
+from torchrl_flow.training.files import write_json
+from torchrl_flow.training.offline_conclusion import action_distance, offline_lines, offline_row
+from torchrl_flow.training.offline_envs import offline_task
+from torchrl_flow.training.offline_task import OfflineTask
+from torchrl_flow.training.results import record_results
+from torchrl_flow.training.run import EVALUATION
 from torchrl_flow.training.tasks import evaluation_env
 from torchrl_flow.training.training_env import training_env_options
 
@@ -21,7 +25,7 @@ __all__ = ["EvaluateArgs"]
 
 EPISODES = 100
 CHUNK_OPTIONS = ("num_steps", "compare_steps", "noise_scales", "num_envs", "max_episode_steps", "sim_backend")
-DATA_OPTIONS = ("data", "models")
+DATA_OPTIONS = ("data", "env", "models")
 
 
 @dataclasses.dataclass
@@ -53,6 +57,8 @@ class EvaluateArgs:
     data: str | None = None
     """logged transitions of an offline baseline, whose environment it is evaluated in; the run's own where none is
     given"""
+    env: str | None = None
+    """environment of an offline baseline, where its data name none: gym/NAME, sardine/NAME or a slate environment"""
     models: str | None = None
     """belief encoder and ranker of that environment; the run's own where none is given"""
     output: str | None = None
@@ -123,17 +129,24 @@ class EvaluateArgs:
         return f"{result.summary()}\n{report.resolve()}"
 
     def _on_logged_data(self, policy: Any, checkpoint: TrainingCheckpoint, output: Path, episodes: int) -> str:
-        task, labels = self._slate_task(checkpoint), self._labels(checkpoint)
+        task, labels = self._offline_task(checkpoint), self._labels(checkpoint)
         samples = policy_kind(checkpoint).samples
+        if not task.has_env:
+            raise SystemExit(f"{checkpoint.path} was trained on data without an environment: name one (--env).")
         result = task.evaluate(policy, episodes=episodes, seed=self.first_seed, random=samples)
+        references = task.references(episodes=episodes)
+        figures = {"action_distance": action_distance(task, policy, random=samples)}
         if self.results is not None:
-            row = {"wall_s": checkpoint.metadata.get("wall_s", 0.0), "stage": labels["stage"], "seed": labels["seed"]}
-            task.record(self.results, labels["recipe"], result, episodes=episodes, **row)
-        lines = task.report(output, labels["recipe"], result, episodes=episodes)
-        return f"{lines}\n{(output / 'evaluation.json').resolve()}"
+            cost = {"episodes": episodes, "wall_s": checkpoint.metadata.get("wall_s", 0.0)}
+            row = offline_row(task, labels["recipe"], result, seed=labels["seed"], stage=labels["stage"], **cost)
+            record_results(self.results, [row], directory=output)
+        recipe = labels["recipe"]
+        scores = {recipe: result.mean, f"{recipe}_standard_error": result.standard_error, **references, **figures}
+        write_json(output / EVALUATION, scores)
+        return "\n".join([*offline_lines(recipe, result, references, figures), str((output / EVALUATION).resolve())])
 
-    def _slate_task(self, checkpoint: TrainingCheckpoint) -> SlateTask:
-        """Open the environment of the data that a policy was trained on."""
+    def _offline_task(self, checkpoint: TrainingCheckpoint) -> OfflineTask:
+        """Open the data that a policy was trained on, with its environment."""
         config = checkpoint.config
         data = self.data or config.get("data")
         if data is None or not Path(data).exists():
@@ -141,5 +154,12 @@ class EvaluateArgs:
                 f"{checkpoint.path} was trained on {data or 'data that it does not name'}, which is not here: name the "
                 "logged transitions (--data), from which its environment is made."
             )
-        gamma = {} if config.get("gamma") is None else {"gamma": config["gamma"]}
-        return offline_task(data, self.models or config.get("models"), **gamma)
+        options: dict[str, Any] = {"env": self.env or config.get("env"), "device": self.device}
+        options |= {} if config.get("gamma") is None else {"gamma": config["gamma"]}
+        task = offline_task(data, self.models or config.get("models"), **options)
+        sizes = {"state_dim": task.state_dim, "action_dim": task.action_dim}
+        described = checkpoint.module_configs.get("state_policy") or checkpoint.actor_config
+        differing = [f"{k}: the policy's {described[k]}, here {v}" for k, v in sizes.items() if described.get(k) != v]
+        if differing:
+            raise SystemExit(f"{data} is not what {checkpoint.path} was trained on. {'; '.join(differing)}.")
+        return task
