@@ -16,6 +16,7 @@ from torchrl_flow.training.files import write_json
 from torchrl_flow.training.offline_conclusion import action_distance, offline_lines, offline_row
 from torchrl_flow.training.offline_envs import offline_task
 from torchrl_flow.training.offline_task import OfflineTask
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.run import EVALUATION
 from torchrl_flow.training.tasks import evaluation_env
@@ -78,6 +79,16 @@ class EvaluateArgs:
 
     def __call__(self) -> None:
         """Evaluate, print the outcome and the path of the report."""
+        with refusals_in_one_line():
+            print(self.evaluate())
+
+    def evaluate(self) -> str:
+        """Evaluate, and return the lines to print.
+
+        Raises:
+            SystemExit: if an option does not apply to the kind of policy, or there is nothing to evaluate it in.
+            CheckpointError: if there is no policy that is known.
+        """
         torch.set_num_threads(self.threads)
         policy, checkpoint = load_acting_policy(self.checkpoint, which=self.which, device=self.device)
         kind = policy_kind(checkpoint)
@@ -85,8 +96,8 @@ class EvaluateArgs:
         output = Path(self.output) if self.output else checkpoint.run_directory / "evaluation"
         output.mkdir(parents=True, exist_ok=True)
         episodes = self.episodes or checkpoint.config.get("eval_episodes") or EPISODES
-        lines = (self._on_logged_data if kind.on_logged_data else self._in_task)(policy, checkpoint, output, episodes)
-        print(lines)
+        play = self._on_logged_data if kind.on_logged_data else self._in_task
+        return play(policy, checkpoint, output, episodes)
 
     def _refuse(self, names: tuple[str, ...], kind: str) -> None:
         """Refuse options that say nothing of this kind of policy."""
