@@ -112,7 +112,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
+        advantage=(args.advantage or "td") if args.baseline == "policy" else "critic",
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,

@@ -154,7 +154,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
+        advantage=(args.advantage or "td") if args.baseline == "policy" else "critic",
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,
@@ -206,7 +206,10 @@ def num_envs_of(args: Args, checkpoint: training.TrainingCheckpoint) -> int | No
     """Return the number of environments to collect in, None for one without a batch dimension."""
     task = checkpoint.task["task"]
     number = PLANAR_ENVS if args.num_envs is None and task == training.PLANAR else args.num_envs
-    training.require_num_envs(task, number)
+    try:
+        training.require_num_envs(task, number)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     if number is not None and args.chunks_per_batch is not None:
         raise SystemExit(f"--chunks-per-batch has no effect with {number} environments: leave it out.")
     return number

@@ -13,9 +13,14 @@ from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, TensorStorage
 
 from torchrl_flow.data.chunks import ChunkStorage
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import read_json
+from torchrl_flow.data.memmap_check import list_members, load_memmap, require_members, shape_of
 from torchrl_flow.data.step_ring import StepRing
 
 __all__ = ["MixedStorage", "OnlineWriter", "drawable"]
+
+_METADATA = "mixed_storage.json"
 
 
 def drawable(storage: TensorStorage | StepRing) -> int:
@@ -186,15 +191,26 @@ class MixedStorage(Storage):
         if rows is not None:
             rows.to("cpu").clone().memmap(path / "online")
         content = {"newest": newest, "shape": self._shape(rows)}
-        (path / "mixed_storage.json").write_text(json.dumps(content), encoding="utf-8")
+        (path / _METADATA).write_text(json.dumps(content), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`."""
+        """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+
+        Raises:
+            DataError: naming directory and member, if something is no plain tensor, missing or of another size.
+        """
         path = Path(path)
+        require_members(list_members(path, path), ("demos", "online", _METADATA), path, path)
+        content = read_json(path / _METADATA)
+        shape = shape_of(content.get("shape")) if isinstance(content, dict) else None
+        newest = content.get("newest") if isinstance(content, dict) else None
+        if shape is None or not isinstance(newest, int) or isinstance(newest, bool):
+            raise DataError(f"{path / _METADATA} must give the shape and the newest step of the online rows.")
+        rows = load_memmap(path / "online") if shape else None
+        if rows is not None and rows.shape != shape:
+            raise DataError(f"{path}: online has the shape {list(rows.shape)} and {_METADATA} says {list(shape)}.")
         self.demos.loads(path / "demos")
-        content = json.loads((path / "mixed_storage.json").read_text(encoding="utf-8"))
-        rows = TensorDict.load_memmap(path / "online") if content["shape"] else None
-        self._restore(rows, content["newest"])
+        self._restore(rows, newest)
 
     @staticmethod
     def _shape(rows: TensorDictBase | None) -> list[int]:

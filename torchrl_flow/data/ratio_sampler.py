@@ -14,7 +14,10 @@ from torch import Tensor
 from torchrl.data import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import read_json
 from torchrl_flow.data.mixed_storage import MixedStorage, drawable
+from torchrl_flow.data.replay_check import check_dump
 
 __all__ = ["LinearRatio", "RatioSampler", "split_batch"]
 
@@ -197,11 +200,20 @@ class RatioSampler(Sampler):
         (path / "ratio_sampler.json").write_text(json.dumps({"num_batches": self.num_batches}), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote."""
+        """Restores what :meth:`dumps` wrote.
+
+        Raises:
+            DataError: naming directory and member, if a file could run code or is no sampler's.
+        """
         path = Path(path)
+        check_dump(path)
+        content = read_json(path / "ratio_sampler.json")
+        count = content.get("num_batches") if isinstance(content, dict) else None
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise DataError(f"{path / 'ratio_sampler.json'} must give num_batches, a count, got {count!r}.")
         self.demo_sampler.loads(path / "demos")
         self.online_sampler.loads(path / "online")
-        self.num_batches = int(json.loads((path / "ratio_sampler.json").read_text(encoding="utf-8"))["num_batches"])
+        self.num_batches = count
 
     def __repr__(self) -> str:
         return f"RatioSampler(online_ratio={self.schedule!r}, {self.demo_sampler!r}, {self.online_sampler!r})"

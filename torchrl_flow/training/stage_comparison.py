@@ -20,6 +20,7 @@ from torchrl_flow.training.evaluation import evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.report import write_report
+from torchrl_flow.training.report_plots import plain_text
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
@@ -133,19 +134,21 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
 
     figure = Figure(figsize=(1.2 + 1.1 * len(results), 3.0), layout="constrained")
     axes = figure.subplots()
-    names = list(results)
+    places, names = list(range(len(results))), [plain_text(name) for name in results]
     success = all(result.success_once is not None for result in results.values())
     heights = [r.success_once_rate if success else r.returns.mean().item() for r in results.values()]
-    axes.bar(names, heights, color="#2563c9", width=0.6)
+    axes.bar(places, heights, color="#2563c9", width=0.6)
     if success:
         spans = [(rate - low, high - rate) for rate, (low, high) in zip(heights, _intervals(results))]
-        axes.errorbar(names, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
+        axes.errorbar(places, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
         axes.set_ylim(0, 1.05)
+    # Names are not formulas, whatever signs they have.
+    axes.set_xticks(places, names, parse_math=False)
     axes.set_ylabel("success once" if success else "return")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(plain_text(title), loc="left", fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 

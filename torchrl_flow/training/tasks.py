@@ -266,7 +266,8 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     if kwargs.get("max_episode_steps") is None:
         kwargs["max_episode_steps"] = task.get("max_episode_steps")
     config = flow_config(checkpoint)
-    wanted: dict[str, Any] = {**identity}
+    # The planar task has one control mode: another one in the checkpoint is named below, with both values.
+    wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
     wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
     env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
