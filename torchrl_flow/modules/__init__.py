@@ -13,6 +13,13 @@ from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, Spat
 from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import (
+    FEATURES_KEY,
+    feature_encoder,
+    flow_on_features,
+    frozen_features,
+    write_features,
+)
 from torchrl_flow.modules.latent_critic import make_latent_critics
 from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
@@ -37,6 +44,7 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "FEATURES_KEY",
     "ActionBox",
     "AliasConfig",
     "AliasMode",
@@ -82,6 +90,9 @@ __all__ = [
     "SteeredFlowActor",
     "VelocityNetwork",
     "draws_noise",
+    "feature_encoder",
+    "flow_on_features",
+    "frozen_features",
     "make_critic",
     "make_flow_actor",
     "make_latent_critics",
@@ -92,4 +103,5 @@ __all__ = [
     "make_state_value",
     "make_state_values",
     "random_shift",
+    "write_features",
 ]
