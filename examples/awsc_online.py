@@ -254,9 +254,7 @@ def train(
         metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         for _ in range(stepper.updates_due(buffer.write_count)):
             metrics |= stepper.update(buffer.sample())
-        ended = following["success"][following["done"]]
-        if ended.numel():
-            metrics["success"] = ended.float().mean()
+        metrics |= training.finished_success(data)
         run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)

@@ -39,6 +39,7 @@ from torchrl_flow.modules import (
     NoisyFlowActor,
     StateValue,
     StateValueConfig,
+    flow_on_features,
     make_noise_net,
     make_state_value,
 )
@@ -145,7 +146,7 @@ def keeps_features(args: Args, actor: FlowActor) -> bool:
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:
     """Build the noise around the flow, and the value of states on the features of its encoder."""
-    features_key = "features" if keeps_features(args, actor) else None
+    actor = flow_on_features(actor) if keeps_features(args, actor) else actor
     noise_net = make_noise_net(NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max), actor)
     noisy = NoisyFlowActor(
         actor,
@@ -153,9 +154,8 @@ def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateVa
         log_prob_reduction=args.log_prob_reduction,
         mean_bound=args.mean_bound,
         train_encoder=args.train_encoder,
-        features_key=features_key,
     )
-    return noisy, make_state_value(StateValueConfig(), actor, features_key=features_key)
+    return noisy, make_state_value(StateValueConfig(), actor)
 
 
 def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[ReinFlowPPOLoss, GAE]:
@@ -185,10 +185,10 @@ def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[Rei
     return loss_module, gae
 
 
-def make_rollouts(args: Args, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
+def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
     """Let the noisy policy act; observations are kept as the networks read them."""
-    if keeps_features(args, noisy.flow_actor):
-        training.append_features(env, noisy.flow_actor.encoder)
+    if keeps_features(args, actor):
+        training.append_features(env, actor)
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
     return training.ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
@@ -240,7 +240,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
     loss_module, gae = make_loss(args, noisy, value)
-    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, noisy, env)
+    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, actor, noisy, env)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))

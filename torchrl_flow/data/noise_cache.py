@@ -46,10 +46,14 @@ def module_digest(module: nn.Module) -> str:
 
 
 def data_digest(data: DemoReplayBuffer) -> str:
-    """Return the SHA-256 of what a demo buffer's rows are made of: its files' checksums and how chunks are folded."""
+    """Return the SHA-256 of what a demo buffer's observations and actions are made of: files and folding of chunks.
+
+    The discount is no part of it: it folds rewards alone.
+    """
     columns = data.store.metadata["columns"]
     sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
-    text = json.dumps([sums, data._storage.state_dict()], sort_keys=True, default=str)
+    folding = {key: value for key, value in data._storage.state_dict().items() if key != "gamma"}
+    text = json.dumps([sums, folding], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,13 +13,19 @@ from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, Spat
 from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import (
+    FEATURES_KEY,
+    feature_encoder,
+    flow_on_features,
+    frozen_features,
+    write_features,
+)
 from torchrl_flow.modules.latent_critic import make_latent_critics
 from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
 from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
-from torchrl_flow.modules.observation_features import ObservationFeatures
 from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.scaled_noise import ScaledNoise
 from torchrl_flow.modules.single_step import SingleStepActor
@@ -37,6 +43,7 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "FEATURES_KEY",
     "ActionBox",
     "AliasConfig",
     "AliasMode",
@@ -62,7 +69,6 @@ __all__ = [
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
-    "ObservationFeatures",
     "PixelEncoder",
     "PriorMixture",
     "QEnsemble",
@@ -82,6 +88,9 @@ __all__ = [
     "SteeredFlowActor",
     "VelocityNetwork",
     "draws_noise",
+    "feature_encoder",
+    "flow_on_features",
+    "frozen_features",
     "make_critic",
     "make_flow_actor",
     "make_latent_critics",
@@ -92,4 +101,5 @@ __all__ = [
     "make_state_value",
     "make_state_values",
     "random_shift",
+    "write_features",
 ]

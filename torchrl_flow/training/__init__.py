@@ -3,6 +3,14 @@
 The loops themselves are in the recipes.
 """
 
+from torchrl_flow.training.acting_policy import (
+    POLICY_KINDS,
+    PolicyKind,
+    RunLabels,
+    load_acting_policy,
+    policy_kind,
+    run_labels,
+)
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import (
     TrainingCheckpoint,
@@ -16,6 +24,7 @@ from torchrl_flow.training.conclusion import best_of_variants, can_film, conclud
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import append_features, base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.training.evaluate_run import EvaluateArgs
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
@@ -25,6 +34,13 @@ from torchrl_flow.training.finite import (
     require_finite_modules,
 )
 from torchrl_flow.training.loss_groups import LossGroup
+from torchrl_flow.training.macro_replay import (
+    ReplayState,
+    macro_replay,
+    macro_transitions,
+    replay_demonstrations,
+    steered_rollouts,
+)
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
@@ -41,7 +57,7 @@ from torchrl_flow.training.results import (
     append_result,
     record_results,
 )
-from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
+from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.run_arguments import RunArgs, require_device
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
@@ -56,14 +72,13 @@ from torchrl_flow.training.slate_offline import (
 )
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
-    LATENT_POLICY,
     alias_demonstrations,
     latent_value_gap,
     load_latent_policy,
     load_steered,
-    macro_replay,
-    macro_transitions,
     policy_demonstrations,
+    start_latent_policy,
+    steering_flow,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
@@ -78,14 +93,18 @@ from torchrl_flow.training.task_identity import (
     task_info,
 )
 from torchrl_flow.training.tasks import (
+    LATENT_POLICY,
     evaluation_env,
+    flow_config,
     load_critic,
     load_policy,
     make_task_chunk_env,
     make_task_env,
     observation_keys,
+    open_checkpoint,
     require_actor_config,
 )
+from torchrl_flow.training.training_env import make_training_env, training_env_options
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 from torchrl_flow.training.warm_start import warm_start
@@ -95,6 +114,7 @@ __all__ = [
     "EVALUATION",
     "LATENT_POLICY",
     "PLANAR",
+    "POLICY_KINDS",
     "RESULT_COLUMNS",
     "CheckpointDirectory",
     "ChunkRollouts",
@@ -102,6 +122,7 @@ __all__ = [
     "CollectSlatesArgs",
     "CurvesArgs",
     "DemoSource",
+    "EvaluateArgs",
     "EvaluationResult",
     "FrameRecorder",
     "GymTask",
@@ -111,10 +132,13 @@ __all__ = [
     "NamedLossStepper",
     "NonFiniteError",
     "OfflineTask",
+    "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
+    "ReplayState",
     "Run",
     "RunArgs",
+    "RunLabels",
     "RunLogger",
     "RunStatus",
     "SardineTask",
@@ -150,6 +174,8 @@ __all__ = [
     "episode_returns",
     "evaluate",
     "evaluation_env",
+    "finished_success",
+    "flow_config",
     "format_statuses",
     "git_commit",
     "gradient_step",
@@ -157,6 +183,7 @@ __all__ = [
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
+    "load_acting_policy",
     "load_checkpoint",
     "load_critic",
     "load_latent_policy",
@@ -169,6 +196,7 @@ __all__ = [
     "make_demonstrations",
     "make_task_chunk_env",
     "make_task_env",
+    "make_training_env",
     "markdown_table",
     "mean_and_deviation",
     "minibatches",
@@ -176,16 +204,19 @@ __all__ = [
     "observation_keys",
     "offline_row",
     "offline_task",
+    "open_checkpoint",
     "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
+    "policy_kind",
     "q_diagnostics",
     "read_evaluation",
     "read_metrics",
     "record_results",
     "refusals_in_one_line",
     "relabel_slates",
+    "replay_demonstrations",
     "require_actor_config",
     "require_demonstrations_of",
     "require_device",
@@ -195,18 +226,23 @@ __all__ = [
     "reset_with_seeds",
     "round_trip_return",
     "run_curve",
+    "run_labels",
     "run_status",
     "run_sweep",
     "save_checkpoint",
     "seed_everything",
     "select_variants",
     "stages_svg",
+    "start_latent_policy",
+    "steered_rollouts",
+    "steering_flow",
     "success_metrics",
     "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
     "train_slate_models",
+    "training_env_options",
     "variant_labels",
     "video_suffix",
     "warm_start",

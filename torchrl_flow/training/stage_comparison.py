@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_flow.modules import FlowActor, SteeredFlowActor
+from torchrl_flow.training.acting_policy import load_acting_policy
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.training.evaluation import evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.report import write_report
 from torchrl_flow.training.report_plots import plain_text
-from torchrl_flow.training.results import append_result
+from torchrl_flow.training.results import record_results
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
 __all__ = ["compare_stages", "stages_svg"]
@@ -29,7 +32,7 @@ _COLUMNS = ("success_once", "success_once_low", "success_once_high", "success_at
 
 def compare_stages(
     directory: str | Path,
-    stages: Mapping[str, FlowActor | SteeredFlowActor],
+    stages: Mapping[str, FlowActor | SteeredFlowActor | TrainingCheckpoint | str | Path],
     env: EnvBase,
     seeds: Sequence[int],
     *,
@@ -47,7 +50,8 @@ def compare_stages(
 
     Args:
         directory: where ``stages.csv``, ``stages.svg`` and ``stages.html`` go.
-        stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``.
+        stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``, or the checkpoints or runs that hold
+            them (:func:`~torchrl_flow.training.load_acting_policy`).
         env: chunk env for evaluation.
         seeds: one per episode.
 
@@ -56,7 +60,7 @@ def compare_stages(
         recipe: name of the recipe.
         seed: seed of the training.
         diagnostics: further columns of the table by stage, such as ``q_prior`` and ``q_policy``.
-        results: ``results.csv`` to append to, a row for each stage.
+        results: ``results.csv`` to write to, a row for each stage; those of an earlier comparison are replaced.
         env_steps: environment steps that training took, by stage.
         wall_s: seconds that training took, by stage.
         notes: paragraphs for the report.
@@ -73,7 +77,10 @@ def compare_stages(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     diagnostics, env_steps, wall_s = diagnostics or {}, env_steps or {}, wall_s or {}
-    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in stages.items()}
+    actors = {
+        name: given if isinstance(given, nn.Module) else load_acting_policy(given)[0] for name, given in stages.items()
+    }
+    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in actors.items()}
     rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
     _write_table(directory / "stages.csv", rows)
     if _has_matplotlib:
@@ -90,9 +97,13 @@ def compare_stages(
     )
     if results is not None:
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
-        for name, result in found.items():
-            cost = {"env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
-            append_result(results, **columns, stage=name, **cost, **result.result_columns())
+        rows = [
+            {**columns, "stage": name, "env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
+            | result.result_columns()
+            for name, result in found.items()
+        ]
+        # Not in the directory itself, where the run remembers the rows of its own stage.
+        record_results(results, rows, directory=directory / "comparison")
     return found
 
 

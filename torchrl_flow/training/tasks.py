@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,22 +15,27 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 from torchrl_flow.training.task_identity import PLANAR, require_num_envs, task_info
 
 ObsMode = Literal["state", "rgb", "rgb+state"]
-
+LATENT_POLICY = "latent_policy"
+"""Role of the latent policy in checkpoints."""
 PLANAR_CONTROL_MODE = "delta_position"
 
 __all__ = [
+    "LATENT_POLICY",
     "ObsMode",
     "evaluation_env",
+    "flow_config",
     "load_critic",
     "load_policy",
     "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
+    "open_checkpoint",
+    "rebuild_flow",
     "require_actor_config",
 ]
 
@@ -88,14 +95,49 @@ def make_task_env(
     return ManiSkillEnv(task, num_envs=num_envs, obs_mode=obs_mode, ignore_terminations=ignore_terminations, **kwargs)
 
 
+def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
+    """Return the checkpoint itself, or open the file or the run that is named.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+    """
+    if isinstance(source, TrainingCheckpoint):
+        return source
+    return load_checkpoint(source, which=which)
+
+
+def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
+    """Return the description of a checkpoint's flow, with the number of sampling steps that it was trained to act with.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no flow policy.
+    """
+    if not checkpoint.actor_config:
+        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    # Older files of steered flows have the K of --num-steps among the script's arguments alone.
+    steered = LATENT_POLICY in checkpoint.module_configs
+    num_steps = checkpoint.config.get("num_steps") if steered else None
+    return config if num_steps is None else dataclasses.replace(config, num_steps=num_steps)
+
+
 def load_policy(
-    source: str | Path | TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+    source: str | Path | TrainingCheckpoint,
+    *,
+    role: str | None = None,
+    which: Which = "last",
+    device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint]:
-    """Rebuild a flow policy from a checkpoint alone.
+    """Rebuild the flow of a checkpoint: what a later stage starts from.
+
+    What acts in a run may be more than its flow: :func:`~torchrl_flow.training.load_acting_policy` rebuilds that. Of a
+    flow that is steered the latent policy is left behind, with a warning.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         role: which weights; the averaged ones (``ema_policy``) where there are any, else ``policy``.
+        which: of a run, the last checkpoint or the best one.
         device: where the policy goes.
 
     Returns:
@@ -104,14 +146,22 @@ def load_policy(
     Raises:
         CheckpointError: if the checkpoint holds no flow policy.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
-    if not checkpoint.actor_config:
-        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    checkpoint = open_checkpoint(source, which)
+    if LATENT_POLICY in checkpoint.module_configs:
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
+    return rebuild_flow(checkpoint, role=role, device=device), checkpoint
+
+
+def rebuild_flow(
+    checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+) -> FlowActor:
+    """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
+    actor = make_flow_actor(flow_config(checkpoint))
     if role is None:
         role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
-    actor = make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config))
     checkpoint.restore(modules={role: actor})
-    return actor.to(device).eval(), checkpoint
+    return actor.to(device).eval()
 
 
 def require_actor_config(
@@ -140,7 +190,7 @@ def require_actor_config(
 
 
 def load_critic(
-    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None, which: Which = "last"
 ) -> tuple[QEnsemble, TrainingCheckpoint]:
     """Rebuild the critic of action chunks from a checkpoint.
 
@@ -149,11 +199,12 @@ def load_critic(
         actor: the policy whose chunks it values, as :func:`load_policy` gives it; a critic that shares its encoder
             writes its weights into it.
         role: which weights; the averaged ones (``target_critic``) where there are any, else ``critic``.
+        which: of a run, the last checkpoint or the best one.
 
     Raises:
         CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    checkpoint = open_checkpoint(source, which)
     if "critic" not in checkpoint.module_configs:
         raise CheckpointError(
             f"{checkpoint.path} holds no critic, only {', '.join(checkpoint.roles) or 'nothing'}: it was written by a "
@@ -199,7 +250,7 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
         **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
-            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where None.
+            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
@@ -212,9 +263,9 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     # Before the simulator is started, and with both values named.
     require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
     kwargs = {key: value for key, value in kwargs.items() if key not in identity}
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
     if kwargs.get("max_episode_steps") is None:
         kwargs["max_episode_steps"] = task.get("max_episode_steps")
+    config = flow_config(checkpoint)
     # The planar task has one control mode: another one in the checkpoint is named below, with both values.
     wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
     wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
