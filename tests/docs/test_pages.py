@@ -24,8 +24,8 @@ FINAL = {
 }
 """What must hold after the last block of a page, by the names that the page has defined."""
 
-COMPILED_ONLY = {"docs/slates.md"}
-"""Pages whose code opens runs that the commands on the page have trained before."""
+COMPILED_ONLY = {"docs/slates.md": "runs/td3_bc-pendulum-0"}
+"""Blocks of pages that open runs which the commands on the page have trained before: they are compiled, not run."""
 
 
 def pages() -> dict[str, list[str]]:
@@ -35,8 +35,8 @@ def pages() -> dict[str, list[str]]:
 
 
 def test_each_page_with_a_promise_is_there():
-    assert set(FINAL) | COMPILED_ONLY <= set(pages())
-    assert not set(FINAL) & COMPILED_ONLY
+    assert set(FINAL) <= set(pages())
+    assert all(any(run in block for block in pages()[page]) for page, run in COMPILED_ONLY.items())
 
 
 @pytest.mark.parametrize("page", list(pages()))
@@ -48,7 +48,7 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     for block in pages()[page]:
         first = text[: text.index(block)].count("\n")  # so that a traceback names the line of the page
         code = compile("\n" * first + block, str(ROOT / page), "exec")
-        if page not in COMPILED_ONLY:
+        if page not in COMPILED_ONLY or COMPILED_ONLY[page] not in block:
             exec(code, names)
     assert FINAL.get(page, lambda names: True)(names)
 
