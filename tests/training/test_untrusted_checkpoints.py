@@ -513,7 +513,7 @@ def test_the_name_of_an_environment_imports_nothing():
     ("change", "part"),
     [
         ({"colour": 1}, "colour"),
-        ({"width": "wide"}, "wide"),
+        ({"width": "wide"}, "'str'"),
         ({"width": -3}, "width"),
         ({"network": "pickle"}, "pickle"),
         ({"pred_horizon": None}, "NoneType"),
