@@ -58,9 +58,9 @@ class ManiSkillEnv(ManiSkillWrapper):
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:
-        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command that mends it.
-        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command that
-            mends it.
+        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command to run.
+        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command to
+            run.
         ValueError: when an argument is not among those allowed.
 
     Examples:
