@@ -45,8 +45,8 @@ myst_enable_extensions = ["deflist", "colon_fence"]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_flow).*"),
-    # Protocols of callables, which the arguments' descriptions say in words, and keys of losses.
-    (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys)"),
+    # Protocols of callables, which the arguments' descriptions say in words, keys of losses, and a base class.
+    (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys|CheckedReplayBuffer)"),
 ]
 
 
