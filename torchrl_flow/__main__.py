@@ -151,7 +151,7 @@ class Versions:
 
 def _state_tasks() -> str:
     from torchrl_flow.envs import ManiSkillUnavailableError
-    from torchrl_flow.envs._maniskill_check import require_maniskill
+    from torchrl_flow.envs.maniskill.requirements import require_maniskill
 
     try:
         require_maniskill()
@@ -162,7 +162,7 @@ def _state_tasks() -> str:
 
 def _rendering() -> str:
     from torchrl_flow.envs import RenderDeviceError
-    from torchrl_flow.envs._maniskill_check import require_render_backend
+    from torchrl_flow.envs.maniskill.requirements import require_render_backend
 
     try:
         return f"ManiSkill renders ({require_render_backend('rendering')})"

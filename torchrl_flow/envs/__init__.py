@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torchrl_flow.envs._maniskill_check import ManiSkillUnavailableError, RenderDeviceError
 from torchrl_flow.envs._planar_demonstrator import DEMO_QUALITIES, PlanarDemonstrator
 from torchrl_flow.envs._planar_demos import collect_demonstrations
 from torchrl_flow.envs._planar_dynamics import PlanarGeometry
-from torchrl_flow.envs.maniskill import ManiSkillEnv, ManiSkillWrapper
+from torchrl_flow.envs.maniskill import (
+    ManiSkillEnv,
+    ManiSkillUnavailableError,
+    ManiSkillWrapper,
+    RenderDeviceError,
+)
 from torchrl_flow.envs.planar import PlanarPickPlaceEnv
 from torchrl_flow.envs.slate import (
     SLATE_ENVS,

@@ -6,26 +6,24 @@ from typing import Any
 
 import torch
 
-from torchrl_flow.envs._maniskill_build import (
-    MAX_EPISODE_STEPS,
-    OBS_MODES,
+from torchrl_flow.envs.maniskill.build import (
     check_arguments,
     check_task,
     default_max_episode_steps,
     make_env,
     resolve_visuals,
 )
-from torchrl_flow.envs._maniskill_check import require_maniskill
-from torchrl_flow.envs._maniskill_wrapper import ManiSkillWrapper
+from torchrl_flow.envs.maniskill.requirements import require_maniskill
+from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
 
-__all__ = ["MAX_EPISODE_STEPS", "OBS_MODES", "ManiSkillEnv", "ManiSkillWrapper"]
+__all__ = ["ManiSkillEnv"]
 
 
 class ManiSkillEnv(ManiSkillWrapper):
     """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
 
     In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
-    observations and rewards (:mod:`torchrl_flow.envs.headless`).
+    observations and rewards (:mod:`torchrl_flow.envs.maniskill.headless`).
 
     Args:
         task: ManiSkill id of the task, such as ``"PickCube-v1"``.

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from torchrl_flow.envs._maniskill_check import detect_render_backend, require_render_backend
-from torchrl_flow.envs.headless import headless
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.requirements import detect_render_backend, require_render_backend
 
 OBS_MODES = ("state", "rgb", "rgb+state")
 

@@ -11,17 +11,17 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data.tensor_specs import Unbounded
 from torchrl.envs.common import _EnvWrapper
 
-from torchrl_flow.envs._maniskill_check import RENDER_COMMAND, RenderDeviceError
-from torchrl_flow.envs._maniskill_reset import EpisodeResets
-from torchrl_flow.envs._maniskill_specs import (
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.render_gate import RenderGate
+from torchrl_flow.envs.maniskill.requirements import RENDER_COMMAND, RenderDeviceError
+from torchrl_flow.envs.maniskill.resets import EpisodeResets
+from torchrl_flow.envs.maniskill.specs import (
     action_spec,
     choose_camera,
     done_spec,
     has_cameras,
     observation_spec,
 )
-from torchrl_flow.envs._render_gate import RenderGate
-from torchrl_flow.envs.headless import headless
 from torchrl_flow.functional.observation import flatten_state, state_paths
 
 _NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "single_observation_space")
