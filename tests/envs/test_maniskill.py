@@ -210,7 +210,7 @@ def test_task_info_and_dense_rewards():
         ({"obs_mode": "rgbd"}, r"obs_mode='rgbd' is not one of 'state', 'rgb', 'rgb\+state'"),
         ({"sim_backend": "gpu"}, r"sim_backend='gpu' is neither 'physx_cpu' nor 'physx_cuda'"),
         ({"num_envs": 0}, r"num_envs=0 must be at least 1, or None"),
-        ({"num_envs": 2}, r"num_envs=2 is not possible with sim_backend='physx_cpu'.*ParallelEnv"),
+        ({"num_envs": 2, "obs_mode": "rgb"}, r"num_envs=2 with sim_backend='physx_cpu'.*ParallelEnv"),
         ({"obs_mode": "rgb", "visuals": False}, r"visuals=False leaves nothing to render for obs_mode='rgb'"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from torchrl_flow.envs.maniskill.batched import make_batched
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import detect_render_backend, require_render_backend
 
@@ -42,10 +43,10 @@ def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visua
         raise ValueError(
             f"num_envs={num_envs} must be at least 1, or None for an environment without a batch dimension."
         )
-    if (num_envs or 1) > 1 and sim_backend == "physx_cpu":
+    if (num_envs or 1) > 1 and sim_backend == "physx_cpu" and "rgb" in obs_mode:
         raise ValueError(
-            f"num_envs={num_envs} is not possible with sim_backend='physx_cpu', which simulates one "
-            "environment a process: use torchrl.envs.ParallelEnv, or sim_backend='physx_cuda'."
+            f"num_envs={num_envs} with sim_backend='physx_cpu' simulates states, and obs_mode={obs_mode!r} renders: "
+            "put single environments in a torchrl.envs.ParallelEnv, use sim_backend='physx_cuda', or 'state'."
         )
     if sim_backend.startswith("physx_cuda") and not torch.cuda.is_available():
         raise ValueError(f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'.")
@@ -102,14 +103,17 @@ def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
     return detect_render_backend() != "none" if visuals is None else visuals
 
 
-def make_env(task: str, visuals: bool, **kwargs: Any) -> Any:
+def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threads: int | None, **kwargs: Any) -> Any:
     """Makes the gymnasium environment of a task, with or without visuals."""
     import gymnasium
 
     kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
     kwargs.setdefault("render_backend", detect_render_backend() if visuals else "none")
     with headless(not visuals), _quiet_build():
-        return gymnasium.make(task, **kwargs)
+        if num_envs > 1 and sim_backend == "physx_cpu":
+            threads = torch.get_num_threads() if threads is None else threads
+            return make_batched(task, num_envs, threads, sim_backend=sim_backend, **kwargs)
+        return gymnasium.make(task, num_envs=num_envs, sim_backend=sim_backend, **kwargs)
 
 
 @contextlib.contextmanager

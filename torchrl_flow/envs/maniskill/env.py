@@ -30,8 +30,8 @@ class ManiSkillEnv(ManiSkillWrapper):
 
     Keyword Args:
         num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
-            More than one needs ``sim_backend="physx_cuda"``: on the CPU, put several in a
-            :class:`~torchrl.envs.ParallelEnv`.
+            On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
+            (:mod:`torchrl_flow.envs.maniskill.physx_batch`).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
         control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
@@ -52,6 +52,9 @@ class ManiSkillEnv(ManiSkillWrapper):
         visuals: whether to build what can be seen, which takes a Vulkan device. Default: ``None``, where the
             observations have pixels or there is such a device.
         device: where actions come from and tensors go to. Default: the device of the simulation.
+        threads: CPU threads that step the sub-environments of ``"physx_cpu"``. Default: ``torch.get_num_threads()``.
+        clean_resets: whether a reset leaves nothing of earlier episodes in the simulation, so that an episode depends
+            on its seed and actions alone. Default: yes on a CPU; not possible on a GPU.
         seed: first seed of the environment's generator. Default: drawn from the operating system.
         **kwargs: passed to ``gymnasium.make``.
 
@@ -84,6 +87,8 @@ class ManiSkillEnv(ManiSkillWrapper):
         reconfiguration_freq: int | None = None,
         visuals: bool | None = None,
         device: torch.device | str | int | None = None,
+        threads: int | None = None,
+        clean_resets: bool | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,10 +100,12 @@ class ManiSkillEnv(ManiSkillWrapper):
         if render_size is not None:
             height, width = (render_size, render_size) if isinstance(render_size, int) else render_size
             kwargs["sensor_configs"] = {**kwargs.get("sensor_configs", {}), "height": height, "width": width}
+        many_on_cpu = (num_envs or 1) > 1 and sim_backend == "physx_cpu"
         env = make_env(
             task,
-            resolve_visuals(obs_mode, visuals),
+            not many_on_cpu and resolve_visuals(obs_mode, visuals),
             num_envs=num_envs or 1,
+            threads=threads,
             obs_mode=obs_mode,
             control_mode=control_mode,
             sim_backend=sim_backend,
@@ -113,5 +120,6 @@ class ManiSkillEnv(ManiSkillWrapper):
             device=device,
             camera=camera,
             ignore_terminations=ignore_terminations,
+            clean_resets=clean_resets,
             seed=seed,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -23,9 +23,13 @@ class EpisodeResets:
         env: the environment made by ``gymnasium.make``.
         num_envs: number of its sub-environments.
         device: device of the simulation.
+        renew: called with the rows that are reset before they are, where their scenes are not rebuilt.
     """
 
-    def __init__(self, env: Any, num_envs: int, device: torch.device) -> None:
+    def __init__(
+        self, env: Any, num_envs: int, device: torch.device, renew: Callable[[Iterable[int]], None] | None = None
+    ) -> None:
+        self._renew = renew
         self._env = env
         self._num_envs = num_envs
         self._device = device
@@ -76,7 +80,13 @@ class EpisodeResets:
     ) -> tuple[Any, dict[str, Any]]:
         if ids is not None:
             options = {**options, "env_idx": ids}
+        if self._renew is not None and not self._rebuilds_now(options):
+            self._renew(range(self._num_envs) if ids is None else ids.tolist())
         return self._env.reset(seed=seeds, options=options)
+
+    def _rebuilds_now(self, options: Mapping[str, Any]) -> bool:
+        counter = getattr(self._env.unwrapped, "_reconfig_counter", None)
+        return bool(options.get("reconfigure", False)) or (self.reconfigures and counter == 0)
 
     def _reset_one_by_one(
         self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int]

@@ -1,0 +1,276 @@
+"""Many SAPIEN CPU systems behind the part of ``PhysxGpuSystem`` that ManiSkill uses.
+
+Above its physics ManiSkill is written for a batch, and everything it does to a batched simulation goes through
+one object, ``scene.px``. On a GPU this is ``sapien.physx.PhysxGpuSystem``: buffers of all bodies' states, which
+``gpu_fetch_*`` fills and ``gpu_apply_*`` writes to the simulation. :class:`PhysxCpuBatch` has these buffers as CPU
+tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
+
+- ``timestep``, ``step``, ``get_contacts``, ``get_scene_offset``, ``gpu_init``, ``sync_poses_gpu_to_cpu``;
+- ``cuda_rigid_body_data`` and ``cuda_articulation_{qpos, qvel, qf, qacc, target_qpos, target_qvel}``, all fetches and
+  applies of these, ``gpu_update_articulation_kinematics``;
+- ``cuda_rigid_body_force`` and ``gpu_apply_rigid_dynamic_force``;
+- the queries of contact impulses, of pairs and of bodies (:mod:`torchrl_flow.envs.maniskill.contacts`).
+
+It differs from the GPU's in what makes it equal to ManiSkill's single environment on a CPU. Nothing is read before
+somebody looks at a buffer, and what is read is then up to date. Only rows that changed are written: writing a pose
+anew, even an equal one, drops PhysX's contact caches. Drive targets that a controller set are written to all its
+joints, equal or not, as the single environment does: it keeps the robot from falling asleep. The steps of a control
+step are run together, one sub-environment after the other, which keeps its data in the processor's cache.
+
+Checked with the versions of :data:`CHECKED_VERSIONS`. It relies on the layout of ``PhysxCpuSystem.pack()`` and
+``Scene.pack_poses()``, which :meth:`PhysxCpuBatch.gpu_init` compares with the bodies' own getters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchrl_flow.envs.maniskill.contacts import ContactImpulses
+from torchrl_flow.envs.maniskill.layout import BatchLayout
+
+CHECKED_VERSIONS = {"mani_skill": "3.0.1", "sapien": "3.0.3"}
+"""Versions of the packages with which the batch was found equal to the single environment."""
+
+__all__ = ["CHECKED_VERSIONS", "PhysxCpuBatch"]
+
+
+class _Buffer:
+    """A tensor with the interface of SAPIEN's ``CudaArray``; ``before`` runs before anybody gets it."""
+
+    def __init__(self, shape: Sequence[int], before: Any) -> None:
+        self.tensor = torch.zeros(*shape)
+        self.array = self.tensor.numpy()
+        self._before = before
+
+    def torch(self) -> torch.Tensor:
+        self._before()
+        return self.tensor
+
+
+class PhysxCpuBatch:
+    """The simulation of N sub-environments, see the head of this file.
+
+    Args:
+        scenes: one ``sapien.Scene`` a sub-environment, each with a ``PhysxCpuSystem`` of its own. The list is shared
+            with ManiSkill's scene, so that a renewed sub-scene is seen by both.
+        threads: how many threads step the systems; ``step`` of SAPIEN releases Python's global lock.
+    """
+
+    def __init__(self, scenes: list[Any], threads: int = 1) -> None:
+        self.scenes = scenes
+        self.systems: list[Any] = [scene.physx_system for scene in scenes]
+        self._threads = max(1, min(threads, len(scenes)))
+        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self._pending = 0
+        self._stale = True
+        self._layout: BatchLayout | None = None
+        self.contacts = ContactImpulses(self.systems)
+
+    # ---- what is there
+
+    @property
+    def timestep(self) -> float:
+        """Seconds of one step."""
+        return self.systems[0].timestep
+
+    @timestep.setter
+    def timestep(self, value: float) -> None:
+        for system in self.systems:
+            system.timestep = value
+
+    @property
+    def layout(self) -> BatchLayout:
+        """Numbering of bodies and articulations; there from ``gpu_init`` on."""
+        if self._layout is None:
+            raise RuntimeError("the bodies of a scene have rows in the buffers once it is built, after gpu_init().")
+        return self._layout
+
+    def get_scene_offset(self, scene: Any) -> np.ndarray:
+        """Return zeros: every sub-scene is a world of its own."""
+        return np.zeros(3, dtype=np.float32)
+
+    def gpu_init(self) -> None:
+        """Number bodies and articulations, and make the buffers."""
+        layout = self._layout = BatchLayout(self.scenes, self.systems)
+        bodies, (count, dof) = len(layout.bodies), layout.joint_shape
+        self.cuda_rigid_body_data = _Buffer((bodies, 13), self._sync)
+        self.cuda_rigid_dynamic_data = self.cuda_articulation_link_data = self.cuda_rigid_body_data
+        self.cuda_rigid_body_force = _Buffer((bodies, 4), self._run)
+        for name in ("qpos", "qvel"):
+            setattr(self, f"cuda_articulation_{name}", _Buffer((count, dof), self._sync))
+        self.cuda_articulation_qf = _Buffer((count, dof), self._run)
+        self.cuda_articulation_qacc = _Buffer((count, dof), self._read_accelerations)
+        self.cuda_articulation_target_qpos = _Buffer((count, dof), self._touch_positions)
+        self.cuda_articulation_target_qvel = _Buffer((count, dof), self._touch_velocities)
+        self._touched = [False, False]
+        self._seen_bodies = np.zeros((bodies, 13), np.float32)
+        self._seen_joints = {name: np.zeros((count, dof), np.float32) for name in ("qpos", "qvel", "qf")}
+        layout.read_targets(self.cuda_articulation_target_qpos.array, self.cuda_articulation_target_qvel.array)
+        self._stale = True
+        self._sync()
+        layout.check(self.cuda_rigid_body_data.array)
+
+    # ---- reading
+
+    def _sync(self) -> None:
+        """Bring the buffers of positions and velocities up to date."""
+        self._run()
+        if not self._stale:
+            return
+        self._stale = False
+        self._link_velocities_read = False
+        joints = self.cuda_articulation_qpos.array, self.cuda_articulation_qvel.array
+        self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints)
+        self._seen_bodies[:] = self.cuda_rigid_body_data.array
+        self._seen_joints["qpos"][:], self._seen_joints["qvel"][:] = joints
+
+    def body_data(self, with_velocities: bool = True) -> torch.Tensor:
+        """Return ``[bodies, 13]``, with the velocities of an articulation's inner links too, which few look at."""
+        self._sync()
+        if with_velocities and not self._link_velocities_read:
+            self._link_velocities_read = True
+            for row, link in self.layout.inner_links:
+                velocity = (*link.linear_velocity, *link.angular_velocity)
+                self.cuda_rigid_body_data.array[row, 7:] = self._seen_bodies[row, 7:] = velocity
+        return self.cuda_rigid_body_data.tensor
+
+    def _read_accelerations(self) -> None:
+        self._run()
+        for row, articulation in enumerate(self.layout.articulations):
+            self.cuda_articulation_qacc.array[row, : articulation.dof] = articulation.qacc
+
+    def _fetch(self) -> None:
+        self._stale = True
+
+    gpu_fetch_rigid_dynamic_data = gpu_fetch_articulation_link_pose = gpu_fetch_articulation_link_velocity = _fetch
+    gpu_fetch_articulation_qpos = gpu_fetch_articulation_qvel = _fetch
+
+    def _already_there(self) -> None:
+        """Nothing: what is asked for is kept up to date in another way, or by SAPIEN itself."""
+
+    gpu_fetch_articulation_qacc = gpu_update_articulation_kinematics = sync_poses_gpu_to_cpu = _already_there
+    gpu_fetch_articulation_target_qpos = gpu_fetch_articulation_target_qvel = _already_there
+    # Root poses and velocities are rows of the bodies' data. Targets are written when the next step runs.
+    gpu_apply_articulation_root_pose = gpu_apply_articulation_root_velocity = _already_there
+    gpu_apply_articulation_target_position = gpu_apply_articulation_target_velocity = _already_there
+
+    # ---- writing
+
+    def gpu_apply_rigid_dynamic_data(self) -> None:
+        """Write the poses and velocities that changed since they were read."""
+        self._run()
+        data, layout = self.cuda_rigid_body_data.array, self.layout
+        changed = data != self._seen_bodies
+        for row in np.flatnonzero(changed[:, :7].any(1) & layout.has_pose):
+            layout.set_pose(row, data[row, :3], data[row, 3:7])
+        for row in np.flatnonzero(changed[:, 7:].any(1) & layout.has_velocity):
+            layout.set_velocity(row, data[row, 7:10], data[row, 10:13])
+        self._seen_bodies[:] = data
+
+    def _apply_joints(self, name: str) -> None:
+        self._run()
+        values, seen = getattr(self, f"cuda_articulation_{name}").array, self._seen_joints[name]
+        for row in np.flatnonzero((values != seen).any(1)):
+            articulation = self.layout.articulations[row]
+            setattr(articulation, name, values[row, : articulation.dof])
+        seen[:] = values
+
+    def gpu_apply_articulation_qpos(self) -> None:
+        """Write the joint positions that changed."""
+        self._apply_joints("qpos")
+
+    def gpu_apply_articulation_qvel(self) -> None:
+        """Write the joint velocities that changed."""
+        self._apply_joints("qvel")
+
+    def gpu_apply_articulation_qf(self) -> None:
+        """Write the joint forces that changed."""
+        self._apply_joints("qf")
+
+    def gpu_apply_rigid_dynamic_force(self) -> None:
+        """Push bodies at their centres of mass, once."""
+        self._run()
+        force = self.cuda_rigid_body_force.array[:, :3]
+        for row in np.flatnonzero((force != 0).any(1)):
+            body = self.layout.bodies[row]
+            body.add_force_at_point(force=force[row], point=(body.pose * body.cmass_local_pose).p)
+        force[:] = 0
+
+    def _touch_positions(self) -> None:
+        self._run()
+        self._touched[0] = True
+
+    def _touch_velocities(self) -> None:
+        self._run()
+        self._touched[1] = True
+
+    def _write_targets(self) -> None:
+        positions, velocities = self._touched
+        if positions:
+            self.layout.write_target_positions(self.cuda_articulation_target_qpos.array)
+        if velocities:
+            self.layout.write_target_velocities(self.cuda_articulation_target_qvel.array)
+        self._touched = [False, False]
+
+    # ---- stepping
+
+    def step(self) -> None:
+        """Step every system; it runs when something of the result, or a buffer to write to, is asked for."""
+        self._pending += 1
+
+    def _run(self) -> None:
+        steps, self._pending = self._pending, 0
+        if not steps:
+            return
+        self._write_targets()
+        if self._pool is None:
+            _step_each(self.systems, steps)
+        else:
+            parts = [self.systems[i :: self._threads] for i in range(self._threads)]
+            for future in [self._pool.submit(_step_each, part, steps) for part in parts]:
+                future.result()
+        self._stale = True
+        self.contacts.forget()
+
+    def finish(self) -> None:
+        """Run the steps that were asked for, if nobody looked at their result yet."""
+        self._run()
+
+    def replace(self, row: int, scene: Any) -> None:
+        """Go on with another scene, which holds the same entities, in one sub-environment."""
+        self.scenes[row], self.systems[row] = scene, scene.physx_system
+        self._stale = True
+        self.contacts.forget()
+
+    # ---- contacts
+
+    def get_contacts(self) -> list[Any]:
+        """Return the contacts of all systems."""
+        self._run()
+        return [contact for system in self.systems for contact in system.get_contacts()]
+
+    def gpu_create_contact_pair_impulse_query(self, pairs: Sequence[tuple[Any, Any]]) -> Any:
+        """Return a query of the impulse between two bodies, ``[len(pairs), 3]``."""
+        return self.contacts.pair_query(pairs)
+
+    def gpu_create_contact_body_impulse_query(self, bodies: Sequence[Any]) -> Any:
+        """Return a query of the sum of the impulses on a body, ``[len(bodies), 3]``."""
+        return self.contacts.body_query(bodies)
+
+    def gpu_query_contact_pair_impulses(self, query: Any) -> None:
+        """Fill the query's ``cuda_impulses``."""
+        self._run()
+        self.contacts.fill(query)
+
+    gpu_query_contact_body_impulses = gpu_query_contact_pair_impulses
+
+
+def _step_each(systems: Sequence[Any], steps: int) -> None:
+    for system in systems:
+        for _ in range(steps):
+            system.step()
