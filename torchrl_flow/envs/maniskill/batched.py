@@ -63,11 +63,21 @@ def batched_class(task_class: type, threads: int) -> type:
             self.scene.px = PhysxCpuBatch(scenes, threads)
             self.scene.gpu_sim_enabled = True
             self.scene.px.timestep = 1.0 / self._sim_freq
+            self.scene.px.writes_through = True  # scenes are built in resets
 
         def _load_agent(self, options: dict, *args: Any, **kwargs: Any) -> None:
             super()._load_agent(options, *args, **kwargs)
             if self.agent is not None:
                 use_cpu_kinematics(self.agent)
+
+        def reset(self, *args: Any, **kwargs: Any) -> Any:
+            if self.scene is not None:
+                self.scene.px.writes_through = True
+            try:
+                return super().reset(*args, **kwargs)
+            finally:
+                if self.scene is not None:
+                    self.scene.px.writes_through = False
 
         def _step_action(self, action: Any) -> Any:
             if isinstance(action, torch.Tensor) and bool(torch.isnan(action).any()):

@@ -88,6 +88,30 @@ def default_max_episode_steps(task: str) -> int | None:
     return MAX_EPISODE_STEPS.get(task, REGISTERED_ENVS[task].max_episode_steps)
 
 
+def reconfiguration_of_one(task: str) -> int:
+    """Returns after how many resets a task rebuilds its scene where it is simulated alone, 0 for never.
+
+    Some tasks decide by the number of sub-environments, which makes another task of a batch.
+    """
+    from mani_skill.envs.sapien_env import BaseEnv
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    class Asked(Exception):  # noqa: N818  # it carries the answer
+        pass
+
+    class Ask(BaseEnv):
+        def __init__(self, *args: Any, reconfiguration_freq: int | None = None, **kwargs: Any) -> None:
+            raise Asked(reconfiguration_freq or 0)
+
+    registered = REGISTERED_ENVS[task]
+    try:
+        # Behind the task's own classes and before ManiSkill's in the order of their constructors.
+        type("Probe", (registered.cls, Ask), {})(num_envs=1, **(registered.default_kwargs or {}))
+    except Asked as answer:
+        return int(answer.args[0])
+    return 0
+
+
 def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
     """Decides whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
     device.

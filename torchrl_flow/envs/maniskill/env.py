@@ -11,6 +11,7 @@ from torchrl_flow.envs.maniskill.build import (
     check_task,
     default_max_episode_steps,
     make_env,
+    reconfiguration_of_one,
     resolve_visuals,
 )
 from torchrl_flow.envs.maniskill.requirements import require_maniskill
@@ -47,8 +48,9 @@ class ManiSkillEnv(ManiSkillWrapper):
         render_size: height and width of ``pixels``, or one int for both. Default: the camera's own, 128 as a
             rule.
         robot_uids: robot. Default: the task's own.
-        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's
-            own.
+        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's own, which
+            for some (PegInsertionSide) is 1 alone and 0 for many. Many sub-environments on a CPU take that of one
+            where ``ignore_terminations`` ends their episodes together, so that an evaluation plays the same episodes.
         visuals: whether to build what can be seen, which takes a Vulkan device. Default: ``None``, where the
             observations have pixels or there is such a device.
         device: where actions come from and tensors go to. Default: the device of the simulation.
@@ -101,6 +103,8 @@ class ManiSkillEnv(ManiSkillWrapper):
             height, width = (render_size, render_size) if isinstance(render_size, int) else render_size
             kwargs["sensor_configs"] = {**kwargs.get("sensor_configs", {}), "height": height, "width": width}
         many_on_cpu = (num_envs or 1) > 1 and sim_backend == "physx_cpu"
+        if many_on_cpu and ignore_terminations and reconfiguration_freq is None:
+            reconfiguration_freq = reconfiguration_of_one(task)
         env = make_env(
             task,
             not many_on_cpu and resolve_visuals(obs_mode, visuals),

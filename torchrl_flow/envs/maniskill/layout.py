@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,10 @@ class BatchLayout:
         posed: list[Any] = []  # what a pose is set on; None for the inner links
         pose_at: list[int] = []
         moving, velocity_at, joints_at = [], [], []
+        system_of_body: list[int] = []
+        system_of_articulation: list[int] = []
         entity_start = state_start = 0
-        for scene, system in zip(scenes, systems, strict=True):
+        for index, (scene, system) in enumerate(zip(scenes, systems, strict=True)):
             entities = {entity.global_id: entity_start + i for i, entity in enumerate(scene.entities)}
             entity_start += len(entities)
             for body in system.rigid_dynamic_components:
@@ -58,6 +60,10 @@ class BatchLayout:
                     self.bodies.append(link)
                     posed.append(link if link.is_root else None)
                     pose_at.append(_POSE * entities[link.entity.global_id])
+                system_of_articulation.append(index)
+            system_of_body += [index] * (len(self.bodies) - len(system_of_body))
+        self.system_of_body, self.system_of_articulation = system_of_body, system_of_articulation
+        self._packed: list[tuple[bytes, bytes]] = [(b"", b"")] * len(systems)
         self._posed = posed
         self._body_rows = {id(body): row for row, body in enumerate(self.bodies)}
         self._articulation_rows = {id(a): row for row, a in enumerate(self.articulations)}
@@ -97,7 +103,13 @@ class BatchLayout:
         return [self._articulation_rows[id(articulation)] for articulation in articulations]
 
     def read(
-        self, scenes: Sequence[Any], systems: Sequence[Any], bodies: np.ndarray, qpos: np.ndarray, qvel: np.ndarray
+        self,
+        scenes: Sequence[Any],
+        systems: Sequence[Any],
+        bodies: np.ndarray,
+        qpos: np.ndarray,
+        qvel: np.ndarray,
+        changed: Iterable[int] | None = None,
     ) -> None:
         """Read all states.
 
@@ -108,9 +120,13 @@ class BatchLayout:
                 articulation's inner links are left as they are.
             qpos: joint positions ``[articulations, dof]`` to write to.
             qvel: joint velocities ``[articulations, dof]`` to write to.
+            changed: the systems whose state is another than at the last reading; all where ``None``.
         """
-        poses = np.frombuffer(b"".join([scene.pack_poses() for scene in scenes]), np.float32)
-        state = np.frombuffer(b"".join([*[system.pack() for system in systems], b"\0\0\0\0"]), np.float32)
+        packed = self._packed
+        for index in range(len(packed)) if changed is None else changed:
+            packed[index] = scenes[index].pack_poses(), systems[index].pack()
+        poses = np.frombuffer(b"".join([pose for pose, _ in packed]), np.float32)
+        state = np.frombuffer(b"".join([*[state for _, state in packed], b"\0\0\0\0"]), np.float32)
         if len(state) != self._size + 1:
             raise RuntimeError(
                 f"PhysxCpuSystem.pack() holds {len(state) - 1} numbers, its layout {self._size}: bodies were added or "

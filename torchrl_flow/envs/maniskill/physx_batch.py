@@ -13,7 +13,9 @@ tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
 
 It differs from the GPU's in what makes it equal to ManiSkill's single environment on a CPU. Nothing is read before
 somebody looks at a buffer, and what is read is then up to date. Only rows that changed are written: writing a pose
-anew, even an equal one, drops PhysX's contact caches. Drive targets that a controller set are written to all its
+anew, even an equal one, drops PhysX's contact caches. While ``writes_through`` is on (resets), what is written to a
+buffer reaches the simulation, and what follows from it the buffers, before the next look at any of them, as on a CPU
+where an episode's start is read back while it is made. Drive targets that a controller set are written to all its
 joints, equal or not, as the single environment does: it keeps the robot from falling asleep. The steps of a control
 step are run together, one sub-environment after the other, which keeps its data in the processor's cache.
 
@@ -67,7 +69,8 @@ class PhysxCpuBatch:
         self._threads = max(1, min(threads, len(scenes)))
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._pending = 0
-        self._stale = True
+        self._changed = set(range(len(scenes)))  # systems that are elsewhere than the buffers say
+        self.writes_through = False
         self._layout: BatchLayout | None = None
         self.contacts = ContactImpulses(self.systems)
 
@@ -100,10 +103,10 @@ class PhysxCpuBatch:
         bodies, (count, dof) = len(layout.bodies), layout.joint_shape
         self.cuda_rigid_body_data = _Buffer((bodies, 13), self._sync)
         self.cuda_rigid_dynamic_data = self.cuda_articulation_link_data = self.cuda_rigid_body_data
-        self.cuda_rigid_body_force = _Buffer((bodies, 4), self._run)
+        self.cuda_rigid_body_force = _Buffer((bodies, 4), self._sync)
         for name in ("qpos", "qvel"):
             setattr(self, f"cuda_articulation_{name}", _Buffer((count, dof), self._sync))
-        self.cuda_articulation_qf = _Buffer((count, dof), self._run)
+        self.cuda_articulation_qf = _Buffer((count, dof), self._sync)
         self.cuda_articulation_qacc = _Buffer((count, dof), self._read_accelerations)
         self.cuda_articulation_target_qpos = _Buffer((count, dof), self._touch_positions)
         self.cuda_articulation_target_qvel = _Buffer((count, dof), self._touch_velocities)
@@ -111,7 +114,7 @@ class PhysxCpuBatch:
         self._seen_bodies = np.zeros((bodies, 13), np.float32)
         self._seen_joints = {name: np.zeros((count, dof), np.float32) for name in ("qpos", "qvel", "qf")}
         layout.read_targets(self.cuda_articulation_target_qpos.array, self.cuda_articulation_target_qvel.array)
-        self._stale = True
+        self._changed = set(range(len(self.systems)))
         self._sync()
         layout.check(self.cuda_rigid_body_data.array)
 
@@ -120,12 +123,14 @@ class PhysxCpuBatch:
     def _sync(self) -> None:
         """Bring the buffers of positions and velocities up to date."""
         self._run()
-        if not self._stale:
+        if self.writes_through:
+            self._write()
+        if not self._changed:
             return
-        self._stale = False
+        changed, self._changed = self._changed, set()
         self._link_velocities_read = False
         joints = self.cuda_articulation_qpos.array, self.cuda_articulation_qvel.array
-        self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints)
+        self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints, changed)
         self._seen_bodies[:] = self.cuda_rigid_body_data.array
         self._seen_joints["qpos"][:], self._seen_joints["qvel"][:] = joints
 
@@ -144,17 +149,15 @@ class PhysxCpuBatch:
         for row, articulation in enumerate(self.layout.articulations):
             self.cuda_articulation_qacc.array[row, : articulation.dof] = articulation.qacc
 
-    def _fetch(self) -> None:
-        self._stale = True
-
-    gpu_fetch_rigid_dynamic_data = gpu_fetch_articulation_link_pose = gpu_fetch_articulation_link_velocity = _fetch
-    gpu_fetch_articulation_qpos = gpu_fetch_articulation_qvel = _fetch
-
     def _already_there(self) -> None:
         """Nothing: what is asked for is kept up to date in another way, or by SAPIEN itself."""
 
-    gpu_fetch_articulation_qacc = gpu_update_articulation_kinematics = sync_poses_gpu_to_cpu = _already_there
+    # What was stepped or written is known, and read when somebody looks.
+    gpu_fetch_rigid_dynamic_data = gpu_fetch_articulation_link_pose = _already_there
+    gpu_fetch_articulation_link_velocity = gpu_fetch_articulation_qacc = _already_there
+    gpu_fetch_articulation_qpos = gpu_fetch_articulation_qvel = _already_there
     gpu_fetch_articulation_target_qpos = gpu_fetch_articulation_target_qvel = _already_there
+    gpu_update_articulation_kinematics = sync_poses_gpu_to_cpu = _already_there
     # Root poses and velocities are rows of the bodies' data. Targets are written when the next step runs.
     gpu_apply_articulation_root_pose = gpu_apply_articulation_root_velocity = _already_there
     gpu_apply_articulation_target_position = gpu_apply_articulation_target_velocity = _already_there
@@ -166,10 +169,13 @@ class PhysxCpuBatch:
         self._run()
         data, layout = self.cuda_rigid_body_data.array, self.layout
         changed = data != self._seen_bodies
+        if not changed.any():
+            return
         for row in np.flatnonzero(changed[:, :7].any(1) & layout.has_pose):
             layout.set_pose(row, data[row, :3], data[row, 3:7])
         for row in np.flatnonzero(changed[:, 7:].any(1) & layout.has_velocity):
             layout.set_velocity(row, data[row, 7:10], data[row, 10:13])
+        self._changed.update(layout.system_of_body[row] for row in np.flatnonzero(changed.any(1)))
         self._seen_bodies[:] = data
 
     def _apply_joints(self, name: str) -> None:
@@ -178,7 +184,13 @@ class PhysxCpuBatch:
         for row in np.flatnonzero((values != seen).any(1)):
             articulation = self.layout.articulations[row]
             setattr(articulation, name, values[row, : articulation.dof])
+            self._changed.add(self.layout.system_of_articulation[row])
         seen[:] = values
+
+    def _write(self) -> None:
+        self.gpu_apply_rigid_dynamic_data()
+        for name in self._seen_joints:
+            self._apply_joints(name)
 
     def gpu_apply_articulation_qpos(self) -> None:
         """Write the joint positions that changed."""
@@ -234,7 +246,7 @@ class PhysxCpuBatch:
             parts = [self.systems[i :: self._threads] for i in range(self._threads)]
             for future in [self._pool.submit(_step_each, part, steps) for part in parts]:
                 future.result()
-        self._stale = True
+        self._changed.update(range(len(self.systems)))
         self.contacts.forget()
 
     def finish(self) -> None:
@@ -244,7 +256,7 @@ class PhysxCpuBatch:
     def replace(self, row: int, scene: Any) -> None:
         """Go on with another scene, which holds the same entities, in one sub-environment."""
         self.scenes[row], self.systems[row] = scene, scene.physx_system
-        self._stale = True
+        self._changed.add(row)
         self.contacts.forget()
 
     # ---- contacts

@@ -71,9 +71,24 @@ class EpisodeResets:
             return self._reset_unseeded(ids, options)
         self._reseed_numpy = True
         seeds = self._check_seeds(seed)
-        if self._num_envs == 1 or self.reconfigures or env_state is not None:
+        if self._num_envs == 1 or env_state is not None:
             return self._reset_once(ids, options, seeds)
-        return self._reset_one_by_one(ids, options, seeds)
+        if not self._rebuilds_now(options):
+            return self._reset_one_by_one(ids, options, seeds)
+        # First all scenes, each with what its seed draws from NumPy, then the episodes in them.
+        self._reset_once(ids, options, seeds)
+        with self._as_built():
+            return self._reset_one_by_one(ids, options, seeds)
+
+    @contextlib.contextmanager
+    def _as_built(self) -> Iterator[None]:
+        """Counts no reset towards the next rebuilding."""
+        env = self._env.unwrapped
+        freq, env.reconfiguration_freq = env.reconfiguration_freq, 0
+        try:
+            yield
+        finally:
+            env.reconfiguration_freq = freq
 
     def _reset_once(
         self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int] | None
