@@ -34,15 +34,35 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
     _install_rows()
     registered = REGISTERED_ENVS[task]
     task_class = batched_class(registered.cls, threads)
-    with _building:
-        # The one thing in ManiSkill's constructor that stands against a batch on the CPU.
-        backends, sapien_env.CPU_SIM_BACKENDS = sapien_env.CPU_SIM_BACKENDS, set()
-        try:
-            env = task_class(num_envs=num_envs, **{**(registered.default_kwargs or {}), **kwargs})
-        finally:
-            sapien_env.CPU_SIM_BACKENDS = backends
+    kwargs = {**(registered.default_kwargs or {}), **kwargs}
+    try:
+        with _building:
+            # The one thing in ManiSkill's constructor that stands against a batch on the CPU.
+            backends, sapien_env.CPU_SIM_BACKENDS = sapien_env.CPU_SIM_BACKENDS, set()
+            try:
+                env = task_class(num_envs=num_envs, **kwargs)
+            finally:
+                sapien_env.CPU_SIM_BACKENDS = backends
+        _try_reset_of_one(env)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        registered.cls(num_envs=1, **kwargs).close()  # where this fails too, its error is the one to tell
+        raise ValueError(
+            f"task={task!r} cannot run with num_envs={num_envs} and sim_backend='physx_cpu': ManiSkill's code of this "
+            f"task fails with several sub-environments, or where one of them is reset alone ({_first_line(error)}). "
+            "Put single environments in a torchrl.envs.ParallelEnv."
+        ) from error
     env.spec = gymnasium.spec(task)
     return TimeLimitWrapper(env, max_episode_steps)  # type: ignore[arg-type]  # None is no limit
+
+
+def _try_reset_of_one(env: Any) -> None:
+    """Reset one sub-environment alone, which some tasks of ManiSkill cannot."""
+    if env.reconfiguration_freq == 0:
+        env.reset(seed=[0] * env.num_envs, options={"env_idx": torch.tensor([env.num_envs - 1])})
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 @functools.cache
@@ -52,14 +72,16 @@ def batched_class(task_class: type, threads: int) -> type:
     class Batched(task_class):
         """A ManiSkill task over :class:`PhysxCpuBatch`."""
 
+        observes = True
+        """Whether resets evaluate and observe; off while one sub-environment is reset after the other."""
+
         def _setup_scene(self) -> None:
             import sapien
             import sapien.physx as physx
-            from mani_skill.envs.scene import ManiSkillScene
 
             self._set_scene_config()
             scenes = [sapien.Scene([physx.PhysxCpuSystem()]) for _ in range(self.num_envs)]
-            self.scene = ManiSkillScene(scenes, sim_config=self.sim_config, device=self.device, backend=self.backend)
+            self.scene = _scene_class()(scenes, sim_config=self.sim_config, device=self.device, backend=self.backend)
             self.scene.px = PhysxCpuBatch(scenes, threads)
             self.scene.gpu_sim_enabled = True
             self.scene.px.timestep = 1.0 / self._sim_freq
@@ -78,6 +100,12 @@ def batched_class(task_class: type, threads: int) -> type:
             finally:
                 if self.scene is not None:
                     self.scene.px.writes_through = False
+
+        def get_info(self) -> dict:
+            return super().get_info() if self.observes else {}
+
+        def get_obs(self, *args: Any, **kwargs: Any) -> Any:
+            return super().get_obs(*args, **kwargs) if self.observes else {}
 
         def _step_action(self, action: Any) -> Any:
             if isinstance(action, torch.Tensor) and bool(torch.isnan(action).any()):
@@ -106,6 +134,21 @@ def batched_class(task_class: type, threads: int) -> type:
 
     Batched.__name__ = Batched.__qualname__ = task_class.__name__
     return Batched
+
+
+@functools.cache
+def _scene_class() -> type:
+    from mani_skill.envs.scene import ManiSkillScene
+
+    class Scene(ManiSkillScene):
+        """A scene whose grounds lie in every sub-scene: on a GPU, all of them share one plane."""
+
+        def create_actor_builder(self) -> Any:
+            builder = super().create_actor_builder()
+            builder.set_allow_overlapping_plane_collisions(True)
+            return builder
+
+    return Scene
 
 
 def seeds_of(seeds: Sequence[int]) -> Any:

@@ -109,8 +109,12 @@ class EpisodeResets:
         # Only alone does a sub-environment draw from torch what it would draw in a batch of one. Even then
         # ManiSkill takes as many seeds as there are: the first is torch's, the one at its index is NumPy's.
         result: tuple[Any, dict[str, Any]] = (None, {})
-        for index in range(self._num_envs) if ids is None else ids.tolist():
+        rows = list(range(self._num_envs)) if ids is None else ids.tolist()
+        env = self._env.unwrapped
+        for index in rows:
             one = torch.tensor([index], device=self._device)
+            if hasattr(env, "observes"):
+                env.observes = index == rows[-1]  # of the whole batch, and the last one is what counts
             result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
         return result
 
