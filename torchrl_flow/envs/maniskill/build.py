@@ -27,7 +27,9 @@ MAX_EPISODE_STEPS = {
 """Time limits that leave planner demonstrations room to succeed; the registered ones (50 to 100) do not."""
 
 
-def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None) -> None:
+def check_arguments(
+    num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None, threads: int | None = None
+) -> None:
     """Refuses arguments that no machine, or not this one, can serve.
 
     Raises:
@@ -48,6 +50,13 @@ def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visua
             f"num_envs={num_envs} with sim_backend='physx_cpu' simulates states, and obs_mode={obs_mode!r} renders: "
             "put single environments in a torchrl.envs.ParallelEnv, use sim_backend='physx_cuda', or 'state'."
         )
+    if (num_envs or 1) > 1 and sim_backend == "physx_cpu" and visuals:
+        raise ValueError(
+            f"num_envs={num_envs} with sim_backend='physx_cpu' is simulated without visuals: leave visuals out, or "
+            "make a single environment to render."
+        )
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1, or None for torch.get_num_threads().")
     if sim_backend.startswith("physx_cuda") and not torch.cuda.is_available():
         raise ValueError(f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'.")
     if visuals is False and "rgb" in obs_mode:

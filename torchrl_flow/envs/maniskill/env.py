@@ -94,7 +94,7 @@ class ManiSkillEnv(ManiSkillWrapper):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_arguments(num_envs, obs_mode, sim_backend, visuals)
+        check_arguments(num_envs, obs_mode, sim_backend, visuals, threads)
         require_maniskill()
         check_task(task)
         if robot_uids is not None:

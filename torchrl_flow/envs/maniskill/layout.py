@@ -153,14 +153,21 @@ class BatchLayout:
 
         self._posed[row].pose = sapien.Pose(position, quaternion)
 
-    def set_velocity(self, row: int, linear: np.ndarray, angular: np.ndarray) -> None:
-        """Write the velocity of an actor, or of an articulation's root."""
+    def set_linear_velocity(self, row: int, velocity: np.ndarray) -> None:
+        """Write the linear velocity of an actor, or of an articulation's root."""
         body = self.bodies[row]
-        if body is not self._posed[row]:
-            body.linear_velocity, body.angular_velocity = linear, angular
-            return
-        body.articulation.set_root_linear_velocity(linear)
-        body.articulation.set_root_angular_velocity(angular)
+        if body is self._posed[row]:
+            body.articulation.set_root_linear_velocity(velocity)
+        else:
+            body.linear_velocity = velocity
+
+    def set_angular_velocity(self, row: int, velocity: np.ndarray) -> None:
+        """Write the angular velocity of an actor, or of an articulation's root."""
+        body = self.bodies[row]
+        if body is self._posed[row]:
+            body.articulation.set_root_angular_velocity(velocity)
+        else:
+            body.angular_velocity = velocity
 
     def wake_up(self) -> None:
         """Start the counters until sleep anew."""

@@ -12,12 +12,13 @@ tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
 - the queries of contact impulses, of pairs and of bodies (:mod:`torchrl_flow.envs.maniskill.contacts`).
 
 It differs from the GPU's in what makes it equal to ManiSkill's single environment on a CPU. Nothing is read before
-somebody looks at a buffer, and what is read is then up to date. Only rows that changed are written: writing a pose
-anew, even an equal one, drops PhysX's contact caches. While ``writes_through`` is on (resets), what is written to a
-buffer reaches the simulation, and what follows from it the buffers, before the next look at any of them, as on a CPU
-where an episode's start is read back while it is made. Drive targets that a controller set are written to all its
-joints, equal or not, as the single environment does: it keeps the robot from falling asleep. The steps of a control
-step are run together, one sub-environment after the other, which keeps its data in the processor's cache.
+somebody looks at a buffer, and what is read is then up to date. What was assigned is written, all of it and nothing
+else: writing a pose anew, even an equal one, drops PhysX's contact caches and rounds it once more. While
+``writes_through`` is on (resets), what is assigned reaches the simulation, and what follows from it the buffers, before
+the next look at any of them, as on a CPU where an episode's start is read back while it is made. Drive targets are
+written to all joints of all articulations as soon as one is assigned, as a controller does: it keeps robots from
+falling asleep. The steps of a control step are run together, one sub-environment after the other, which keeps its data
+in the processor's cache.
 
 Checked with the versions of :data:`CHECKED_VERSIONS`. It relies on the layout of ``PhysxCpuSystem.pack()`` and
 ``Scene.pack_poses()``, which :meth:`PhysxCpuBatch.gpu_init` compares with the bodies' own getters.
@@ -25,7 +26,7 @@ Checked with the versions of :data:`CHECKED_VERSIONS`. It relies on the layout o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,17 +42,40 @@ CHECKED_VERSIONS = {"mani_skill": "3.0.1", "sapien": "3.0.3"}
 __all__ = ["CHECKED_VERSIONS", "PhysxCpuBatch"]
 
 
+class _Recording(torch.Tensor):
+    """A tensor that notes which of its entries are assigned; all else is as on any tensor, and gives plain ones."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    written: torch.Tensor
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        self.written[index] = True
+
+
 class _Buffer:
     """A tensor with the interface of SAPIEN's ``CudaArray``; ``before`` runs before anybody gets it."""
 
-    def __init__(self, shape: Sequence[int], before: Any) -> None:
-        self.tensor = torch.zeros(*shape)
-        self.array = self.tensor.numpy()
+    def __init__(self, shape: Sequence[int], before: Callable[[], None]) -> None:
+        tensor = torch.zeros(*shape)
+        self.array = tensor.numpy()
+        self._written = torch.zeros(*shape, dtype=torch.bool)
+        self._written_array = self._written.numpy()
+        self._tensor = tensor.as_subclass(_Recording)
+        self._tensor.written = self._written
         self._before = before
 
     def torch(self) -> torch.Tensor:
         self._before()
-        return self.tensor
+        return self._tensor
+
+    def take_written(self) -> np.ndarray | None:
+        """Return which entries were assigned since the last call, or ``None`` for none."""
+        if not self._written_array.any():
+            return None
+        written = self._written_array.copy()
+        self._written_array[:] = False
+        return written
 
 
 class PhysxCpuBatch:
@@ -108,11 +132,8 @@ class PhysxCpuBatch:
             setattr(self, f"cuda_articulation_{name}", _Buffer((count, dof), self._sync))
         self.cuda_articulation_qf = _Buffer((count, dof), self._sync)
         self.cuda_articulation_qacc = _Buffer((count, dof), self._read_accelerations)
-        self.cuda_articulation_target_qpos = _Buffer((count, dof), self._touch_positions)
-        self.cuda_articulation_target_qvel = _Buffer((count, dof), self._touch_velocities)
-        self._touched = [False, False]
-        self._seen_bodies = np.zeros((bodies, 13), np.float32)
-        self._seen_joints = {name: np.zeros((count, dof), np.float32) for name in ("qpos", "qvel", "qf")}
+        self.cuda_articulation_target_qpos = _Buffer((count, dof), self._run)
+        self.cuda_articulation_target_qvel = _Buffer((count, dof), self._run)
         layout.read_targets(self.cuda_articulation_target_qpos.array, self.cuda_articulation_target_qvel.array)
         self._changed = set(range(len(self.systems)))
         self._sync()
@@ -131,8 +152,6 @@ class PhysxCpuBatch:
         self._link_velocities_read = False
         joints = self.cuda_articulation_qpos.array, self.cuda_articulation_qvel.array
         self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints, changed)
-        self._seen_bodies[:] = self.cuda_rigid_body_data.array
-        self._seen_joints["qpos"][:], self._seen_joints["qvel"][:] = joints
 
     def body_data(self, with_velocities: bool = True) -> torch.Tensor:
         """Return ``[bodies, 13]``, with the velocities of an articulation's inner links too, which few look at."""
@@ -141,8 +160,8 @@ class PhysxCpuBatch:
             self._link_velocities_read = True
             for row, link in self.layout.inner_links:
                 velocity = (*link.linear_velocity, *link.angular_velocity)
-                self.cuda_rigid_body_data.array[row, 7:] = self._seen_bodies[row, 7:] = velocity
-        return self.cuda_rigid_body_data.tensor
+                self.cuda_rigid_body_data.array[row, 7:] = velocity
+        return self.cuda_rigid_body_data.torch()
 
     def _read_accelerations(self) -> None:
         self._run()
@@ -165,43 +184,46 @@ class PhysxCpuBatch:
     # ---- writing
 
     def gpu_apply_rigid_dynamic_data(self) -> None:
-        """Write the poses and velocities that changed since they were read."""
+        """Write the poses and velocities that were assigned."""
         self._run()
-        data, layout = self.cuda_rigid_body_data.array, self.layout
-        changed = data != self._seen_bodies
-        if not changed.any():
+        written = self.cuda_rigid_body_data.take_written()
+        if written is None:
             return
-        for row in np.flatnonzero(changed[:, :7].any(1) & layout.has_pose):
+        data, layout = self.cuda_rigid_body_data.array, self.layout
+        for row in np.flatnonzero(written[:, :7].any(1) & layout.has_pose):
             layout.set_pose(row, data[row, :3], data[row, 3:7])
-        for row in np.flatnonzero(changed[:, 7:].any(1) & layout.has_velocity):
-            layout.set_velocity(row, data[row, 7:10], data[row, 10:13])
-        self._changed.update(layout.system_of_body[row] for row in np.flatnonzero(changed.any(1)))
-        self._seen_bodies[:] = data
+        for row in np.flatnonzero(written[:, 7:10].any(1) & layout.has_velocity):
+            layout.set_linear_velocity(row, data[row, 7:10])
+        for row in np.flatnonzero(written[:, 10:].any(1) & layout.has_velocity):
+            layout.set_angular_velocity(row, data[row, 10:])
+        self._changed.update(layout.system_of_body[row] for row in np.flatnonzero(written.any(1)))
 
     def _apply_joints(self, name: str) -> None:
         self._run()
-        values, seen = getattr(self, f"cuda_articulation_{name}").array, self._seen_joints[name]
-        for row in np.flatnonzero((values != seen).any(1)):
+        buffer = getattr(self, f"cuda_articulation_{name}")
+        written = buffer.take_written()
+        if written is None:
+            return
+        for row in np.flatnonzero(written.any(1)):
             articulation = self.layout.articulations[row]
-            setattr(articulation, name, values[row, : articulation.dof])
+            setattr(articulation, name, buffer.array[row, : articulation.dof])
             self._changed.add(self.layout.system_of_articulation[row])
-        seen[:] = values
 
     def _write(self) -> None:
         self.gpu_apply_rigid_dynamic_data()
-        for name in self._seen_joints:
+        for name in ("qpos", "qvel", "qf"):
             self._apply_joints(name)
 
     def gpu_apply_articulation_qpos(self) -> None:
-        """Write the joint positions that changed."""
+        """Write the joint positions that were assigned."""
         self._apply_joints("qpos")
 
     def gpu_apply_articulation_qvel(self) -> None:
-        """Write the joint velocities that changed."""
+        """Write the joint velocities that were assigned."""
         self._apply_joints("qvel")
 
     def gpu_apply_articulation_qf(self) -> None:
-        """Write the joint forces that changed."""
+        """Write the joint forces that were assigned."""
         self._apply_joints("qf")
 
     def gpu_apply_rigid_dynamic_force(self) -> None:
@@ -213,21 +235,11 @@ class PhysxCpuBatch:
             body.add_force_at_point(force=force[row], point=(body.pose * body.cmass_local_pose).p)
         force[:] = 0
 
-    def _touch_positions(self) -> None:
-        self._run()
-        self._touched[0] = True
-
-    def _touch_velocities(self) -> None:
-        self._run()
-        self._touched[1] = True
-
     def _write_targets(self) -> None:
-        positions, velocities = self._touched
-        if positions:
+        if self.cuda_articulation_target_qpos.take_written() is not None:
             self.layout.write_target_positions(self.cuda_articulation_target_qpos.array)
-        if velocities:
+        if self.cuda_articulation_target_qvel.take_written() is not None:
             self.layout.write_target_velocities(self.cuda_articulation_target_qvel.array)
-        self._touched = [False, False]
 
     # ---- stepping
 

@@ -90,7 +90,8 @@ class _Start:
         for row in np.flatnonzero(changed[:, :7].any(1) & layout.has_pose):
             layout.set_pose(row, bodies[row, :3], bodies[row, 3:7])
         for row in np.flatnonzero(changed[:, 7:].any(1) & layout.has_velocity):
-            layout.set_velocity(row, bodies[row, 7:10], bodies[row, 10:])
+            layout.set_linear_velocity(row, bodies[row, 7:10])
+            layout.set_angular_velocity(row, bodies[row, 10:])
         for row in np.flatnonzero((now_qpos != qpos).any(1)):
             layout.articulations[row].qpos = qpos[row, : layout.articulations[row].dof]
         for row in np.flatnonzero((now_qvel != qvel).any(1)):

@@ -111,11 +111,13 @@ class EpisodeResets:
         result: tuple[Any, dict[str, Any]] = (None, {})
         rows = list(range(self._num_envs)) if ids is None else ids.tolist()
         env = self._env.unwrapped
-        for index in rows:
-            one = torch.tensor([index], device=self._device)
-            if hasattr(env, "observes"):
-                env.observes = index == rows[-1]  # of the whole batch, and the last one is what counts
-            result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
+        try:
+            for index in rows:
+                one = torch.tensor([index], device=self._device)
+                env.observes = index == rows[-1]  # each observes the whole batch: the last one is what counts
+                result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
+        finally:
+            env.observes = True
         return result
 
     def _reset_unseeded(self, ids: torch.Tensor | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
