@@ -167,7 +167,7 @@ def main(args: Args) -> None:
     print(f"{'what':22} {'obs':6} {'size':>6} {'peak':>8} {'data':>8} {'flow':>8}")
     for case in cases(args):
         command = [sys.executable, sys.argv[0], *common, "--case", json.dumps(case)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
         if done.returncode:
             raise SystemExit(f"{case} failed:\n{done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])

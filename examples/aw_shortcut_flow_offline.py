@@ -10,11 +10,11 @@ about 2 minutes on one CPU core on the planar task; for its score see docs/resul
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from torchrl.envs import EnvBase
 
 from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer
@@ -23,27 +23,21 @@ from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run or checkpoint of shortcut_flow_bc"""
+    which: training.Which = "best"
+    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; those of the policy where none is given"""
-    name: str | None = None
-    """name of the run; task and recipe where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str | None = "runs/results.csv"
-    """table to which the results are appended"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the critic and of training"""
     task: str | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
     obs_horizon: int | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: int | None = None
@@ -72,8 +66,9 @@ class Args:
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    advantage: Literal["critic", "td"] = "td"
-    """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
+    advantage: Literal["critic", "td"] | None = None
+    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
+    and possible with that alone)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -94,20 +89,12 @@ class Args:
     """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: int = 1000
+    """iterations between evaluations on 50 other episodes; 0 for none"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     save_every: int = 500
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
@@ -125,7 +112,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage if args.baseline == "policy" else "critic",
+        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,
@@ -166,7 +153,12 @@ def make_data(args: Args, source: training.DemoSource, task: dict[str, Any], act
 
 
 def train(
-    run: training.Run, data: DemoReplayBuffer, loss_module: AWFlowLoss, stepper: training.NamedLossStepper, args: Args
+    args: Args,
+    run: training.Run,
+    data: DemoReplayBuffer,
+    loss_module: AWFlowLoss,
+    stepper: training.NamedLossStepper,
+    env: EnvBase,
 ) -> None:
     """Train critic and policy; all of the loop is here."""
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
@@ -174,30 +166,37 @@ def train(
     run.track(modules=modules, state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())
-        if step % 50 == 0:
+        if run.due(50):
             run.log({f"train/{key}": value for key, value in metrics.items()})
+        if args.eval_every and step % args.eval_every == 0:
+            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            run.log_evaluation(result.metrics())
 
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    checkpoint = training.load_checkpoint(args.policy)
+    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
+        raise SystemExit(
+            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+        )
+    args.prepare()
+    checkpoint = training.load_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
-    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
+    env = training.evaluation_env(checkpoint, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)
-    directory = Path(args.runs) / (args.name or f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}")
+    directory = args.run_directory(f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
-    with training.Run(directory, config, task=task, **parts, **options) as run:
+    parts |= {"keep_best": "eval/success_once", **args.run_options()}
+    with training.Run(directory, config, task=task, **parts) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         training.warm_start(loss_module, checkpoint)
-        train(run, data, loss_module, stepper, args)
+        train(args, run, data, loss_module, stepper, env)
         policy = loss_module.ema_actor()
         result, report = training.conclude(
             directory,
@@ -212,8 +211,7 @@ def main(args: Args) -> training.EvaluationResult:
             variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps; policy of {checkpoint.path.name}."],
         )
     print(result.summary())

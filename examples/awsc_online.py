@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from tensordict.nn import TensorDictSequential
-from torchrl.collectors import Collector
-from torchrl.envs.utils import ExplorationType
+from torchrl.envs import EnvBase
 
 from torchrl_flow import training
 from torchrl_flow.data import MixedReplayBuffer
@@ -34,31 +32,27 @@ from torchrl_flow.modules import (
 )
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 
+PLANAR_ENVS = 64
+
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run or checkpoint of aw_shortcut_flow_offline"""
+    which: training.Which = "best"
+    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; those of the policy where none is given"""
-    name: str | None = None
-    """name of the run; task and recipe where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str | None = "runs/results.csv"
-    """table to which the results are appended"""
     recipe: str = "awsc"
     """what the table of results calls the recipe"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the critic and of training"""
     task: str | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
     obs_horizon: int | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: int | None = None
@@ -69,10 +63,10 @@ class Args:
     """start with the checkpoint's critic; else with a new one"""
     chunks: int = 4000
     """chunks to execute online"""
-    num_envs: int = 64
-    """environments of the planar task; ManiSkill has one on the CPU"""
-    chunks_per_batch: int = 8
-    """chunks between updates, with one environment"""
+    num_envs: int | None = None
+    """environments; where none is given 64 of the planar task, and the one that ManiSkill has on the CPU"""
+    chunks_per_batch: int | None = None
+    """chunks between updates with one environment, 8 where none is given; several have one each"""
     utd_ratio: float = 1.0
     """updates of the critic per executed chunk"""
     actor_every: int = 2
@@ -107,8 +101,9 @@ class Args:
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
-    advantage: Literal["critic", "td"] = "td"
-    """what a chunk is worth: the critic's opinion of it, or what came of it (with the baseline policy alone)"""
+    advantage: Literal["critic", "td"] | None = None
+    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
+    and possible with that alone)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -129,20 +124,12 @@ class Args:
     """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: int = 50
+    """collected batches between evaluations on 50 other episodes; 0 for none"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     save_every: int = 50
     """collected batches between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
@@ -167,7 +154,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
         beta=args.beta,
         weight_clip=args.weight_clip,
         baseline=args.baseline,
-        advantage=args.advantage if args.baseline == "policy" else "critic",
+        advantage=args.advantage or ("td" if args.baseline == "policy" else "critic"),
         num_baseline_samples=args.num_baseline_samples,
         weighting=args.weighting,
         advantage_norm=args.advantage_norm,
@@ -208,17 +195,29 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=min(args.buffer_size, args.chunks + args.num_envs),
+        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS)),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
     )
 
 
-def make_collector(args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss) -> Collector:
+def num_envs_of(args: Args, checkpoint: training.TrainingCheckpoint) -> int | None:
+    """Return the number of environments to collect in, None for one without a batch dimension."""
+    task = checkpoint.task["task"]
+    number = PLANAR_ENVS if args.num_envs is None and task == training.PLANAR else args.num_envs
+    training.require_num_envs(task, number)
+    if number is not None and args.chunks_per_batch is not None:
+        raise SystemExit(f"--chunks-per-batch has no effect with {number} environments: leave it out.")
+    return number
+
+
+def make_rollouts(
+    args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss
+) -> training.ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
-    num_envs = args.num_envs if checkpoint.task["task"] == training.PLANAR else None
-    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, num_envs=num_envs)
+    limits: dict[str, Any] = {"num_envs": num_envs_of(args, checkpoint), "max_episode_steps": args.max_episode_steps}
+    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, **limits)
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
         policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
@@ -227,8 +226,8 @@ def make_collector(args: Args, checkpoint: training.TrainingCheckpoint, loss_mod
         policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
-    options: dict[str, Any] = {"exploration_type": ExplorationType.RANDOM, "policy_device": args.device}
-    return Collector(env, policy, frames_per_batch=num_envs or args.chunks_per_batch, total_frames=-1, **options)
+    num_steps = 1 if limits["num_envs"] else args.chunks_per_batch or 8
+    return training.ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
 def train(
@@ -237,15 +236,15 @@ def train(
     buffer: MixedReplayBuffer,
     loss_module: AWFlowLoss,
     stepper: training.NamedLossStepper,
-    collector: Collector,
+    rollouts: training.ChunkRollouts,
+    eval_env: EnvBase,
 ) -> None:
     """Collect and train in turn; all of the loop is here."""
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
     modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.ema_value}
-    run.track(modules=modules, state={"stepper": stepper, "buffer": buffer})
-    batches = iter(collector)
-    for _ in run.steps(math.ceil(args.chunks / collector.requested_frames_per_batch), save_every=args.save_every):
-        data = next(batches)
+    run.track(modules=modules, state={"stepper": stepper, "buffer": buffer, "rollouts": rollouts})
+    for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
+        data = rollouts.collect()
         buffer.extend(data)
         following: Any = data["next"]
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
@@ -256,32 +255,39 @@ def train(
         if ended.numel():
             metrics["success"] = ended.float().mean()
         run.log({f"train/{key}": value for key, value in metrics.items()})
+        if args.eval_every and step % args.eval_every == 0:
+            result = training.evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            run.log_evaluation(result.metrics())
 
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
+    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
+        raise SystemExit(
+            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+        )
     if args.act_best_of > 1 and args.act_noise_scale != 1:
         raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale).")
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    checkpoint = training.load_checkpoint(args.policy)
+    args.prepare()
+    checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    num_envs_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
-    env = training.evaluation_env(checkpoint, task=args.task, control_mode=args.control_mode)
+    asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
+    env = training.evaluation_env(checkpoint, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)
-    directory = Path(args.runs) / (args.name or f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}")
+    directory = args.run_directory(f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = make_critic_config(args, checkpoint)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
-    with training.Run(directory, config, task=task, **parts, **options) as run:
+    parts |= {"keep_best": "eval/success_once", **args.run_options()}
+    with training.Run(directory, config, task=task, **parts) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         training.warm_start(loss_module, checkpoint, critic=args.load_critic)
-        collector = make_collector(args, checkpoint, loss_module)
-        train(args, run, buffer, loss_module, stepper, collector)
-        collector.shutdown()
+        rollouts = make_rollouts(args, checkpoint, loss_module)
+        train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
         result, report = training.conclude(
             directory,
@@ -296,9 +302,7 @@ def main(args: Args) -> training.EvaluationResult:
             variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            env_steps=run.counters["env_steps"],
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"{buffer.num_demo_rows} demonstration and {buffer.num_online_rows} online chunks."],
         )
     print(result.summary())

@@ -27,6 +27,8 @@ import tyro
 from torchrl_flow import training
 
 STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
+BUDGETS = ("iterations", "critic_warmup", "chunks")
+"""What `--scale` scales."""
 SHORT = {"act_horizon": 4}
 """Half the usual chunk: the fewer actions a critic must weigh together, the better it tells good ones from bad."""
 PLANAR: dict[str, dict[str, Any]] = {
@@ -68,6 +70,8 @@ class Args:
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: int | None = None
     """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
+    eval_every: int = 0
+    """steps between evaluations in training; where there are any, each stage starts from the best of the one before"""
     num_videos: int = 4
     """episodes of each stage to film, where the machine can render"""
     name: str = "awsc"
@@ -75,7 +79,7 @@ class Args:
     runs: str = "runs"
     """directory of the runs"""
     results: str | None = "runs/results.csv"
-    """table to which the results are appended"""
+    """table of results; the rows of a run replace those that it wrote before"""
 
 
 def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
@@ -84,13 +88,10 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
     episodes = args.eval_episodes or (1000 if args.task == training.PLANAR else 100)
     names = {stage: f"{args.name}-{args.task}-{args.obs_mode}-{seed}-{stage}" for stage in STAGES}
     scaled = {
-        stage: {
-            key: max(1, round(value * args.scale)) if key in ("iterations", "critic_warmup", "chunks") else value
-            for key, value in budget.items()
-        }
+        stage: {key: max(1, round(value * args.scale)) if key in BUDGETS else value for key, value in budget.items()}
         for stage, budget in budgets.items()
     }
-    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True}
+    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "eval_every": args.eval_every}
     common |= {"eval_episodes": episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
     data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
     before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
@@ -106,10 +107,11 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
 
 
 def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
-    """Run the three stages of one seed, those that are not done yet, and return a row for each policy evaluated."""
+    """Run the three stages of one seed, those that are not done yet; record and return a row for each evaluation."""
     rows = []
     for stage, (script, stage_args) in stage_arguments(args, seed).items():
         directory = Path(stage_args.runs) / stage_args.name
+        require_same_budgets(directory, stage_args)
         outcome = directory / "outcome.json"
         found = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else []
         if not is_evaluated(found, stage, stage_args):
@@ -117,8 +119,23 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
             script.main(stage_args)
             found = read_outcome(args, seed, stage, directory, stage_args.eval_episodes)
             training.write_json(outcome, found)
+        if args.results is not None:
+            training.record_results(args.results, found, directory=directory)
         rows += found
     return rows
+
+
+def require_same_budgets(directory: Path, stage_args: Any) -> None:
+    """Refuse a run of other budgets: later stages have started from it as it is."""
+    file = directory / "config.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    differing = [
+        f"{name}: {before[name]!r} before, {getattr(stage_args, name)!r} now"
+        for name in BUDGETS
+        if name in before and before[name] != getattr(stage_args, name, before[name])
+    ]
+    if differing:
+        raise SystemExit(f"{directory} holds a run of other budgets ({'; '.join(differing)}): choose another --name.")
 
 
 def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> bool:
@@ -139,6 +156,7 @@ def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: i
         row["stage"] = label if label == stage else f"{stage} {label}"
         row |= {"episodes": episodes, **{name: values[name] for name in names}}
         row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
+        row |= {"command": training.command_line(), "commit": training.git_commit(), "date": training.today()}
         rows.append(row)
     return rows
 
@@ -186,9 +204,6 @@ def main(args: Args) -> list[dict[str, Any]]:
             for job in as_completed(jobs):
                 rows += job.result()
                 print(f"Seed {jobs[job]} is done.")
-    if args.results is not None:
-        for row in rows:
-            training.append_result(args.results, **row)
     print("\nReports:")
     for seed in args.seeds:
         for _, stage_args in stage_arguments(args, seed).values():

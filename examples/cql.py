@@ -3,6 +3,7 @@
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/cql.py --data data/diffuse_topdown-medium-300000.npz
+    python examples/cql.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
 
 Takes about ten minutes on one CPU core. The last lines compare the policy's return with random latents, the short-term
 oracle, the policy that logged the data, and the oracle.
@@ -11,8 +12,6 @@ oracle, the policy that logged the data, and the oracle.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -25,24 +24,16 @@ from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_stat
 from torchrl_flow.objectives import ConservativeQLoss
 
 
-@dataclasses.dataclass
-class Args:
+@dataclasses.dataclass(kw_only=True)
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     data: str = "data/diffuse_topdown-medium-300000.npz"
-    """logged transitions, from collect-slates"""
+    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
+    env: str | None = None
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
     models: str | None = None
-    """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
-    name: str | None = None
-    """name of the run"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the result is appended"""
-    label: str | None = None
-    """what the table of results calls this variant; the data's policy where none is given"""
-    seed: int = 0
-    """seed of networks and training"""
+    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
     iterations: int = 20_000
     """updates of the critics"""
     batch_size: int = 256
@@ -64,30 +55,27 @@ class Args:
     layer_norm: bool = True
     """normalise the values' hidden layers, against divergence outside the data"""
     eval_every: int = 5_000
-    """updates between evaluations; 0 for none"""
+    """updates between evaluations, where there is an environment; 0 for none"""
     eval_episodes: int = 256
-    """users of an evaluation"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
+    """episodes of an evaluation"""
+    log_every: int = 1_000
+    """updates between two lines of metrics"""
+    save_every: int = 2_000
+    """updates between checkpoints"""
 
 
 def make_loss(
-    args: Args, task: training.SlateTask, config: StatePolicyConfig
+    args: Args, task: training.OfflineTask, config: StatePolicyConfig
 ) -> tuple[TensorDictModule, ConservativeQLoss]:
     """Build the policy, and the loss of it and two critics, with the paper's squared error."""
     statistics = task.statistics()["observation"]
-    policy = make_state_policy(config, statistics)
+    policy = make_state_policy(config, statistics).to(args.device)
+    critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
     loss = ConservativeQLoss(
         policy,  # pyright: ignore[reportArgumentType]
-        make_state_values(config, statistics),  # pyright: ignore[reportArgumentType]
+        critics,  # pyright: ignore[reportArgumentType]
         loss_function="l2",
-        action_spec=Bounded(-1.0, 1.0, torch.Size([config.action_dim])),
+        action_spec=Bounded(-1.0, 1.0, torch.Size([config.action_dim]), device=args.device),
         min_q_weight=args.min_q_weight,
         num_random=args.num_random,
     )
@@ -96,44 +84,45 @@ def make_loss(
 
 
 def train(
-    args: Args, run: training.Run, task: training.SlateTask, policy: TensorDictModule, loss: ConservativeQLoss
+    args: Args, run: training.Run, task: training.OfflineTask, policy: TensorDictModule, loss: ConservativeQLoss
 ) -> None:
     """Train; all of the loop is here."""
     target = SoftUpdate(loss, tau=args.tau)
     # One optimiser is as three: each term reaches the parameters of its own network alone.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
-    for step in run.steps(args.iterations, save_every=args.iterations):
+    for step in run.steps(args.iterations, save_every=args.save_every):
         batch = task.data.sample()
         losses = loss(batch)
         actor = "loss_actor_bc" if step <= args.bc_updates else "loss_actor"
-        optimizer.zero_grad()
-        (losses[actor] + losses["loss_qvalue"] + losses["loss_cql"] + losses["loss_alpha"]).backward()
-        optimizer.step()
+        due = {name: losses[name] for name in (actor, "loss_qvalue", "loss_cql", "loss_alpha")}
+        norms = training.gradient_step(due, {"adam": optimizer}, step=step, batch=batch)
         target.step()
-        if step % 1000 == 0:
+        if run.due(args.log_every):
             scores = training.q_diagnostics(loss, batch, policy, bound=task.value_bound)
-            run.log({f"train/{key}": value for key, value in losses.items()} | scores)
-        if args.eval_every and step % args.eval_every == 0:
+            run.log({f"train/{key}": value for key, value in (dict(losses.items()) | norms).items()} | scores)
+        if task.has_env and run.due(args.eval_every):
             run.log(task.evaluate(policy, episodes=args.eval_episodes).metrics())
+            run.request_save()
 
 
 def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    task = training.offline_task(args.data, args.models, batch_size=args.batch_size, gamma=args.gamma)
+    args.prepare()
+    task = training.offline_task(
+        args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
+    )
     config = StatePolicyConfig(task.state_dim, task.action_dim, "gaussian", args.hidden_sizes, args.layer_norm)
-    directory = Path(args.runs) / (args.name or f"cql-{task.path.stem}-{args.seed}")
-    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    with training.Run(directory, args, task=task.info, module_configs={"state_policy": config}, **options) as run:
+    directory = args.run_directory(f"cql-{task.path.stem}-{args.seed}")
+    configs = {"state_policy": config, **task.module_configs}
+    options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
+    with training.Run(directory, args, task=task.info, module_configs=configs, **options) as run:
         policy, loss = make_loss(args, task, config)
         train(args, run, task, policy, loss)
-        result = task.evaluate(policy, episodes=args.eval_episodes)
-        row = {"seed": args.seed, "episodes": args.eval_episodes, "wall_s": run.wall_s, "stage": args.label}
-        task.record(args.results, "cql", result, **row)
-        print(task.report(directory, "cql", result, episodes=args.eval_episodes))
+        ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
+        print(training.conclude_offline(run, task, policy, recipe="cql", loss=loss, **ending))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

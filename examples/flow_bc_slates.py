@@ -3,6 +3,7 @@
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/flow_bc_slates.py --data data/diffuse_topdown-medium-300000.npz
+    python examples/flow_bc_slates.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
 
 The policy is a FlowActor of chunks of one latent: the loss and the policy of the robot recipes. Takes about four
 minutes on one CPU core. The last lines compare its return with random latents, the short-term oracle, the policy that
@@ -12,8 +13,8 @@ logged the data, and the oracle.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Literal
+import math
+from collections.abc import Callable
 
 import torch
 import tyro
@@ -25,24 +26,16 @@ from torchrl_flow.modules import FlowActorConfig, SingleStepActor, make_flow_act
 from torchrl_flow.objectives import ShortCutFlowLoss
 
 
-@dataclasses.dataclass
-class Args:
+@dataclasses.dataclass(kw_only=True)
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     data: str = "data/diffuse_topdown-medium-300000.npz"
-    """logged transitions, from collect-slates"""
+    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
+    env: str | None = None
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
     models: str | None = None
-    """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
-    name: str | None = None
-    """name of the run"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the result is appended"""
-    label: str | None = None
-    """what the table of results calls this variant; the data's policy where none is given"""
-    seed: int = 0
-    """seed of networks and training"""
+    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
     iterations: int = 20_000
     """updates"""
     batch_size: int = 256
@@ -58,17 +51,13 @@ class Args:
     ema: float = 0.999
     """decay of the averaged policy"""
     eval_every: int = 5_000
-    """updates between evaluations; 0 for none"""
+    """updates between evaluations, where there is an environment; 0 for none"""
     eval_episodes: int = 256
-    """users of an evaluation"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
+    """episodes of an evaluation"""
+    log_every: int = 1_000
+    """updates between two lines of metrics"""
+    save_every: int = 2_000
+    """updates between checkpoints"""
 
 
 def as_chunks(batch: TensorDict) -> TensorDict:
@@ -77,7 +66,7 @@ def as_chunks(batch: TensorDict) -> TensorDict:
     return TensorDict({"observation": observation, "action_chunk": chunk}, batch_size=batch.batch_size)
 
 
-def make_loss(args: Args, task: training.SlateTask) -> tuple[FlowActorConfig, ShortCutFlowLoss]:
+def make_loss(args: Args, task: training.OfflineTask) -> tuple[FlowActorConfig, ShortCutFlowLoss]:
     """Build the policy for the data's sizes, with its statistics inside, and its loss."""
     config = FlowActorConfig(
         action_dim=task.action_dim,
@@ -91,51 +80,57 @@ def make_loss(args: Args, task: training.SlateTask) -> tuple[FlowActorConfig, Sh
     )
     ones = torch.ones(config.action_dim)
     actor = make_flow_actor(config, statistics=task.statistics(), action_low=-ones, action_high=ones)
-    return config, ShortCutFlowLoss(actor)
+    return config, ShortCutFlowLoss(actor.to(args.device))
 
 
-def evaluate(args: Args, task: training.SlateTask, loss: ShortCutFlowLoss) -> training.SlateReturns:
-    """Evaluate the averaged policy; it draws its noise."""
-    return task.evaluate(SingleStepActor(loss.ema_actor()), episodes=args.eval_episodes, random=True)
+def acting_policy(loss: ShortCutFlowLoss) -> SingleStepActor:
+    """Return the averaged policy, for states without history; it draws its noise."""
+    return SingleStepActor(loss.ema_actor())
 
 
-def train(args: Args, run: training.Run, task: training.SlateTask, loss: ShortCutFlowLoss) -> None:
+def cosine(args: Args) -> Callable[[int], float]:
+    """Return the share of the learning rate after so many updates, which falls to a hundredth."""
+    return lambda done: 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done / args.iterations)))
+
+
+def train(args: Args, run: training.Run, task: training.OfflineTask, loss: ShortCutFlowLoss) -> None:
     """Train; all of the loop is here."""
     ema = SoftUpdate(loss, eps=args.ema)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.iterations, 0.01 * args.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(args))
     modules = {"policy": loss.actor_network, "ema_policy": loss.ema_policy}
     run.track(modules=modules, optimizers={"adamw": optimizer}, state={"schedule": schedule})
-    for step in run.steps(args.iterations, save_every=args.iterations):
-        losses = loss(as_chunks(task.data.sample()))
-        losses["loss_flow"].backward()
-        torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    for step in run.steps(args.iterations, save_every=args.save_every):
+        batch = as_chunks(task.data.sample())
+        losses = loss(batch)
+        due = {"loss_flow": losses["loss_flow"]}
+        norms = training.gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         schedule.step()
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
-        if step % 1000 == 0:
-            run.log({f"train/{key}": value for key, value in losses.items()})
-        if args.eval_every and step % args.eval_every == 0:
-            run.log(evaluate(args, task, loss).metrics())
+        if run.due(args.log_every):
+            run.log({f"train/{key}": value for key, value in (dict(losses.items()) | norms).items()})
+        if task.has_env and run.due(args.eval_every):
+            result = task.evaluate(acting_policy(loss), episodes=args.eval_episodes, random=True)
+            run.log(result.metrics())
+            run.request_save()
 
 
 def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    task = training.offline_task(args.data, args.models, batch_size=args.batch_size)
-    directory = Path(args.runs) / (args.name or f"flow_bc-{task.path.stem}-{args.seed}")
+    args.prepare()
+    task = training.offline_task(args.data, args.models, env=args.env, batch_size=args.batch_size, device=args.device)
+    directory = args.run_directory(f"flow_bc-{task.path.stem}-{args.seed}")
     config, loss = make_loss(args, task)
-    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    with training.Run(directory, args, task=task.info, actor_config=config, **options) as run:
+    options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
+    configs = task.module_configs
+    with training.Run(directory, args, task=task.info, actor_config=config, module_configs=configs, **options) as run:
         train(args, run, task, loss)
-        result = evaluate(args, task, loss)
-        row = {"seed": args.seed, "episodes": args.eval_episodes, "wall_s": run.wall_s, "stage": args.label}
-        task.record(args.results, "bc_slates", result, **row)
-        print(task.report(directory, "bc_slates", result, episodes=args.eval_episodes))
+        ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
+        policy = acting_policy(loss)
+        print(training.conclude_offline(run, task, policy, recipe="bc_slates", random=True, **ending))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

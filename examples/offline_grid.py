@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 
 from torchrl_flow import training
@@ -71,7 +73,9 @@ class Args:
     directory: str = "runs/offline_grid"
     """where the runs, and the table, go"""
     results: str = "runs/results.csv"
-    """table to which every result is appended"""
+    """table of results; the rows of a run replace those that it wrote before"""
+    device: str = "cpu"
+    """device of the runs"""
     workers: int | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
@@ -115,6 +119,7 @@ def plan(args: Args) -> list[SweepRun]:
             "eval_episodes": args.eval_episodes,
             "eval_every": 0,
             "results": args.results,
+            "device": args.device,
         }
         variants = [
             Variant(variant_name(name, env), name, {**options, "data": str(collection(args, env).path)})
@@ -123,6 +128,14 @@ def plan(args: Args) -> list[SweepRun]:
         program = [sys.executable, str(Path(__file__).with_name(script))]
         runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
+
+
+def gpus_per_run(args: Args) -> float:
+    """Share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs that ask for none."""
+    if not args.device.startswith("cuda"):
+        return 0.0
+    workers = args.workers or os.cpu_count() or 1
+    return min(1.0, torch.cuda.device_count() / workers)
 
 
 def scores(run: SweepRun) -> dict[str, float]:
@@ -137,7 +150,9 @@ def references(args: Args, env: str) -> dict[str, float]:
         task = training.offline_task(collection(args, env).path)
         found = task.references(episodes=args.eval_episodes)
         for name, value in found.items():
-            task.record(args.results, name, value, seed=0, episodes=args.eval_episodes)
+            row = training.offline_row(task, name, value, seed=0, episodes=args.eval_episodes)
+            # A directory for each, as for a run: measured again, a reference takes the place of its old row.
+            training.record_results(args.results, [row], directory=path.with_suffix("") / name)
         training.write_json(path, found)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -165,6 +180,7 @@ def main(args: Args) -> None:
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
+    training.require_device(args.device)
     for env in args.envs:
         prepare(args, env)
     with training.Progress(len(runs), description="offline grid", unit="run") as progress:
@@ -172,7 +188,7 @@ def main(args: Args) -> None:
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
-        statuses = run_sweep(runs, workers=args.workers, on_change=show)
+        statuses = run_sweep(runs, workers=args.workers, gpus_per_run=gpus_per_run(args), on_change=show)
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
@@ -184,4 +200,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,31 +26,26 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     task: str = "PushCube-v1"
     """ManiSkill id of the task, or planar"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
+    control_mode: str | None = None
+    """ManiSkill's controller; where none is given that of the demonstrations, and pd_ee_delta_pose for those made"""
+    max_episode_steps: int | None = None
+    """time limit of the environment, also of later stages; the task's own where none is given"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
     num_demos: int = 100
     """demonstrations to train on"""
-    retime: bool = True
-    """make demonstrations fast and let them recover from pushes; see docs/demonstrations.md"""
+    retime: bool | None = None
+    """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
+    end-effector deltas"""
     quality: str | None = None
     """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
-    name: str | None = None
-    """name of the run; task and recipe where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str | None = "runs/results.csv"
-    """table to which the results are appended"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the networks and of training"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
     width: int = 256
@@ -82,35 +76,26 @@ class Args:
     """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
     eval_episodes: int = 50
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
-    """iterations between evaluations on 20 other episodes; 0 for none"""
+    eval_every: int = 1000
+    """iterations between evaluations on 50 other episodes; 0 for none"""
     compare_steps: tuple[int, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     save_every: int = 1000
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
-    return source.load(task, padding="hold", mask_padding=False, next_obs=False, device=args.device, **chunks)
+    options: dict[str, Any] = {"next_obs": False, "device": args.device, "uses_rewards": False, **chunks}
+    return source.load(task, padding="hold", mask_padding=False, **options)
 
 
-def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
-    """Build the policy for the data's shapes, with its statistics inside."""
+def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
+    """Build the policy for the data's shapes, with its statistics and the environment's bounds inside."""
     sample, statistics = data[[0]], data.statistics()
     pixels = sample.get("pixels", None)
     config = FlowActorConfig(
@@ -126,16 +111,18 @@ def make_actor(args: Args, data: DemoReplayBuffer) -> FlowActor:
         num_steps=args.num_steps,
         state_noise=args.state_noise,
     )
-    ones = torch.ones(config.action_dim)
-    actor = make_flow_actor(config, statistics=statistics, action_low=-ones, action_high=ones)
+    low, high = training.action_bounds(env)
+    actor = make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
     return actor.to(args.device)
 
 
-def make_env(args: Args) -> EnvBase:
+def make_env(args: Args, source: training.DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
     return training.make_task_chunk_env(
         args.task,
         obs_mode=args.obs_mode,
+        control_mode=args.control_mode or source.control_mode,
+        max_episode_steps=args.max_episode_steps,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
@@ -160,32 +147,31 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)
-        losses = loss_module(data.sample())
-        losses["loss_flow"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        batch = data.sample()
+        losses = loss_module(batch)
+        total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}
+        norms = training.gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
-        if step % 100 == 0:
-            run.log({f"train/{key}": value for key, value in losses.items()} | {"train/gradient_norm": norm})
+        if run.due(100):
+            metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
+            run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_020), progress=False)
-            run.log(result.metrics())
+            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            run.log_evaluation(result.metrics())
 
 
 def main(args: Args) -> training.EvaluationResult:
     """Data, policy, training, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    directory = Path(args.runs) / (args.name or f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
-    env = make_env(args)
-    task = training.task_info(env)
+    args.prepare()
+    directory = args.run_directory(f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
     source = training.DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
+    env = make_env(args, source)
+    task = training.task_info(env)
     data = make_data(args, source, task)
-    actor = make_actor(args, data)
+    actor = make_actor(args, data, env)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
+    options = {"keep_best": "eval/success_once", **args.run_options()}
     with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:
         loss_module = ShortCutFlowLoss(actor)
         train(args, run, data, loss_module, env)
@@ -202,8 +188,7 @@ def main(args: Args) -> training.EvaluationResult:
             noise_scales=args.noise_scales,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps."],
         )
     print(result.summary())

@@ -42,7 +42,7 @@ def imported_names(path: Path) -> list[str]:
             self.names += [f"{node.module}.{alias.name}" for alias in node.names]
 
     visitor = Visitor()
-    visitor.visit(ast.parse(path.read_text()))
+    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
     return visitor.names
 
 

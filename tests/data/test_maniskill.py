@@ -34,6 +34,7 @@ def test_state_files(write_maniskill, make_trajectory):
         "control_mode": "pd_ee_delta_pose",
         "obs_mode": "state",
         "max_episode_steps": 50,
+        "reward_mode": None,
     }
 
 

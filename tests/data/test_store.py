@@ -83,7 +83,13 @@ def test_statistics_of_nothing_are_refused():
 def test_nested_frames_and_task_info_survive_reopening(tmp_path, episodes):
     for episode in episodes:
         episode["env_state"] = {"actors": {"table-workspace": torch.rand(len(episode["observation"]), 13)}}
-    info = {"task": "toy", "control_mode": "delta", "obs_mode": "state", "max_episode_steps": 40}
+    info = {
+        "task": "toy",
+        "control_mode": "delta",
+        "obs_mode": "state",
+        "max_episode_steps": 40,
+        "reward_mode": "sparse",
+    }
     written = DemoStore.from_episodes((e for e in episodes), tmp_path / "store", task_info=info)
     store = DemoStore.open(tmp_path / "store", verify=True)
     key = ("env_state", "actors", "table-workspace")

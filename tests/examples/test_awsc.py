@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_flow.training import load_checkpoint, load_critic, load_policy
+from torchrl_flow.training import load_checkpoint, load_critic, load_policy, read_metrics
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ["--task", "planar", "--scale", "0.01", "--num-demos", "20", "--eval-episodes", "10", "--num-videos", "0"]
@@ -125,25 +126,109 @@ def test_stage_three_trains_a_critic_of_its_own_where_none_is_loaded(pipeline):
     assert load_critic(checkpoint, load_policy(checkpoint)[0])[0].num_qs == 3
 
 
-def test_a_killed_online_run_goes_on_with_its_data_and_counts(pipeline):
-    folder, _ = pipeline
-    options = ["--policy", str(stage(folder, 2)), "--chunks", "64", "--name", "killed", "--utd-ratio", "2"]
-    options += ["--save-every", "1", "--act-noise-scale", "0.5", *ONLINE]
-    process = start(folder, "awsc_online.py", *options)
-    run = folder / "runs" / "killed"
-    while not list(run.glob("checkpoints/checkpoint-*3.torchrl")):
+def kill_when(process, run, ready):
+    """Kill without warning as soon as the run has got so far."""
+    while not ready():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = load_checkpoint(run)
-    finish(start(folder, "awsc_online.py", *options, "--resume"))
-    after = load_checkpoint(run)
-    assert 3 <= before.step < after.step == 8
-    stepper = after._read("state", "stepper")
-    assert stepper["num_updates"] == 2 * 64
-    assert after.counters["env_steps"] > before.counters["env_steps"]
-    steps = [
-        int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open()) if row["metric"] == "train/env_steps"
+
+
+def has_checkpoint(run, step):
+    return any(int(path.stem.rsplit("-", 1)[1]) >= step for path in run.glob("checkpoints/checkpoint-*.torchrl"))
+
+
+def same(run, other):
+    """Compare weights, counters, metrics and results of two runs, all but what is a time."""
+    first, second = load_checkpoint(run), load_checkpoint(other)
+    assert first.counters == second.counters
+    for role in first.roles:
+        ours, theirs = first.state_dict(role), second.state_dict(role)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), role
+    metrics = [
+        {key: value for key, value in read_metrics(path / "metrics.csv").items() if not key.endswith(("_s", "_ms"))}
+        for path in (run, other)
     ]
-    assert steps == list(range(1, 9))
+    assert metrics[0] == metrics[1]
+    timed = ("wall_s", "command", "commit", "date")
+    tables = [list(csv.DictReader((path / "results.csv").open())) for path in (run, other)]
+    for table in tables:
+        for row in table:
+            for name in timed:
+                del row[name]
+    assert len(tables[0]) == 1
+    assert tables[0] == tables[1]
+
+
+def online_options(folder, name, *more):
+    options = ["--policy", str(stage(folder, 2)), "--chunks", "64", "--name", name, "--utd-ratio", "2"]
+    options += ["--save-every", "1", "--eval-every", "3", "--results", f"runs/{name}/results.csv"]
+    return [*options, *more, *ONLINE]
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline):
+    folder, _ = pipeline
+    finish(start(folder, "awsc_online.py", *online_options(folder, "whole")))
+    return folder / "runs" / "whole"
+
+
+def test_a_killed_online_run_goes_on_to_the_same_bits(pipeline, whole):
+    folder, _ = pipeline
+    run, options = folder / "runs" / "killed", online_options(folder, "killed")
+    # Kill in the middle of training, twice, and once more between the evaluation's files.
+    for step, resume in ((2, []), (5, ["--resume"])):
+        process = start(folder, "awsc_online.py", *options, *resume)
+        kill_when(process, run, lambda step=step: has_checkpoint(run, step))
+        assert step <= load_checkpoint(run).step < 8
+    process = start(folder, "awsc_online.py", *options, "--resume")
+    kill_when(process, run, (run / "result_rows.json").exists)
+    finish(start(folder, "awsc_online.py", *options, "--resume"))
+    assert load_checkpoint(run).step == 8
+    assert load_checkpoint(run)._read("state", "stepper")["num_updates"] == 2 * 64
+    same(run, whole)
+    # A finished run that is resumed writes each row once.
+    finish(start(folder, "awsc_online.py", *options, "--resume"))
+    same(run, whole)
+
+
+def test_an_online_run_is_made_longer(pipeline, whole):
+    folder, _ = pipeline
+    shutil.copytree(whole, whole.with_name("longer"))
+    longer = online_options(folder, "longer", "--resume")
+    longer[longer.index("--chunks") + 1] = "80"
+    finish(start(folder, "awsc_online.py", *longer))
+    checkpoint = load_checkpoint(folder / "runs" / "longer")
+    assert checkpoint.step == 10
+    assert checkpoint._read("state", "stepper")["num_updates"] == 2 * 80
+
+
+def test_the_best_checkpoint_of_a_run_is_kept(whole):
+    best, last = load_checkpoint(whole, which="best"), load_checkpoint(whole)
+    evaluated = dict(zip(*read_metrics(whole / "metrics.csv")["eval/success_once"]))
+    assert set(evaluated) == {3, 6}
+    assert evaluated[best.step] == max(evaluated.values())
+    assert last.step == 8
+
+
+def test_a_policy_that_turns_bad_is_no_result(pipeline):
+    folder, _ = pipeline
+    out = refused(folder, "awsc_online.py", *online_options(folder, "bad", "--critic-lr", "1e30", "--lr", "1e30"))
+    assert "NonFiniteError" in out
+    assert "The batch is finite: the networks have diverged" in out
+    run = folder / "runs" / "bad"
+    assert not (run / "results.csv").exists()
+    assert not (run / "evaluation.json").exists()
+    for path in run.glob("checkpoints/*.torchrl"):
+        checkpoint = load_checkpoint(path)
+        assert all(v.isfinite().all() for role in checkpoint.roles for v in checkpoint.state_dict(role).values())
+
+
+def test_a_pipeline_of_other_budgets_under_the_same_name_is_refused(pipeline):
+    folder, _ = pipeline
+    options = list(PIPELINE)
+    options[options.index("--scale") + 1] = "0.02"
+    out = refused(folder, "awsc_pipeline.py", *options)
+    assert "iterations: 20 before, 40 now" in out
+    assert "choose another --name" in out

@@ -9,13 +9,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tyro
 
 from torchrl_flow.training import (
     CollectSlatesArgs,
+    Run,
     SlateModelsArgs,
     collect_slates,
+    load_checkpoint,
     load_policy,
     load_state_policy,
+    read_metrics,
+    sweep,
     train_slate_models,
 )
 
@@ -47,6 +52,8 @@ def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, op
     shared = {"data": data, "models": models, "runs": str(tmp_path), "name": "run", "batch_size": 32}
     shared |= {"results": str(tmp_path / "r.csv"), "iterations": 3, "eval_every": 2, "eval_episodes": 4}
     example["main"](example["Args"](**shared, **options))
+    if script == "iql":  # evaluated anew, its row takes the place of the old one
+        example["main"](example["Args"](**shared, **options, resume=True))
     assert recipe in capsys.readouterr().out
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert {recipe, "random_latent", "sto", "behaviour", "oracle", "oracle_through_ranker"} <= set(scores)
@@ -55,6 +62,12 @@ def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, op
     load = load_policy if script == "flow_bc_slates" else load_state_policy
     policy, checkpoint = load(tmp_path / "run")
     assert checkpoint.step == 3
+    returns = read_metrics(tmp_path / "run" / "metrics.csv")["eval/return"]
+    assert returns[0] == [1, 2, 3]
+    best = load_checkpoint(tmp_path / "run", which="best")
+    assert best.metrics["eval/return"] == max(returns[1])
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f"<td>{name}</td>" in page for name in (recipe, "sto", "oracle"))
     normalizers = [value for name, value in policy.state_dict().items() if name.endswith("normalizer.loc")]
     assert any(value.abs().sum() > 0 for value in normalizers)
 
@@ -94,6 +107,8 @@ def test_references_of_the_grid_are_measured_once_and_recorded(files, tmp_path, 
     Path("grid").mkdir()
     first, second = (grid["references"](args, "diffuse_topdown") for _ in range(2))
     assert first == second
+    next(Path("grid").glob("references-*.json")).unlink()  # killed between the rows and the file that says so
+    assert grid["references"](args, "diffuse_topdown") == first
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
     assert [row["recipe"] for row in rows] == list(grid["REFERENCES"])
     assert {row["recipe"]: float(row["return"]) for row in rows} == pytest.approx(first, rel=1e-5)
@@ -117,3 +132,42 @@ def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
     assert "--iterations" not in commands[0]
     assert "--iterations 1500 --bc-updates 300" in commands[1]
     assert "--iterations 7 --bc-updates 300" in commands[2]
+
+
+def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_others(files, tmp_path, monkeypatch):
+    grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
+    options = {"envs": ("diffuse_topdown",), "algorithms": ("bc", "td3_bc"), "seeds": (0,), "steps": 600}
+    args = grid["Args"](**options, iterations=6, eval_episodes=2, directory="grid", results="r.csv", workers=1)
+    monkeypatch.chdir(tmp_path)
+    for source, target in zip(files, (grid["collection"](args, "diffuse_topdown").path, SlateModelsArgs().path)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    started, saves, save = [], [], Run.save
+
+    def execute(run: sweep.SweepRun, threads: int) -> int:
+        started.append(run.name)
+        example = runpy.run_path(run.command[1])
+        example["main"](tyro.cli(example["Args"], args=[*run.command[2:], "--save-every", "2", "--batch-size", "16"]))
+        return 0
+
+    def die_in_the_second(self: Run):
+        saves.append(f"{self.directory.name} {self.step}")
+        if saves[-1] == "td3_bc-diffuse_topdown-0 4" and saves.count(saves[-1]) == 1:
+            raise KeyboardInterrupt
+        return save(self)
+
+    monkeypatch.setattr(sweep, "_has_ray", False)
+    monkeypatch.setattr(sweep, "_execute", execute)
+    monkeypatch.setattr(Run, "save", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        grid["main"](args)
+    kept = Path("grid/bc-diffuse_topdown-0/evaluation.json").stat().st_mtime_ns
+    grid["main"](args)
+    assert started == ["bc-diffuse_topdown-0", *2 * ["td3_bc-diffuse_topdown-0"]]
+    assert saves[-3:] == [f"td3_bc-diffuse_topdown-0 {step}" for step in (4, 4, 6)]  # from step 2 on
+    assert Path("grid/bc-diffuse_topdown-0/evaluation.json").stat().st_mtime_ns == kept
+    grid["main"](args)
+    rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
+    assert [row["recipe"] for row in rows] == ["bc", "td3_bc", *grid["REFERENCES"]]
+    table = Path("grid/table.md").read_text(encoding="utf-8")
+    assert f"| td3_bc | {float(rows[1]['return']):.1f} (1) |" in table

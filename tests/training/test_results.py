@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 
 import pytest
 
-from torchrl_flow.training import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result, record_results
 
 ROW = {
     "recipe": "shortcut_flow", "task": "PushCube-v1", "obs": "state", "stage": "", "seed": 0, "episodes": 50,
@@ -90,3 +91,49 @@ def test_two_programs_lose_no_row(tmp_path):
         program.join()
     assert sorted(int(row["seed"]) for row in rows(path)) == [100 * s + i for s in range(3) for i in range(10)]
     assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_the_rows_of_a_run_are_replaced_in_place_and_those_of_others_stay(tmp_path):
+    path, run = tmp_path / "results.csv", tmp_path / "run"
+    append_result(path, **{**ROW, "seed": 7})
+    two = [{**ROW, "stage": "K=1"}, {**ROW, "stage": "K=4"}]
+    record_results(path, two, directory=run)
+    record_results(path, [{**ROW, "stage": "K=1"}], directory=tmp_path / "other")
+    append_result(path, **{**ROW, "seed": 8})
+    record_results(path, [{**row, "return": 99.0} for row in two], directory=run)
+    found = [(row["seed"], row["stage"], row["return"]) for row in rows(path)]
+    assert found == [("7", "", "12.5"), ("0", "K=1", "99"), ("0", "K=4", "99"), ("0", "K=1", "12.5"), ("8", "", "12.5")]
+
+
+def test_the_same_result_again_makes_no_second_row(tmp_path):
+    path = tmp_path / "results.csv"
+    for _ in range(3):
+        record_results(path, [ROW], directory=tmp_path / "run")
+    assert len(rows(path)) == 1
+
+
+def test_a_kill_between_memory_and_table_neither_loses_nor_doubles_a_row(tmp_path, monkeypatch):
+    from torchrl_flow.training import results
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    path, run = tmp_path / "results.csv", tmp_path / "run"
+    record_results(path, [ROW], directory=run)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_replace", killed)
+        with pytest.raises(Killed):
+            record_results(path, [{**ROW, "return": 1.0}], directory=run)
+    assert [row["return"] for row in rows(path)] == ["12.5"]
+    record_results(path, [{**ROW, "return": 2.0}], directory=run)
+    assert [row["return"] for row in rows(path)] == ["2"]
+    assert len(json.loads((run / "result_rows.json").read_text())[""]) == 3
+
+
+def test_two_rows_of_one_stage_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="different stages"):
+        record_results(tmp_path / "results.csv", [ROW, ROW], directory=tmp_path / "run")
+    assert not (tmp_path / "results.csv").exists()

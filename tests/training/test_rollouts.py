@@ -5,7 +5,14 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.training import ChunkRollouts, load_checkpoint, make_chunk_env, minibatches, save_checkpoint
+from torchrl_flow.training import (
+    ChunkRollouts,
+    NonFiniteError,
+    load_checkpoint,
+    make_chunk_env,
+    minibatches,
+    save_checkpoint,
+)
 
 
 def make(obs_horizon=1, **kwargs):
@@ -26,12 +33,13 @@ def test_a_rollout_goes_on_where_the_last_one_ended():
     assert not torch.equal(first["next", "observation"][:, 2], first["observation"][:, 3])
 
 
-def test_a_rollout_resumes_from_a_checkpoint_in_the_middle_of_an_episode(tmp_path):
-    rollouts = make()
+@pytest.mark.parametrize("obs_horizon", [1, 3])
+def test_a_rollout_resumes_from_a_checkpoint_in_the_middle_of_an_episode(tmp_path, obs_horizon):
+    rollouts = make(obs_horizon)
     rollouts.collect()
     path = save_checkpoint(tmp_path / "a.torchrl", state={"rollouts": rollouts})
     expected = rollouts.collect()
-    other = make()
+    other = make(obs_horizon)
     load_checkpoint(path).restore(state={"rollouts": other}, rng=True)
     found = other.collect()
     for key in expected.keys(True, True):
@@ -56,3 +64,25 @@ def test_minibatches_hold_every_row_once():
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps"):
         ChunkRollouts(make().env, lambda data: data, 0)
+
+
+@pytest.mark.parametrize("key", ["reward", "observation", "action"])
+def test_a_number_that_is_not_finite_is_refused_with_its_sub_environment(key):
+    rollouts = make()
+    rollouts.collect()
+    step, policy = rollouts.env.base_env._step, rollouts.policy
+
+    def bad_step(data):
+        out = step(data)
+        if key != "action":
+            out[key][1] = float("nan")
+        return out
+
+    def bad_policy(data):
+        data = policy(data)
+        data["action"][2, 0, 0] = float("inf") if key == "action" else 0.0
+        return data
+
+    rollouts.env.base_env._step, rollouts.policy = bad_step, bad_policy
+    with pytest.raises(NonFiniteError, match=rf"'(next\.)?{key}' \(row {2 if key == 'action' else 1}"):
+        rollouts.collect()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrl.checkpoint import CheckpointError
 
-from tests.training.tiny_training import Config, train_run
+from tests.training.tiny_training import Config, make_parts, train_run, update
 from torchrl_flow.training import Run, isolated_rng, load_checkpoint, read_metrics
 
 
@@ -116,3 +116,55 @@ def test_refusals(tmp_path):
     train_run(tmp_path / "a", replace(Config(resume=True), total=22), task=task, may_differ=("resume", "total"))
     assert load_checkpoint(tmp_path / "a").step == 22
     assert read_metrics(tmp_path / "a" / "metrics.csv")["train/loss"][0] == list(range(1, 23))
+
+
+def length_config(iterations, **changes):
+    return {"iterations": iterations, "save_every": 5, "lr": 0.01, **changes}
+
+
+def train_length(directory, iterations, resume=True, **changes):
+    net, parts = make_parts()
+    config = length_config(iterations, **changes)
+    with Run(directory, config, resume=resume, progress=False) as run:
+        run.track(**parts)
+        for _ in run.steps(iterations, save_every=config["save_every"]):
+            update(net, parts)
+
+
+def test_a_run_can_be_lengthened_and_equals_one_that_was_long_from_the_start(tmp_path):
+    train_length(tmp_path / "a", 10, resume=False)
+    (tmp_path / "a" / "evaluation.json").write_text("{}")
+    train_length(tmp_path / "a", 20, save_every=3)
+    assert not (tmp_path / "a" / "evaluation.json").exists()
+    train_length(tmp_path / "whole", 20, resume=False)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "a")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((tmp_path / "a" / "config.json").read_text()) == length_config(20, save_every=3)
+    with pytest.raises(ValueError, match="has done 20 steps already and cannot be shortened to 15"):
+        train_length(tmp_path / "a", 15)
+    with pytest.raises(ValueError, match=r"lr: 0\.01 before, 0\.1 now"):
+        train_length(tmp_path / "a", 30, lr=0.1)
+
+
+def test_the_time_of_training_stays_when_a_finished_run_is_resumed(tmp_path):
+    train_run(tmp_path / "a", Config())
+    before = load_checkpoint(tmp_path / "a").metadata["wall_s"]
+    with Run(tmp_path / "a", Config(resume=True), resume=True, progress=False) as run:
+        run.track(**make_parts()[1])
+        assert list(run.steps(20)) == []
+        assert run.wall_s == before
+
+
+def test_the_best_checkpoint_is_found_by_the_metric_that_the_run_names(tmp_path):
+    with Run(tmp_path / "a", {}, keep_last=1, keep_best="eval/success_once", progress=False) as run:
+        run.track(modules={"policy": torch.nn.Linear(1, 1)})
+        for step in run.steps(6):
+            if step in (2, 4):
+                run.log({"eval/success_once": {2: 0.9, 4: 0.5}[step]})
+                run.request_save()
+    assert load_checkpoint(tmp_path / "a", which="best").step == 2
+    assert load_checkpoint(tmp_path / "a").step == 6
+    train_run(tmp_path / "none", Config())
+    assert load_checkpoint(tmp_path / "none", which="best").step == 20
+    with pytest.raises(ValueError, match="which must be 'last' or 'best', got 'first'"):
+        load_checkpoint(tmp_path / "a", which="first")

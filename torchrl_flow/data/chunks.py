@@ -50,12 +50,13 @@ class ChunkStorage(Storage):
       first step at which the demonstrator was disturbed on purpose;
     - ``action`` ``[H_a, A]``: the executed slice of the chunk, which starts at step t;
     - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
-      execution ends after k steps, at the first success (``terminated``), at the last step of the episode
-      (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i, and the
-      observations are the history at step t+k. ``success`` is whether any of the k steps was successful;
+      execution ends after k steps, at the first success, failure or other end of the task (``terminated``), at
+      the last step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is
+      sum_{i<k} gamma^i r_i, and the observations are the history at step t+k. ``success`` is whether any of the k
+      steps was successful;
     - ``is_demo``: true.
 
-    An episode that ends in success is terminated, not truncated. Recorded steps after a success are items
+    An episode that ends in success or failure is terminated, not truncated. Recorded steps after a success are items
     too; a chunk that starts at a step that is (still) successful has k = 1. Windows never cross episodes.
     Indexing with ``[*B]`` indices gathers just the rows needed, so the cost does not depend on the size of
     the store, and images that are not asked for are not read.
@@ -76,8 +77,10 @@ class ChunkStorage(Storage):
             Default: ``(-1,)``.
         mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy learns to go on
             like that where demonstrations end (with ``"hold"``: to hold still). Default: ``True``.
-        terminate_on_success: ``False`` lets transitions go on through successes, as an environment with
-            ``ignore_terminations`` does. Default: ``True``.
+        terminate_on_success: ``False`` lets transitions go on through successes, failures and other ends, as an
+            environment with ``ignore_terminations`` does. Default: ``True``.
+        rewards: ``"recorded"`` folds the store's rewards, ``"sparse"`` success less failure in their place.
+            Default: ``"recorded"``.
         obs_keys: which frames to return. Default: all but ``env_state``.
         next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are
             half the cost with images. Default: ``True``.
@@ -113,6 +116,7 @@ class ChunkStorage(Storage):
         hold_dims: Sequence[int] = (-1,),
         mask_padding: bool = True,
         terminate_on_success: bool = True,
+        rewards: Literal["recorded", "sparse"] = "recorded",
         obs_keys: Sequence[NestedKey] | None = None,
         next_obs: bool = True,
         keys: ChunkKeys | None = None,
@@ -123,11 +127,14 @@ class ChunkStorage(Storage):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
         if padding not in ("last", "hold"):
             raise ValueError(f"padding must be 'last' or 'hold', got {padding!r}.")
+        if rewards not in ("recorded", "sparse"):
+            raise ValueError(f"rewards must be 'recorded' or 'sparse', got {rewards!r}.")
         super().__init__(max_size=len(store))
         self.store = store
         self.pred_horizon, self.act_horizon, self.obs_horizon = pred_horizon, act_horizon, obs_horizon
         self.gamma, self.alignment, self.padding = float(gamma), alignment, padding
         self.mask_padding, self.terminate_on_success = mask_padding, terminate_on_success
+        self.rewards = rewards
         self.keys = keys if keys is not None else ChunkKeys()
         self.batch_device = None if device is None else torch.device(device)
         self.obs_keys, self.next_obs = _frame_keys(store, obs_keys), next_obs
@@ -135,12 +142,13 @@ class ChunkStorage(Storage):
         # Plain views of the same memory: a MemoryMappedTensor goes through Python at every operation.
         self._action = store.steps["action"].as_subclass(Tensor)
         self._frames = {key: store.frames.get(key).as_subclass(Tensor) for key in self.obs_keys}
-        # The index tables are read at every batch and small, 14 bytes a step: these are copies in memory.
+        # The index tables are read at every batch and small, 15 bytes a step: these are copies in memory.
         self._episode = store.steps["episode"].clone()
         self._start, self._length = store.episodes["start"].clone(), store.episodes["length"].clone()
-        self._success = store.steps["success"].squeeze(-1).clone()
-        self._reward = store.steps["reward"].squeeze(-1).clone()
-        self._perturbed = store.steps["perturbed"].squeeze(-1).clone()
+        self._success, self._perturbed = store.step_flag("success"), store.step_flag("perturbed")
+        self._terminated = store.step_flag("terminated")
+        recorded = store.steps["reward"].as_subclass(Tensor).squeeze(-1)
+        self._reward = recorded.clone() if rewards == "recorded" else store.sparse_reward()
 
     device = torch.device("cpu")
     """Where indices are drawn: the store is on the CPU."""
@@ -186,7 +194,7 @@ class ChunkStorage(Storage):
         last = window >= end[:, None] - 1
         window = torch.minimum(window, end[:, None] - 1)
         success = self._success[window]
-        terminated = success if self.terminate_on_success else torch.zeros_like(success)
+        terminated = self._terminated[window] if self.terminate_on_success else torch.zeros_like(success)
         done = terminated | last
         executed = executed_mask(done)
         steps = executed_steps(done)
@@ -254,7 +262,10 @@ class ChunkStorage(Storage):
             "action_sha256": self.store.metadata["columns"]["steps"]["action"]["sha256"],
             "horizons": [self.pred_horizon, self.act_horizon, self.obs_horizon],
             "gamma": self.gamma,
-            "folding": [self.alignment, self.padding, self.mask_padding, self.terminate_on_success],
+            "folding": [
+                *(self.alignment, self.padding, self.mask_padding, self.terminate_on_success),
+                *([] if self.rewards == "recorded" else [self.rewards]),
+            ],
             "keys": [str(unravel_key(key)) for key in (*self.obs_keys, *asdict(self.keys).values())],
         }
 
@@ -274,11 +285,11 @@ class ChunkStorage(Storage):
     def dumps(self, path: str | Path) -> None:
         """Writes :meth:`state_dict` into a directory, as JSON."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()))
+        (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
         """Checks against what :meth:`dumps` wrote; see :meth:`load_state_dict`."""
-        self.load_state_dict(json.loads((Path(path) / "chunk_storage.json").read_text()))
+        self.load_state_dict(json.loads((Path(path) / "chunk_storage.json").read_text(encoding="utf-8")))
 
     def __len__(self) -> int:
         return self.store.num_steps

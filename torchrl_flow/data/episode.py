@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.utils import unravel_key
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
 
 __all__ = ["Episode", "cut_after_success", "drop_idle_steps"]
 
-STEP_KEYS = ("action", "reward", "success")
+STEP_KEYS = ("action", "reward", "success", "perturbed", "fail", "terminated")
+"""Entries of a step, all but ``action`` one number each."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps between T + 1 frames.
+    """T steps between T + 1 frames, checked when made.
+
+    Floating-point entries of any precision become float32, as environments give them; so does ``observation`` of
+    integers or flags.
 
     Args:
         frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones); frame t is what action t was chosen
@@ -32,6 +35,12 @@ class Episode:
         perturbed: ``[T]`` bool, whether action t was disturbed on purpose and is not to be imitated.
         seed: seed of the episode's reset, -1 where unknown.
         name: how errors and warnings call it.
+        fail: ``[T]`` bool, whether the task is lost after action t; never where ``None``.
+        terminated: ``[T]`` bool, whether the task ends after action t, and not by a time limit. Success and failure
+            end it in any case, as in ManiSkill; this adds further ends.
+
+    Raises:
+        DataError: when something is missing, not finite, or of another length or type.
     """
 
     frames: dict[str | tuple[str, ...], Tensor]
@@ -41,6 +50,30 @@ class Episode:
     perturbed: Tensor
     seed: int = -1
     name: str = "episode"
+    fail: Tensor | None = None
+    terminated: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Converts and checks."""
+        action = _actions(self.action, self.name)
+        steps = action.shape[0]
+        success = _flags(self.success, "success", steps, self.name)
+        fail = torch.zeros_like(success) if self.fail is None else _flags(self.fail, "fail", steps, self.name)
+        ends = success | fail
+        if self.terminated is not None:
+            ends = ends | _flags(self.terminated, "terminated", steps, self.name)
+        values: dict[str, Any] = {
+            "frames": {key: _frame(value, key, self.name) for key, value in self.frames.items()},
+            "action": action,
+            "reward": _per_step(self.reward, "reward", steps, self.name).to(torch.float32),
+            "success": success,
+            "perturbed": _flags(self.perturbed, "perturbed", steps, self.name),
+            "fail": fail,
+            "terminated": ends,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
 
     def __len__(self) -> int:
         return self.action.shape[0]
@@ -50,36 +83,40 @@ class Episode:
         """Builds a checked episode from tensors or arrays by key.
 
         Args:
-            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never),
-                ``reward`` likewise (default: 1 where successful, else 0), ``perturbed`` likewise (default:
-                never) and ``seed``; every other entry, nested ones too, holds frames ``[T + 1, ...]``.
+            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``fail``
+                likewise (default: never), ``terminated`` likewise (with success and failure in any case), ``reward``
+                likewise (default: success less failure), ``perturbed`` likewise (default: never) and ``seed``;
+                every other entry, nested ones too, holds frames ``[T + 1, ...]``.
             name: how errors call the episode.
 
         Raises:
-            DataError: when something is missing, not finite, or of another length.
+            DataError: when something is missing, not finite, or of another length or type.
 
         Examples:
             >>> episode = Episode.from_mapping({"observation": torch.zeros(4, 2), "action": torch.ones(3, 1)})
             >>> len(episode), episode.reward.tolist()
             (3, [0.0, 0.0, 0.0])
         """
-        tensordict = data if isinstance(data, TensorDictBase) else TensorDict(dict(data), batch_size=[])
-        leaves = {unravel_key(key): value for key, value in tensordict.items(True, True)}
+        leaves = dict(_leaves(data))
         if "action" not in leaves:
             raise DataError(f"{name}: there is no `action` entry, only {sorted(map(str, leaves))}.")
-        action = _plain(leaves.pop("action")).to(torch.float32)
-        if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
-            raise DataError(f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
+        action = _actions(leaves.pop("action"), name)
         steps = action.shape[0]
-        success = _per_step(leaves.pop("success", torch.zeros(steps)), "success", steps, name).to(torch.bool)
-        reward = _per_step(leaves.pop("reward", success), "reward", steps, name).to(torch.float32)
-        never = torch.zeros(steps)
-        perturbed = _per_step(leaves.pop("perturbed", never), "perturbed", steps, name).to(torch.bool)
-        seed = int(leaves.pop("seed", torch.tensor(-1)))
-        frames = {key: _frames(value) for key, value in leaves.items()}
-        episode = cls(frames, action, reward, success, perturbed, seed, name)
-        episode._check()
-        return episode
+        never = torch.zeros(steps, dtype=torch.bool)
+        success = _flags(leaves.pop("success", never), "success", steps, name)
+        fail = _flags(leaves.pop("fail", never), "fail", steps, name)
+        reward = leaves.pop("reward", success.to(torch.float32) - fail.to(torch.float32))
+        return cls(
+            action=action,
+            reward=reward,
+            success=success,
+            fail=fail,
+            terminated=leaves.pop("terminated", None),
+            perturbed=leaves.pop("perturbed", never),
+            seed=_seed(leaves.pop("seed", -1), name),
+            frames=leaves,
+            name=name,
+        )
 
     def _check(self) -> None:
         if not self.frames:
@@ -120,9 +157,9 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
 
     Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol``
     in size, the gripper command is that of the step before, and ``observation`` changes by at most
-    ``frame_tol`` in any entry. A step that changes ``success``, or that carries a reward its predecessor did
-    not, is always kept, and so is the first one that follows a change of the gripper command. Frame t goes
-    with step t: the action after the gap stays with the frame it was chosen from.
+    ``frame_tol`` in any entry. A step that changes ``success``, ``fail`` or ``terminated``, or that carries a reward
+    its predecessor did not, is always kept, and so is the first one that follows a change of the gripper command.
+    Frame t goes with step t: the action after the gap stays with the frame it was chosen from.
 
     Args:
         episode: one with an ``observation``.
@@ -140,9 +177,12 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
     unchanged = ((flat[1:] - flat[:-1]).abs() <= frame_tol).all(-1)
     gripper = episode.action[:, -1]
     same = torch.ones_like(still)
-    same[1:] = (gripper[1:] == gripper[:-1]) & (episode.success[1:] == episode.success[:-1])
-    same[1:] &= episode.reward[1:] == episode.reward[:-1]
-    same[0] = not bool(episode.success[0]) and float(episode.reward[0]) == 0.0
+    same[1:] = (gripper[1:] == gripper[:-1]) & (episode.reward[1:] == episode.reward[:-1])
+    same[0] = float(episode.reward[0]) == 0.0
+    for flag in (episode.success, episode.fail, episode.terminated):
+        flag = cast(Tensor, flag)
+        same[1:] &= flag[1:] == flag[:-1]
+        same[0] &= ~flag[0]
     kept = ~(still & unchanged & same)
     if not bool(kept.any()):
         kept[-1] = True
@@ -152,31 +192,65 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
 def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
     """The steps of a bool mask ``[T]``, each with its frame, and frame ``last`` at the end."""
     rows = torch.cat([kept.nonzero().squeeze(-1), torch.tensor([last])])
-    return replace(
-        episode,
-        frames={key: value[rows] for key, value in episode.frames.items()},
-        action=episode.action[kept],
-        reward=episode.reward[kept],
-        success=episode.success[kept],
-        perturbed=episode.perturbed[kept],
-    )
+    steps: dict[str, Any] = {key: cast(Tensor, getattr(episode, key))[kept] for key in STEP_KEYS}
+    return replace(episode, frames={key: value[rows] for key, value in episode.frames.items()}, **steps)
+
+
+def _leaves(data: Mapping[str, Any] | TensorDictBase, prefix: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """Entries by key; tuples for nested ones."""
+    for key, value in data.items():
+        path = (*prefix, *(key if isinstance(key, tuple) else (key,)))
+        if isinstance(value, (Mapping, TensorDictBase)):
+            yield from _leaves(value, path)
+        else:
+            yield (path[0] if len(path) == 1 else path), value
+
+
+def _actions(value: Any, name: str) -> Tensor:
+    action = _plain(value, "action", name).to(torch.float32)
+    if action.ndim != 2 or action.shape[0] == 0 or action.shape[1] == 0:
+        raise DataError(f"{name}: `action` must be [T, A] with at least one step, got {list(action.shape)}.")
+    return action
 
 
 def _per_step(value: Any, key: str, steps: int, name: str) -> Tensor:
-    value = _plain(value)
+    value = _plain(value, key, name)
     if value.shape not in ((steps,), (steps, 1)):
         raise DataError(f"{name}: `{key}` must be [{steps}] or [{steps}, 1] like the actions, got {list(value.shape)}.")
     return value.reshape(steps)
 
 
-def _frames(value: Any) -> Tensor:
-    value = _plain(value)
-    return value.to(torch.float32) if value.is_floating_point() else value
+def _flags(value: Any, key: str, steps: int, name: str) -> Tensor:
+    value = _per_step(value, key, steps, name)
+    wrong = ((value != 0) & (value != 1)).nonzero()
+    if wrong.numel():
+        row = int(wrong[0])
+        raise DataError(f"{name}: `{key}` must hold 0 and 1 alone, got {value[row].item()} at row {row}.")
+    return value.to(torch.bool)
 
 
-def _plain(value: Any) -> Tensor:
-    value = torch.from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+def _frame(value: Any, key: str | tuple[str, ...], name: str) -> Tensor:
+    value = _plain(value, _join(key), name)
+    return value.to(torch.float32) if value.is_floating_point() or key == "observation" else value
+
+
+def _plain(value: Any, key: str, name: str) -> Tensor:
+    """A tensor of real numbers on the CPU."""
+    try:
+        value = torch.from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise DataError(f"{name}: `{key}` must hold numbers, got {what}.") from error
+    if value.is_complex():
+        raise DataError(f"{name}: `{key}` must hold real numbers, got {value.dtype}.")
     return value.detach().to("cpu")
+
+
+def _seed(value: Any, name: str) -> int:
+    seed = _plain(value, "seed", name)
+    if seed.numel() != 1 or not bool(torch.isfinite(seed).all()):
+        raise DataError(f"{name}: `seed` must be one whole number, got {seed.tolist()}.")
+    return int(seed)
 
 
 def _join(key: str | tuple[str, ...]) -> str:

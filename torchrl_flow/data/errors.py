@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = ["DataError", "DataWarning"]
 
 
@@ -11,3 +13,12 @@ class DataError(ValueError):
 
 class DataWarning(UserWarning):
     """Data was read, but not all of it, or with a doubt that the user should know of."""
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Tells whether a file is what Git LFS leaves in place of a large one that was not downloaded."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
+
+
+LFS_ADVICE = "it is a Git LFS pointer, not the data: fetch the data with `git lfs pull`"

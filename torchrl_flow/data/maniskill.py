@@ -12,8 +12,8 @@ from typing import Any
 
 from torchrl_flow.data.episode import Episode
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.data.maniskill_reader import EpisodeReader, ReadOptions
-from torchrl_flow.data.store import DemoStore, file_digest
+from torchrl_flow.data.maniskill_reader import EpisodeReader, ReadOptions, warn_doubts
+from torchrl_flow.data.store import DemoStore, file_digest, warn_if_fewer
 from torchrl_flow.data.trajectory_file import TrajectoryFile
 from torchrl_flow.data.writer import VERSION
 
@@ -28,8 +28,9 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
     :func:`~torchrl_flow.functional.observation.flatten_state`; ``pixels`` ``[T + 1, 3, h, w]`` uint8 are the
     images of one camera. ``terminated`` and ``truncated`` of the file are ignored: demonstrations outlast the
     task's registered time limit, and carry flags in mid-trajectory. What ends a transition is rebuilt from
-    ``success`` by :class:`~torchrl_flow.data.ChunkStorage`. ``reward`` is what was recorded, or 1 where
-    successful.
+    ``success`` and ``fail``, as ManiSkill does, by :class:`~torchrl_flow.data.ChunkStorage`. ``reward`` is what was
+    recorded, or ManiSkill's sparse reward, success less failure. A file without ``success`` is read for its recorded
+    rewards or its failures, with a :class:`DataWarning`, and no step of it counts as a success.
 
     Args:
         path: the ``.h5`` file.
@@ -39,7 +40,8 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
 
     Returns:
         The store. An episode that cannot be used (not finite, of another length or shape, incomplete) is left
-        out, with a :class:`DataWarning` and its reason in ``store.skipped``.
+        out, with a :class:`DataWarning` and its reason in ``store.skipped``; so are depth and point clouds. Fewer
+        good episodes than ``max_episodes`` are a :class:`DataWarning` too.
 
     Raises:
         DataError: when the file is refused (see :class:`TrajectoryFile`), has no observations, no good
@@ -48,17 +50,23 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
     chosen = ReadOptions(**options)
     with TrajectoryFile(path) as source:
         sha256 = [file_digest(source.path), file_digest(source.json_path)]
-        key = _store_key(sha256, chosen)
+        key = _store_key(sha256, chosen, fails=_has_fail(source))
         target = Path(root) if root is not None else _cache_root() / f"{source.path.stem}-{key[:16]}"
         if target.exists():
-            return _reopen(target, key, source.path)
+            store = _reopen(target, key, source.path)
+            if "reward_mode" not in store.metadata or "doubts" not in store.metadata:
+                # Made before these were kept: the file tells.
+                store.metadata.update(_about(EpisodeReader(source, chosen)))
+            else:
+                warn_doubts(store.metadata["doubts"])
+            return _count_checked(store, source.path, chosen)
         reader = EpisodeReader(source, chosen)
         episodes = reader.episodes()
         task_info = {
             "task": source.env_info["env_id"],
             "control_mode": source.control_mode,
-            "obs_mode": source.env_info.get("env_kwargs", {}).get("obs_mode"),
-            "max_episode_steps": source.env_info.get("max_episode_steps"),
+            "obs_mode": source.env_field("obs_mode"),
+            "max_episode_steps": source.max_episode_steps,
         }
         metadata = {
             "key": key,
@@ -66,9 +74,26 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
             "options": asdict(chosen),
             "state_keys": reader.state_keys,
             "skipped": reader.skipped,
+            **_about(reader),
         }
         target.parent.mkdir(parents=True, exist_ok=True)
-        return _build(episodes, target, key, source.path, task_info, metadata)
+        store = _build(episodes, target, key, source.path, task_info, metadata)
+        return _count_checked(store, source.path, chosen)
+
+
+def _about(reader: EpisodeReader) -> dict[str, Any]:
+    return {"reward_mode": reader.reward_mode, "has_success": reader.has_success, "doubts": reader.doubts}
+
+
+def _has_fail(source: TrajectoryFile) -> bool:
+    return any("fail" in source.group(number) for number in range(len(source.episodes)) if number not in source.bad)
+
+
+def _count_checked(store: DemoStore, path: Path, options: ReadOptions) -> DemoStore:
+    wanted = options.max_episodes
+    if wanted is not None:
+        warn_if_fewer(path.name, store.num_episodes, wanted)
+    return store
 
 
 def _build(
@@ -88,8 +113,9 @@ def _build(
         return _reopen(target, key, path)
 
 
-def _store_key(sha256: list[str], options: ReadOptions) -> str:
-    content = json.dumps([VERSION, sha256, asdict(options)], sort_keys=True)
+def _store_key(sha256: list[str], options: ReadOptions, *, fails: bool) -> str:
+    # Stores made before failures were kept are not those of a file that has any.
+    content = json.dumps([VERSION, sha256, asdict(options), *(["fail"] if fails else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -103,7 +129,7 @@ def _reopen(root: Path, key: str, path: Path) -> DemoStore:
     if store.metadata.get("key") != key:
         raise DataError(
             f"{root} is a demo store of {store.metadata.get('source', {}).get('file')!r} with options "
-            f"{store.metadata.get('options')}, not of {path.name} as it is now with the options given: give "
-            "another root, or remove it."
+            f"{store.metadata.get('options')}, not of {path.name} as it is now and is read now with the options given: "
+            "give another root, or remove it."
         )
     return store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.trajectory_file import HOW_TO_MAKE, TrajectoryFile
 from torchrl_flow.functional.observation import flatten_state, state_paths
 
-__all__ = ["EpisodeReader", "ReadOptions"]
+__all__ = ["EpisodeReader", "ReadOptions", "warn_doubts"]
 
 DEFAULT_CAMERA = "base_camera"
 
@@ -60,13 +60,24 @@ class EpisodeReader:
         self.source, self.options = source, options
         self.skipped: list[str] = []
         self.good = [number for number in range(len(source.episodes)) if number not in source.bad]
-        self._layouts = {number: _layout(source.group(number)) for number in self.good}
+        self._layouts = {number: self._read_layout(number) for number in self.good}
         self.layout = self._common_layout()
         self.camera = self._choose_camera()
         first = next(number for number in self.good if self._layouts[number] == self.layout)
         obs = source.group(first)["obs"]
         self.state_keys = ["/".join(p) for p in state_paths(obs)] if isinstance(obs, h5py.Group) else None
-        self._warn_untracked(obs)
+        self.doubts = [*self._order_lost(obs), *self._left_out(), *self._no_success()]
+        warn_doubts(self.doubts)
+
+    @property
+    def has_success(self) -> bool:
+        """Whether ``success`` was recorded."""
+        return "success" in self.layout
+
+    @property
+    def reward_mode(self) -> str | None:
+        """Mode of the rewards: the recorded ones', or sparse where they follow from success; None where unknown."""
+        return self.source.env_field("reward_mode") if "rewards" in self.layout else "sparse"
 
     def episodes(self) -> Iterator[Episode]:
         """Yields them in the order of the file; raises when there is none."""
@@ -76,7 +87,7 @@ class EpisodeReader:
                 return
             try:
                 episode = self._read(number)
-            except (DataError, OSError, KeyError, ValueError, TypeError) as error:
+            except (DataError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
                 reason = str(error)
                 name = self.source.name(number)
                 self.skipped.append(reason if reason.startswith(name) else f"{name}: {reason}")
@@ -94,13 +105,18 @@ class EpisodeReader:
         layout = self._layouts[number]
         if layout != self.layout:
             raise DataError(f"{name}: its entries are {layout} and those of most episodes {self.layout}")
-        data: dict[str, Any] = {"action": np.asarray(group["actions"]), "success": _success(group, name)}
-        if "rewards" in group:
-            data["reward"] = np.asarray(group["rewards"])
-        if "perturbed" in group:
-            data["perturbed"] = np.asarray(group["perturbed"])
+        if not {"success", "fail", "rewards"} & set(layout):
+            raise DataError(
+                f"{name}: it has no `success`, `fail` or `rewards`, from which rewards and ends are rebuilt"
+            )
+        names = {"actions": "action", "rewards": "reward"}
+        data: dict[str, Any] = {
+            names.get(entry, entry): np.asarray(group[entry])
+            for entry in ("actions", "rewards", "success", "fail", "perturbed")
+            if entry in group
+        }
         data.update(self._frames(group))
-        data["seed"] = torch.tensor(_seed(self.source.episodes[number]))
+        data["seed"] = torch.tensor(self.source.seed(number))
         episode = Episode.from_mapping(data, name)
         if self.options.drop_idle:
             episode = drop_idle_steps(episode)
@@ -127,6 +143,14 @@ class EpisodeReader:
             frames["env_state"] = _tree(group["env_states"])
         return frames
 
+    def _read_layout(self, number: int) -> dict[str, tuple[int, ...]]:
+        """The layout of an entry, empty where its part of the file is damaged."""
+        try:
+            return _layout(self.source.group(number))
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            self.source.bad[number] = f"{self.source.name(number)}: it cannot be read ({error})"
+            return {}
+
     def _common_layout(self) -> dict[str, tuple[int, ...]]:
         """The entries and row shapes that most trajectories have; the others are bad."""
         layouts = list(self._layouts.values())
@@ -134,7 +158,7 @@ class EpisodeReader:
         most = counts.most_common(1)[0][0] if counts else None
         layout = next((entry for entry in layouts if json.dumps(entry, sort_keys=True) == most), {})
         if not any(entry.startswith("obs") for entry in layout):
-            mode = self.source.env_info.get("env_kwargs", {}).get("obs_mode")
+            mode = self.source.env_field("obs_mode")
             raise DataError(
                 f"{self.source.path.name} has no observations (obs_mode {mode!r}; state or rgb is needed): "
                 f"{HOW_TO_MAKE}."
@@ -156,20 +180,54 @@ class EpisodeReader:
             raise DataError(f"camera={wanted!r} is not in {self.source.path.name}, which has {what}.")
         return wanted
 
-    def _warn_untracked(self, obs: Any) -> None:
+    def _order_lost(self, obs: Any) -> Iterator[str]:
         if not isinstance(obs, h5py.Group) or "state" in obs:
             return
         for name in ("agent", "extra"):
             group = obs.get(name)
             tracked = isinstance(group, h5py.Group) and group.id.get_create_plist().get_link_creation_order()
             if isinstance(group, h5py.Group) and len(group) > 1 and not tracked:
-                warnings.warn(
+                yield (
                     f"{self.source.path.name}: the order in which obs/{name} was recorded is lost (it was "
                     f"written without track_order), and {list(group)} is assumed. If the environment's "
-                    "order differs, a policy trained on this file will fail there.",
-                    DataWarning,
-                    stacklevel=4,
+                    "order differs, a policy trained on this file will fail there."
                 )
+
+    def _left_out(self) -> Iterator[str]:
+        """What of the observations is not read, beside the cameras that were not chosen."""
+        lost = sorted(entry for entry in self.layout if entry.startswith("obs/") and not _is_read(entry))
+        if lost:
+            shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
+            rest = (
+                "the state vector" if "obs/state" in self.layout else "agent and extra, what the robot itself measures,"
+            )
+            images = "no image" if self.camera is None else f"the images of {self.camera}"
+            yield (
+                f"{self.source.path.name} (obs_mode {self.source.env_field('obs_mode')!r}): {shown} are left out: "
+                f"this library does not read them. What is left is {rest} and {images}: a policy trained on that does "
+                "not see what was left out. Record the demonstrations with obs_mode 'state', 'rgb' or 'rgb+state'."
+            )
+
+    def _no_success(self) -> Iterator[str]:
+        if not self.has_success and {"rewards", "fail"} & set(self.layout):
+            what = "the recorded rewards are kept" if "rewards" in self.layout else "rewards are -1 where it failed"
+            ends = "where the task failed" if "fail" in self.layout else "nowhere but at the time limit"
+            yield (
+                f"{self.source.path.name} has no `success`: no step counts as a success, {what}, and episodes end "
+                f"{ends}. Where the task has a success, record it anew, so that its ends are known."
+            )
+
+
+def warn_doubts(doubts: Iterable[str]) -> None:
+    """Warns of what the user should know of a file, at each reading and reopening."""
+    for doubt in doubts:
+        warnings.warn(doubt, DataWarning, stacklevel=5)
+
+
+def _is_read(entry: str) -> bool:
+    """Whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
+    parts = entry.split("/")
+    return parts[1] in ("agent", "extra", "state") or (parts[1] == "sensor_data" and parts[-1] == "rgb")
 
 
 def _layout(group: h5py.Group) -> dict[str, tuple[int, ...]]:
@@ -177,24 +235,12 @@ def _layout(group: h5py.Group) -> dict[str, tuple[int, ...]]:
     out: dict[str, tuple[int, ...]] = {}
 
     def visit(path: str, entry: Any) -> None:
-        wanted = path == "actions" or path == "rewards" or path.startswith("obs")
+        wanted = path in ("actions", "rewards", "success", "fail") or path.startswith("obs")
         if isinstance(entry, h5py.Dataset) and wanted and not path.startswith("obs/sensor_param"):
             out[path] = tuple(entry.shape[1:])
 
     group.visititems(visit)
     return out
-
-
-def _success(group: h5py.Group, name: str) -> np.ndarray:
-    if "success" not in group:
-        raise DataError(f"{name}: it has no `success`, from which rewards and ends are rebuilt")
-    return np.asarray(group["success"]).astype(bool)
-
-
-def _seed(episode: Mapping[str, Any]) -> int:
-    seed = episode.get("episode_seed", episode.get("reset_kwargs", {}).get("seed"))
-    seed = seed[0] if isinstance(seed, list) and len(seed) == 1 else seed
-    return int(seed) if isinstance(seed, (int, float)) else -1
 
 
 def _tree(group: Any) -> Any:

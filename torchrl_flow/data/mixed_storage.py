@@ -186,13 +186,13 @@ class MixedStorage(Storage):
         if rows is not None:
             rows.to("cpu").clone().memmap(path / "online")
         content = {"newest": newest, "shape": self._shape(rows)}
-        (path / "mixed_storage.json").write_text(json.dumps(content))
+        (path / "mixed_storage.json").write_text(json.dumps(content), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
         """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`."""
         path = Path(path)
         self.demos.loads(path / "demos")
-        content = json.loads((path / "mixed_storage.json").read_text())
+        content = json.loads((path / "mixed_storage.json").read_text(encoding="utf-8"))
         rows = TensorDict.load_memmap(path / "online") if content["shape"] else None
         self._restore(rows, content["newest"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,28 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.statistics import column_statistics
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
 
-REQUIRED = ("observations", "actions", "rewards", "terminals")
-OPTIONAL = ("next_observations", "timeouts")
+REQUIRED = ("observations", "actions", "rewards")
+OPTIONAL = ("terminals", "next_observations", "timeouts")
+VECTORS = ("rewards", "terminals", "timeouts")
+"""Arrays with one number a row."""
 
 
 def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tuple[TensorDict, dict[str, Any]]:
     """Read transitions, checked, with nothing unpickled.
 
+    Numbers of any type become float32. What a file does not tell is said in a :class:`DataWarning`: without
+    ``terminals`` no state counts as terminal, and without both ``next_observations`` and ``timeouts`` nothing marks
+    the ends of episodes that are not terminal.
+
     Args:
-        path: file with ``observations [N, D]``, ``actions [N, A]``, ``rewards [N]`` (or ``[N, 1]``), ``terminals [N]``
-            and, where there are any, ``next_observations [N, D]`` and ``timeouts [N]``. Without
+        path: file with ``observations [N, D]``, ``actions [N, A]``, ``rewards [N]`` (or ``[N, 1]``) and, where there
+            are any, ``terminals [N]``, ``next_observations [N, D]`` and ``timeouts [N]``. Without
             ``next_observations`` the following row is taken, and rows whose following one is of another episode are
             left out unless they are terminal.
         hashes: hashes of the models that the environment uses; those of the file must be the same.
@@ -37,17 +44,23 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
         ``done`` both; and the file's metadata.
 
     Raises:
-        DataError: if an array is missing, of another shape or type, or not finite, or a hash differs.
+        DataError: if the file is missing, damaged or no ``.npz``, an array is missing, of another shape or type, or
+            not finite, or a hash differs.
     """
     path = Path(path)
-    with _open(path) as file:
-        metadata = json.loads(str(file["metadata"])) if "metadata" in file.files else {}
+    with open_npz(path) as file:
+        metadata = npz_metadata(path, file)
         _check_hashes(path, metadata, hashes)
         arrays = {name: _array(path, file, name) for name in (*REQUIRED, *OPTIONAL) if name in file.files}
+        others = sorted(set(file.files) - set(arrays))
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
-        raise DataError(f"{path} lacks {missing}; transitions need {list(REQUIRED)}, and may have {list(OPTIONAL)}.")
+        found = f"; it holds {others[:6]}" if others else ""
+        raise DataError(
+            f"{path} lacks {missing}; transitions need {list(REQUIRED)}, and may have {list(OPTIONAL)}{found}."
+        )
     _check_shapes(path, arrays)
+    _warn_unknown(path, arrays)
     return _transitions(path, arrays), metadata
 
 
@@ -57,24 +70,16 @@ def read_npz_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: if it cannot be read.
     """
-    with _open(Path(path)) as file:
-        return json.loads(str(file["metadata"])) if "metadata" in file.files else {}
-
-
-def _open(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    if not hasattr(file, "files"):
-        raise DataError(f"{path} is no .npz file: it holds a single array.")
-    return file
+    with open_npz(path) as file:
+        return npz_metadata(Path(path), file)
 
 
 def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, str] | None) -> None:
     if hashes is None:
         return
-    found = metadata.get("hashes", {})
+    found = metadata.get("hashes") or {}
+    if not isinstance(found, dict):
+        raise DataError(f"`hashes` in the metadata of {path} must be an object, got {found!r}.")
     differing = [
         f"{n}: {found.get(n, 'none')} in the file, {wanted} here"
         for n, wanted in hashes.items()
@@ -89,33 +94,39 @@ def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, 
 
 
 def _array(path: Path, file: Any, name: str) -> Tensor:
-    try:
-        array = file[name]
-    except ValueError as error:  # an array of objects, which only pickle can read
-        raise DataError(f"{name!r} in {path} is no plain array: {error}") from error
-    if name in ("terminals", "timeouts"):
-        values = array.astype(np.float64)
-        if not np.isin(values, (0.0, 1.0)).all():
-            raise DataError(f"{name!r} in {path} must hold 0 and 1 alone.")
-        return torch.from_numpy(values.astype(bool))
-    if array.dtype.kind not in "fiu":
+    array = read_member(path, file, name)
+    flags = name in ("terminals", "timeouts")
+    if array.dtype.kind not in ("fiub" if flags else "fiu"):
         raise DataError(f"{name!r} in {path} must hold numbers, got type {array.dtype}.")
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not tensor.isfinite().all():
-        raise DataError(f"{name!r} in {path} holds values that are not finite.")
+    if flags:
+        if not np.isin(array, (0, 1)).all():
+            raise DataError(f"{name!r} in {path} must hold 0 and 1 alone.")
+        return torch.from_numpy(array.astype(bool))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused by its row
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).reshape(array.shape)
+    wrong = (~tensor.isfinite()).nonzero()
+    if len(wrong):
+        place = wrong[0].tolist()
+        value = array[tuple(place)] if place else array
+        row = (
+            f" (row {place[0]}{f', column {place[1]}' if len(place) > 1 else ''} of {len(wrong)} such)" if place else ""
+        )
+        raise DataError(f"{name!r} in {path} holds values that are not finite in float32: {value}{row}.")
     return tensor
 
 
 def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
-    for name in ("rewards", "terminals", "timeouts"):
+    for name in VECTORS:
         if name in arrays and arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
             arrays[name] = arrays[name].squeeze(1)
-    number = len(arrays["observations"])
+    shape = arrays["observations"].shape
+    number = shape[0] if shape else 0
     for name, array in arrays.items():
-        dims = 1 if name in ("rewards", "terminals", "timeouts") else 2
-        if array.ndim != dims or len(array) != number or not number:
+        dims = 1 if name in VECTORS else 2
+        if array.ndim != dims or len(array) != number or not array.numel():
+            columns = "[N]" if dims == 1 else "[N, D]"
             raise DataError(
-                f"{name!r} in {path} must have shape {'[N]' if dims == 1 else '[N, ...]'} with N = {number} > 0 rows, "
+                f"{name!r} in {path} must have shape {columns} with N = {number} > 0 rows, as many as observations, "
                 f"got {list(array.shape)}."
             )
     following = arrays.get("next_observations")
@@ -126,9 +137,33 @@ def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
         )
 
 
+def _warn_unknown(path: Path, arrays: Mapping[str, Tensor]) -> None:
+    """Say what the arrays that are missing leave unknown."""
+    if "terminals" not in arrays:
+        warnings.warn(
+            f"{path} has no terminals: which states end the task is not known, and none counts as such; values are "
+            "bootstrapped beyond every end.",
+            DataWarning,
+            stacklevel=4,
+        )
+    if "next_observations" not in arrays and "timeouts" not in arrays:
+        terminals = arrays.get("terminals")
+        ends = 0 if terminals is None else int(terminals.sum())
+        warnings.warn(
+            f"{path} has neither next_observations nor timeouts: of its {len(arrays['observations'])} rows {ends} are "
+            "marked as terminal, and nothing marks other ends of episodes. The row before such an end is taken for a "
+            "transition to the first observation of the next episode. Add timeouts (1 at the last row of an episode "
+            "that is cut off) or next_observations.",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
 def _transitions(path: Path, arrays: dict[str, Tensor]) -> TensorDict:
-    observation, terminated = arrays["observations"], arrays["terminals"]
-    truncated = arrays.get("timeouts", torch.zeros_like(terminated)) & ~terminated
+    observation = arrays["observations"]
+    never = torch.zeros(len(observation), dtype=torch.bool)
+    terminated = arrays.get("terminals", never)
+    truncated = arrays.get("timeouts", never) & ~terminated
     following = arrays.get("next_observations")
     rows = slice(None)
     if following is None:
@@ -176,7 +211,7 @@ class NpzReplayBuffer(TensorDictReplayBuffer):
         >>> import tempfile
         >>> arrays = {"observations": np.zeros((5, 3)), "actions": np.zeros((5, 2)), "rewards": np.ones(5)}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.savez(f"{folder}/a.npz", **arrays, terminals=np.array([0, 0, 1, 0, 1]))
+        ...     np.savez(f"{folder}/a.npz", **arrays, terminals=np.array([0, 0, 1, 0, 1]), timeouts=np.zeros(5))
         ...     data = NpzReplayBuffer(f"{folder}/a.npz", batch_size=4)
         >>> len(data), data.sample()["next", "observation"].shape
         (5, torch.Size([4, 3]))

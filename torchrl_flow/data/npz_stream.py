@@ -59,31 +59,50 @@ class NpzStream:
         self.path = Path(path)
         self.columns = {name: (np.dtype(kind), tuple(shape)) for name, (kind, shape) in columns.items()}
         self.partial = self.path.with_name(self.path.name + ".partial")
-        if self.path.exists():
-            raise DataError(f"{self.path} is there already: delete it, or name another file.")
         self._description = json.loads(json.dumps({**description, "columns": sorted(columns)}))
+        if self.path.exists():
+            if self._state().get("description") == self._description:
+                shutil.rmtree(self.partial)  # of a writer that was stopped when the file was in place
+            raise DataError(f"{self.path} is there already: delete it, or name another file.")
         self.rows = dict.fromkeys(self.columns, 0)
         self.position = 0
         self._open()
 
     def _open(self) -> None:
         self.partial.mkdir(parents=True, exist_ok=True)
-        state = self.partial / _STATE
-        if state.exists():
-            found = json.loads(state.read_text(encoding="utf-8"))
+        found = self._state()
+        if found:
             if found["description"] != self._description:
                 raise DataError(
                     f"{self.partial} holds a part of something else: {found['description']}, not "
                     f"{self._description}. Delete it, or name another file."
                 )
-            self.position, self.rows = found["position"], found["rows"]
+            self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
         self._files = {}
         for name in self.columns:
             file = (self.partial / f"{name}.bin").open("ab")
+            if file.tell() < self.rows[name] * self._row_bytes(name):
+                file.close()
+                raise DataError(
+                    f"{self.partial / f'{name}.bin'} is shorter than the {self.rows[name]} rows that were written: "
+                    f"delete {self.partial} and start anew."
+                )
             # What was appended after the last commit may be half a row.
             file.truncate(self.rows[name] * self._row_bytes(name))
             file.seek(0, os.SEEK_END)
             self._files[name] = file
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a stopped writer has left; nothing where there was none."""
+        state = self.partial / _STATE
+        if not state.exists():
+            return {}
+        try:
+            found = json.loads(state.read_text(encoding="utf-8"))
+            kept = {"description": found["description"], "position": int(found["position"])}
+            return {**kept, "rows": {str(name): int(number) for name, number in found["rows"].items()}}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
 
     def _row_bytes(self, name: str) -> int:
         kind, shape = self.columns[name]
@@ -125,6 +144,8 @@ class NpzStream:
                 self._copy(archive, name)
             with archive.open("metadata.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(json.dumps(dict(metadata))), allow_pickle=False)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(staged, self.path)
         shutil.rmtree(self.partial)
         return self.path

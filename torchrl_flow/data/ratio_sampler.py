@@ -194,14 +194,14 @@ class RatioSampler(Sampler):
         for name, sampler in (("demos", self.demo_sampler), ("online", self.online_sampler)):
             (path / name).mkdir(parents=True, exist_ok=True)
             sampler.dumps(path / name)
-        (path / "ratio_sampler.json").write_text(json.dumps({"num_batches": self.num_batches}))
+        (path / "ratio_sampler.json").write_text(json.dumps({"num_batches": self.num_batches}), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
         """Restores what :meth:`dumps` wrote."""
         path = Path(path)
         self.demo_sampler.loads(path / "demos")
         self.online_sampler.loads(path / "online")
-        self.num_batches = int(json.loads((path / "ratio_sampler.json").read_text())["num_batches"])
+        self.num_batches = int(json.loads((path / "ratio_sampler.json").read_text(encoding="utf-8"))["num_batches"])
 
     def __repr__(self) -> str:
         return f"RatioSampler(online_ratio={self.schedule!r}, {self.demo_sampler!r}, {self.online_sampler!r})"

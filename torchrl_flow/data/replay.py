@@ -9,9 +9,9 @@ from torch import Tensor
 from torchrl.data import ImmutableDatasetWriter, RandomSampler, TensorDictReplayBuffer
 
 from torchrl_flow.data.chunks import ChunkStorage
-from torchrl_flow.data.store import DemoStore
+from torchrl_flow.data.store import DemoStore, warn_if_fewer
 
-__all__ = ["DemoReplayBuffer", "load_demonstrations"]
+__all__ = ["DemoReplayBuffer", "load_demonstrations", "open_demonstrations"]
 
 BUFFER_OPTIONS = ("sampler", "batch_size", "transform", "prefetch", "pin_memory", "generator")
 READ_OPTIONS = ("max_episodes", "after_success", "keep_after_success", "drop_idle", "camera", "env_states")
@@ -96,17 +96,27 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
     Args:
         path: trajectory ``.h5`` (with its ``.json``), or directory of a store.
         root: where the store of an ``.h5`` file goes; see :func:`~torchrl_flow.data.read_maniskill`.
-        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`, for an ``.h5`` only) and those of
-            :class:`DemoReplayBuffer`.
+        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store ``max_episodes`` alone, its
+            first ones) and those of :class:`DemoReplayBuffer`.
 
     Raises:
         DataError: when the file or store is refused.
-        ValueError: when a reading option is given for a store, which is read already.
+        ValueError: when another reading option is given for a store, which is read already.
     """
     reading = {name: options.pop(name) for name in READ_OPTIONS if name in options}
+    return DemoReplayBuffer(open_demonstrations(path, root=root, **reading), **options)
+
+
+def open_demonstrations(path: str | Path, *, root: str | Path | None = None, **reading: Any) -> DemoStore:
+    """Reads a ManiSkill ``.h5`` file or opens a demo store; see :func:`load_demonstrations`."""
     if not Path(path).is_dir():
-        return DemoReplayBuffer(DemoStore.from_maniskill(path, root, **reading), **options)
+        return DemoStore.from_maniskill(path, root, **reading)
+    wanted = reading.pop("max_episodes", None)
     given = [*reading, *(["root"] if root is not None else [])]
     if given:
         raise ValueError(f"{path} is a demo store, to which {given} do not apply: give them with the .h5 file.")
-    return DemoReplayBuffer(path, **options)
+    store = DemoStore.open(path)
+    if wanted is None:
+        return store
+    warn_if_fewer(path, store.num_episodes, wanted)
+    return store.first(wanted)

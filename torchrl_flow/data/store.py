@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from torchrl_flow.data.episode import STEP_KEYS, Episode
 from torchrl_flow.data.errors import DataError, DataWarning
-from torchrl_flow.data.writer import FORMAT, METADATA, VERSION, StoreWriter
+from torchrl_flow.data.writer import FORMAT, METADATA, VERSION, StoreWriter, store_statistics
 
 __all__ = ["DemoStore"]
 
-TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps")
+TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps", "reward_mode")
 
 
 class DemoStore:
@@ -28,8 +28,9 @@ class DemoStore:
 
     - ``frames`` ``[N + E]``: ``observation``, ``pixels`` and other frames, T + 1 rows for an episode of T
       steps;
-    - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward`` and ``success`` ``[N, 1]``, ``episode`` and
-      ``step`` ``[N]``;
+    - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward``, ``success``, ``perturbed``, ``fail`` and ``terminated``
+      ``[N, 1]`` (the last two are missing in stores made before there were any, and never true there but with
+      success), ``episode`` and ``step`` ``[N]``;
     - ``episodes`` ``[E]``: ``start`` (its first row of ``steps``), ``length``, ``seed``, ``success``.
 
     The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and
@@ -89,8 +90,8 @@ class DemoStore:
             episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
                 memory at a time.
             root: directory of the store; it must not exist.
-            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` as far as
-                known.
+            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` and
+                ``reward_mode`` as far as known.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
             overwrite: replace a demo store that is already there (nothing else is ever removed).
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
@@ -140,8 +141,58 @@ class DemoStore:
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """``task``, ``control_mode``, ``obs_mode`` and ``max_episode_steps``; None where unknown."""
+        """``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps``, ``reward_mode``; None where unknown."""
         return {key: self.metadata.get(key) for key in TASK_KEYS}
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """``state_dim``, ``pixels_size`` (``[h, w]``) and ``action_dim`` of the rows; None for what is not there."""
+        state, pixels = self.frames.get("observation", None), self.frames.get("pixels", None)
+        return {
+            "state_dim": None if state is None else state.shape[-1],
+            "pixels_size": None if pixels is None else list(pixels.shape[-2:]),
+            "action_dim": self.steps["action"].shape[-1],
+        }
+
+    def step_flag(self, name: str) -> Tensor:
+        """Returns ``success``, ``fail``, ``terminated`` or ``perturbed`` of all steps, bool ``[N]``, in memory."""
+        value = self.steps.get(name, None)
+        if value is None:
+            value = self.steps["success"] if name == "terminated" else torch.zeros(len(self), 1, dtype=torch.bool)
+        return value.as_subclass(Tensor).reshape(-1).clone()
+
+    @property
+    def has_success(self) -> bool:
+        """Whether ``success`` was recorded; it is false throughout where it was not."""
+        return bool(self.metadata.get("has_success", True))
+
+    def sparse_reward(self) -> Tensor:
+        """Returns what ManiSkill's sparse mode gives at each step, success less failure, float32 ``[N]``."""
+        return self.step_flag("success").to(torch.float32) - self.step_flag("fail").to(torch.float32)
+
+    def first(self, num_episodes: int) -> DemoStore:
+        """Returns the store of the first episodes alone, over the same files and with their own statistics.
+
+        Args:
+            num_episodes: how many; a store that has no more is returned as it is.
+
+        Raises:
+            ValueError: when it is below 1.
+        """
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
+        if num_episodes >= self.num_episodes:
+            return self
+        steps = int(self.episodes["start"][num_episodes])
+        rows = {"frames": steps + num_episodes, "steps": steps, "episodes": num_episodes}
+        tables = {name: cast(TensorDictBase, getattr(self, name)[:number]) for name, number in rows.items()}
+        metadata = {
+            **self.metadata,
+            "num_episodes": num_episodes,
+            "num_steps": steps,
+            "statistics": store_statistics(tables["frames"], tables["steps"]),
+        }
+        return DemoStore(self.root, metadata, tables)
 
     @property
     def skipped(self) -> list[str]:
@@ -176,7 +227,8 @@ class DemoStore:
         for key, value in self.frames.items(True, True):
             out.set(key, value.as_subclass(Tensor)[frames].clone())
         for key in STEP_KEYS:
-            out.set(key, self.steps[key].as_subclass(Tensor)[steps].clone())
+            if (column := self.steps.get(key, None)) is not None:
+                out.set(key, column.as_subclass(Tensor)[steps].clone())
         out.set("seed", self.episodes["seed"].as_subclass(Tensor)[index].clone())
         return out
 
@@ -199,7 +251,7 @@ def _read_metadata(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
     try:
-        metadata = json.loads((root / METADATA).read_text())
+        metadata = json.loads((root / METADATA).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.") from None
     except (OSError, ValueError) as error:
@@ -253,6 +305,16 @@ def _warn_skipped(root: Path, skipped: list[str]) -> None:
     if skipped:
         shown = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
         warnings.warn(f"{root.name}: {len(skipped)} episode(s) were left out: {shown}", DataWarning, stacklevel=3)
+
+
+def warn_if_fewer(source: str | Path, found: int, wanted: int) -> None:
+    """Warns where there are fewer episodes than were asked for."""
+    if found < wanted:
+        warnings.warn(
+            f"{source}: {wanted} demonstrations were asked for and there are {found}; all of them are used.",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def file_digest(path: Path) -> str:

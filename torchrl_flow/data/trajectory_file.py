@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+from torchrl_flow.data.trajectory_json import (
+    HOW_TO_MAKE,
+    as_whole_number,
+    env_kwargs,
+    episode_id,
+    read_trajectory_json,
+    text_field,
+)
 
 __all__ = ["TrajectoryFile"]
-
-HOW_TO_MAKE = "make one with `python -m torchrl_flow make-demos` or ManiSkill's replay_trajectory"
 
 
 class TrajectoryFile:
@@ -34,8 +39,9 @@ class TrajectoryFile:
         self.path = Path(path)
         self.json_path = self.path.with_suffix(".json")
         _check_present(self.path, self.json_path)
-        self.info = _read_json(self.json_path)
+        self.info = read_trajectory_json(self.json_path)
         self.episodes: list[dict[str, Any]] = self.info["episodes"]
+        self.env_kwargs = env_kwargs(self.json_path, self.env_info)
         self.control_mode = self._one_control_mode()
         self.file = _open_h5(self.path)
         try:
@@ -55,9 +61,30 @@ class TrajectoryFile:
         """``env_id``, ``env_kwargs`` and ``max_episode_steps`` of the recorded environment."""
         return self.info["env_info"]
 
+    def env_field(self, name: str) -> str | None:
+        """A text among the arguments that the environment was made with (``obs_mode``, ...); None where unknown.
+
+        Raises:
+            DataError: when it is something else.
+        """
+        return text_field(self.json_path, f"env_info.env_kwargs.{name}", self.env_kwargs.get(name))
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """The recorded environment's time limit; None where unknown."""
+        return as_whole_number(self.env_info.get("max_episode_steps"))
+
     def name(self, number: int) -> str:
         """The group of the ``.h5`` that holds entry ``number``."""
-        return f"traj_{self.episodes[number]['episode_id']}"
+        return f"traj_{episode_id(self.episodes[number])}"
+
+    def seed(self, number: int) -> int:
+        """The seed of entry ``number``; -1 where the ``.json`` tells none that could be one."""
+        episode = self.episodes[number]
+        arguments = episode.get("reset_kwargs")
+        values = [episode.get("episode_seed"), arguments.get("seed") if isinstance(arguments, dict) else None]
+        seeds = [seed for seed in map(as_whole_number, values) if seed is not None and abs(seed) < 2**63]
+        return seeds[0] if seeds else -1
 
     def group(self, number: int) -> h5py.Group:
         """The trajectory of entry ``number``."""
@@ -66,21 +93,26 @@ class TrajectoryFile:
             raise DataError(f"{self.path.name}, {self.name(number)}: it is not a group.")
         return group
 
-    def _one_control_mode(self) -> str:
-        modes = Counter(str(episode.get("control_mode")) for episode in self.episodes)
-        declared = self.env_info.get("env_kwargs", {}).get("control_mode")
+    def _one_control_mode(self) -> str | None:
+        """The control mode of the actions; None where neither the episodes nor ``env_info`` tell."""
+        declared = self.env_field("control_mode")
+        modes = Counter(mode for mode in map(self._control_mode, range(len(self.episodes))) if mode is not None)
         if len(modes) > 1:
             raise DataError(
                 f"{self.path.name} mixes control modes: {dict(modes)}. One policy cannot learn actions of "
                 "different modes: convert it to one mode with replay_trajectory, or split the file."
             )
-        (mode,) = modes
+        mode = next(iter(modes), declared)
         if declared is not None and mode != declared:
             raise DataError(
                 f"{self.path.name} mixes control modes: its episodes say {mode!r} and its env_info "
                 f"{declared!r}. Correct {self.json_path.name} or record it anew."
             )
         return mode
+
+    def _control_mode(self, number: int) -> str | None:
+        field = f"episodes[{number}].control_mode"
+        return text_field(self.json_path, field, self.episodes[number].get("control_mode"))
 
     def _match(self) -> dict[int, str]:
         """Reasons of entries without a fitting trajectory; raises when that is most of them."""
@@ -92,17 +124,25 @@ class TrajectoryFile:
                 f"{self.path.name} is not a ManiSkill trajectory file: {what} `traj_*` group; {HOW_TO_MAKE}."
             )
         bad: dict[int, str] = {}
+        seen: set[str] = set()
         for number, episode in enumerate(self.episodes):
             name = self.name(number)
+            if name in seen:
+                bad[number] = f"{name}: the .json lists it twice"
+                continue
+            seen.add(name)
             if name not in present:
                 bad[number] = f"{name}: the .json lists it and the .h5 has no such group"
                 continue
             group = self.file[name]
             actions = group.get("actions") if isinstance(group, h5py.Group) else None
-            steps = episode.get("elapsed_steps")
-            if not isinstance(actions, h5py.Dataset):
+            listed = episode.get("elapsed_steps")
+            steps = as_whole_number(listed)
+            if not isinstance(actions, h5py.Dataset) or actions.ndim == 0:
                 bad[number] = f"{name}: it has no `actions`"
-            elif steps is not None and int(steps) != actions.shape[0]:
+            elif listed is not None and steps is None:
+                bad[number] = f"{name}: its `elapsed_steps` in the .json is {listed!r}, which is no number of steps"
+            elif steps is not None and steps != actions.shape[0]:
                 bad[number] = f"{name}: it has {actions.shape[0]} actions and the .json says {steps}"
         if 2 * len(bad) > len(self.episodes):
             raise DataError(
@@ -129,29 +169,12 @@ def _check_present(path: Path, json_path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} is damaged, not JSON ({error}): copy it again.") from error
-    valid = isinstance(info, dict) and isinstance(info.get("env_info"), dict) and "env_id" in info["env_info"]
-    episodes = info.get("episodes") if valid else None
-    if not valid or not isinstance(episodes, list):
-        found = sorted(info)[:6] if isinstance(info, dict) else type(info).__name__
-        raise DataError(
-            f"{path.name} is not of ManiSkill: it must have `env_info` with `env_id`, and `episodes`; found {found}."
-        )
-    if not episodes:
-        raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")
-    if not all(isinstance(episode, dict) and "episode_id" in episode for episode in episodes):
-        raise DataError(f"{path.name} is not of ManiSkill: each of `episodes` must have an `episode_id`.")
-    return info
-
-
 def _open_h5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        if is_lfs_pointer(path):
+            raise DataError(f"{path.name} cannot be read: {LFS_ADVICE}.") from error
         what = "is damaged" if _has_signature(path) else "is not an HDF5 file"
         raise DataError(f"{path.name} {what} ({error}): copy or record it again.") from error
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_flow.data.episode import STEP_KEYS, Episode
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.statistics import column_statistics
 
-__all__ = ["FORMAT", "METADATA", "STATISTICS_KEYS", "VERSION", "StoreWriter"]
+__all__ = ["FORMAT", "METADATA", "STATISTICS_KEYS", "VERSION", "StoreWriter", "store_statistics"]
 
 FORMAT = "torchrl_flow.demo_store"
 VERSION = 1
@@ -131,11 +131,10 @@ class StoreWriter:
             DataError: when its entries are not those of the episodes before; nothing is written then.
         """
         number, steps = self.num_episodes, len(episode)
+        outcomes = {key: getattr(episode, key)[:, None] for key in STEP_KEYS if key != "action"}
         step_rows: Rows = {
             "action": episode.action,
-            "reward": episode.reward[:, None],
-            "success": episode.success[:, None],
-            "perturbed": episode.perturbed[:, None],
+            **outcomes,
             "episode": torch.full((steps,), number, dtype=torch.int64),
             "step": torch.arange(steps),
         }
@@ -178,7 +177,7 @@ class StoreWriter:
             "statistics": self._statistics(),
             "columns": columns,
         }
-        with (self._tmp / METADATA).open("w") as file:
+        with (self._tmp / METADATA).open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -187,14 +186,22 @@ class StoreWriter:
     def _statistics(self) -> dict[str, dict[str, list[float]]]:
         frames = TensorDict.load_memmap(self._tmp / "frames", allow_pickle=False)
         steps = TensorDict.load_memmap(self._tmp / "steps", allow_pickle=False)
-        # The frame after an episode's last action is one that no action was chosen from.
-        rows = torch.arange(self.num_steps) + steps["episode"]
-        tables = {
-            key: (steps[key], None) if key in STEP_KEYS else (frames[key], rows)
-            for key in STATISTICS_KEYS
-            if key in STEP_KEYS or frames.get(key, None) is not None
+        return store_statistics(frames, steps)
+
+
+def store_statistics(frames: TensorDictBase, steps: TensorDictBase) -> dict[str, dict[str, list[float]]]:
+    """Computes what a store's metadata say of its observations and actions."""
+    # The frame after an episode's last action is one that no action was chosen from.
+    rows = torch.arange(steps.shape[0]) + steps["episode"].as_subclass(Tensor)
+    tables = {
+        key: (steps[key], None) if key in STEP_KEYS else (frames[key], rows)
+        for key in STATISTICS_KEYS
+        if key in STEP_KEYS or frames.get(key, None) is not None
+    }
+    return {
+        key: {
+            name: value.tolist()
+            for name, value in column_statistics(table.as_subclass(Tensor).flatten(1), index).items()
         }
-        return {
-            key: {name: value.tolist() for name, value in column_statistics(table.flatten(1), index).items()}
-            for key, (table, index) in tables.items()
-        }
+        for key, (table, index) in tables.items()
+    }

@@ -136,12 +136,13 @@ class PlanarPickPlaceEnv(EnvBase):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What this task is, JSON-able: task, control and observation mode, longest episode, geometry."""
+        """What this task is, JSON-able: task, control, observation and reward mode, longest episode, geometry."""
         return {
             "task": "planar",
             "control_mode": "delta_position",
             "obs_mode": "rgb+state" if self.from_pixels else "state",
             "max_episode_steps": self.max_episode_steps,
+            "reward_mode": "sparse",
             "geometry": asdict(self.geometry),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.best_of_n import BestOfN
 from torchrl_flow.modules.chain_normal import ChainNormal
@@ -34,6 +35,7 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "ActionBox",
     "AliasConfig",
     "AliasMode",
     "BeliefEncoder",

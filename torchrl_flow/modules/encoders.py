@@ -204,12 +204,12 @@ class ObservationEncoder(nn.Module):
 
         Raises:
             KeyError: if an observation is missing.
-            ValueError: if a shape does not fit.
+            ValueError: if a shape does not fit, or states are of a higher precision than the network.
         """
         states = pixels = None
         if self.state_shape is not None and self.state_normalizer is not None:
             states = self._flat(tensordict, self.state_key, self.state_shape)
-            states = self.state_normalizer(states)
+            states = self.state_normalizer(states, repr(self.state_key))
             if augment and self.state_noise > 0:
                 amplitude = states.new_empty(states.shape[0], 1, 1).normal_().abs() * self.state_noise
                 states = states + amplitude * torch.randn_like(states[:, :1])

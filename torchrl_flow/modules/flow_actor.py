@@ -198,7 +198,7 @@ class FlowActor(TensorDictModuleBase):
             num_steps: K for this call; the actor's own by default.
 
         Raises:
-            ValueError: if a shape does not fit or ``num_steps`` is below 1.
+            ValueError: if a shape or the precision of the states does not fit, or ``num_steps`` is below 1.
         """
         if num_steps is not None:
             self._check_num_steps(num_steps)

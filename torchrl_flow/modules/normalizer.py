@@ -110,8 +110,22 @@ class Normalizer(nn.Module):
         scale = torch.where(scale < min_scale, torch.ones_like(scale), scale)
         return cls(loc.shape[-1], loc=loc, scale=scale, bound=bound)
 
-    def forward(self, value: Tensor) -> Tensor:
-        """Normalise ``[*, D]``."""
+    def forward(self, value: Tensor, name: str = "the input of a normaliser") -> Tensor:
+        """Normalise ``[*, D]``.
+
+        Args:
+            value: floating-point numbers of no higher precision than the network's, or integers.
+            name: what the error calls it.
+
+        Raises:
+            ValueError: if its precision is higher than the network's.
+        """
+        if value.dtype == torch.float64 != self.loc.dtype:
+            raise ValueError(
+                f"{name} is {value.dtype} and the network is {self.loc.dtype}: convert the data once, in the "
+                "environment by TorchRL's transform DoubleToFloat(), in a batch by .to(torch.float32); or the network, "
+                "by .to(torch.float64)."
+            )
         value = (value - self.loc) / self.scale
         return value if self.bound is None else value.clamp(-self.bound, self.bound)
 

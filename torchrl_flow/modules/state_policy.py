@@ -87,7 +87,7 @@ class _StateMLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(config.hidden_sizes[-1], outputs))
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        state = self.normalizer(observation)
+        state = self.normalizer(observation, "'observation'")
         state = state.flatten(-2) if self.history else state
         if action is not None:
             state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)

@@ -1,7 +1,13 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, latest_checkpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import (
+    TrainingCheckpoint,
+    Which,
+    latest_checkpoint,
+    load_checkpoint,
+    require_task,
+)
 from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
@@ -10,19 +16,37 @@ from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seed
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
+from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
 from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
+from torchrl_flow.training.offline_envs import GymTask, offline_task
+from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.report import write_report
-from torchrl_flow.training.results import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result
+from torchrl_flow.training.results import (
+    BENCHMARK_COLUMNS,
+    RESULT_COLUMNS,
+    append_benchmark,
+    append_result,
+    record_results,
+)
 from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
-from torchrl_flow.training.run import Run
-from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.training.run import EVALUATION, Run
+from torchrl_flow.training.run_arguments import RunArgs, require_device
+from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
-from torchrl_flow.training.slate_offline import SlateReturns, SlateTask, load_state_policy, q_diagnostics
+from torchrl_flow.training.slate_offline import (
+    SlateTask,
+    action_box,
+    in_data_units,
+    load_state_policy,
+    q_diagnostics,
+)
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
     LATENT_POLICY,
@@ -38,8 +62,15 @@ from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
-from torchrl_flow.training.tasks import (
+from torchrl_flow.training.task_identity import (
     PLANAR,
+    action_bounds,
+    padding_of,
+    require_demonstrations_of,
+    require_num_envs,
+    task_info,
+)
+from torchrl_flow.training.tasks import (
     evaluation_env,
     load_critic,
     load_policy,
@@ -47,8 +78,6 @@ from torchrl_flow.training.tasks import (
     make_task_env,
     observation_keys,
     require_actor_config,
-    require_demonstrations_of,
-    task_info,
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
@@ -56,6 +85,7 @@ from torchrl_flow.training.warm_start import warm_start
 
 __all__ = [
     "BENCHMARK_COLUMNS",
+    "EVALUATION",
     "LATENT_POLICY",
     "PLANAR",
     "RESULT_COLUMNS",
@@ -67,13 +97,17 @@ __all__ = [
     "DemoSource",
     "EvaluationResult",
     "FrameRecorder",
+    "GymTask",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
     "NamedLossStepper",
+    "NonFiniteError",
+    "OfflineTask",
     "Progress",
     "RelabelSlatesArgs",
     "Run",
+    "RunArgs",
     "RunLogger",
     "RunStatus",
     "SardineTask",
@@ -86,6 +120,9 @@ __all__ = [
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
+    "Which",
+    "action_bounds",
+    "action_box",
     "alias_demonstrations",
     "append_benchmark",
     "append_result",
@@ -100,11 +137,15 @@ __all__ = [
     "compare_num_steps",
     "compare_stages",
     "conclude",
+    "conclude_offline",
     "draw_curves",
+    "episode_returns",
     "evaluate",
     "evaluation_env",
     "format_statuses",
     "git_commit",
+    "gradient_step",
+    "in_data_units",
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
@@ -125,16 +166,23 @@ __all__ = [
     "minibatches",
     "mix_seeds",
     "observation_keys",
+    "offline_row",
     "offline_task",
+    "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
     "q_diagnostics",
     "read_evaluation",
     "read_metrics",
+    "record_results",
+    "refusals_in_one_line",
     "relabel_slates",
     "require_actor_config",
     "require_demonstrations_of",
+    "require_device",
+    "require_finite_modules",
+    "require_num_envs",
     "require_task",
     "reset_with_seeds",
     "round_trip_return",

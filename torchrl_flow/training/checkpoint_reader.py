@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
@@ -23,7 +23,11 @@ from torchrl_flow.training.checkpoint import (
     state_dict_adapter,
 )
 
-__all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "require_task"]
+__all__ = ["TrainingCheckpoint", "Which", "latest_checkpoint", "load_checkpoint", "require_task"]
+
+
+Which = Literal["last", "best"]
+"""Which checkpoint of a run."""
 
 
 class _Receiver:
@@ -179,24 +183,31 @@ class TrainingCheckpoint:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
-def load_checkpoint(path: str | Path, *, map_location: str | torch.device | None = "cpu") -> TrainingCheckpoint:
+def load_checkpoint(
+    path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
+) -> TrainingCheckpoint:
     """Open a checkpoint, refusing by name and reason what is none.
 
     Args:
-        path: file written by :func:`save_checkpoint`, or the directory of a run, whose newest one is taken.
+        path: file written by :func:`save_checkpoint`, or the directory of a run.
+        which: which one of a run: the ``"last"``, or the ``"best"`` by the metric that the run keeps the best of, which
+            is the last one where the run keeps none.
         map_location: device of the tensors read; None for the one they were saved from.
 
     Raises:
+        ValueError: if ``which`` is neither.
         FileNotFoundError: if there is none.
         CheckpointError: if the file is empty, truncated, of another program, or of another version of the
             format.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
     path = Path(path).expanduser().absolute()
     if path.is_dir():
         newest = latest_checkpoint(path)
         if newest is None:
             raise FileNotFoundError(f"There is no checkpoint (*{SUFFIX}) in {path}.")
-        path = newest
+        path = (_best_checkpoint(newest) or newest) if which == "best" else newest
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     _require_archive(path)
@@ -254,11 +265,18 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     return None
 
 
+def _best_checkpoint(newest: Path) -> Path | None:
+    """Return the best checkpoint beside the newest one, by the metric that the newest one names, or None."""
+    metric = load_checkpoint(newest).metadata.get("keep_best")
+    return None if metric is None else CheckpointDirectory(newest.parent, keep_best=metric).best()
+
+
 def require_task(
     checkpoint: TrainingCheckpoint,
     task_info: Mapping[str, Any],
     *,
     ignore: Collection[str] = ("max_episode_steps", "num_envs", "reward_mode", "sim_backend"),
+    optional: Collection[str] = ("state_dim", "pixels_size", "action_dim"),
 ) -> None:
     """Refuse a checkpoint that was made for another task, naming both values of each field that differs.
 
@@ -266,6 +284,7 @@ def require_task(
         checkpoint: the checkpoint.
         task_info: identity of the task now, such as an env's ``task_info``.
         ignore: fields that may differ: what a policy sees and does depends on none of them.
+        optional: fields that the checkpoint need not have: those made before they were recorded do not.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
@@ -275,7 +294,9 @@ def require_task(
     differing = [
         f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
         for name, value in wanted.items()
-        if name not in ignore and checkpoint.task.get(name, absent) != value
+        if name not in ignore
+        and not (name in optional and name not in checkpoint.task)
+        and checkpoint.task.get(name, absent) != value
     ]
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
 from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 
 LatentClicks = Literal["predicted", "observed"]
 
 __all__ = ["CollectSlatesArgs", "LatentClicks", "RelabelSlatesArgs", "collect_slates", "relabel_slates"]
 
-_FORMAT = "torchrl_flow.slates"
+SLATE_FORMAT = "torchrl_flow.slates"
+"""What the metadata of its files say they are."""
 _FIRST_SEED = 100_000_000
 """Far from the seeds of training and evaluation."""
 
@@ -68,7 +71,8 @@ class CollectSlatesArgs:
                 f"There are no models in {self.models_path}. Train them first: "
                 f"`python -m torchrl_flow slate-models --env {self.env}`."
             )
-        path = collect_slates(self, SlateModels.load(self.models_path))
+        with refusals_in_one_line():
+            path = collect_slates(self, SlateModels.load(self.models_path))
         with np.load(path, allow_pickle=False) as file:
             rewards = file["rewards"]
             print(
@@ -123,7 +127,7 @@ def _rows(models: SlateModels, logs: SlateLogs, first_episode: int, latent_click
 
 def _metadata(models: SlateModels, **more: Any) -> dict[str, Any]:
     box = {"action_low": models.ranker.action_low.tolist(), "action_high": models.ranker.action_high.tolist()}
-    return {"format": _FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
+    return {"format": SLATE_FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
 
 
 def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bool = True) -> Path:
@@ -192,11 +196,10 @@ class RelabelSlatesArgs:
     def __call__(self) -> None:
         """Relabel and print the path."""
         torch.set_num_threads(self.threads)
-        print(
-            relabel_slates(
-                self.data, SlateModels.load(self.models), self.output, latent_clicks=self.latent_clicks
-            ).resolve()
-        )
+        with refusals_in_one_line():
+            models = SlateModels.load(self.models)
+            path = relabel_slates(self.data, models, self.output, latent_clicks=self.latent_clicks)
+        print(path.resolve())
 
 
 def relabel_slates(
@@ -221,13 +224,21 @@ def relabel_slates(
     Raises:
         DataError: if the file holds no slates, its episodes are not whole, or its items are others.
     """
-    with np.load(data, allow_pickle=False) as file:
+    path = Path(data)
+    with open_npz(path) as file:
         wanted = ("slates", "clicks", "initial_slates", "initial_clicks", "metadata")
         missing = [name for name in wanted if name not in file.files]
         if missing:
             raise DataError(f"{data} cannot be relabelled: it lacks {missing}.")
-        slates, clicks, first_slates, first_clicks = (torch.from_numpy(file[name]) for name in wanted[:4])
-        metadata = json.loads(str(file["metadata"]))
+        arrays = [read_member(path, file, name) for name in wanted[:4]]
+        metadata = npz_metadata(path, file)
+    missing = [name for name in ("hashes", "length", "policy", "seed") if name not in metadata]
+    if missing:
+        raise DataError(f"{data} cannot be relabelled: its metadata lack {missing}.")
+    for name, array in zip(wanted, arrays):
+        if array.dtype.kind not in "fiub" or array.ndim != 2:
+            raise DataError(f"{name!r} in {data} must be rows of numbers, got {list(array.shape)} of {array.dtype}.")
+    slates, clicks, first_slates, first_clicks = map(torch.from_numpy, arrays)
     if metadata["hashes"]["catalogue"] != models.hashes["catalogue"]:
         raise DataError(f"{data} shows other items than the models know.")
     episodes, length = len(first_slates), metadata["length"]

@@ -14,10 +14,12 @@ from torchrl_flow.modules import BestOfN, FlowActor, QEnsemble, SteeredFlowActor
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
+from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.training.group_rollout import Policy
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report import write_report
-from torchrl_flow.training.results import append_result
+from torchrl_flow.training.results import record_results
+from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.versions import collect_versions, command_line, today
 from torchrl_flow.training.video import tile_episodes, video_suffix, write_video
 
@@ -46,7 +48,7 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
     Raises:
         FileNotFoundError: if the run was not evaluated.
     """
-    found = json.loads((Path(directory) / "evaluation.json").read_text(encoding="utf-8"))
+    found = json.loads((Path(directory) / EVALUATION).read_text(encoding="utf-8"))
     by_steps = {int(label): figures for label, figures in found.items() if label.isdigit()}
     return by_steps, {label: figures for label, figures in found.items() if not label.isdigit()}
 
@@ -75,11 +77,15 @@ def conclude(
     results: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     env_steps: int | None = None,
-    wall_s: float = 0.0,
+    wall_s: float | None = None,
     notes: Sequence[str] = (),
+    run: Run | None = None,
     progress: bool = True,
 ) -> tuple[EvaluationResult, Path]:
     """Evaluate a policy over fixed seeds and leave a self-contained report of it.
+
+    What is written replaces what an earlier call has written in the same directory, rows of ``results`` included. The
+    file ``evaluation.json``, which says that the run is finished, comes last.
 
     Args:
         directory: where ``report.html``, ``evaluation.json`` and the video go; the metrics of a run found there are
@@ -97,18 +103,27 @@ def conclude(
         noise_scales: further scales of the noise that the flow starts from, likewise.
         variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
         num_videos: episodes to film, where the environment can.
-        results: ``results.csv`` to append to, a row for each number of sampling steps, scale and variant; none where
-            ``None``.
-        config: the script's arguments.
-        env_steps: environment steps that training took.
-        wall_s: seconds that training took.
+        results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
+            (:func:`~torchrl_flow.training.record_results`); none where ``None``.
+        config: the script's arguments; those of ``run`` where ``None``.
+        env_steps: environment steps that training took; those that ``run`` has counted where ``None``.
+        wall_s: seconds that training took; those of ``run`` where ``None``.
         notes: paragraphs for the report.
+        run: the run that trained the policy; the figures and the video are shown in its W&B and TensorBoard too.
         progress: show progress.
 
     Returns:
         the evaluation at the actor's own number of sampling steps, and the path of the report.
+
+    Raises:
+        NonFiniteError: if a weight of the policy is not finite; nothing is written.
     """
     directory = Path(directory)
+    require_finite_modules({"policy": actor}, doing="the policy is not evaluated and no result is written")
+    if run is not None:
+        config = run.config if config is None else config
+        env_steps = run.counters.get("env_steps") if env_steps is None else env_steps
+        wall_s = run.wall_s if wall_s is None else wall_s
     films = num_videos if can_film(env) else 0
     more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
     compared = compare_num_steps(env, actor, seeds, [actor.num_steps], num_videos=films, progress=progress)
@@ -121,7 +136,10 @@ def conclude(
     others |= {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
     video = None
     if films and result.videos:
-        video = write_video(directory / f"episodes{video_suffix()}", tile_episodes(result.videos))
+        frames = tile_episodes(result.videos)
+        video = write_video(directory / f"episodes{video_suffix()}", frames)
+        if run is not None:
+            run.logger.log_video(run.step, "final/episodes", video, frames)
     if not films and num_videos:
         notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
     name = f"{recipe} {stage}" if stage else recipe
@@ -141,14 +159,17 @@ def conclude(
     )
     figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
     figures |= {label: value.metrics("") for label, value in others.items()}
-    write_json(directory / "evaluation.json", figures)
+    if run is not None:
+        run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
         # A number of sampling steps is told where there are several to tell apart.
         labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
-        for label, value in labelled.items():
-            name = " ".join(part for part in (stage, label) if part) or None
-            append_result(results, **columns, stage=name, env_steps=env_steps, wall_s=wall_s, **value.result_columns())
+        columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
+        stages = [" ".join(part for part in (stage, label) if part) or None for label in labelled]
+        rows = [{**columns, "stage": s, **v.result_columns()} for s, v in zip(stages, labelled.values())]
+        record_results(results, rows, directory=directory)
+    write_json(directory / EVALUATION, figures)
     return result, path
 
 

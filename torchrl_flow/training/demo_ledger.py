@@ -122,7 +122,7 @@ class DemoLedger:
     def _read_file(self) -> None:
         if not self.json_path.exists():
             return
-        made = json.loads(self.json_path.read_text()).get("make_demos")
+        made = json.loads(self.json_path.read_text(encoding="utf-8")).get("make_demos")
         if made is None:
             raise ValueError(f"{self.path} was not made by this program: give another out_dir, or move it away.")
         self._compare(made["settings"], self.path)
@@ -137,13 +137,13 @@ class DemoLedger:
     def _read_parts(self) -> None:
         if not (self.parts / "settings.json").exists():
             return
-        self._compare(json.loads((self.parts / "settings.json").read_text()), self.parts)
+        self._compare(json.loads((self.parts / "settings.json").read_text(encoding="utf-8")), self.parts)
         for attempt in self._part_attempts():
             self.attempts[attempt.seed] = attempt
 
     def _part_attempts(self) -> Iterator[Attempt]:
         for path in sorted(self.parts.glob("seed_*.json")):
-            attempt = Attempt(**json.loads(path.read_text()))
+            attempt = Attempt(**json.loads(path.read_text(encoding="utf-8")))
             if attempt.stage != "done" or self._part(attempt.seed).is_file():
                 yield attempt
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
@@ -39,6 +40,7 @@ class RunLogger:
         wandb: ``"online"`` or ``"offline"`` (files in ``directory/wandb``), None for none. A resumed run goes
             on under its old id.
         project: project of W&B.
+        group: group of W&B.
         config: hyper-parameters shown beside the run in W&B.
 
     Raises:
@@ -62,6 +64,7 @@ class RunLogger:
         tensorboard: bool = False,
         wandb: WandbMode | None = None,
         project: str = "torchrl_flow",
+        group: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         if wandb not in (None, "online", "offline"):
@@ -77,7 +80,7 @@ class RunLogger:
         if tensorboard:
             self.loggers["tensorboard"] = self._open_tensorboard(resume_step)
         if wandb is not None:
-            self.loggers["wandb"] = self._open_wandb(wandb, project)
+            self.loggers["wandb"] = self._open_wandb(wandb, project, group)
             if config:
                 self.loggers["wandb"].log_hparams(dict(config))
 
@@ -95,7 +98,7 @@ class RunLogger:
             writer.purge_step = resume_step + 1
         return logger
 
-    def _open_wandb(self, mode: WandbMode, project: str) -> Logger:
+    def _open_wandb(self, mode: WandbMode, project: str, group: str | None) -> Logger:
         if not _has_wandb:
             raise RuntimeError(f"wandb={mode!r} needs wandb: pip install 'torchrl-flow[wandb]'.")
         id_file = self.directory / "wandb_id.txt"
@@ -106,6 +109,7 @@ class RunLogger:
             log_dir=str(self.directory),
             offline=mode == "offline",
             project=project,
+            group=group,
             id=id_file.read_text(encoding="utf-8").strip(),
             # Versions are in the config; installed packages and their paths are nobody's business.
             log_env_packages=False,
@@ -122,13 +126,40 @@ class RunLogger:
         for logger in self.loggers.values():
             logger.log_metrics(values, step=step)
 
-    def log_video(self, step: int, name: str, path: str | Path) -> None:
-        """Show a video file in W&B; TensorBoard takes none without decoding it, and the report embeds it."""
+    def log_final(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show the figures of the final evaluation in TensorBoard and W&B; ``metrics.csv`` is that of training."""
+        values = as_scalars(metrics)
+        for logger in self.loggers.values():
+            logger.log_metrics(values, step=step)
+
+    def log_video(self, step: int, name: str, path: str | Path, frames: np.ndarray) -> None:
+        """Show a video in W&B, as its file, and in TensorBoard, as an animated image.
+
+        Args:
+            step: step of the run.
+            name: name of the video.
+            path: its file.
+            frames: its frames, uint8 ``[T, h, w, 3]``.
+        """
         if "wandb" in self.loggers:
             import wandb
 
             video = wandb.Video(str(path))
             self.loggers["wandb"].experiment.log({name: video, f"{name}_step": step})  # pyright: ignore[reportAttributeAccessIssue]
+        if "tensorboard" in self.loggers:
+            self._log_animation(step, name, frames)
+
+    def _log_animation(self, step: int, name: str, frames: np.ndarray) -> None:
+        """Write an animated GIF; torch's own ``add_video`` needs moviepy, which nothing else here does."""
+        import imageio.v3
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        gif = imageio.v3.imwrite("<bytes>", frames, extension=".gif", loop=0, duration=50)
+        height, width = frames.shape[1:3]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        writer: Any = self.loggers["tensorboard"].experiment  # pyright: ignore[reportAttributeAccessIssue]
+        writer.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         """Close every file and service."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.training.files import write_json
 from torchrl_flow.training.versions import command_line, git_commit, today
 
-__all__ = ["BENCHMARK_COLUMNS", "RESULT_COLUMNS", "append_benchmark", "append_result"]
+__all__ = ["BENCHMARK_COLUMNS", "RESULT_COLUMNS", "append_benchmark", "append_result", "record_results"]
 
 RESULT_COLUMNS = (
     "recipe", "task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "return",
@@ -24,6 +26,9 @@ BENCHMARK_COLUMNS = (
     "pair", "mode", "device", "threads", "ours_ms", "reference_ms", "ratio", "ratio_low", "ratio_high",
     "command", "commit", "date",
 )  # fmt: skip
+
+RESULT_ROWS = "result_rows.json"
+"""File of a run with the rows of results.csv that it has written, by stage."""
 
 _PROVENANCE = {"command": command_line, "commit": git_commit, "date": today}
 _WHOLE = {"seed", "episodes", "env_steps", "threads"}
@@ -46,15 +51,54 @@ def append_result(path: str | Path, **columns: Any) -> None:
     Raises:
         ValueError: if a column is missing, unknown or out of range, or the file has another header.
     """
-    _append(Path(path), RESULT_COLUMNS, columns)
+    path = Path(path)
+    with _table(path, RESULT_COLUMNS) as lines:
+        lines.append(_line(path, RESULT_COLUMNS, columns))
+
+
+def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, directory: str | Path) -> None:
+    """Write the results of one run, each in place of the row that the run wrote of the same stage before.
+
+    A run that is evaluated anew, resumed after its end or killed between two of its files so never has two rows of one
+    stage. What it has written is remembered in ``directory/result_rows.json``, before the table is changed. Rows of
+    other runs are never touched.
+
+    Args:
+        path: the CSV file; made with its header if it is not there.
+        rows: columns of each result, as of :func:`append_result`; no two of one stage.
+        directory: of the run.
+
+    Raises:
+        ValueError: if a column is missing, unknown or out of range, the file has another header, or two rows are of
+            one stage.
+    """
+    path, memory = Path(path), Path(directory) / RESULT_ROWS
+    written = {str(row.get("stage") or ""): _line(path, RESULT_COLUMNS, row) for row in rows}
+    if len(written) < len(rows):
+        raise ValueError(f"rows must be of different stages, got {[row.get('stage') for row in rows]}.")
+    with _table(path, RESULT_COLUMNS) as lines:
+        known: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+        for stage, line in written.items():
+            before = known.setdefault(stage, [])
+            places = [lines.index(old) for old in dict.fromkeys(before) if old in lines]
+            if line not in before:
+                before.append(line)
+            place = min(places, default=len(lines))
+            lines[:] = [old for i, old in enumerate(lines) if i not in places]
+            lines.insert(place, line)
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
 
 
 def append_benchmark(path: str | Path, **columns: Any) -> None:
     """Append one pair of timings, a row of :data:`BENCHMARK_COLUMNS`; see :func:`append_result`."""
-    _append(Path(path), BENCHMARK_COLUMNS, columns)
+    path = Path(path)
+    with _table(path, BENCHMARK_COLUMNS) as lines:
+        lines.append(_line(path, BENCHMARK_COLUMNS, columns))
 
 
-def _append(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> None:
+def _line(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> str:
+    """Return a row of the table as text, checked."""
     columns = {**{name: make() for name, make in _PROVENANCE.items() if name not in columns}, **columns}
     missing, unknown = [c for c in header if c not in columns], [c for c in columns if c not in header]
     if missing or unknown:
@@ -62,18 +106,23 @@ def _append(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> 
             f"{path.name} has the columns {', '.join(header)}; missing: {missing or 'none'}, unknown: "
             f"{unknown or 'none'}."
         )
-    row = [_cell(name, columns[name]) for name in header]
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow([_cell(name, columns[name]) for name in header])
+    return buffer.getvalue()
+
+
+@contextmanager
+def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
+    """Give the rows of a table as lines to change, and write it whole; other programs wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if not text:
-            text = ",".join(header) + "\n"
-        found = next(csv.reader(io.StringIO(text)))
+        first, *lines = text.rstrip("\n").split("\n") if text else [",".join(header)]
+        found = next(csv.reader([first]), [])
         if tuple(found) != header:
             raise ValueError(f"{path} has the header {found}, not {list(header)}; give another file.")
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerow(row)
-        _replace(path, text.rstrip("\n") + "\n" + buffer.getvalue())
+        yield lines
+        _replace(path, "\n".join([first, *lines]) + "\n")
 
 
 def _cell(name: str, value: Any) -> str:

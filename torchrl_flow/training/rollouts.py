@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.training.envs import base_env
+from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 
 __all__ = ["ChunkRollouts", "minibatches"]
 
@@ -31,6 +32,7 @@ class ChunkRollouts:
         keep: root entries to keep; all where ``None``.
         keep_next: entries below ``"next"`` to keep; all where ``None``.
         seed: of the first episodes, for environments whose reset takes one.
+        policy_device: device of the policy, where it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -45,16 +47,28 @@ class ChunkRollouts:
         keep: Sequence[NestedKey] | None = None,
         keep_next: Sequence[NestedKey] | None = None,
         seed: int | None = None,
+        policy_device: torch.device | str | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.env, self.policy, self.num_steps = env, policy, num_steps
         self._keep, self._keep_next, self._seed = keep, keep_next, seed
+        self._policy_device = None if policy_device is None else torch.device(policy_device)
         self._carry: TensorDictBase | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a rollout, those of all sub-environments together."""
+        return self.env.batch_size.numel() * self.num_steps
 
     @torch.no_grad()
     def collect(self) -> TensorDictBase:
-        """Return the next ``[*N, T]`` transitions."""
+        """Return the next ``[*N, T]`` transitions.
+
+        Raises:
+            NonFiniteError: if the environment gives, or the policy makes, a number that is not finite, naming it and
+                the sub-environment; what is returned is safe to store.
+        """
         if self._carry is None:
             if self._seed is not None:
                 self.env.set_seed(self._seed)
@@ -62,10 +76,22 @@ class ChunkRollouts:
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
             for _ in range(self.num_steps):
-                step, carry = self.env.step_and_maybe_reset(self.policy(carry))
+                step, carry = self.env.step_and_maybe_reset(self._acted(carry))
                 steps.append(self._kept(step))
+        data = lazy_stack(steps, -1).contiguous()
+        bad = non_finite_entries(data)
+        if bad:
+            raise NonFiniteError(
+                f"A rollout holds numbers that are not finite, the row being the sub-environment: {', '.join(bad)}. "
+                "Correct the environment, or the policy if 'action' is among them."
+            )
         self._carry = carry
-        return lazy_stack(steps, -1).contiguous()
+        return data
+
+    def _acted(self, carry: TensorDictBase) -> TensorDictBase:
+        if self._policy_device in (None, self.env.device):
+            return self.policy(carry)
+        return self.policy(carry.to(self._policy_device)).to(self.env.device)
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")
@@ -78,9 +104,12 @@ class ChunkRollouts:
         if self._carry is None:
             return {}
         base = base_env(self.env)
-        simulation = base.state_dict() if getattr(base, "_supports_set_state", False) else {}
+        if not getattr(base, "_supports_set_state", False):
+            return {}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
-        return {"carry": carry, "simulation": dict(simulation)}
+        # A transformed env has in its own state that of its transforms alone, such as the frames of a history.
+        transforms = dict(self.env.state_dict()) if self.env is not base else {}
+        return {"carry": carry, "simulation": dict(base.state_dict()), "transforms": transforms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
@@ -89,6 +118,8 @@ class ChunkRollouts:
             return
         self.env.reset()
         base_env(self.env).load_state_dict(state["simulation"])
+        if state.get("transforms"):
+            self.env.load_state_dict(state["transforms"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torchrl_flow.training.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.training.files import write_json
+from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.training.metrics import RunLogger, WandbMode, as_scalars
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
@@ -25,7 +26,25 @@ _log = logging.getLogger(__name__)
 
 
 #: Fields of a recipe's configuration that decide about what comes after training alone.
-AFTER_TRAINING = ("resume", "results", "eval_episodes", "num_videos", "compare_steps", "noise_scales", "best_of")
+AFTER_TRAINING = (
+    "resume",
+    "results",
+    "label",
+    "eval_episodes",
+    "num_videos",
+    "compare_steps",
+    "noise_scales",
+    "best_of",
+)
+#: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
+LENGTH = ("iterations", "chunks", "total_env_steps")
+#: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
+BOOKKEEPING = (
+    *("name", "runs", "save_every", "eval_every", "log_every"),
+    *("tensorboard", "wandb", "wandb_project", "wandb_group"),
+)
+#: File of a run that says that it was evaluated: the mark of completion, written last.
+EVALUATION = "evaluation.json"
 
 
 class Run:
@@ -44,12 +63,15 @@ class Run:
         task: identity of the task (an env's ``task_info``), checked on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
-        may_differ: fields of ``config`` that may change on resuming; by default those that training does not read.
+        may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
+            its length (a schedule over the whole length goes on as that of the new length), bookkeeping, and what
+            comes after training.
         keep_last: number of newest checkpoints to keep.
         keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
         wandb: see :class:`RunLogger`.
         project: project of W&B.
+        group: group of W&B, such as the seeds of one configuration.
         progress: show progress.
 
     Raises:
@@ -77,18 +99,20 @@ class Run:
         task: Mapping[str, Any] | None = None,
         actor_config: Any = None,
         module_configs: Mapping[str, Any] | None = None,
-        may_differ: Collection[str] = AFTER_TRAINING,
+        may_differ: Collection[str] = (*AFTER_TRAINING, *LENGTH, *BOOKKEEPING),
         keep_last: int = 2,
         keep_best: str | None = None,
         tensorboard: bool = False,
         wandb: WandbMode | None = None,
         project: str = "torchrl_flow",
+        group: str | None = None,
         progress: bool = True,
     ) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
         self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
+        self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self.resumed_from = self._find_checkpoint(resume, may_differ)
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
@@ -101,15 +125,18 @@ class Run:
             tensorboard=tensorboard,
             wandb=wandb,
             project=project,
+            group=group,
             config=self.config,
         )
-        self._parts: dict[str, Mapping[str, Any]] = {}
+        self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
         self._metrics_now: dict[str, float] = {}
         self._save_requested = False
         self._signal: int | None = None
         self._show_progress = progress
         self._progress: Progress | None = None
         self._start = time.monotonic()
+        self._wall_s_of_training: float | None = None
+        self._total = 0
 
     def _find_checkpoint(self, resume: bool, may_differ: Collection[str]) -> TrainingCheckpoint | None:
         config_file = self.directory / "config.json"
@@ -155,7 +182,9 @@ class Run:
 
     @property
     def wall_s(self) -> float:
-        """Seconds since the start, those before the checkpoint that was resumed included."""
+        """Seconds of training, those before the checkpoint that was resumed included; what follows does not count."""
+        if self._wall_s_of_training is not None:
+            return self._wall_s_of_training
         return self._wall_s_before + time.monotonic() - self._start
 
     def track(
@@ -179,9 +208,22 @@ class Run:
         Args:
             total: number of the last step.
             save_every: steps between checkpoints; None: only the last.
+
+        Raises:
+            ValueError: if the run has done more steps than ``total``.
+            NonFiniteError: instead of a checkpoint of networks that are not finite.
         """
+        if total < self.step:
+            raise ValueError(
+                f"{self.directory} has done {self.step} steps already and cannot be shortened to {total}: ask for at "
+                f"least {self.step}."
+            )
+        self._total = total
         if self.resumed_from is not None:
             self.resumed_from.restore(**self._parts, rng=True)
+        if self.step < total:
+            # A finished run that is made longer is not finished.
+            (self.directory / EVALUATION).unlink(missing_ok=True)
         name = self.directory.name
         with (
             self._signals_noted(),
@@ -199,6 +241,16 @@ class Run:
                     _log.warning("Stopped by a signal after step %d; checkpoint written.", self.step)
                     raise SystemExit(128 + self._signal)
         self._progress = None
+        finished = self.resumed_from is not None and self.resumed_from.step == total
+        self._wall_s_of_training = self._wall_s_before if finished else self.wall_s
+
+    def due(self, every: int) -> bool:
+        """Tell whether something done every so many steps is due: at the first step, each ``every`` steps and the last.
+
+        Args:
+            every: steps between two times, at least 1; 0 for never.
+        """
+        return bool(every) and (self.step == 1 or self.step % every == 0 or self.step == self._total)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log scalars at the current step and show them beside the progress."""
@@ -209,13 +261,24 @@ class Run:
             ends = ("_low", "_high")
             self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
 
+    def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Log an evaluation in training, and have a checkpoint written after the step: it may be the best one."""
+        self.log(metrics)
+        self.request_save()
+
     def request_save(self) -> None:
         """Have a checkpoint written after the current step, for example after an evaluation."""
         self._save_requested = True
 
     def save(self) -> Path:
-        """Write the checkpoint of the current step, with the metrics that were logged at it."""
+        """Write the checkpoint of the current step, with the metrics that were logged at it.
+
+        Raises:
+            NonFiniteError: if a network is not finite; nothing is written, and the checkpoints before are kept.
+        """
         self._save_requested = False
+        doing = f"the checkpoint of step {self.step} is not written and those before are kept"
+        require_finite_modules(self._parts["modules"], doing=doing)
         return self.checkpoints.save(
             self.step,
             config=self.config,
@@ -223,7 +286,7 @@ class Run:
             actor_config=self.actor_config,
             counters=self.counters,
             metrics=self._metrics_now,
-            metadata={"wall_s": self.wall_s, "module_configs": self.module_configs},
+            metadata={"wall_s": self.wall_s, "module_configs": self.module_configs, "keep_best": self.keep_best},
             **self._parts,
         )
 

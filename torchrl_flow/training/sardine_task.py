@@ -10,14 +10,17 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.npz import NpzReplayBuffer
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.sardine import make_sardine_env
+from torchrl_flow.modules.action_box import ActionBox
+from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
-from torchrl_flow.training.slate_offline import EVALUATION_SEED, Policy, SlateReturns, SlateTask
+from torchrl_flow.training.refusals import refusals_in_one_line
 
-__all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine", "offline_task"]
+__all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine"]
 
 SARDINE_PREFIX = "sardine/"
 """What the names of its environments start with."""
@@ -61,7 +64,9 @@ class CollectSardineArgs:
 
     def __call__(self) -> None:
         """Collect and print the path."""
-        print(collect_sardine(self).resolve())
+        with refusals_in_one_line():
+            path = collect_sardine(self)
+        print(path.resolve())
 
 
 def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
@@ -114,25 +119,50 @@ def _rows(rollout: TensorDictBase) -> dict[str, torch.Tensor]:
     }
 
 
-class SardineTask(SlateTask):
-    """Logged transitions of a SARDINE env, with the interface of :class:`SlateTask`.
+class SardineTask(OfflineTask):
+    """Logged transitions of a SARDINE env, which takes actions in [-1, 1].
 
     Args:
         data: file of :func:`collect_sardine`.
 
     Keyword Args:
+        env: name of the environment, ``sardine/NAME``; that of the file where ``None``.
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
+        device: where the transitions are kept; users are simulated on the CPU.
+
+    Raises:
+        ImportError: if SARDINE is not installed.
+        DataError: if observations or actions have other sizes than the environment's.
     """
 
-    def __init__(self, data: str | Path, *, batch_size: int = 256, gamma: float = 0.8) -> None:
-        self.data = NpzReplayBuffer(data, batch_size=batch_size)
+    has_env = True
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        env: str | None = None,
+        batch_size: int = 256,
+        gamma: float = 0.8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.data = NpzReplayBuffer(data, batch_size=batch_size, device=self.device)
         self.path, self.gamma = Path(data), gamma
+        self._name = env if env is not None else str(self.data.metadata["env"])
+        ones = torch.ones(self.action_dim)
+        self.box = ActionBox(-ones, ones)
+        found = make_sardine_env(self._name.removeprefix(SARDINE_PREFIX))
+        for name, size in (("observation", self.state_dim), ("action", self.action_dim)):
+            shape = (found.action_spec if name == "action" else found.observation_spec["observation"]).shape
+            if tuple(shape) != (size,):
+                raise DataError(f"{name}s in {data} have shape [{size}], those of {self._name} {list(shape)}.")
 
     @property
     def name(self) -> str:
         """Name of the environment."""
-        return self.data.metadata["env"]
+        return self._name
 
     @property
     def info(self) -> dict[str, Any]:
@@ -142,7 +172,7 @@ class SardineTask(SlateTask):
     @property
     def value_bound(self) -> float:
         """The largest value that there can be."""
-        return _EXAMINED / (1.0 - self.gamma)
+        return _EXAMINED / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
 
     @torch.no_grad()
     def evaluate(
@@ -153,7 +183,8 @@ class SardineTask(SlateTask):
         env, returns = make_sardine_env(self.name.removeprefix(SARDINE_PREFIX)), []
         for i in range(episodes):
             with isolated_rng(seed + i), set_exploration_type(exploration):
-                returns.append(float(_play(env, policy, seed + i)["next", "reward"].sum()))
+                rollout = _play(env, on_device(policy, self.device), seed + i)
+                returns.append(float(rollout["next", "reward"].sum()))
         return SlateReturns(tuple(returns))
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
@@ -163,24 +194,11 @@ class SardineTask(SlateTask):
         def random_policy(data: TensorDictBase) -> TensorDictBase:
             return data.set("action", torch.rand(*data.batch_size, size) * 2 - 1)
 
-        return {
+        found = {
             "random_latent": self.evaluate(random_policy, episodes=episodes).mean,
             "sto": self.evaluate(interests_policy(0.0), episodes=episodes).mean,
-            "behaviour": self.evaluate(interests_policy(self.data.metadata["noise"]), episodes=episodes).mean,
         }
-
-
-def offline_task(
-    data: str | Path, models: str | Path | None = None, *, batch_size: int = 256, gamma: float = 0.8
-) -> SlateTask:
-    """Open logged transitions with the environment that they came from: our slate recommender, or SARDINE.
-
-    Args:
-        data: ``.npz`` file.
-        models: belief encoder and ranker of the former.
-        batch_size: rows of a batch.
-        gamma: discount, for the bound on values.
-    """
-    if str(read_npz_metadata(data).get("env", "")).startswith(SARDINE_PREFIX):
-        return SardineTask(data, batch_size=batch_size, gamma=gamma)
-    return SlateTask(data, models, batch_size=batch_size, gamma=gamma)
+        noise = self.data.metadata.get("noise")
+        if noise is None:
+            return found | super().references(episodes=episodes)
+        return found | {"behaviour": self.evaluate(interests_policy(noise), episodes=episodes).mean}

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_flow.envs.slate import ItemCatalogue, SlateEnv, SlatePolicyName, make_catalogue, make_slate_policy
 from torchrl_flow.functional.slate import binary_auc, latent_sample, slate_vae_terms
 from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.slate_ranker import SlateRanker, SlateRankerConfig
-from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.checkpoint_reader import load_checkpoint
+from torchrl_flow.training.finite import gradient_step
+from torchrl_flow.training.randomness import seed_everything
+from torchrl_flow.training.refusals import refusals_in_one_line
+from torchrl_flow.training.run import Run
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 
 __all__ = ["SlateModelsArgs", "round_trip_return", "train_slate_models"]
 
 LOGGING_POLICIES: tuple[SlatePolicyName, ...] = ("random", "logged", "medium", "expert")
 """Policies whose logs the models learn from, in equal parts."""
+_LOG_EVERY = 50
 
 
 @dataclasses.dataclass
@@ -52,6 +60,8 @@ class SlateModelsArgs:
     """weight of the click term"""
     seed: int = 0
     """seed of logs, networks and training"""
+    save_every: int = 200
+    """updates between checkpoints, from which a run that was stopped goes on when it is called again"""
     threads: int = 1
     """CPU threads"""
 
@@ -60,38 +70,80 @@ class SlateModelsArgs:
         """Where the models go."""
         return Path(self.output) if self.output else Path("runs/slate_models") / f"{self.env}.torchrl"
 
+    @property
+    def partial(self) -> Path:
+        """Directory of the checkpoints until the models are finished."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what the models depend on."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("output", "save_every", "threads")}
+
     def __call__(self) -> None:
-        """Train, report the quality and write the file."""
-        models = train_slate_models(self)
-        models.save(self.path)
+        """Train, report the quality and write the file; models that are there already are reported alone.
+
+        Raises:
+            SystemExit: if the file is there and holds other models, or a stopped run of others is.
+        """
+        with refusals_in_one_line():
+            models = self._finished() or train_slate_models(self, directory=self.partial)
+            if not self.path.exists():
+                models.save(self.path, config=self.recipe())
+            shutil.rmtree(self.partial, ignore_errors=True)
         for name, value in models.quality.items():
             print(f"{name:28} {value:.4g}")
         print(self.path.resolve())
 
+    def _finished(self) -> SlateModels | None:
+        if not self.path.exists():
+            return None
+        found = load_checkpoint(self.path).config
+        if found != self.recipe():
+            raise ValueError(
+                f"{self.path} holds models that were trained otherwise: delete it, or give another --output."
+            )
+        return SlateModels.load(self.path)
 
-def train_slate_models(args: SlateModelsArgs, *, progress: bool = True) -> SlateModels:
+
+def train_slate_models(
+    args: SlateModelsArgs, *, directory: str | Path | None = None, progress: bool = True
+) -> SlateModels:
     """Log episodes, train the belief encoder on them, then the ranker, and measure both on fresh episodes.
 
     The ranker's items start from the embeddings that the belief encoder learned from clicks, so that what is confused
     is at least alike. Half of its rows carry the belief encoder's predicted clicks instead of the observed ones,
     because both kinds are encoded later.
 
+    Args:
+        args: sizes and budgets.
+        directory: where checkpoints go, and from where a training that was stopped goes on, to the same weights; none
+            are kept where ``None``.
+        progress: show progress.
+
     Raises:
-        ValueError: if there is no such environment.
+        ValueError: if there is no such environment, or the directory holds a training of other arguments.
     """
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    seed_everything(args.seed)
     catalogue = make_catalogue(args.env, num_items=args.num_items, seed=args.item_seed)
     logs = mixed_logs(args, catalogue, args.episodes, seed=args.seed)
     encoder = BeliefEncoder(BeliefEncoderConfig(num_items=args.num_items))
-    _train_belief(args, encoder, logs, progress)
-    encoder.requires_grad_(False)
-    ranker = SlateRanker(SlateRankerConfig(num_items=args.num_items))
-    ranker.embedding.weight.data.copy_(encoder.embedding.weight)
-    _train_ranker(args, encoder, ranker, logs, progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch if directory is None else directory)
+        with _stage(args, folder / "belief_encoder", progress) as run:
+            _train_belief(args, run, encoder, logs)
+        encoder.requires_grad_(False)
+        ranker = SlateRanker(SlateRankerConfig(num_items=args.num_items))
+        ranker.embedding.weight.data.copy_(encoder.embedding.weight)
+        with _stage(args, folder / "ranker", progress) as run:
+            _train_ranker(args, run, encoder, ranker, logs)
     models = SlateModels(args.env, catalogue, encoder, ranker)
     models.quality = measure_quality(args, models)
     return models
+
+
+def _stage(args: SlateModelsArgs, directory: Path, progress: bool) -> Run:
+    return Run(directory, args.recipe(), resume=True, task={"task": args.env}, keep_last=1, progress=progress)
 
 
 def mixed_logs(args: SlateModelsArgs, catalogue: ItemCatalogue, episodes: int, *, seed: int) -> SlateLogs:
@@ -112,22 +164,20 @@ def _cosine(optimizer: torch.optim.Optimizer, updates: int) -> torch.optim.lr_sc
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates, eta_min=0.02 * optimizer.defaults["lr"])
 
 
-def _train_belief(args: SlateModelsArgs, encoder: BeliefEncoder, logs: SlateLogs, progress: bool) -> None:
+def _train_belief(args: SlateModelsArgs, run: Run, encoder: BeliefEncoder, logs: SlateLogs) -> None:
     optimizer = torch.optim.Adam(encoder.parameters(), args.belief_lr)
     schedule = _cosine(optimizer, args.belief_updates)
-    with Progress(args.belief_updates, description="belief encoder", enabled=progress) as bar:
-        for _ in range(args.belief_updates):
-            rows = torch.randint(len(logs.slates), (64,))
-            slates, clicks = logs.slates[rows], logs.clicks[rows]
-            beliefs = encoder(slates[:, :-1], clicks[:, :-1])
-            logits = encoder.click_logits(beliefs, slates[:, 1:])
-            loss = F.binary_cross_entropy_with_logits(logits, clicks[:, 1:].float())
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            bar.update(loss=loss.item())
+    run.track(modules={"encoder": encoder}, optimizers={"adam": optimizer}, state={"schedule": schedule})
+    for step in run.steps(args.belief_updates, save_every=args.save_every):
+        rows = torch.randint(len(logs.slates), (64,))
+        slates, clicks = logs.slates[rows], logs.clicks[rows]
+        beliefs = encoder(slates[:, :-1], clicks[:, :-1])
+        logits = encoder.click_logits(beliefs, slates[:, 1:])
+        loss = F.binary_cross_entropy_with_logits(logits, clicks[:, 1:].float())
+        gradient_step({"loss": loss}, {"adam": optimizer}, step=step, max_grad_norm=1.0)
+        schedule.step()
+        if run.due(_LOG_EVERY):
+            run.log({"loss": loss})
 
 
 @torch.no_grad()
@@ -139,27 +189,26 @@ def _predicted_clicks(encoder: BeliefEncoder, logs: SlateLogs) -> Tensor:
 
 
 def _train_ranker(
-    args: SlateModelsArgs, encoder: BeliefEncoder, ranker: SlateRanker, logs: SlateLogs, progress: bool
+    args: SlateModelsArgs, run: Run, encoder: BeliefEncoder, ranker: SlateRanker, logs: SlateLogs
 ) -> None:
     predicted = _predicted_clicks(encoder, logs).flatten(0, 1)
     slates, clicks = logs.slates[:, 1:].flatten(0, 1), logs.clicks[:, 1:].flatten(0, 1)
     optimizer = torch.optim.Adam(ranker.parameters(), args.ranker_lr)
     schedule = _cosine(optimizer, args.ranker_updates)
-    with Progress(args.ranker_updates, description="ranker", enabled=progress) as bar:
-        for _ in range(args.ranker_updates):
-            rows = torch.randint(len(slates), (args.ranker_batch,))
-            observed = torch.rand(args.ranker_batch, 1) < 0.5
-            given = torch.where(observed, clicks[rows].float(), predicted[rows])
-            mean, log_variance = ranker.encode(slates[rows], given)
-            latent = latent_sample(mean, log_variance, torch.randn_like(mean))
-            item_logits, click_logits = ranker.decode(latent)
-            items, click, kl = slate_vae_terms(item_logits, slates[rows], click_logits, given, mean, log_variance)
-            loss = (items + args.click_weight * click + args.beta * kl).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update(loss=loss.item(), items=items.mean().item())
+    run.track(modules={"ranker": ranker}, optimizers={"adam": optimizer}, state={"schedule": schedule})
+    for step in run.steps(args.ranker_updates, save_every=args.save_every):
+        rows = torch.randint(len(slates), (args.ranker_batch,))
+        observed = torch.rand(args.ranker_batch, 1) < 0.5
+        given = torch.where(observed, clicks[rows].float(), predicted[rows])
+        mean, log_variance = ranker.encode(slates[rows], given)
+        latent = latent_sample(mean, log_variance, torch.randn_like(mean))
+        item_logits, click_logits = ranker.decode(latent)
+        items, click, kl = slate_vae_terms(item_logits, slates[rows], click_logits, given, mean, log_variance)
+        loss = (items + args.click_weight * click + args.beta * kl).mean()
+        gradient_step({"loss": loss}, {"adam": optimizer}, step=step)
+        schedule.step()
+        if run.due(_LOG_EVERY):
+            run.log({"loss": loss, "items": items.mean()})
     with torch.no_grad():
         part = slice(0, 20_000)  # of the first trajectories, as the paper's box
         mean, log_variance = ranker.encode(slates[part], predicted[part])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,12 @@ class SlateModels:
             "ranker": _hash(self.ranker),
         }
 
+    def to(self, device: torch.device | str) -> SlateModels:
+        """Move the networks, in place."""
+        self.encoder.to(device)
+        self.ranker.to(device)
+        return self
+
     def env(self, num_envs: int, *, seed: int | None = None, **kwargs: Any) -> EnvBase:
         """Make the latent env: beliefs as observations, the ranker's latents as actions."""
         base = SlateEnv(self.env_name, num_envs, catalogue=self.catalogue, seed=seed, **kwargs)
@@ -111,14 +118,20 @@ class SlateModels:
         given = self.encoder.click_probabilities(beliefs, slates) if clicks is None else clicks
         return self.ranker.encode(slates, given)[0]
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to one file."""
+    def save(self, path: str | Path, *, config: Mapping[str, Any] | None = None) -> Path:
+        """Write everything to one file.
+
+        Args:
+            path: file to write.
+            config: how the models were trained.
+        """
         configs = {"belief_encoder": self.encoder.config.to_dict(), "ranker": self.ranker.config.to_dict()}
         items = nn.Module()
         items.register_buffer("embeddings", self.catalogue.embeddings)
         return save_checkpoint(
             path,
             modules={"belief_encoder": self.encoder, "ranker": self.ranker, "catalogue": items},
+            config=config,
             task={"task": self.env_name, "num_topics": self.catalogue.num_topics},
             metrics=self.quality,
             metadata={"module_configs": configs, "quality": self.quality, "hashes": self.hashes},

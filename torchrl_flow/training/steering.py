@@ -26,6 +26,7 @@ from torchrl_flow.modules import (
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
+from torchrl_flow.training.task_identity import SIZES
 from torchrl_flow.training.tasks import load_policy
 
 __all__ = [
@@ -104,7 +105,10 @@ def policy_demonstrations(
     actor = FlowActorConfig.from_dict(checkpoint.actor_config)
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
-    return source.load(checkpoint.task, padding="hold", mask_padding=False, **horizons, **options)
+    # Checkpoints made before tasks told them have the sizes in the policy's configuration.
+    sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
+    task = {**sizes, **checkpoint.task}
+    return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
 
 
 def alias_demonstrations(

@@ -13,6 +13,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 
+from torchrl_flow.training.finite import gradient_norm, require_finite_losses, require_finite_norm
 from torchrl_flow.training.loss_groups import LossGroup, losses_by_name, scalar_loss
 
 __all__ = ["NamedLossStepper"]
@@ -130,6 +131,8 @@ class NamedLossStepper(OptimizationStepper):
 
         Raises:
             ValueError: if the loss module does not give a loss that a group names, or it is no scalar.
+            NonFiniteError: if a loss or a gradient is NaN or infinite, naming it, the update and what the batch holds;
+                the optimisers of that loss have made no step then.
         """
         return self._update(batch, self._compute)
 
@@ -173,10 +176,10 @@ class NamedLossStepper(OptimizationStepper):
         metrics: Metrics = {}
         together = [group for group in due if group.method is None]
         if together:
-            self._minimise(together, compute(batch), metrics)
+            self._minimise(together, compute(batch), metrics, number, batch)
         for group in due:
             if group.method is not None:
-                self._minimise([group], compute(batch, group.method), metrics)
+                self._minimise([group], compute(batch, group.method), metrics, number, batch)
         if self.target_updater is not None:
             self.target_updater.step()
         self.num_updates = number
@@ -184,15 +187,20 @@ class NamedLossStepper(OptimizationStepper):
         self._latest |= metrics
         return metrics
 
-    def _minimise(self, groups: Sequence[LossGroup], result: Any, metrics: Metrics) -> None:
+    def _minimise(
+        self, groups: Sequence[LossGroup], result: Any, metrics: Metrics, number: int, batch: TensorDictBase
+    ) -> None:
         outputs = losses_by_name(result, groups[0].losses)
-        total = [scalar_loss(outputs, loss) for group in groups for loss in group.losses]
-        torch.stack(total).sum().backward()
+        due = {loss: scalar_loss(outputs, loss) for group in groups for loss in group.losses}
+        require_finite_losses(due, step=number, batch=batch)
+        torch.stack(list(due.values())).sum().backward()
         metrics.update({key: value.detach() for key, value in outputs.items() if value.numel() == 1})
         for group in groups:
+            norm = gradient_norm(group.parameters, group.max_grad_norm).detach()
+            require_finite_norm(norm, group.name, step=number, batch=batch)
             if group.max_grad_norm is not None:
-                norm = torch.nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
-                metrics[f"grad_norm_{group.name}"] = norm.detach()
+                metrics[f"grad_norm_{group.name}"] = norm
+        for group in groups:
             group.optimizer.step()
             if group.target_updater is not None:
                 group.target_updater.step()

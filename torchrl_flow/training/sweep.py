@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchrl_flow.training.files import write_json
+from torchrl_flow.training.run import EVALUATION
 
 RunState = Literal["waiting", "running", "finished", "crashed"]
 
@@ -160,7 +161,7 @@ def run_status(run: SweepRun) -> RunStatus:
     if run.record.exists():
         record = json.loads(run.record.read_text(encoding="utf-8"))
     wall_s = record.get("wall_s")
-    if (run.directory / "evaluation.json").exists():
+    if (run.directory / EVALUATION).exists():
         return RunStatus(run, "finished", wall_s=wall_s)
     if record.get("returncode") is not None:
         return RunStatus(run, "crashed", f"exit status {record['returncode']}: {_tail(run.log)}", wall_s)

@@ -8,19 +8,20 @@ from typing import Any, Literal
 
 import torch
 from torchrl.checkpoint import CheckpointError
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
+from torchrl_flow.training.task_identity import PLANAR, require_num_envs, task_info
 
 ObsMode = Literal["state", "rgb", "rgb+state"]
-PLANAR = "planar"
+
+PLANAR_CONTROL_MODE = "delta_position"
 
 __all__ = [
-    "PLANAR",
     "ObsMode",
     "evaluation_env",
     "load_critic",
@@ -29,8 +30,6 @@ __all__ = [
     "make_task_env",
     "observation_keys",
     "require_actor_config",
-    "require_demonstrations_of",
-    "task_info",
 ]
 
 
@@ -45,42 +44,6 @@ def observation_keys(obs_mode: str) -> tuple[str, ...]:
     if obs_mode not in keys:
         raise ValueError(f"obs_mode must be one of {sorted(keys)}, got {obs_mode!r}.")
     return keys[obs_mode]
-
-
-def task_info(env: EnvBase) -> dict[str, Any]:
-    """Return the identity of an environment's task, below any transforms.
-
-    Raises:
-        ValueError: if the environment has none.
-    """
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    info: Any = getattr(env, "task_info", None)
-    if not isinstance(info, Mapping):
-        raise ValueError(
-            f"{type(env).__name__} has no task_info, a mapping with at least task, control_mode and obs_mode."
-        )
-    return dict(info)
-
-
-def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
-    """Refuse demonstrations of another task, naming both values of each field that differs.
-
-    Args:
-        task: identity of the task (:func:`task_info`).
-        found: identity of the demonstrations; fields that are None are not known and not compared.
-        source: where they come from, for the message.
-
-    Raises:
-        ValueError: if task, control mode or observation mode differ.
-    """
-    differing = [
-        f"{key}: demonstrations {found[key]!r}, here {task.get(key)!r}"
-        for key in ("task", "control_mode", "obs_mode")
-        if found.get(key) is not None and found[key] != task.get(key)
-    ]
-    if differing:
-        raise ValueError(f"{source} holds demonstrations of another task. {'; '.join(differing)}.")
 
 
 def make_task_env(
@@ -99,20 +62,25 @@ def make_task_env(
         task: ``"planar"`` or the ManiSkill id of a task.
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
-        num_envs: sub-environments; ``None`` for one, unbatched.
+        num_envs: sub-environments; ``None`` for one, unbatched, which is all that ManiSkill has on the CPU.
         max_episode_steps: time limit; the task's own where ``None``.
         ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
         **kwargs: passed to the environment.
 
     Raises:
-        ValueError: if there is no such task or mode.
+        ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
     """
     observation_keys(obs_mode)
+    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"))
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
     if task == PLANAR:
         if obs_mode == "rgb":
             raise ValueError("the planar task has the obs_mode 'state' or 'rgb+state': its state is always seen.")
+        if control_mode not in (None, PLANAR_CONTROL_MODE):
+            raise ValueError(
+                f"the planar task has the control mode {PLANAR_CONTROL_MODE!r} alone, got {control_mode!r}."
+            )
         pixels = obs_mode != "state"
         return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
     if control_mode is not None:
@@ -231,10 +199,11 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
         **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
-            checkpoint's is refused, None is any.
+            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where None.
 
     Raises:
-        CheckpointError: if the checkpoint names no task, or the environment is another than it names.
+        CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
+            images or actions have other sizes than the checkpoint's policy.
     """
     task = checkpoint.task
     if "task" not in task:
@@ -244,9 +213,15 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
     kwargs = {key: value for key, value in kwargs.items() if key not in identity}
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    if kwargs.get("max_episode_steps") is None:
+        kwargs["max_episode_steps"] = task.get("max_episode_steps")
     wanted: dict[str, Any] = {**identity}
     wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
     env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
-    require_task(checkpoint, task_info(env))
+    found = task_info(env)
+    require_task(checkpoint, found)
+    sizes = {name: found[name] for name in ("state_dim", "action_dim", "pixels_size") if name in found}
+    # What a policy does not see may have any size.
+    require_actor_config(checkpoint, sizes, [name for name in sizes if checkpoint.actor_config.get(name) is not None])
     return env

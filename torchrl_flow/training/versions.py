@@ -63,7 +63,12 @@ def git_commit(directory: str | Path | None = None) -> str:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", where, *arguments], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", where, *arguments],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=10,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

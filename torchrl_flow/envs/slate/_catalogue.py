@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +112,26 @@ class ItemCatalogue:
         """Read a catalogue.
 
         Raises:
-            ValueError: if the file holds none.
+            ValueError: if the file holds none, or is damaged.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if str(file.get("format")) != _FORMAT:
-                raise ValueError(f"{path} holds no item catalogue: it has {sorted(file.files)}.")
-            return cls(torch.from_numpy(file["embeddings"]), int(file["num_topics"]))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file.get("format")) != _FORMAT:
+                    raise ValueError(f"it has {sorted(file.files)}")
+                return cls(torch.from_numpy(file["embeddings"]), int(file["num_topics"]))
+        except FileNotFoundError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise ValueError(f"{path} holds no item catalogue, or a damaged one: {error}.") from error
 
 
 def topic_components(normal: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""The ``.json`` of a ManiSkill recording: read, and refused by field where something else stands there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+
+__all__ = ["HOW_TO_MAKE", "as_whole_number", "env_kwargs", "episode_id", "read_trajectory_json", "text_field"]
+
+HOW_TO_MAKE = "make one with `python -m torchrl_flow make-demos` or ManiSkill's replay_trajectory"
+
+
+def read_trajectory_json(path: Path) -> dict[str, Any]:
+    """Reads the file, as far as the reader relies on it.
+
+    Raises:
+        DataError: naming the field and what it holds.
+    """
+    try:
+        # From bytes: JSON is UTF-8 whatever the locale is, and a byte order mark is passed over.
+        info = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if is_lfs_pointer(path):
+            raise DataError(f"{path.name} cannot be read: {LFS_ADVICE}.") from error
+        raise DataError(f"{path.name} is damaged, not JSON ({error}): copy it again.") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{path.name} is not of ManiSkill: it must hold an object, got {_shown(info)}.")
+    for field, kind, name in (("env_info", dict, "an object"), ("episodes", list, "a list")):
+        if not isinstance(info.get(field), kind):
+            found = _shown(info[field]) if field in info else f"none, only {sorted(info)[:6]}"
+            raise DataError(f"{path.name} is not of ManiSkill: it must have {name} `{field}`, got {found}.")
+    episodes = info["episodes"]
+    if text_field(path, "env_info.env_id", info["env_info"].get("env_id")) is None:
+        raise DataError(f"{path.name} is not of ManiSkill: `env_info` must have the text `env_id`, the task's name.")
+    if not episodes:
+        raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")
+    for number, episode in enumerate(episodes):
+        if not isinstance(episode, dict) or episode_id(episode) is None:
+            found = _shown(episode.get("episode_id")) if isinstance(episode, dict) else _shown(episode)
+            raise DataError(
+                f"{path.name} is not of ManiSkill: each of `episodes` must have an `episode_id`, a whole number; "
+                f"episodes[{number}] has {found}."
+            )
+    return info
+
+
+def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the environment was made with; none where they are null.
+
+    Raises:
+        DataError: when they are something else than an object.
+    """
+    kwargs = env_info.get("env_kwargs")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise DataError(
+            f"{path.name}: `env_info.env_kwargs` must be an object or null, got {_shown(kwargs)}. Correct it: it says "
+            "what the recording is of."
+        )
+    return kwargs or {}
+
+
+def text_field(path: Path, field: str, value: Any) -> str | None:
+    """The text in a field, or None where it is null.
+
+    Raises:
+        DataError: when it is something else, naming the field.
+    """
+    if value is not None and (not isinstance(value, str) or not value):
+        raise DataError(f"{path.name}: `{field}` must be a text or null, got {_shown(value)}. Correct it.")
+    return value
+
+
+def episode_id(episode: dict[str, Any]) -> int | str | None:
+    """What names the episode's group; a whole number, or the text of one."""
+    value = episode.get("episode_id")
+    return value if isinstance(value, str) and value.isdecimal() else as_whole_number(value)
+
+
+def as_whole_number(value: Any) -> int | None:
+    """A whole number, also where it is written as 3.0, "3" or [3]; None for anything else."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):  # text, NaN, infinity
+        return None
+    return number if isinstance(value, str) or number == value else None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
