@@ -80,7 +80,7 @@ class Evaluate:
     noise_scales: tuple[float, ...] = ()
     """also evaluate with the noise that the policy starts from scaled so"""
     num_envs: int | None = None
-    """sub-environments, where the task can be batched"""
+    """sub-environments; the result is the same for any number, and only one films"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     output: str | None = None
@@ -108,15 +108,17 @@ class Evaluate:
         actor, checkpoint = training.load_policy(self.checkpoint, device=self.device)
         if self.num_steps is not None:
             actor.num_steps = self.num_steps
-        num_envs = self.num_envs
-        if num_envs is None and checkpoint.task["task"] == training.PLANAR:
-            num_envs = min(self.episodes, 50)
+        options = {} if self.num_envs is None else {"num_envs": self.num_envs}
+        if self.num_videos == 0 and checkpoint.task["task"] != training.PLANAR:
+            options["visuals"] = False if checkpoint.task["obs_mode"] == "state" else None
+        env = training.evaluation_env(checkpoint, episodes=self.episodes, **options)
+        print(f"{env.batch_size.numel()} environments at a time")
         output = Path(self.output) if self.output else checkpoint.run_directory / "evaluation"
         output.mkdir(parents=True, exist_ok=True)
         result, report = training.conclude(
             output,
             actor,
-            training.evaluation_env(checkpoint, num_envs=num_envs),
+            env,
             range(self.first_seed, self.first_seed + self.episodes),
             task=checkpoint.task,
             recipe=self.recipe,

@@ -6,10 +6,12 @@ from torchrl_flow.envs._planar_demonstrator import DEMO_QUALITIES, PlanarDemonst
 from torchrl_flow.envs._planar_demos import collect_demonstrations
 from torchrl_flow.envs._planar_dynamics import PlanarGeometry
 from torchrl_flow.envs.maniskill import (
+    BatchUnsupportedError,
     ManiSkillEnv,
     ManiSkillUnavailableError,
     ManiSkillWrapper,
     RenderDeviceError,
+    maniskill_renders,
 )
 from torchrl_flow.envs.planar import PlanarPickPlaceEnv
 from torchrl_flow.envs.slate import (
@@ -30,6 +32,7 @@ __all__ = [
     "DEMO_QUALITIES",
     "SLATE_ENVS",
     "SLATE_POLICIES",
+    "BatchUnsupportedError",
     "BeliefState",
     "ItemCatalogue",
     "LatentSlate",
@@ -48,4 +51,5 @@ __all__ = [
     "latent_slate_env",
     "make_catalogue",
     "make_slate_policy",
+    "maniskill_renders",
 ]

@@ -71,6 +71,7 @@ from torchrl_flow.training.task_identity import (
     task_info,
 )
 from torchrl_flow.training.tasks import (
+    default_num_envs,
     evaluation_env,
     load_critic,
     load_policy,
@@ -138,6 +139,7 @@ __all__ = [
     "compare_stages",
     "conclude",
     "conclude_offline",
+    "default_num_envs",
     "draw_curves",
     "episode_returns",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torchrl.checkpoint import CheckpointError
 from torchrl.envs import EnvBase
 
-from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
+from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv, PlanarPickPlaceEnv, maniskill_renders
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
@@ -23,6 +24,7 @@ PLANAR_CONTROL_MODE = "delta_position"
 
 __all__ = [
     "ObsMode",
+    "default_num_envs",
     "evaluation_env",
     "load_critic",
     "load_policy",
@@ -62,7 +64,7 @@ def make_task_env(
         task: ``"planar"`` or the ManiSkill id of a task.
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
-        num_envs: sub-environments; ``None`` for one, unbatched, which is all that ManiSkill has on the CPU.
+        num_envs: sub-environments; ``None`` for one, unbatched.
         max_episode_steps: time limit; the task's own where ``None``.
         ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
         **kwargs: passed to the environment.
@@ -71,7 +73,7 @@ def make_task_env(
         ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
     """
     observation_keys(obs_mode)
-    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"))
+    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"), obs_mode)
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
     if task == PLANAR:
@@ -192,12 +194,47 @@ def make_task_chunk_env(
     )
 
 
-def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwargs: Any) -> EnvBase:
+def default_num_envs(
+    task: str, obs_mode: str | None = "state", episodes: int | None = None, visuals: bool | None = None
+) -> int | None:
+    """Return how many sub-environments an evaluation runs at a time; its result is the same for any number.
+
+    Args:
+        task: name of the task.
+        obs_mode: what is observed.
+        episodes: of the evaluation; the number divides them without a small rest.
+        visuals: whether the environment shall be able to film; ``None`` where the machine can.
+
+    Returns:
+        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, where it renders: only
+        single ones do.
+
+    Examples:
+        >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
+        (50, None)
+        >>> default_num_envs("PickCube-v1", episodes=60, visuals=False)
+        20
+    """
+    most = 50 if task == PLANAR else 25
+    if task != PLANAR:
+        renders = "rgb" in (obs_mode or "state")
+        if renders or visuals or (visuals is None and maniskill_renders()):
+            return None
+    return most if episodes is None else math.ceil(episodes / math.ceil(episodes / most))
+
+
+def evaluation_env(
+    checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, episodes: int | None = None, **kwargs: Any
+) -> EnvBase:
     """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
+    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
 
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
+        episodes: how many will be played, for the default of ``num_envs``.
         **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
             checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where None.
 
@@ -216,9 +253,16 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     if kwargs.get("max_episode_steps") is None:
         kwargs["max_episode_steps"] = task.get("max_episode_steps")
     wanted: dict[str, Any] = {**identity}
-    wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
+    wanted |= {"ignore_terminations": True, "num_envs": None}
+    if "num_envs" not in kwargs and str(kwargs.get("sim_backend", "physx_cpu")) == "physx_cpu":
+        wanted["num_envs"] = default_num_envs(task["task"], task["obs_mode"], episodes, kwargs.get("visuals"))
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
-    env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
+    try:
+        env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
+    except BatchUnsupportedError:
+        if "num_envs" in kwargs:
+            raise
+        env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs, "num_envs": None})
     found = task_info(env)
     require_task(checkpoint, found)
     sizes = {name: found[name] for name in ("state_dim", "action_dim", "pixels_size") if name in found}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
 from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
 from torchrl_flow.envs.maniskill.env import ManiSkillEnv
-from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError
+from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
 from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
 
 __all__ = [
     "MAX_EPISODE_STEPS",
     "OBS_MODES",
+    "BatchUnsupportedError",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",
     "RenderDeviceError",
+    "maniskill_renders",
 ]

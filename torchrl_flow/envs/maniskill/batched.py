@@ -12,9 +12,13 @@ import torch
 from torchrl_flow.envs.maniskill.controllers import use_cpu_kinematics
 from torchrl_flow.envs.maniskill.physx_batch import PhysxCpuBatch
 
-__all__ = ["batched_class", "make_batched"]
+__all__ = ["BatchUnsupportedError", "batched_class", "make_batched"]
 
 _building = threading.Lock()
+
+
+class BatchUnsupportedError(ValueError):
+    """ManiSkill's own code of a task fails with several sub-environments; the message says at what."""
 
 
 def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int | None, **kwargs: Any) -> Any:
@@ -26,6 +30,9 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
         threads: threads that step them.
         max_episode_steps: time limit; ``None`` for none.
         **kwargs: passed to the task's class.
+
+    Raises:
+        BatchUnsupportedError: where the task runs alone and not in a batch.
     """
     import gymnasium
     from mani_skill.envs import sapien_env
@@ -46,7 +53,7 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
         _try_reset_of_one(env)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
         registered.cls(num_envs=1, **kwargs).close()  # where this fails too, its error is the one to tell
-        raise ValueError(
+        raise BatchUnsupportedError(
             f"task={task!r} cannot run with num_envs={num_envs} and sim_backend='physx_cpu': ManiSkill's code of this "
             f"task fails with several sub-environments, or where one of them is reset alone ({_first_line(error)}). "
             "Put single environments in a torchrl.envs.ParallelEnv."
