@@ -9,6 +9,8 @@ from typing import Any, SupportsIndex
 
 import torch
 
+from torchrl_flow.envs.maniskill.replay import EpisodeLog
+
 _SEED_RANGE = 2**31 - 1
 
 
@@ -30,6 +32,8 @@ class EpisodeResets:
         self, env: Any, num_envs: int, device: torch.device, renew: Callable[[Iterable[int]], None] | None = None
     ) -> None:
         self._renew = renew
+        self.log: EpisodeLog | None = None
+        """Set by the environment where episodes are functions of what is noted in it."""
         self._env = env
         self._num_envs = num_envs
         self._device = device
@@ -65,13 +69,31 @@ class EpisodeResets:
                 "their episodes end together."
             )
         options = dict(options or {})
-        if env_state is not None:
-            options["reset_to_env_states"] = {"env_states": self._batch_state(env_state, ids)}
+        states = None if env_state is None else self._batch_state(env_state, ids)
+        if seed is None and self.log is None:
+            return self._reset_unseeded(ids, options if states is None else _to_states(options, states))
         if seed is None:
-            return self._reset_unseeded(ids, options)
-        self._reseed_numpy = True
-        seeds = self._check_seeds(seed)
-        if self._num_envs == 1 or env_state is not None:
+            # Seeds for all that is drawn, so that it can be done again. They draw together, which is the fastest.
+            seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
+        else:
+            self._reseed_numpy = True
+            seeds = self._check_seeds(seed)
+        arguments = {"seeds": seeds, "together": seed is None, "env_state": states, "options": options}
+        if self.log is not None:
+            self.log.reset(None if ids is None else ids.tolist(), arguments)
+        return self._reset_seeded(ids, **arguments)
+
+    def _reset_seeded(
+        self,
+        ids: torch.Tensor | None,
+        *,
+        seeds: list[int],
+        together: bool,
+        env_state: dict[str, Any] | None,
+        options: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any]]:
+        options = options if env_state is None else _to_states(options, env_state)
+        if self._num_envs == 1 or together or env_state is not None:
             return self._reset_once(ids, options, seeds)
         if not self._rebuilds_now(options):
             return self._reset_one_by_one(ids, options, seeds)
@@ -79,6 +101,24 @@ class EpisodeResets:
         self._reset_once(ids, options, seeds)
         with self._as_built():
             return self._reset_one_by_one(ids, options, seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it takes to go on in the middle of the episodes; empty where that cannot be told."""
+        if self.log is None:
+            return {}
+        return {"episodes": self.log.state_dict(), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Play the episodes of :meth:`state_dict` up to where they were."""
+        if self.log is None:
+            raise RuntimeError("this environment keeps no log of its episodes to play them again with.")
+        self.log.load_state_dict(state["episodes"])
+
+        def reset(rows: list[int] | None, arguments: dict[str, Any]) -> None:
+            self._reset_seeded(None if rows is None else torch.tensor(rows, device=self._device), **arguments)
+
+        self.log.play(reset, self._env.step)
+        self._generator.set_state(state["generator"])
 
     @contextlib.contextmanager
     def _as_built(self) -> Iterator[None]:
@@ -157,6 +197,10 @@ class EpisodeResets:
                 )
             batched[key] = rows if ids is None else rows[ids]
         return batched
+
+
+def _to_states(options: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "reset_to_env_states": {"env_states": states}}
 
 
 @contextlib.contextmanager

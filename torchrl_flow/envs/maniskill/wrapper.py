@@ -14,6 +14,7 @@ from torchrl.envs.common import _EnvWrapper
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.render_gate import RenderGate
 from torchrl_flow.envs.maniskill.renewal import SceneRenewal, can_renew
+from torchrl_flow.envs.maniskill.replay import EpisodeLog
 from torchrl_flow.envs.maniskill.requirements import RENDER_COMMAND, RenderDeviceError
 from torchrl_flow.envs.maniskill.resets import EpisodeResets
 from torchrl_flow.envs.maniskill.specs import (
@@ -108,7 +109,7 @@ class ManiSkillWrapper(_EnvWrapper):
         self._ignore_terminations = bool(ignore_terminations)
         if clean_resets and not can_renew(env.unwrapped):
             raise ValueError("clean_resets=True needs a simulation on the CPU (sim_backend='physx_cpu').")
-        renew = clean_resets is not False and can_renew(env.unwrapped)
+        self._clean = renew = clean_resets is not False and can_renew(env.unwrapped)
         self._resets = EpisodeResets(
             env, self.num_envs, self._sim_device, SceneRenewal(env.unwrapped) if renew else None
         )
@@ -139,6 +140,9 @@ class ManiSkillWrapper(_EnvWrapper):
         return env
 
     def _init_env(self) -> None:
+        rebuilds = int(getattr(self._env.unwrapped, "reconfiguration_freq", 0) or 0)
+        if self._clean and self.max_episode_steps is not None and rebuilds in (0, 1):
+            self._resets.log = EpisodeLog(self.num_envs)
         if self._camera is not None:
             self._gate = RenderGate(self._env.unwrapped, self.max_episode_steps)
 
@@ -185,6 +189,8 @@ class ManiSkillWrapper(_EnvWrapper):
         action = tensordict.get(self.action_key).reshape(self.num_envs, -1).to(self._sim_device)
         if self._gate is not None:
             self._gate.before_step()
+        if self._resets.log is not None:
+            self._resets.log.step(action)
         observation, reward, terminated, truncated, info = self._env.step(action)
         terminated = self._column(terminated, torch.bool)
         if self._ignore_terminations:
@@ -233,6 +239,33 @@ class ManiSkillWrapper(_EnvWrapper):
             else value.clone().reshape(*self.batch_size, *value.shape[1:])
             for key, value in tree.items()
         }
+
+    # ---- resumption
+
+    @property
+    def supports_resumption(self) -> bool:
+        """Whether :meth:`state_dict` holds the simulation: on a CPU with clean resets and a time limit.
+
+        Not where the task rebuilds its scene after several resets (``reconfiguration_freq`` above 1).
+        """
+        return self._resets.log is not None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what it takes to go on in the middle of the episodes; empty where it cannot be told.
+
+        PhysX does not tell all of its state. These are the starts of the running episodes and the actions since.
+        """
+        return self._resets.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Play the running episodes of :meth:`state_dict` again; what follows equals what would have followed.
+
+        Takes the time of as many steps as the longest of them has behind it.
+        """
+        if not state_dict:
+            return
+        with headless(not self.has_visuals), torch.no_grad():
+            self._resets.load_state_dict(state_dict)
 
     # ---- rendering
 
