@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -108,7 +108,7 @@ class Evaluate:
         actor, checkpoint = training.load_policy(self.checkpoint, device=self.device)
         if self.num_steps is not None:
             actor.num_steps = self.num_steps
-        options = {} if self.num_envs is None else {"num_envs": self.num_envs}
+        options: dict[str, Any] = {} if self.num_envs is None else {"num_envs": self.num_envs}
         if self.num_videos == 0 and checkpoint.task["task"] != training.PLANAR:
             options["visuals"] = False if checkpoint.task["obs_mode"] == "state" else None
         env = training.evaluation_env(checkpoint, episodes=self.episodes, **options)
@@ -174,6 +174,7 @@ def _rendering() -> str:
 
 def _command() -> type:
     from torchrl_flow.training import (
+        CheckBatchArgs,
         CollectSardineArgs,
         CollectSlatesArgs,
         CurvesArgs,
@@ -190,6 +191,7 @@ def _command() -> type:
         sub(Run, "run"),
         sub(MakeDemosArgs, "make-demos"),
         sub(Evaluate, "evaluate"),
+        sub(CheckBatchArgs, "check-batch"),
         sub(CurvesArgs, "curves"),
         sub(SlateModelsArgs, "slate-models"),
         sub(CollectSlatesArgs, "collect-slates"),

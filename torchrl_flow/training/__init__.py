@@ -1,5 +1,6 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
+from torchrl_flow.training.check_batch import CheckBatchArgs
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import (
     TrainingCheckpoint,
@@ -90,6 +91,7 @@ __all__ = [
     "LATENT_POLICY",
     "PLANAR",
     "RESULT_COLUMNS",
+    "CheckBatchArgs",
     "CheckpointDirectory",
     "ChunkRollouts",
     "CollectSardineArgs",

@@ -115,7 +115,8 @@ def reconfiguration_of_one(task: str) -> int:
     registered = REGISTERED_ENVS[task]
     try:
         # Behind the task's own classes and before ManiSkill's in the order of their constructors.
-        type("Probe", (registered.cls, Ask), {})(num_envs=1, **(registered.default_kwargs or {}))
+        bases: Any = (registered.cls, Ask)
+        type("Probe", bases, {})(num_envs=1, **(registered.default_kwargs or {}))
     except Asked as answer:
         return int(answer.args[0])
     return 0

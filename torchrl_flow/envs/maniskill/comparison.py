@@ -14,7 +14,7 @@ from torchrl_flow.envs.maniskill.env import ManiSkillEnv
 
 __all__ = ["BatchComparison", "Start", "compare_with_single"]
 
-_COMPARED = ("observation", "reward", "success", "terminated", "truncated")
+_COMPARED: tuple[str, ...] = ("observation", "reward", "success", "terminated", "truncated")
 
 
 @dataclasses.dataclass
@@ -97,7 +97,7 @@ def compare_with_single(
     batch = ManiSkillEnv(task, num_envs=num_envs, seed=0, **kwargs)
     episodes, partial_resets = _play_batch(batch, act, list(starts), steps, reset_probability, seed)
     batch.close()
-    differences = dict.fromkeys(_COMPARED, 0.0)
+    differences: dict[str, float] = dict.fromkeys(_COMPARED, 0.0)
     single = None
     for index, episode in enumerate(episodes):
         if single is None or index <= fresh:

@@ -25,7 +25,7 @@ def use_cpu_kinematics(agent: Any) -> None:
     for controller in _controllers(agent.controllers.values()):
         if isinstance(controller, PDEEPosController):
             solver = _RowSolver(controller.kinematics)
-            controller.set_action = functools.partial(_set_target_pose, controller, solver)
+            vars(controller)["set_action"] = functools.partial(_set_target_pose, controller, solver)
 
 
 def _controllers(controllers: Any) -> Iterator[Any]:

@@ -72,6 +72,8 @@ class ManiSkillEnv(ManiSkillWrapper):
         torch.Size([5, 1])
     """
 
+    _owns_env = True
+
     def __init__(
         self,
         task: str,

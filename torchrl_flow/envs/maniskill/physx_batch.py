@@ -128,8 +128,8 @@ class PhysxCpuBatch:
         self.cuda_rigid_body_data = _Buffer((bodies, 13), self._sync)
         self.cuda_rigid_dynamic_data = self.cuda_articulation_link_data = self.cuda_rigid_body_data
         self.cuda_rigid_body_force = _Buffer((bodies, 4), self._sync)
-        for name in ("qpos", "qvel"):
-            setattr(self, f"cuda_articulation_{name}", _Buffer((count, dof), self._sync))
+        self.cuda_articulation_qpos = _Buffer((count, dof), self._sync)
+        self.cuda_articulation_qvel = _Buffer((count, dof), self._sync)
         self.cuda_articulation_qf = _Buffer((count, dof), self._sync)
         self.cuda_articulation_qacc = _Buffer((count, dof), self._read_accelerations)
         self.cuda_articulation_target_qpos = _Buffer((count, dof), self._run)

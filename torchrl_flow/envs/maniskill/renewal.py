@@ -43,10 +43,11 @@ class SceneRenewal:
         import sapien
         import sapien.physx as physx
 
-        scene = self._env.scene
-        batched = isinstance(scene.px, PhysxCpuBatch)
+        scene: Any = self._env.scene
+        px: Any = scene.px
+        batched = isinstance(px, PhysxCpuBatch)
         if batched:
-            scene.px.finish()
+            px.finish()
         if scene is not self._scene:  # rebuilt, or looked at for the first time
             self._scene = scene
             self._starts = [_Start(sub_scene) for sub_scene in scene.sub_scenes]
@@ -64,7 +65,7 @@ class SceneRenewal:
                 new.add_entity(entity)
             self._starts[row].restore(new)
             if batched:
-                scene.px.replace(row, new)
+                px.replace(row, new)
             else:
                 scene.sub_scenes[row], scene.px = new, system
 

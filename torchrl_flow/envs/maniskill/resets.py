@@ -199,6 +199,16 @@ class EpisodeResets:
         return batched
 
 
+def copy_state(tree: Mapping[str, Any], batch_size: torch.Size) -> dict[str, Any]:
+    """Copies a nested state, with ``[num_envs, d]`` entries, to ``[*batch_size, d]``."""
+    return {
+        key: copy_state(value, batch_size)
+        if isinstance(value, Mapping)
+        else value.clone().reshape(*batch_size, *value.shape[1:])
+        for key, value in tree.items()
+    }
+
+
 def _to_states(options: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
     return {**options, "reset_to_env_states": {"env_states": states}}
 

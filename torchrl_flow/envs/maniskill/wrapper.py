@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,12 @@ from torchrl.data.tensor_specs import Unbounded
 from torchrl.envs.common import _EnvWrapper
 
 from torchrl_flow.envs.maniskill.headless import headless
-from torchrl_flow.envs.maniskill.render_gate import RenderGate
+from torchrl_flow.envs.maniskill.identity import state_keys, task_identity, time_limit
+from torchrl_flow.envs.maniskill.render_gate import RenderGate, render_view
 from torchrl_flow.envs.maniskill.renewal import SceneRenewal, can_renew
 from torchrl_flow.envs.maniskill.replay import EpisodeLog
 from torchrl_flow.envs.maniskill.requirements import RENDER_COMMAND, RenderDeviceError
-from torchrl_flow.envs.maniskill.resets import EpisodeResets
+from torchrl_flow.envs.maniskill.resets import EpisodeResets, copy_state
 from torchrl_flow.envs.maniskill.specs import (
     action_spec,
     choose_camera,
@@ -24,7 +26,7 @@ from torchrl_flow.envs.maniskill.specs import (
     has_cameras,
     observation_spec,
 )
-from torchrl_flow.functional.observation import flatten_state, state_paths
+from torchrl_flow.functional.observation import flatten_state
 
 _NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "single_observation_space")
 
@@ -83,6 +85,9 @@ class ManiSkillWrapper(_EnvWrapper):
         tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
     """
 
+    _owns_env = False
+    """Whether nobody but this object steps the environment."""
+
     git_url = "https://github.com/haosulab/ManiSkill"
     libname = "mani_skill"
 
@@ -139,6 +144,10 @@ class ManiSkillWrapper(_EnvWrapper):
     def _build_env(self, env: Any) -> Any:
         return env
 
+    def _no_autograd(self) -> contextlib.AbstractContextManager[Any]:
+        """Context of the simulation: tensors made in inference mode could not be changed by others outside of it."""
+        return torch.inference_mode() if self._owns_env else torch.no_grad()
+
     def _init_env(self) -> None:
         rebuilds = int(getattr(self._env.unwrapped, "reconfiguration_freq", 0) or 0)
         if self._clean and self.max_episode_steps is not None and rebuilds in (0, 1):
@@ -178,7 +187,7 @@ class ManiSkillWrapper(_EnvWrapper):
                 return tensordict.exclude("_reset")
         if self._gate is not None:
             self._gate.before_reset()
-        with headless(not self.has_visuals):
+        with headless(not self.has_visuals), self._no_autograd():
             observation, info = self._resets(ids, seed, env_state, options)
         return self._read(observation, info)
 
@@ -191,7 +200,8 @@ class ManiSkillWrapper(_EnvWrapper):
             self._gate.before_step()
         if self._resets.log is not None:
             self._resets.log.step(action)
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        with self._no_autograd():
+            observation, reward, terminated, truncated, info = self._env.step(action)
         terminated = self._column(terminated, torch.bool)
         if self._ignore_terminations:
             terminated = torch.zeros_like(terminated)
@@ -230,24 +240,13 @@ class ManiSkillWrapper(_EnvWrapper):
 
     def env_state(self) -> dict[str, Any]:
         """Returns a copy of the simulation's state, nested as in ``.h5`` files, for ``reset``."""
-        return self._copy_tree(self._env.unwrapped.get_state_dict())
-
-    def _copy_tree(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: self._copy_tree(value)
-            if isinstance(value, Mapping)
-            else value.clone().reshape(*self.batch_size, *value.shape[1:])
-            for key, value in tree.items()
-        }
+        return copy_state(self._env.unwrapped.get_state_dict(), self.batch_size)
 
     # ---- resumption
 
     @property
     def supports_resumption(self) -> bool:
-        """Whether :meth:`state_dict` holds the simulation: on a CPU with clean resets and a time limit.
-
-        Not where the task rebuilds its scene after several resets (``reconfiguration_freq`` above 1).
-        """
+        """Whether :meth:`state_dict` holds the simulation: on a CPU with clean resets, and with a time limit."""
         return self._resets.log is not None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -264,7 +263,7 @@ class ManiSkillWrapper(_EnvWrapper):
         """
         if not state_dict:
             return
-        with headless(not self.has_visuals), torch.no_grad():
+        with headless(not self.has_visuals), self._no_autograd():
             self._resets.load_state_dict(state_dict)
 
     # ---- rendering
@@ -313,46 +312,24 @@ class ManiSkillWrapper(_EnvWrapper):
                 "render() needs an environment with visuals: build it with visuals=True "
                 f"(on a machine without a Vulkan device, run `{RENDER_COMMAND}` first)."
             )
-        image = self._env.unwrapped.render_rgb_array()
-        if image is None:
-            raise RenderDeviceError("render() found no camera for viewing: the task defines none.")
-        return torch.as_tensor(image).cpu().numpy().astype(np.uint8).reshape(*self.batch_size, *image.shape[1:])
+        return render_view(self._env, self.batch_size)
 
     # ---- what it is
 
     @property
     def max_episode_steps(self) -> int | None:
         """Number of steps after which an episode is truncated, or ``None``."""
-        env = self._env
-        while env is not None:
-            limit = vars(env).get("_max_episode_steps")
-            if limit is not None:
-                return int(limit)
-            env = vars(env).get("env")
-        return None
+        return time_limit(self._env)
 
     @property
     def state_keys(self) -> list[str] | None:
         """Entries of ``observation`` in order (``agent/qpos``, ...); ``None`` if ManiSkill flattens them."""
-        raw = getattr(self._env.unwrapped, "_init_raw_obs", None)
-        if not isinstance(raw, Mapping) or "state" in raw:
-            return None
-        return ["/".join(path) for path in state_paths(raw)]
+        return state_keys(self._env)
 
     @property
     def task_info(self) -> dict[str, Any]:
         """What tells one task from another, JSON-able: a checkpoint stores it and a mismatch is refused."""
-        base = self._env.unwrapped
-        spec = getattr(base, "spec", None)
-        return {
-            "task": type(base).__name__ if spec is None else spec.id,
-            "control_mode": getattr(base, "control_mode", None),
-            "obs_mode": base.obs_mode,
-            "reward_mode": getattr(base, "reward_mode", None),
-            "robot_uids": str(getattr(base, "robot_uids", None)),
-            "max_episode_steps": self.max_episode_steps,
-            "sim_backend": "physx_cpu" if self._sim_device.type == "cpu" else "physx_cuda",
-        }
+        return task_identity(self._env, self._sim_device)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Closes the simulation; a second call does nothing."""
