@@ -72,8 +72,6 @@ class ManiSkillEnv(ManiSkillWrapper):
         torch.Size([5, 1])
     """
 
-    _owns_env = True
-
     def __init__(
         self,
         task: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,9 +84,6 @@ class ManiSkillWrapper(_EnvWrapper):
         tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
     """
 
-    _owns_env = False
-    """Whether nobody but this object steps the environment."""
-
     git_url = "https://github.com/haosulab/ManiSkill"
     libname = "mani_skill"
 
@@ -144,10 +140,6 @@ class ManiSkillWrapper(_EnvWrapper):
     def _build_env(self, env: Any) -> Any:
         return env
 
-    def _no_autograd(self) -> contextlib.AbstractContextManager[Any]:
-        """Context of the simulation: tensors made in inference mode could not be changed by others outside of it."""
-        return torch.inference_mode() if self._owns_env else torch.no_grad()
-
     def _init_env(self) -> None:
         rebuilds = int(getattr(self._env.unwrapped, "reconfiguration_freq", 0) or 0)
         if self._clean and self.max_episode_steps is not None and rebuilds in (0, 1):
@@ -187,7 +179,7 @@ class ManiSkillWrapper(_EnvWrapper):
                 return tensordict.exclude("_reset")
         if self._gate is not None:
             self._gate.before_reset()
-        with headless(not self.has_visuals), self._no_autograd():
+        with headless(not self.has_visuals), torch.no_grad():
             observation, info = self._resets(ids, seed, env_state, options)
         return self._read(observation, info)
 
@@ -200,7 +192,7 @@ class ManiSkillWrapper(_EnvWrapper):
             self._gate.before_step()
         if self._resets.log is not None:
             self._resets.log.step(action)
-        with self._no_autograd():
+        with torch.no_grad():
             observation, reward, terminated, truncated, info = self._env.step(action)
         terminated = self._column(terminated, torch.bool)
         if self._ignore_terminations:
@@ -263,7 +255,7 @@ class ManiSkillWrapper(_EnvWrapper):
         """
         if not state_dict:
             return
-        with headless(not self.has_visuals), self._no_autograd():
+        with headless(not self.has_visuals), torch.no_grad():
             self._resets.load_state_dict(state_dict)
 
     # ---- rendering
