@@ -73,10 +73,12 @@ class CheckBatchArgs:
 
     def _check(self, task: str) -> tuple[str, str, bool]:
         """Return the control modes compared, the outcome in words, and whether no bit differed."""
+        from torchrl_flow.envs.maniskill.build import reconfiguration_of_one
         from torchrl_flow.envs.maniskill.comparison import compare_with_single
 
         try:
             modes, kwargs = self._options(task)
+            together = self.demos is not None or reconfiguration_of_one(task) > 0
         except (Exception, SystemExit) as error:
             missing = isinstance(error, EOFError)  # it asked on the terminal whether to download them
             reason = "the assets of its robot are not here" if missing else _sentence(error)
@@ -92,13 +94,15 @@ class CheckBatchArgs:
                     starts[:count],
                     num_envs=min(self.num_envs, len(starts)),
                     steps=steps,
-                    reset_probability=self.reset_probability if self.demos is None else 0.0,
+                    reset_probability=0.0 if together else self.reset_probability,
                     fresh=self.fresh,
                     control_mode=mode,
                     **kwargs,
                 )
             except BatchUnsupportedError as error:
                 return mode, f"refused: {_sentence(error)}", True
+            except RuntimeError as error:  # the others are compared all the same
+                return mode, f"fails: {_sentence(error)}", False
             same &= result.equal
             outcomes.append(result.summary().split(": ", 1)[1])
         return ", ".join(modes), "; ".join(dict.fromkeys(outcomes)), same
