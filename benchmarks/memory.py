@@ -5,8 +5,9 @@
     python benchmarks/memory.py --device cuda
 
 Each figure is of a process of its own: on a GPU the most that torch allocated, on a CPU by how much the largest
-resident set passed the one before the work began. `rollout` collects chunks of the planar task, with the chain, 2 K H A
-numbers a chunk, and without it, the H A of its start. `update` is one gradient step of PPO on a batch.
+resident set passed the one before the work began. `rollout` collects chunks of the planar task with the chain, 2 K H A
+numbers a chunk; `rollout of features` keeps the features of a frozen encoder in place of images. `update` is one
+gradient step of PPO on a batch.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_flow.modules import (
+    FlowActor,
     FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
     StateValueConfig,
+    flow_on_features,
     make_flow_actor,
     make_noise_net,
     make_state_value,
 )
-from torchrl_flow.training import ChunkRollouts, make_chunk_env, make_task_env, observation_keys
+from torchrl_flow.training import ChunkRollouts, append_features, make_chunk_env, make_task_env, observation_keys
 
 STATE_DIM, ACTION_DIM = 12, 3
 
@@ -66,7 +69,7 @@ class Args:
     """One measurement as JSON, for the process that takes it."""
 
 
-def make(args: Args, obs: str, *, return_chain: bool) -> NoisyFlowActor:
+def make(args: Args, obs: str) -> FlowActor:
     config = FlowActorConfig(
         action_dim=ACTION_DIM,
         state_dim=STATE_DIM,
@@ -77,27 +80,32 @@ def make(args: Args, obs: str, *, return_chain: bool) -> NoisyFlowActor:
         width=args.width,
         num_steps=args.num_steps,
     )
-    actor = make_flow_actor(config).to(args.device)
-    noise_net = make_noise_net(NoiseNetConfig(), actor)
-    return NoisyFlowActor(actor, noise_net, train_encoder=args.train_encoder, return_chain=return_chain)
+    return make_flow_actor(config).to(args.device)
 
 
-def rollout(args: Args, obs: str, size: int, return_chain: bool) -> TensorDictBase:
-    """Collect chunks from `size` environments."""
+def add_noise(args: Args, actor: FlowActor) -> NoisyFlowActor:
+    return NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(), actor), train_encoder=args.train_encoder)
+
+
+def rollout(args: Args, obs: str, size: int, *, features: bool) -> TensorDictBase:
+    """Collect chunks from `size` environments, with observations or with the features of a frozen encoder."""
     mode = "rgb+state" if obs == "rgb" else "state"
     base = make_task_env("planar", obs_mode=mode, num_envs=size, device=args.device)
     keys = observation_keys(mode)
     env = make_chunk_env(base, obs_horizon=1, act_horizon=args.act_horizon, gamma=0.99, obs_keys=keys)
-    kept = [*keys, "flow"]
-    after = [*keys, "reward", "done", "terminated", "steps_to_next_obs"]
-    actor = make(args, obs, return_chain=return_chain)
+    flow = make(args, obs)
+    if features:
+        append_features(env, flow)
+    actor = add_noise(args, flow_on_features(flow) if features else flow)
+    kept = [*actor.in_keys, "flow"]
+    after = [*actor.in_keys, "reward", "done", "terminated", "steps_to_next_obs"]
     rollouts = ChunkRollouts(env, actor, args.rollout_steps, keep=kept, keep_next=after)
     return rollouts.collect()
 
 
 def update(args: Args, obs: str, size: int) -> None:
     """Take one gradient step on `size` chunks."""
-    actor = make(args, obs, return_chain=True)
+    actor = add_noise(args, make(args, obs))
     value = make_state_value(StateValueConfig(), actor.flow_actor)
     loss_module = ClipPPOLoss(actor, value)  # pyright: ignore[reportArgumentType]
     data = TensorDict(observation=torch.randn(size, 1, STATE_DIM), batch_size=[size]).to(args.device)
@@ -135,7 +143,7 @@ def take(args: Args, case: dict[str, Any]) -> dict[str, float]:
     if case["what"] == "update":
         update(args, case["obs"], case["size"])
     else:
-        data = rollout(args, case["obs"], case["size"], case["what"] == "rollout")
+        data = rollout(args, case["obs"], case["size"], features=case["what"] == "rollout of features")
         found["data_mb"] = megabytes(data)
         found["flow_mb"] = megabytes(data.select("flow"))
     found["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident() - before
@@ -146,7 +154,7 @@ def cases(args: Args) -> Iterator[dict[str, Any]]:
     for obs in args.obs:
         for what, sizes in (
             ("rollout", args.num_envs),
-            ("rollout without chain", args.num_envs),
+            ("rollout of features", args.num_envs if obs == "rgb" and not args.train_encoder else ()),
             ("update", args.batch_sizes),
         ):
             for size in sizes:

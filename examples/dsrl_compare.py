@@ -4,15 +4,17 @@
     python examples/dsrl_compare.py --run runs/dsrl_na-planar-0 --stage1 runs/dsrl_sac_offline-planar-0
 
 for runs of dsrl_ppo.py, dsrl_sac_online.py, dsrl_offline.py and dsrl_sac_offline.py alike. The prior is the run's own
-frozen flow with noise from N(0, I); every stage sees the same episodes and the same noise. Where a run holds critics of
-latents, the table also tells their mean value of the prior's and of the policy's latents on fixed observations. The
-table, the plot and the report go into the run's directory; the path of the report is printed last.
+frozen flow with noise from N(0, I), at the sampling steps of the last stage; every stage sees the same episodes and the
+same noise. Where a run holds critics of latents, the table also tells their mean value of the prior's and of the
+policy's latents on fixed observations. The table, the plot and the report go into the run's directory; the path of the
+report is printed last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -20,7 +22,7 @@ from tensordict import TensorDictBase
 
 from torchrl_flow import training
 from torchrl_flow.data import module_digest
-from torchrl_flow.modules import CriticConfig, FlowActor, SteeredFlowActor, make_latent_critics
+from torchrl_flow.modules import CriticConfig, FlowActor, SteeredFlowActor, make_latent_critics, write_features
 from torchrl_flow.objectives import LatentSACLoss
 from torchrl_flow.training import TrainingCheckpoint
 
@@ -31,6 +33,8 @@ class Args:
 
     run: str
     """run directory or checkpoint of the last stage"""
+    which: training.Which = "last"
+    """checkpoint of that run: the last one, or the best one"""
     stage1: str | None = None
     """that of stage 1; the one that the run started from (its --init) where none is given"""
     recipe: str | None = None
@@ -45,13 +49,6 @@ class Args:
     """CPU threads"""
 
 
-def recipe_of(checkpoint: TrainingCheckpoint) -> str:
-    """Tell which recipe made a checkpoint."""
-    if "sac" in checkpoint.roles:
-        return "dsrl_na" if checkpoint.config.get("na", True) else "dsrl_sac"
-    return "dsrl_ppo"
-
-
 def is_offline(checkpoint: TrainingCheckpoint) -> bool:
     """Tell whether a checkpoint is a stage 1: it has seen no environment step."""
     return "env_steps" not in checkpoint.counters
@@ -63,36 +60,52 @@ def value_gap(
     """Return the mean value of the prior's and of the policy's latents, where there are critics of latents."""
     if "sac" not in checkpoint.roles:
         return {}
-    config = CriticConfig(checkpoint.config["num_qs"], tuple(checkpoint.config["hidden_sizes"]))
+    own: dict[str, Any] = {"on_features": actor.reads_features}
+    config = CriticConfig(checkpoint.config["num_qs"], tuple(checkpoint.config["hidden_sizes"]), **own)
     loss = LatentSACLoss(actor.policy, make_latent_critics(config, actor.flow, actor.policy))
     checkpoint.restore(modules={"sac": loss})
-    return training.latent_value_gap(loss.mean_value, actor.policy, observations)
+    seen = write_features(actor.flow, observations.copy()) if actor.reads_features else observations
+    return training.latent_value_gap(loss.mean_value, actor.policy, seen)
+
+
+def load_steered(source: str, which: training.Which) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
+    """Load the policy that a run trained, which must be a steered flow.
+
+    Raises:
+        SystemExit: if the run trained another kind.
+    """
+    actor, checkpoint = training.load_acting_policy(source, which=which)
+    if not isinstance(actor, SteeredFlowActor):
+        kind = training.policy_kind(checkpoint).name
+        raise SystemExit(f"{checkpoint.path} holds a {kind}: name a run of examples/dsrl_*.py, which steers a flow.")
+    return actor, checkpoint
 
 
 def main(args: Args) -> None:
     """Load the stages, evaluate them on equal seeds, write table, plot and report."""
     torch.set_num_threads(args.threads)
-    last, checkpoint = training.load_steered(args.run)
+    last, checkpoint = load_steered(args.run, args.which)
     found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
     first = args.stage1 or (None if is_offline(checkpoint) else checkpoint.config.get("init"))
     if first is not None:
-        found = {"1": training.load_steered(first), **found}
+        # The stage that the run has started from, as it took it.
+        found = {"1": load_steered(first, checkpoint.config.get("which", "last")), **found}
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
-            raise ValueError(f"{first} steers another flow than {args.run}: its weights differ.")
+            raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")
     env = training.evaluation_env(checkpoint, gamma=checkpoint.config["gamma"])
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)
     stages: dict[str, FlowActor | SteeredFlowActor] = {"prior": last.flow}
     stages |= {name: actor for name, (actor, _) in found.items()}
-    output = Path(args.output) if args.output else checkpoint.path.parent.parent
+    output = Path(args.output) if args.output else checkpoint.run_directory
     results = training.compare_stages(
         output,
         stages,
         env,
         range(10_000, 10_000 + args.eval_episodes),
         task=checkpoint.task,
-        recipe=args.recipe or recipe_of(checkpoint),
+        recipe=args.recipe or training.run_labels(checkpoint).recipe,
         seed=checkpoint.config["seed"],
         diagnostics={name: value_gap(source, actor, observations) for name, (actor, source) in found.items()},
         results=args.results,
@@ -105,4 +118,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -11,11 +11,11 @@ A run that was stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from torchrl.envs import EnvBase
 
 from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer, module_digest
@@ -26,29 +26,23 @@ from torchrl_flow.modules import (
     QEnsemble,
     SteeredFlowActor,
     make_critic,
-    make_latent_policy,
+    write_features,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, LatentAWMLELoss, NetworkSoftUpdate
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run directory or checkpoint with the flow to steer"""
+    which: training.Which = "best"
+    """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
     num_demos: int | None = None
     """how many of them, where demos names others"""
-    name: str | None = None
-    """name of the run; recipe and task where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the results are appended"""
-    seed: int = 0
-    """seed of the networks and of training"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
     latent_bound: float | None = None
@@ -57,6 +51,8 @@ class Args:
     """hidden layers of the latent policy"""
     num_steps: int | None = None
     """sampling steps K of the flow; its own where none is given"""
+    train_encoder: bool = False
+    """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
     num_qs: int = 10
     """members of a critic that is trained here"""
     critic_sizes: tuple[int, ...] = (128, 128)
@@ -78,27 +74,21 @@ class Args:
     beta: float = 1.0
     """inverse temperature of their weights, in units of the scores' spread"""
     kappa: float = -1.0
-    """weight of the members' standard deviation in a score; below 0 pessimistic"""
+    """weight of the members' standard deviation in a score, mean + kappa std: at most 0, pessimistic"""
     kl_coef: float = 1e-3
     """weight of the divergence from the prior"""
     batch_size: int = 256
     """chunks per gradient step"""
+    max_episode_steps: int | None = None
+    """time limit of an evaluated episode; that of the policy's task where none is given"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: int = 0
+    """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
     num_videos: int = 0
     """episodes to film, where the machine can render"""
     save_every: int = 500
     """gradient steps between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def find_critic(
@@ -113,15 +103,20 @@ def find_critic(
 
 
 def train(
-    args: Args, run: training.Run, data: DemoReplayBuffer, actor: SteeredFlowActor, critic: QEnsemble, warm_up: int
+    args: Args,
+    run: training.Run,
+    data: DemoReplayBuffer,
+    actor: SteeredFlowActor,
+    critic: QEnsemble,
+    warm_up: int,
+    env: EnvBase,
 ) -> None:
     """Train critic and latent policy, one after the other; all of the loop is here."""
-    critic_loss = ChunkCriticLoss(actor.flow, critic, gamma=args.gamma, target_num_steps=args.num_steps)
+    critic_loss = ChunkCriticLoss(actor.flow, critic, gamma=args.gamma)
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
     critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
     options = {"beta": args.beta, "kappa": args.kappa, "kl_coef": args.kl_coef, "num_candidates": args.num_candidates}
-    options |= {"standardize_scores": True, "num_steps": args.num_steps}
-    loss = LatentAWMLELoss(actor.policy, critic, actor.flow, **options)
+    loss = LatentAWMLELoss(actor.policy, critic, actor.flow, standardize_scores=True, **options)
     adam = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, "critic": critic}
     modules["target_critic"] = critic_loss.ema_value
@@ -129,42 +124,45 @@ def train(
     for step in run.steps(warm_up + args.iterations, save_every=args.save_every):
         batch = data.sample()
         if step <= warm_up:
-            losses = critic_loss(batch)
-            losses["loss_qvalue"].backward()
-            critic_adam.step()
-            critic_adam.zero_grad()
-            target.step()
+            metrics = dict(critic_loss(batch).items())
+            trained = {"critic": ("loss_qvalue", critic_adam)}
         else:
-            losses = loss(batch)
-            losses["loss_latent_policy"].backward()
-            adam.step()
-            adam.zero_grad()
-        if step % 100 == 0:
-            run.log({f"train/{key}": value for key, value in losses.items()})
+            batch = write_features(actor.flow, batch) if actor.flow.encoder.pixel_encoder is not None else batch
+            metrics = dict(loss(batch).items())
+            trained = {"latent_policy": ("loss_latent_policy", adam)}
+        for name, (term, optimizer) in trained.items():
+            metrics |= training.gradient_step({term: metrics[term]}, {name: optimizer}, step=step, batch=batch)
+        if step <= warm_up:
+            target.step()
+        if run.due(100) or step == warm_up + 1:
+            run.log({f"train/{key}": value for key, value in metrics.items()})
+        if step > warm_up and run.due(args.eval_every):
+            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Flow, demonstrations, critic, latent policy, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    flow, checkpoint = training.load_policy(args.policy, device=args.device)
+    args.prepare()
+    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(args.policy, **options)
     digest = module_digest(flow)
-    env = training.evaluation_env(checkpoint, gamma=args.gamma)
+    env = training.evaluation_env(checkpoint, gamma=args.gamma, max_episode_steps=args.max_episode_steps)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}
     data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma, **sampling)
-    latents = LatentPolicyConfig(
-        steer_mode=args.steer_mode, latent_bound=args.latent_bound, hidden_sizes=args.hidden_sizes
-    )
-    actor = SteeredFlowActor(make_latent_policy(latents, flow), flow, num_steps=args.num_steps)
+    latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
+    policy = training.start_latent_policy(flow, latents, train_encoder=args.train_encoder)
+    actor = SteeredFlowActor(policy, flow)
     critic, critic_config, warm_up = find_critic(args, checkpoint, flow)
-    directory = Path(args.runs) / (args.name or f"dsrl_offline-{task['task']}-{args.seed}")
+    directory = args.run_directory(f"dsrl_offline-{task['task']}-{args.seed}")
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    options |= {"module_configs": {training.LATENT_POLICY: latents, "critic": critic_config}}
-    with training.Run(directory, config, task=task, actor_config=flow.config, **options) as run:
-        train(args, run, data, actor, critic, warm_up)
+    configs = {training.LATENT_POLICY: policy.config, "critic": critic_config}
+    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
+    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
+        train(args, run, data, actor, critic, warm_up, env)
+        if module_digest(flow) != digest:
+            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
         result, report = training.conclude(
             directory,
             actor,
@@ -172,19 +170,17 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe="dsrl_ppo",
-            stage="1",
+            stage=" ".join(["1", *([args.label] if args.label else [])]),
             seed=args.seed,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"{data.store.num_episodes} demonstrations; critic {'trained here' if warm_up else 'given'}."],
         )
-    if module_digest(flow) != digest:
-        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
     print(result.summary())
     print(report.resolve())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -4,19 +4,18 @@
 
 takes 2 to 4 minutes on one CPU thread for the planar task and lifts a policy of success 0.57 to above 0.90. The policy
 may be any run or checkpoint with a flow; with --init it goes on from a stage 1 (dsrl_offline.py). The flow's weights
-do not change, which is checked at the end. A run that was stopped goes on with --resume.
+do not change, which is checked at the end. Episodes go on from one iteration to the next. A run that was stopped goes
+on with --resume, to the same bits, and becomes longer with more --iterations.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from tensordict import TensorDictBase
-from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -30,27 +29,22 @@ from torchrl_flow.modules import (
     StateValue,
     StateValueConfig,
     SteeredFlowActor,
-    make_latent_policy,
+    flow_on_features,
     make_state_value,
 )
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run directory or checkpoint with the flow to steer"""
     init: str | None = None
-    """run directory or checkpoint of a stage 1 whose latent policy to start from; else it starts as the prior"""
-    name: str | None = None
-    """name of the run; recipe and task where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the results are appended"""
-    seed: int = 0
-    """seed of the networks and of training"""
+    """run directory or checkpoint of a stage 1 whose latent policy to start from, with its options; else it starts as
+    the prior"""
+    which: training.Which = "best"
+    """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
     latent_bound: float | None = None
@@ -58,11 +52,18 @@ class Args:
     hidden_sizes: tuple[int, ...] = (256, 256)
     """hidden layers of latent policy and value network"""
     num_steps: int | None = None
-    """sampling steps K of the flow; its own where none is given"""
-    num_envs: int = 512
-    """environments that run side by side; 0 for one that is not batched, as ManiSkill's on a CPU"""
+    """sampling steps K of the flow; those of --init, or its own, where none is given"""
+    train_encoder: bool = False
+    """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
+    num_envs: int | None = None
+    """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    max_episode_steps: int | None = None
+    """time limit of an episode; that of the policy's task where none is given"""
     rollout: int = 13
-    """chunks per environment and iteration; 13 chunks of 8 steps cover an episode of the planar task"""
+    """chunks per environment and iteration"""
     iterations: int = 80
     """iterations of collecting and updating"""
     epochs: int = 4
@@ -95,37 +96,26 @@ class Args:
     """episodes to film, where the machine can render"""
     save_every: int = 10
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
-    training_options: dict[str, Any] = {"num_envs": args.num_envs or None, "ignore_terminations": False}
-    train_env = training.evaluation_env(checkpoint, gamma=args.gamma, **training_options)
-    return train_env, training.evaluation_env(checkpoint, gamma=args.gamma)
+    limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
+    train_env = training.make_training_env(checkpoint, **simulation, **limits)
+    return train_env, training.evaluation_env(checkpoint, **limits)
 
 
-def make_policy(args: Args, flow: FlowActor) -> LatentGaussianPolicy:
-    """Build the latent policy, or take that of a stage 1; its behaviour is the mixture with the prior."""
-    if args.init is not None:
-        return training.load_latent_policy(args.init, flow, prior_mixing=True)[0]
-    config = LatentPolicyConfig(
-        steer_mode=args.steer_mode,
-        latent_bound=args.latent_bound,
-        hidden_sizes=args.hidden_sizes,
-        log_std_range=(-5.0, 1.0),
-        prior_mixing=True,
-    )
-    return make_latent_policy(config, flow)
+def make_actor(
+    args: Args, flow: FlowActor, init: training.TrainingCheckpoint | None
+) -> tuple[SteeredFlowActor, StateValue, StateValueConfig]:
+    """Build the steered flow, whose behaviour is the mixture with the prior, and the value of states."""
+    config = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes, (-5.0, 1.0))
+    choice: dict[str, Any] = {"defaults": LatentPolicyConfig(Args.steer_mode, Args.latent_bound)}
+    choice |= {"train_encoder": args.train_encoder, "prior_mixing": True}
+    policy = training.start_latent_policy(flow, config, init, **choice)
+    actor, values = SteeredFlowActor(policy, flow), StateValueConfig(args.hidden_sizes)
+    return actor, make_state_value(values, flow_on_features(flow) if actor.reads_features else flow), values
 
 
 def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tuple[ClipPPOLoss, GAE]:
@@ -146,69 +136,73 @@ def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tu
     return loss, advantage
 
 
-def update(args: Args, loss: ClipPPOLoss, optimizer: torch.optim.Optimizer, rows: TensorDictBase) -> dict[str, Any]:
+def update(
+    args: Args,
+    run: training.Run,
+    loss: ClipPPOLoss,
+    optimizers: dict[str, torch.optim.Optimizer],
+    rows: TensorDictBase,
+) -> dict[str, Any]:
     """Do all epochs on what was collected; return the metrics of the last step."""
-    out: Any = {}
+    metrics: dict[str, Any] = {}
     for _ in range(args.epochs):
         for index in torch.randperm(len(rows)).split(args.minibatch):
-            out = loss(rows[index.to(rows.device)])
-            (out["loss_objective"] + out["loss_entropy"] + out["loss_critic"]).backward()
-            for group in optimizer.param_groups:
-                torch.nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-    return {f"train/{key}": value for key, value in out.items() if value.numel() == 1}
-
-
-def outcome(data: TensorDictBase) -> dict[str, Any]:
-    """Return what the episodes that ended in a batch came to."""
-    ended = data["next", "done"]
-    return {"train/success": (data["next", "terminated"] & ended).sum() / ended.sum().clamp(min=1)}
+            batch: Any = rows[index.to(rows.device)]
+            out = loss(batch)
+            losses = {name: out[name] for name in ("loss_objective", "loss_entropy", "loss_critic")}
+            run.counters["updates"] = run.counters.get("updates", 0) + 1
+            norms = training.gradient_step(
+                losses, optimizers, step=run.counters["updates"], batch=batch, max_grad_norm=args.max_grad_norm
+            )
+            metrics = {key: value for key, value in out.items() if value.numel() == 1} | norms
+    return metrics
 
 
 def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateValue, envs: tuple[EnvBase, ...]) -> None:
     """Train the latent policy; all of the loop is here."""
-    policy, frames = actor.policy, args.rollout * max(1, args.num_envs)
+    policy = actor.policy
     loss, advantage = make_loss(args, policy, value)
-    groups = [{"params": list(policy.parameters()), "lr": args.lr}]
-    optimizer = torch.optim.Adam([*groups, {"params": list(value.head.parameters()), "lr": args.value_lr}], fused=True)
-    options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
-    collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "latent_policy": torch.optim.Adam(policy.parameters(), args.lr, fused=True),
+        "value": torch.optim.Adam(value.head.parameters(), args.value_lr, fused=True),
+    }
+    rollouts = training.steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
     modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "value": value}
-    run.track(modules=modules, optimizers={"adam": optimizer}, state={"env": training.base_env(envs[0])})
+    run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     for step in run.steps(args.iterations, save_every=args.save_every):
         policy.set_prior_fraction(args.prior_fraction * args.prior_decay ** (step - 1))
-        data = next(collected).exclude("noise", "action_chunk", "action")
+        data = rollouts.collect().to(args.device)
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(data["next", "steps_to_next_obs"].sum())
+        # Episodes that the rollout's end cuts go on: their last value is bootstrapped, their advantage not ended.
         with torch.no_grad():
             advantage(data)
-        metrics = update(args, loss, optimizer, data.reshape(-1))
-        metrics |= {"train/env_steps": run.counters["env_steps"], "train/wall_s": run.wall_s}
-        run.log(metrics | outcome(data) | {"train/prior_fraction": policy.prior_fraction})
-        if args.eval_every and step % args.eval_every == 0:
-            run.log(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | training.finished_success(data)
+        metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
+        metrics |= {"prior_fraction": policy.prior_fraction}
+        run.log({f"train/{name}": metric for name, metric in metrics.items()})
+        if run.due(args.eval_every):
+            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Flow, latent policy, training, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    flow, checkpoint = training.load_policy(args.policy, device=args.device)
+    args.prepare()
+    init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
+    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "init": init, "device": args.device}
+    flow, checkpoint = training.steering_flow(args.policy, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])
-    actor = SteeredFlowActor(make_policy(args, flow), flow, num_steps=args.num_steps)
-    value_config = StateValueConfig(args.hidden_sizes)
-    value = make_state_value(value_config, flow)
-    directory = Path(args.runs) / (args.name or f"dsrl_ppo-{task['task']}-{args.seed}")
+    actor, value, value_config = make_actor(args, flow, init)
+    directory = args.run_directory(f"dsrl_ppo-{task['task']}-{args.seed}")
     # What the flow was cloned from, for the stages after this one.
     config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     configs = {training.LATENT_POLICY: actor.policy.config, "value": value_config}
-    options |= {"actor_config": flow.config, "module_configs": configs}
-    with training.Run(directory, config, task=task, **options) as run:
+    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
+    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
         train(args, run, actor, value, envs)
-        unchanged = module_digest(flow) == digest
+        if module_digest(flow) != digest:
+            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
         result, report = training.conclude(
             directory,
             actor,
@@ -216,20 +210,17 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe="dsrl_ppo",
-            stage="2",
+            stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            env_steps=run.counters["env_steps"],
-            wall_s=run.wall_s,
-            notes=[f"Flow of {checkpoint.path.name}, bitwise {'unchanged' if unchanged else 'CHANGED'} by training."],
+            run=run,
+            notes=[f"Flow of {checkpoint.path.name}, bitwise unchanged by training."],
         )
-    if not unchanged:
-        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
     print(result.summary())
     print(report.resolve())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -12,12 +12,12 @@ stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from torchrl.data import TensorDictReplayBuffer
+from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow import training
@@ -29,36 +29,32 @@ from torchrl_flow.modules import (
     NoiseAliaser,
     QEnsemble,
     SteeredFlowActor,
+    flow_on_features,
     make_critic,
     make_latent_critics,
-    make_latent_policy,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, NetworkSoftUpdate
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run directory or checkpoint with the flow to steer"""
+    which: training.Which = "best"
+    """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
     demos: str | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
     num_demos: int | None = None
     """how many of them, where demos names others"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
+    cache: str = "demos"
+    """directory of the latents that were found, which are looked up there"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
-    name: str | None = None
-    """name of the run; recipe and task where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the results are appended"""
-    seed: int = 0
-    """seed of the networks and of training"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
     latent_bound: float | None = 2.0
@@ -69,6 +65,9 @@ class Args:
     """critics"""
     num_steps: int | None = None
     """sampling steps K of the flow; its own where none is given"""
+    train_encoder: bool = False
+    """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
+    features of the frozen flow's encoder"""
     critic_iterations: int = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
     distill_iterations: int = 2000
@@ -95,22 +94,16 @@ class Args:
     """temperature at the start (sac)"""
     target_entropy: float = 0.0
     """entropy that the temperature aims at (sac)"""
+    max_episode_steps: int | None = None
+    """time limit of an evaluated episode; that of the policy's task where none is given"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: int = 0
+    """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
     num_videos: int = 0
     """episodes to film, where the machine can render"""
     save_every: int = 500
     """gradient steps between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_data(
@@ -120,20 +113,24 @@ def make_data(
     data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
-    root = Path("demos") / f"latents-{args.aliasing}-{args.steer_mode}-{module_digest(actor.flow)[:12]}"
-    cache = training.alias_demonstrations(data, aliaser, root)
+    cache = training.alias_demonstrations(data, aliaser, args.cache)
     buffer = training.macro_replay(len(data), batch_size=args.batch_size, device=args.device)
-    for rows in torch.arange(len(data)).split(4096):
-        buffer.extend(training.macro_transitions(data[rows].set("latent", cache.latent[rows])))
+    training.replay_demonstrations(buffer, data, cache.latent, actor)
     return buffer, f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
 
 
-def find_critic(args: Args, checkpoint: training.TrainingCheckpoint, actor: SteeredFlowActor) -> tuple[QEnsemble, int]:
-    """Take the checkpoint's critic where it has a head for each critic of latents, or make one to train."""
+def find_critic(
+    args: Args, checkpoint: training.TrainingCheckpoint, actor: SteeredFlowActor
+) -> tuple[QEnsemble, CriticConfig, int]:
+    """Take the checkpoint's critic where it fits the critics of latents, or make one to train."""
+    own = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     found = checkpoint.module_configs.get("critic")
-    if found is not None and found["num_qs"] == args.num_qs:
-        return training.load_critic(checkpoint, actor.flow)[0], 0
-    return make_critic(CriticConfig(args.num_qs, args.hidden_sizes), actor.flow), args.critic_iterations
+    if found is not None:
+        given = CriticConfig.from_dict(found)
+        # A head for each critic of latents, and the same of an observation before it.
+        if given.num_qs == args.num_qs and given.on_features == own.on_features:
+            return training.load_critic(checkpoint, actor.flow)[0], given, 0
+    return make_critic(own, actor.flow), own, args.critic_iterations
 
 
 def train(
@@ -143,15 +140,17 @@ def train(
     actor: SteeredFlowActor,
     critic: QEnsemble,
     first: int,
+    env: EnvBase,
 ) -> dict[str, float]:
     """Train the critic of actions, the critics of latents and the policy, in this order; all of the loop is here."""
-    flow, policy, own = actor.flow, actor.policy, {"num_steps": actor.num_steps}
-    td = ChunkCriticLoss(flow, critic, gamma=args.gamma, target_num_steps=actor.num_steps)
+    policy, flow = actor.policy, flow_on_features(actor.flow) if actor.reads_features else actor.flow
+    td = ChunkCriticLoss(flow, critic, gamma=args.gamma)
     target = NetworkSoftUpdate(td, "critic_network", tau=args.tau)
-    latent_critics = make_latent_critics(CriticConfig(args.num_qs, args.hidden_sizes), flow, policy)
-    options = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy, **own}
+    latent_config = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
+    latent_critics = make_latent_critics(latent_config, flow, policy)
+    options: dict[str, Any] = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy}
     sac = DistilledSACLoss(policy, latent_critics, critic, flow, mode=args.distillation, **options)
-    weights = {"num_candidates": args.num_candidates, "beta": args.beta, "baseline_temperature": 1.0}
+    weights = {"num_candidates": args.num_candidates, "beta": args.beta}
     aw_mle = LatentAWMLELoss(policy, sac, kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
     group = LossGroup(
@@ -172,37 +171,42 @@ def train(
         )
         policy_step = NamedLossStepper(sac, [group])
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
-    modules = {"policy": flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}
+    modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}
     modules["target_critic"] = td.ema_value
     run.track(modules=modules, state={"critic": critic_step, "distil": distil_step, "policy": policy_step})
     fixed = buffer[torch.arange(0, len(buffer), max(1, len(buffer) // 1024))]
     for step in run.steps(ends[-1], save_every=args.save_every):
         stepper = critic_step if step <= ends[0] else distil_step if step <= ends[1] else policy_step
         metrics = stepper.update(buffer.sample())
-        if step % 100 == 0:
+        if run.due(100) or step - 1 in ends:
             run.log({f"train/{key}": value for key, value in metrics.items()})
+        if step > ends[1] and run.due(args.eval_every):
+            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
     return training.latent_value_gap(sac.mean_value, policy, fixed)
 
 
 def main(args: Args) -> None:
     """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    flow, checkpoint = training.load_policy(args.policy, device=args.device)
+    args.prepare()
+    loading: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(args.policy, **loading)
     digest = module_digest(flow)
-    env = training.evaluation_env(checkpoint, gamma=args.gamma)
+    env = training.evaluation_env(checkpoint, gamma=args.gamma, max_episode_steps=args.max_episode_steps)
     task = training.task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
-    actor = SteeredFlowActor(make_latent_policy(latents, flow), flow, num_steps=args.num_steps)
-    critic, first = find_critic(args, checkpoint, actor)
-    directory = Path(args.runs) / (args.name or f"dsrl_sac_offline-{task['task']}-{args.seed}")
+    actor = SteeredFlowActor(training.start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)
+    critic, critic_config, first = find_critic(args, checkpoint, actor)
+    directory = args.run_directory(f"dsrl_sac_offline-{task['task']}-{args.seed}")
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    configs = {training.LATENT_POLICY: latents, "critic": CriticConfig(args.num_qs, critic.hidden_sizes)}
-    with training.Run(directory, config, task=task, actor_config=flow.config, module_configs=configs, **options) as run:
+    configs = {training.LATENT_POLICY: actor.policy.config, "critic": critic_config}
+    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
+    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
         buffer, note = make_data(args, checkpoint, source, actor)
-        gap = train(args, run, buffer, actor, critic, first)
+        gap = train(args, run, buffer, actor, critic, first, env)
+        if module_digest(flow) != digest:
+            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        run.write_json("latent_value_gap.json", gap)
         result, report = training.conclude(
             directory,
             actor,
@@ -210,20 +214,17 @@ def main(args: Args) -> None:
             range(10_000, 10_000 + args.eval_episodes),
             task=task,
             recipe="dsrl_na",
-            stage="1",
+            stage=" ".join(["1", *([args.label] if args.label else [])]),
             seed=args.seed,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            wall_s=run.wall_s,
+            run=run,
             notes=[note, f"Mean value of latents on fixed observations: {gap}."],
         )
-        run.write_json("latent_value_gap.json", gap)
-    if module_digest(flow) != digest:
-        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
     print(result.summary())
     print(report.resolve())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

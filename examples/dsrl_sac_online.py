@@ -6,20 +6,19 @@
 take 2 to 5 minutes on one CPU thread for the planar task. With --na a critic learns from executed actions, and
 the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay buffer, with
 latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The flow's
-weights do not change, which is checked at the end. A run that was stopped goes on with --resume.
+weights do not change, which is checked at the end. Episodes go on from one iteration to the next. A run that was
+stopped goes on with --resume, to the same bits, and becomes longer with more --iterations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from tensordict import TensorDictBase
-from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
@@ -32,9 +31,9 @@ from torchrl_flow.modules import (
     LatentPolicyConfig,
     NoiseAliaser,
     SteeredFlowActor,
+    flow_on_features,
     make_critic,
     make_latent_critics,
-    make_latent_policy,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentSACLoss, NetworkSoftUpdate
 from torchrl_flow.training import LossGroup, NamedLossStepper
@@ -43,27 +42,21 @@ Update = Callable[[TensorDictBase], dict[str, Any]]
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str
     """run directory or checkpoint with the flow to steer"""
     init: str | None = None
-    """run directory or checkpoint of a stage 1 whose latent policy and critics to start from"""
+    """run directory or checkpoint of a stage 1 whose latent policy and critics to start from, with its options"""
+    which: training.Which = "best"
+    """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
     na: bool = False
     """noise aliasing: distil the critics of latents from a critic of actions"""
     aliasing: Literal["none", "inversion", "retrieval", "reversal"] = "none"
     """put demonstrations into the replay buffer, with latents found in this way"""
-    name: str | None = None
-    """name of the run; recipe and task where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the results are appended"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the networks and of training"""
+    cache: str = "demos"
+    """directory of the latents that were found, which are looked up there"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
     latent_bound: float | None = 2.0
@@ -73,11 +66,21 @@ class Args:
     num_qs: int = 2
     """critics"""
     num_steps: int | None = None
-    """sampling steps K of the flow; its own where none is given"""
-    num_envs: int = 128
-    """environments that run side by side; 0 for one that is not batched, as ManiSkill's on a CPU"""
+    """sampling steps K of the flow; those of --init, or its own, where none is given"""
+    train_encoder: bool = False
+    """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
+    features of the frozen flow's encoder"""
+    num_envs: int | None = None
+    """environments that run side by side, 0 for one that is not batched; 128 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    max_episode_steps: int | None = None
+    """time limit of an episode; that of the policy's task where none is given"""
     rollout: int = 13
-    """chunks per environment and iteration; 13 chunks of 8 steps cover an episode of the planar task"""
+    """chunks per environment and iteration"""
+    buffer_size: int = 200_000
+    """chunks that the replay buffer has room for, demonstrations included; the oldest go first"""
     iterations: int = 14
     """iterations of collecting and updating"""
     warm_up: int = 1
@@ -119,16 +122,6 @@ class Args:
     """episodes to film, where the machine can render"""
     save_every: int = 5
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 @dataclasses.dataclass
@@ -142,9 +135,10 @@ class Learner:
 
 def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
-    training_options: dict[str, Any] = {"num_envs": args.num_envs or None, "ignore_terminations": False}
-    train_env = training.evaluation_env(checkpoint, gamma=args.gamma, **training_options)
-    return train_env, training.evaluation_env(checkpoint, gamma=args.gamma)
+    limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
+    train_env = training.make_training_env(checkpoint, **simulation, **limits)
+    return train_env, training.evaluation_env(checkpoint, **limits)
 
 
 def sac_options(args: Args, actor: SteeredFlowActor) -> dict[str, Any]:
@@ -186,12 +180,12 @@ def make_sac(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) -
 
 def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) -> Learner:
     """SAC with noise aliasing: a critic of actions by temporal differences, distilled into critics of latents."""
-    action_critic = make_critic(critic_config, actor.flow)
-    own = {"gamma": args.gamma, "target_num_steps": actor.num_steps}
-    critic_loss = ChunkCriticLoss(actor.flow, action_critic, actor.policy, **own)
-    critics = make_latent_critics(critic_config, actor.flow, actor.policy)
-    aliased = {"mode": args.distillation, "num_steps": actor.num_steps}
-    loss = DistilledSACLoss(actor.policy, critics, action_critic, actor.flow, **aliased, **sac_options(args, actor))
+    flow = flow_on_features(actor.flow) if actor.reads_features else actor.flow
+    action_critic = make_critic(critic_config, flow)
+    critic_loss = ChunkCriticLoss(flow, action_critic, actor.policy, gamma=args.gamma)
+    critics = make_latent_critics(critic_config, flow, actor.policy)
+    options = {"mode": args.distillation, **sac_options(args, actor)}
+    loss = DistilledSACLoss(actor.policy, critics, action_critic, flow, **options)
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
     critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
     latent_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr, fused=True)
@@ -209,11 +203,10 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
     return Learner(update, modules, {"td": td, "distil": distil, "improve": improve})
 
 
-def start_from(args: Args, learner: Learner) -> None:
+def start_from(init: training.TrainingCheckpoint | None, learner: Learner) -> None:
     """Take the critics of a stage 1 too; where it was another variant's, the policy alone."""
-    if args.init is not None:
-        checkpoint = training.load_checkpoint(args.init)
-        checkpoint.restore(modules={role: part for role, part in learner.modules.items() if role in checkpoint.roles})
+    if init is not None:
+        init.restore(modules={role: part for role, part in learner.modules.items() if role in init.roles})
 
 
 def add_demonstrations(
@@ -225,67 +218,82 @@ def add_demonstrations(
     data = training.policy_demonstrations(checkpoint, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
-    root = Path("demos") / f"latents-{args.aliasing}-{args.steer_mode}-{module_digest(actor.flow)[:12]}"
-    cache = training.alias_demonstrations(data, aliaser, root)
-    for rows in torch.arange(len(data)).split(4096):
-        buffer.extend(training.macro_transitions(data[rows].set("latent", cache.latent[rows])))
+    cache = training.alias_demonstrations(data, aliaser, args.cache)
+    training.replay_demonstrations(buffer, data, cache.latent, actor)
     return f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
 
 
 def train(
-    args: Args, run: training.Run, actor: SteeredFlowActor, learner: Learner, buffer: Any, envs: tuple[EnvBase, ...]
+    args: Args,
+    run: training.Run,
+    actor: SteeredFlowActor,
+    learner: Learner,
+    buffer: TensorDictReplayBuffer,
+    envs: tuple[EnvBase, ...],
 ) -> None:
     """Train the latent policy; all of the loop is here."""
-    frames = args.rollout * max(1, args.num_envs)
-    options: dict[str, Any] = {"frames_per_batch": frames, "total_frames": -1, "reset_at_each_iter": True}
-    collected = iter(Collector(envs[0], actor, trust_policy=True, **options))
+    rollouts = training.steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
     modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, **learner.modules}
-    run.track(modules=modules, state={"env": training.base_env(envs[0]), "replay": buffer, **learner.state})
+    states = {"rollouts": rollouts, "replay": training.ReplayState(buffer), **learner.state}
+    run.track(modules=modules, state=states)
     for step in run.steps(args.iterations, save_every=args.save_every):
-        data = next(collected)
-        buffer.extend(training.macro_transitions(data))
+        data = rollouts.collect()
+        buffer.extend(training.macro_transitions(data, flow=actor.flow if actor.reads_features else None))
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(data["next", "steps_to_next_obs"].sum())
-        ended = data["next", "done"]
-        success = (data["next", "terminated"] & ended).sum() / ended.sum().clamp(min=1)
-        metrics: dict[str, Any] = {"success": success, "env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
+        metrics: dict[str, Any] = {**training.finished_success(data)}
+        metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
                 metrics |= learner.update(buffer.sample())
             metrics |= {"utd": args.utd}
         run.log({f"train/{key}": value for key, value in metrics.items()})
-        if args.eval_every and step % args.eval_every == 0:
-            run.log(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+        if run.due(args.eval_every):
+            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+
+
+def check(args: Args) -> None:
+    """Refuse options that are out of range or would do nothing.
+
+    Raises:
+        SystemExit: naming the option.
+    """
+    if args.policy_every is not None and args.policy_every < 1:
+        raise SystemExit(f"--policy-every must be at least 1, got {args.policy_every}.")
+    if not args.na and (args.distillation != Args.distillation or args.distill_steps != Args.distill_steps):
+        raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
+    if args.buffer_size < args.batch_size:
+        raise SystemExit(f"--buffer-size {args.buffer_size} holds no batch of {args.batch_size}.")
 
 
 def main(args: Args) -> None:
     """Flow, latent policy, critics, training, evaluation, report."""
-    if args.policy_every is not None and args.policy_every < 1:
-        raise SystemExit(f"--policy-every must be at least 1, got {args.policy_every}.")
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    flow, checkpoint = training.load_policy(args.policy, device=args.device)
+    check(args)
+    args.prepare()
+    init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
+    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "init": init, "device": args.device}
+    flow, checkpoint = training.steering_flow(args.policy, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
-    policy = make_latent_policy(latents, flow)
-    if args.init is not None:
-        policy, _ = training.load_latent_policy(args.init, flow)
-    actor = SteeredFlowActor(policy, flow, num_steps=args.num_steps)
-    critics = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.hidden_sizes)
+    choice: dict[str, Any] = {"defaults": LatentPolicyConfig(Args.steer_mode, Args.latent_bound)}
+    policy = training.start_latent_policy(flow, latents, init, train_encoder=args.train_encoder, **choice)
+    actor = SteeredFlowActor(policy, flow)
+    critics = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     learner = (make_na if args.na else make_sac)(args, actor, critics)
-    start_from(args, learner)
+    start_from(init, learner)
     recipe = "dsrl_na" if args.na else "dsrl_sac"
-    directory = Path(args.runs) / (args.name or f"{recipe}-{task['task']}-{args.seed}")
+    directory = args.run_directory(f"{recipe}-{task['task']}-{args.seed}")
     # What the flow was cloned from, for the stages after this one.
     config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
-    options: dict[str, Any] = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
     configs = {training.LATENT_POLICY: policy.config, **({"critic": critics} if args.na else {})}
-    with training.Run(directory, config, task=task, actor_config=flow.config, module_configs=configs, **options) as run:
-        capacity = args.iterations * args.rollout * max(1, args.num_envs) + 50_000 * (args.aliasing != "none")
-        buffer = training.macro_replay(capacity, batch_size=args.batch_size, device=args.device)
+    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
+    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
+        buffer = training.macro_replay(args.buffer_size, batch_size=args.batch_size, device=args.device)
         note = add_demonstrations(args, buffer, actor, checkpoint)
         train(args, run, actor, learner, buffer, envs)
+        if module_digest(flow) != digest:
+            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
         result, report = training.conclude(
             directory,
             actor,
@@ -297,16 +305,13 @@ def main(args: Args) -> None:
             seed=args.seed,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            env_steps=run.counters["env_steps"],
-            wall_s=run.wall_s,
+            run=run,
             notes=[note],
         )
-    if module_digest(flow) != digest:
-        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
     print(result.summary())
     print(report.resolve())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -12,8 +12,10 @@ K H A terms: a bound of 0.01 on the ratio is one of about 1 on the chain's log-p
 none, and with this command's learning rate the policy is lost within ten iterations.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
-`policy`. Evaluation over fixed seeds and a report come at the end, whose path is printed last. A run that was stopped
-goes on with --resume.
+`policy`. With --eval-every the best policy is kept besides the last, and a later stage starts from it (--which). With
+images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a report come at the
+end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where the environment
+can tell its state; a finished one is made longer by --resume with more --total-env-steps.
 """
 
 from __future__ import annotations
@@ -21,18 +23,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_flow import training
-from torchrl_flow.functional import max_sigma_schedule
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -40,41 +39,39 @@ from torchrl_flow.modules import (
     NoisyFlowActor,
     StateValue,
     StateValueConfig,
+    flow_on_features,
     make_noise_net,
     make_state_value,
 )
-from torchrl_flow.objectives import FlowAnchorLoss
+from torchrl_flow.objectives import ReinFlowPPOLoss
 
-KEPT = ("observation", "pixels", "flow")
-KEPT_NEXT = (*KEPT[:2], "reward", "done", "terminated", "steps_to_next_obs", "success")
+OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 
 
 @dataclasses.dataclass
-class Args:
+class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
     policy: str = "runs/bc"
     """run directory or checkpoint of the flow policy to start from"""
-    name: str | None = None
-    """name of the run; task and recipe where none is given"""
-    runs: str = "runs"
-    """directory of the runs"""
-    results: str = "runs/results.csv"
-    """table to which the results are appended"""
+    which: training.Which = "best"
+    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     recipe: str = "reinflow"
     """what the table of results calls the recipe"""
-    label: str | None = None
-    """what the table of results calls this variant"""
-    seed: int = 0
-    """seed of the networks and of training"""
+    task: str | None = None
+    """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
+    max_episode_steps: int | None = None
+    """time limit in training and evaluation; that of the policy where none is given"""
     num_steps: int = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: int = 1_000_000
     """environment steps of training"""
     num_envs: int = 1
-    """environments that are stepped together; above 1 ManiSkill needs physx_cuda"""
-    sim_backend: str = "physx_cuda"
-    """ManiSkill's simulation where num_envs is above 1"""
+    """environments that are stepped together"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     rollout_steps: int = 128
     """chunks per environment and iteration"""
     epochs: int = 4
@@ -120,39 +117,34 @@ class Args:
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: int = 0
-    """iterations between evaluations on 50 other episodes; 0 for none"""
+    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none"""
     compare_steps: tuple[int, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
     num_videos: int = 4
     """episodes to film, where the machine can render"""
     save_every: int = 10
     """iterations between checkpoints"""
-    device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
-    """CPU threads"""
-    wandb: Literal["online", "offline"] | None = None
-    """log to Weights & Biases"""
-    tensorboard: bool = False
-    """log to TensorBoard"""
-    resume: bool = False
-    """go on with a run that was stopped"""
 
 
 def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
     """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    options: dict[str, Any] = {"ignore_terminations": not train, "num_envs": args.num_envs if train else None}
+    options: dict[str, Any] = {"max_episode_steps": args.max_episode_steps, "gamma": args.gamma}
+    options |= {"task": args.task, "control_mode": args.control_mode}
     if checkpoint.task["task"] == training.PLANAR:
-        options |= {"num_envs": args.num_envs if train else 50, "device": args.device}
-    elif args.num_envs == 1:
-        options["num_envs"] = None
-    elif train:
-        options["sim_backend"] = args.sim_backend
-    return training.evaluation_env(checkpoint, gamma=args.gamma, **options)
+        options["device"] = args.device
+    if not train:
+        return training.evaluation_env(checkpoint, episodes=args.eval_episodes, **options)
+    return training.make_training_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **options)
+
+
+def keeps_features(args: Args, actor: FlowActor) -> bool:
+    """Whether rollouts keep the features of images in place of the images: where the encoder stays as it is."""
+    return actor.encoder.pixel_encoder is not None and not args.train_encoder
 
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:
     """Build the noise around the flow, and the value of states on the features of its encoder."""
+    actor = flow_on_features(actor) if keeps_features(args, actor) else actor
     noise_net = make_noise_net(NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max), actor)
     noisy = NoisyFlowActor(
         actor,
@@ -164,18 +156,22 @@ def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateVa
     return noisy, make_state_value(StateValueConfig(), actor)
 
 
-def make_losses(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[ClipPPOLoss, FlowAnchorLoss | None, GAE]:
-    """Build TorchRL's PPO on the chain, the anchor where one is asked for, and the advantage estimate."""
-    loss_module = ClipPPOLoss(
-        noisy,  # pyright: ignore[reportArgumentType]
-        value,  # pyright: ignore[reportArgumentType]
+def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[ReinFlowPPOLoss, GAE]:
+    """Build PPO on the chain, with warm-up, schedule, stop and anchor in it, and the advantage estimate."""
+    loss_module = ReinFlowPPOLoss(
+        noisy,
+        value,
         clip_epsilon=args.clip,
         entropy_coeff=args.entropy_coef,
         critic_coeff=args.value_coef,
         loss_critic_type="l2",
         normalize_advantage=True,
+        warmup_steps=args.critic_warmup_steps,
+        noise_schedule=args.noise_schedule,
+        noise_decay_steps=args.noise_decay_steps,
+        target_kl=args.target_kl,
+        anchor_coeff=args.anchor_coef,
     )
-    anchor = FlowAnchorLoss(noisy.flow_actor) if args.anchor_coef else None
     gae = GAE(
         gamma=args.gamma,
         lmbda=args.gae_lambda,
@@ -184,7 +180,16 @@ def make_losses(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[C
         deactivate_vmap=True,
     )
     gae.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
-    return loss_module, anchor, gae
+    return loss_module, gae
+
+
+def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
+    """Let the noisy policy act; observations are kept as the networks read them."""
+    if keeps_features(args, actor):
+        training.append_features(env, actor)
+    observed = list(noisy.in_keys)
+    parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
+    return training.ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
 
 
 def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dict[str, torch.optim.Optimizer]:
@@ -199,95 +204,76 @@ def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dic
 
 def update(
     args: Args,
-    loss_module: ClipPPOLoss,
-    anchor: FlowAnchorLoss | None,
+    loss_module: ReinFlowPPOLoss,
     optimizers: dict[str, torch.optim.Optimizer],
     data: TensorDictBase,
     *,
-    warming_up: bool,
+    step: int,
 ) -> dict[str, torch.Tensor]:
     """Go over an iteration's chunks several times, a minibatch a gradient step; returns the last one's metrics."""
     metrics: dict[str, torch.Tensor] = {}
-    start = time.perf_counter()
-    for epoch in range(args.epochs):
+    start, epochs = time.perf_counter(), 0
+    for _ in range(args.epochs):
         divergences = []
         for batch in training.minibatches(data, args.minibatch_size):
-            if warming_up:
-                metrics = {"loss_critic": loss_module.loss_critic(batch)[0].mean()}
-            else:
-                metrics = dict(loss_module(batch).items())
-                # E[r - 1 - log r]: never negative, unlike TorchRL's kl_approx, the mean of -log r.
-                divergences.append(metrics["mean_ratio"] - 1 + metrics["kl_approx"])
-                if anchor is not None:
-                    metrics["loss_anchor"] = args.anchor_coef * anchor(batch)["loss_anchor"]
-            torch.stack([loss for name, loss in metrics.items() if name.startswith("loss_")]).sum().backward()
-            for name, optimizer in optimizers.items():
-                parameters = optimizer.param_groups[0]["params"]
-                metrics[f"gradient_norm_{name}"] = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        metrics["epochs"] = torch.tensor(epoch + 1.0)
+            metrics = dict(loss_module(batch).items())
+            losses = {name: loss for name, loss in metrics.items() if name.startswith("loss_")}
+            checks: dict[str, Any] = {"step": step, "batch": batch, "max_grad_norm": args.max_grad_norm}
+            metrics |= training.gradient_step(losses, optimizers, **checks)
+            if "divergence" in metrics:
+                divergences.append(metrics["divergence"])
+        epochs += 1
         if divergences:
             metrics["divergence"] = torch.stack(divergences).mean()
-            if args.target_kl is not None and metrics["divergence"] > args.target_kl:
+            if loss_module.should_stop(metrics["divergence"]):
                 break
-    metrics["epoch_s"] = (time.perf_counter() - start) / metrics["epochs"]
-    return metrics
+    return {
+        **metrics,
+        "epochs": torch.tensor(float(epochs)),
+        "epoch_s": torch.tensor(time.perf_counter() - start) / epochs,
+    }
 
 
 def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
-    loss_module, anchor, gae = make_losses(args, noisy, value)
-    optimizers = make_optimizers(args, noisy, value)
-    rollouts = training.ChunkRollouts(env, noisy, args.rollout_steps, keep=KEPT, keep_next=KEPT_NEXT, seed=args.seed)
+    loss_module, gae = make_loss(args, noisy, value)
+    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, actor, noisy, env)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
-    chunks = args.num_envs * args.rollout_steps
-    for step in run.steps(math.ceil(args.total_env_steps / (chunks * actor.act_horizon)), save_every=args.save_every):
+    iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))
+    for step in run.steps(iterations, save_every=args.save_every):
         env_steps = run.counters.get("env_steps", 0)
-        sigma_max = max_sigma_schedule(
-            env_steps,
-            kind=args.noise_schedule,
-            sigma_max=args.sigma_max,
-            sigma_min=args.sigma_min,
-            decay_steps=args.noise_decay_steps,
-        )
-        noisy.noise_net.set_sigma_max(sigma_max)
-        data = rollouts.collect()
+        loss_module.set_env_steps(env_steps)
+        data = rollouts.collect().to(args.device)
         gae(data)
         run.counters["env_steps"] = env_steps + int(data["next", "steps_to_next_obs"].sum())
-        warming_up = env_steps < args.critic_warmup_steps
-        metrics = update(args, loss_module, anchor, optimizers, data.reshape(-1), warming_up=warming_up)
+        metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
         finished = data["next", "done"]
         if finished.any():
             metrics["success"] = data["next", "success"][finished].float().mean()
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
-        metrics |= {"sigma_max": sigma_max, "value": data["state_value"].mean()}
+        metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
         run.log({f"train/{name}": metric for name, metric in metrics.items()})
-        if args.eval_every and step % args.eval_every == 0:
-            run.log(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
+        if run.due(args.eval_every):
+            run.log_evaluation(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Policy, training, evaluation, report."""
-    torch.set_num_threads(args.threads)
-    training.seed_everything(args.seed)
-    actor, checkpoint = training.load_policy(args.policy, device=args.device)
+    args.prepare()
+    actor, checkpoint = training.load_policy(
+        training.load_checkpoint(args.policy, which=args.which), device=args.device
+    )
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
-    name = args.name or f"reinflow-{checkpoint.task['task']}-{args.seed}"
-    directory = Path(args.runs) / name
     env, eval_env = make_env(args, checkpoint, train=True), make_env(args, checkpoint, train=False)
     task, config = training.task_info(eval_env), dataclasses.asdict(args)
-    configs = {
-        "noise_net": NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max),
-        "value": StateValueConfig(),
-    }
-    options = {"resume": args.resume, "tensorboard": args.tensorboard, "wandb": args.wandb}
-    with training.Run(
-        directory, config, task=task, actor_config=actor.config, module_configs=configs, **options
-    ) as run:
+    directory = args.run_directory(f"reinflow-{task['task']}-{args.seed}")
+    noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
+    parts: dict[str, Any] = {"actor_config": actor.config, "keep_best": "eval/success_once", **args.run_options()}
+    parts["module_configs"] = {"noise_net": noise, "value": StateValueConfig()}
+    with training.Run(directory, config, task=task, **parts) as run:
         train(args, run, actor, env, eval_env)
         result, report = training.conclude(
             directory,
@@ -301,9 +287,7 @@ def main(args: Args) -> None:
             num_steps=args.compare_steps,
             num_videos=args.num_videos,
             results=args.results,
-            config=config,
-            env_steps=run.counters["env_steps"],
-            wall_s=run.wall_s,
+            run=run,
             notes=[f"Fine-tuned from {checkpoint.path.name} of {checkpoint.config.get('name') or args.policy}."],
         )
     print(result.summary())

@@ -95,6 +95,8 @@ class Args:
 
     policy: str = "runs/bc"
     """run directory or checkpoint of the flow policy that all runs start from"""
+    which: training.Which = "best"
+    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     preset: Literal["default", "planar"] = "default"
     """the baseline; a configuration changes it by the same factors as the default one"""
     only: tuple[str, ...] = ()
@@ -119,6 +121,14 @@ class Args:
     """GPUs of a run, or a part of one"""
     device: str = "cpu"
     """device of the runs"""
+    max_episode_steps: int | None = None
+    """time limit in training and evaluation; that of the policy where none is given"""
+    wandb: Literal["online", "offline"] | None = None
+    """log the runs to Weights & Biases"""
+    wandb_project: str = "torchrl_flow"
+    """project in Weights & Biases"""
+    wandb_group: str | None = None
+    """group in Weights & Biases; the directory's name where none is given"""
     address: str | None = None
     """address of a Ray cluster"""
     dry_run: bool = False
@@ -162,6 +172,8 @@ def make_runs(args: Args) -> list[training.SweepRun]:
     common = {
         **base,
         "policy": args.policy,
+        "which": args.which,
+        "max_episode_steps": args.max_episode_steps,
         "results": args.results,
         "recipe": "reinflow_sweep",
         "eval_episodes": args.eval_episodes,
@@ -169,6 +181,9 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "device": args.device,
         "threads": args.threads,
     }
+    if args.wandb is not None:
+        group = args.wandb_group or Path(args.directory).name
+        common |= {"wandb": args.wandb, "wandb_project": args.wandb_project, "wandb_group": group}
     program = [sys.executable, str(SCRIPT)]
     return training.plan_sweep(per_variant, args.seeds, program=program, directory=args.directory, options=common)
 

@@ -10,6 +10,7 @@ set -eu
 
 PYTHON=${1:-python3}
 MESA_NEEDED=24.3
+LOCK_SECONDS=600
 SOURCES=/etc/apt/sources.list.d
 
 say() { printf 'cpu-rendering: %s\n' "$*"; }
@@ -103,7 +104,28 @@ add_backports() {
     printf '%s\n' "$source" | as_root tee "$target" >/dev/null
 }
 
-install() { as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >/dev/null; }
+# Runs apt-get, and waits where another program, such as unattended-upgrades, holds a lock. apt-get itself waits for
+# dpkg's locks alone, not for those of the package lists and archives: there it is tried again.
+apt() {
+    deadline=$(($(date +%s) + LOCK_SECONDS))
+    while ! messages=$(
+        as_root env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -o "DPkg::Lock::Timeout=$LOCK_SECONDS" "$@" 2>&1 >/dev/null
+    ); do
+        case $messages in
+        *"Could not get lock"* | *"Unable to lock"* | *"Unable to acquire"*) ;;
+        *) fail_apt "$1" ;;
+        esac
+        [ "$(date +%s)" -lt "$deadline" ] || fail_apt "$1"
+        say "another program holds apt's lock; waiting"
+        sleep 5
+    done
+}
+fail_apt() {
+    printf '%s\n' "$messages" >&2
+    fail "apt-get $1 failed, see above."
+}
+
+install() { apt install -y -q --no-install-recommends "$@"; }
 
 if why=$(render_one_frame 2>&1); then
     say "SAPIEN renders on the CPU already; nothing to do."
@@ -115,17 +137,17 @@ command -v apt-get >/dev/null 2>&1 ||
 codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
 
 say "reading the package lists"
-as_root apt-get update -q >/dev/null || fail "apt-get update failed, see above."
+apt update -q
 say "installing libx11-6 libgl1 libglib2.0-0 libvulkan1"
-install libx11-6 libgl1 libglib2.0-0 libvulkan1 || fail "apt-get install failed, see above."
+install libx11-6 libgl1 libglib2.0-0 libvulkan1
 if ! mesa_is_new_enough; then
     say "installing mesa-vulkan-drivers"
     if [ "$codename" = bookworm ]; then
         add_backports bookworm
-        as_root apt-get update -q >/dev/null || fail "apt-get update failed, see above."
-        install -t bookworm-backports mesa-vulkan-drivers || fail "apt-get install failed, see above."
+        apt update -q
+        install -t bookworm-backports mesa-vulkan-drivers
     else
-        install mesa-vulkan-drivers || fail "apt-get install failed, see above."
+        install mesa-vulkan-drivers
     fi
 fi
 mesa_is_new_enough ||

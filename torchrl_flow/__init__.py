@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from torchrl_flow._version import __version__
-from torchrl_flow.data import ChunkStorage, DemoReplayBuffer, DemoStore, MixedReplayBuffer, load_demonstrations
+from torchrl_flow.data import (
+    ChunkStorage,
+    DemoReplayBuffer,
+    DemoStore,
+    MixedReplayBuffer,
+    MixedStorage,
+    RatioSampler,
+    load_demonstrations,
+)
 from torchrl_flow.envs import (
     ManiSkillEnv,
     ManiSkillWrapper,
@@ -42,12 +50,14 @@ from torchrl_flow.objectives import (
     FlowAnchorLoss,
     LatentAWMLELoss,
     LatentSACLoss,
+    ReinFlowPPOLoss,
     ShortCutFlowLoss,
 )
 from torchrl_flow.training import (
     Run,
     conclude,
     evaluate,
+    load_acting_policy,
     load_checkpoint,
     load_critic,
     load_policy,
@@ -77,6 +87,7 @@ __all__ = [
     "ManiSkillEnv",
     "ManiSkillWrapper",
     "MixedReplayBuffer",
+    "MixedStorage",
     "NoiseAliaser",
     "NoiseNetConfig",
     "NoisyFlowActor",
@@ -85,6 +96,8 @@ __all__ = [
     "PixelEncoder",
     "PlanarPickPlaceEnv",
     "QEnsemble",
+    "RatioSampler",
+    "ReinFlowPPOLoss",
     "Run",
     "SMDPChunk",
     "ShortCutFlowLoss",
@@ -97,6 +110,7 @@ __all__ = [
     "conclude",
     "evaluate",
     "history_transforms",
+    "load_acting_policy",
     "load_checkpoint",
     "load_critic",
     "load_demonstrations",

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -64,80 +64,6 @@ class Run:
 
 
 @dataclasses.dataclass
-class Evaluate:
-    """Evaluate a checkpoint over fixed seeds and write a report."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """checkpoint file, or the directory of a run"""
-    episodes: int = 100
-    """episodes, each from a seed of its own"""
-    first_seed: int = 10_000
-    """seed of the first episode"""
-    num_steps: int | None = None
-    """sampling steps K; the policy's own where none is given"""
-    compare_steps: tuple[int, ...] = ()
-    """further numbers of sampling steps to evaluate at"""
-    noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so"""
-    num_envs: int | None = None
-    """sub-environments; the result is the same for any number, and only one films"""
-    num_videos: int = 4
-    """episodes to film, where the machine can render"""
-    output: str | None = None
-    """directory of the report; `evaluation` in the run, or beside a checkpoint outside of one, where none is given"""
-    results: str | None = None
-    """results.csv to append the result to"""
-    recipe: str = "shortcut_flow"
-    """recipe that made the checkpoint, for results.csv"""
-    stage: str | None = None
-    """stage of the recipe, for results.csv"""
-    seed: int = 0
-    """seed of the training, for results.csv"""
-    device: str = "cpu"
-    """device of the policy"""
-    threads: int = 1
-    """CPU threads"""
-
-    def __call__(self) -> None:
-        """Evaluate, print the outcome and the path of the report."""
-        import torch
-
-        from torchrl_flow import training
-
-        torch.set_num_threads(self.threads)
-        actor, checkpoint = training.load_policy(self.checkpoint, device=self.device)
-        if self.num_steps is not None:
-            actor.num_steps = self.num_steps
-        options: dict[str, Any] = {} if self.num_envs is None else {"num_envs": self.num_envs}
-        if self.num_videos == 0 and checkpoint.task["task"] != training.PLANAR:
-            options["visuals"] = False if checkpoint.task["obs_mode"] == "state" else None
-        env = training.evaluation_env(checkpoint, episodes=self.episodes, **options)
-        print(f"{env.batch_size.numel()} environments at a time")
-        output = Path(self.output) if self.output else checkpoint.run_directory / "evaluation"
-        output.mkdir(parents=True, exist_ok=True)
-        result, report = training.conclude(
-            output,
-            actor,
-            env,
-            range(self.first_seed, self.first_seed + self.episodes),
-            task=checkpoint.task,
-            recipe=self.recipe,
-            stage=self.stage,
-            seed=self.seed,
-            num_steps=self.compare_steps,
-            noise_scales=self.noise_scales,
-            num_videos=self.num_videos,
-            results=self.results,
-            config=checkpoint.config,
-            env_steps=checkpoint.counters.get("env_steps"),
-            wall_s=checkpoint.metadata.get("wall_s", 0.0),
-            notes=[f"Policy of {checkpoint.path.name}, step {checkpoint.step}."],
-        )
-        print(result.summary())
-        print(report.resolve())
-
-
-@dataclasses.dataclass
 class Versions:
     """Print the versions that matter, and what of the system is missing."""
 
@@ -178,6 +104,7 @@ def _command() -> type:
         CollectSardineArgs,
         CollectSlatesArgs,
         CurvesArgs,
+        EvaluateArgs,
         MakeDemosArgs,
         RelabelSlatesArgs,
         SlateModelsArgs,
@@ -190,7 +117,7 @@ def _command() -> type:
         sub(Recipes, "recipes"),
         sub(Run, "run"),
         sub(MakeDemosArgs, "make-demos"),
-        sub(Evaluate, "evaluate"),
+        sub(EvaluateArgs, "evaluate"),
         sub(CheckBatchArgs, "check-batch"),
         sub(CurvesArgs, "curves"),
         sub(SlateModelsArgs, "slate-models"),

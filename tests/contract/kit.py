@@ -13,19 +13,70 @@ from tensordict.utils import unravel_key
 from torchrl.objectives import LossModule, SoftUpdate
 
 
-class LossContract:
-    """Inherit, give :meth:`make_loss` and :meth:`make_batch`, and state where gradients may go."""
+def as_double(batch: TensorDictBase) -> TensorDictBase:
+    """The batch with all numbers in double precision."""
+    moved = batch.apply(lambda value: value.double() if value.is_floating_point() else value)
+    assert moved is not None
+    return moved
 
-    #: per loss key, the prefixes of the parameters that it must reach; all others must stay untouched
-    gradients: Mapping[str, tuple[str, ...]]
-    #: keys that the loss can do without
-    optional_keys: tuple[str, ...] = ()
+
+class MoveContract:
+    """What a loss must do when it is moved, copied and saved; a part of :class:`LossContract`."""
 
     def make_loss(self, **kwargs) -> LossModule:
         raise NotImplementedError
 
     def make_batch(self) -> TensorDict:
         raise NotImplementedError
+
+    def test_to_moves_everything(self):
+        loss, batch = self.make_loss().to(torch.float64), as_double(self.make_batch())
+        tensors = {**dict(torch.nn.Module.named_parameters(loss)), **dict(loss.named_buffers())}
+        left = [name for name, value in tensors.items() if value.is_floating_point() and value.dtype != torch.float64]
+        assert not left, f"not moved: {left}"
+        # A network in the instance's dictionary is seen by no method of nn.Module; TorchRL keeps there, beside their
+        # parameters, the networks that it calls with these.
+        stray = [name for name, value in vars(loss).items() if isinstance(value, torch.nn.Module)]
+        assert all(f"{name}_params" in loss._modules for name in stray), f"held past nn.Module: {stray}"
+        outputs = {}
+        for name, module in (("moved", loss), ("copied", copy.deepcopy(loss))):
+            torch.manual_seed(0)
+            out = module(batch.clone())
+            outputs[name] = {key: value for key, value in out.items() if key.startswith("loss")}
+            assert all(value.dtype == torch.float64 for value in outputs[name].values()), outputs[name]
+            torch.stack([value.sum() for value in outputs[name].values()]).sum().backward()
+            gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            assert gradients
+            assert all(gradient.dtype == torch.float64 for gradient in gradients)
+        torch.testing.assert_close(outputs["copied"], outputs["moved"], rtol=0, atol=0)
+
+    def test_a_copy_is_apart(self):
+        loss = self.make_loss()
+        copied = copy.deepcopy(loss)
+        theirs = {value.data_ptr() for value in copied.state_dict().values() if value.numel()}
+        assert theirs.isdisjoint(value.data_ptr() for value in loss.state_dict().values() if value.numel())
+
+    def test_a_moved_loss_goes_on_from_its_state_dict(self):
+        source, target = (self.make_loss().to(torch.float64) for _ in range(2))
+        batch = as_double(self.make_batch())
+        # All of it, held networks too.
+        for parameter in {*torch.nn.Module.parameters(source)}:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        target.load_state_dict(copy.deepcopy(source.state_dict()))
+        values = []
+        for loss in (source, target):
+            torch.manual_seed(0)
+            values.append({key: value for key, value in loss(batch.clone()).items() if key.startswith("loss")})
+        torch.testing.assert_close(values[1], values[0], rtol=0, atol=0)
+
+
+class LossContract(MoveContract):
+    """Inherit, give :meth:`make_loss` and :meth:`make_batch`, and state where gradients may go."""
+
+    #: per loss key, the prefixes of the parameters that it must reach; all others must stay untouched
+    gradients: Mapping[str, tuple[str, ...]]
+    #: keys that the loss can do without
+    optional_keys: tuple[str, ...] = ()
 
     def run(self, loss: LossModule, batch: TensorDictBase, seed: int = 0) -> TensorDictBase:
         torch.manual_seed(seed)

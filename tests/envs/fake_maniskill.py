@@ -96,3 +96,18 @@ class FakeManiSkill:
 
     def close(self):
         self.closed = True
+
+
+class FailingManiSkill(FakeManiSkill):
+    """The same point, which is lost where it gets past x = -1: as in ManiSkill, ``fail`` ends the episode too."""
+
+    def _fail(self):
+        return self._state[:, 0] < -1
+
+    def step(self, action):
+        observation, _, _, truncated, info = super().step(action)
+        fail = info["fail"]
+        return observation, self._success.float() - fail.float(), self._success | fail, truncated, info
+
+    def _info(self):
+        return {**super()._info(), "fail": self._fail()}

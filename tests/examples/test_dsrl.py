@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from torchrl_flow.modules import StateValueConfig
-from torchrl_flow.training import load_checkpoint, load_policy
+from torchrl_flow.training import load_checkpoint, load_policy, read_metrics
 
 ROOT = Path(__file__).parents[2]
 BC = [
@@ -131,8 +131,12 @@ def test_off_policy_stages_and_their_comparison(folder, extraction):
 
 
 def state(run):
+    """Weights, counters and tables of a run, without times."""
     checkpoint = load_checkpoint(run)
-    return {role: checkpoint.state_dict(role) for role in checkpoint.roles}
+    weights = {role: checkpoint.state_dict(role) for role in checkpoint.roles}
+    metrics = read_metrics(run / "metrics.csv")
+    untimed = {name: values for name, values in metrics.items() if not name.endswith(("_s", "_ms"))}
+    return weights, (checkpoint.step, checkpoint.counters, untimed)
 
 
 @pytest.mark.slow
@@ -141,19 +145,25 @@ def state(run):
     [("dsrl_ppo.py", ONLINE), ("dsrl_sac_online.py", SAC), ("dsrl_sac_online.py", [*SAC, "--na"])],
 )
 def test_a_killed_run_resumes_to_the_same_bits(folder, tmp_path, script, options):
+    options = [*options, "--save-every", "2", "--results", tmp_path / "results.csv"]
     policy = ("--policy", folder / "runs" / "bc", "--iterations", "12", "--runs", tmp_path / "runs")
     finish(start(folder, script, *options, *policy, "--name", "whole"))
     process = start(folder, script, *options, *policy, "--name", "killed")
     run = tmp_path / "runs" / "killed"
-    while not list(run.glob("checkpoints/checkpoint-*3.torchrl")):
+    while not list(run.glob("checkpoints/checkpoint-*4.torchrl")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert 3 <= load_checkpoint(run).step < 12
+    assert 4 <= load_checkpoint(run).step < 12
     finish(start(folder, script, *options, *policy, "--name", "killed", "--resume"))
-    whole, resumed = state(tmp_path / "runs" / "whole"), state(run)
+    (whole, counts), (resumed, counts_resumed) = state(tmp_path / "runs" / "whole"), state(run)
+    assert counts_resumed == counts
+    rows = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    timed = ("wall_s", "command", "commit", "date")
+    one, other = ({key: value for key, value in row.items() if key not in timed} for row in rows)
+    assert one == other
     assert whole.keys() == resumed.keys()
     for role, entries in whole.items():
         for key, value in entries.items():

@@ -122,3 +122,64 @@ def test_the_fine_tuned_policy_can_be_fine_tuned_again_with_anchor_and_early_sto
     metrics = read_metrics(folder / "runs" / "b" / "metrics.csv")
     assert metrics["train/loss_anchor"][1][-1] > 0
     assert metrics["train/epochs"][1] == [2, 2, 1, 1, 1, 1]
+
+
+def test_the_best_policy_is_kept_and_taken(whole):
+    run, _ = whole
+    steps, values = read_metrics(run / "metrics.csv")["eval/success_once"]
+    assert steps == [1, 3, 6]  # the first, each third and the last iteration
+    best = load_checkpoint(run, which="best")
+    assert best.step in [step for step, value in zip(steps, values, strict=True) if value == max(values)]
+    assert load_checkpoint(run).step == 6
+
+
+def test_a_finished_run_is_made_longer_and_has_one_row(tmp_path):
+    write_policy(tmp_path)
+    rows = []
+    for steps, options in (("640", ()), ("640", ("--resume",)), ("1280", ("--resume",))):
+        finish(start(tmp_path, "--name", "a", *options, "--total-env-steps", steps))
+        assert load_checkpoint(tmp_path / "runs" / "a").step == int(steps) // 320
+        (row,) = csv.DictReader((tmp_path / "results.csv").open())
+        rows.append(int(row["env_steps"]))
+    assert rows[0] == rows[1] < rows[2]
+
+
+BROKEN = """
+import runpy, sys
+from torchrl_flow.envs import PlanarPickPlaceEnv
+
+step, calls, key = PlanarPickPlaceEnv._step, [0], sys.argv[1]
+
+def broken(self, tensordict):
+    out = step(self, tensordict)
+    calls[0] += 1
+    if self.num_envs == 8 and calls[0] > 3 * 40:
+        out[key][2] = float("nan")
+    return out
+
+PlanarPickPlaceEnv._step = broken
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("key", ["reward", "observation"])
+def test_a_number_of_the_env_that_is_none_stops_the_run_by_name(whole, tmp_path, key):
+    write_policy(tmp_path)
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN, encoding="utf-8")
+    command = [sys.executable, str(script), key, str(ROOT / "examples" / "reinflow.py")]
+    command += ["--policy", str(tmp_path / "bc"), *SMALL, "--runs", str(tmp_path / "runs"), "--name", "a"]
+    command += ["--results", str(tmp_path / "results.csv"), "--save-every", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "NonFiniteError" in done.stderr
+    assert f"next.{key}" in done.stderr
+    assert "row 2" in done.stderr
+    checkpoint = load_checkpoint(tmp_path / "runs" / "a")
+    assert checkpoint.step == 3
+    for role in checkpoint.roles:
+        tensors = checkpoint.state_dict(role).values()
+        assert not any(torch.isnan(value).any() for value in tensors if value.is_floating_point())
+    assert not (tmp_path / "results.csv").exists()
+    assert not (tmp_path / "runs" / "a" / "evaluation.json").exists()

@@ -62,7 +62,7 @@ def test_the_baseline_is_the_recipes_defaults():
 
 def test_a_dry_run_prints_commands_that_the_recipe_takes(tmp_path):
     write_policy(tmp_path)
-    done = sweep(tmp_path, "--dry-run", "--seeds", "0", "1", "--only", "lr", "baseline", *SMALL)
+    done = sweep(tmp_path, "--dry-run", "--seeds", "0", "1", "--only", "lr", "baseline", "--wandb", "offline", *SMALL)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 8
@@ -70,6 +70,9 @@ def test_a_dry_run_prints_commands_that_the_recipe_takes(tmp_path):
     words = shlex.split(lines[0])
     assert words[words.index("--total-env-steps") + 1] == "1000"
     assert words[words.index("--name") + 1] == "baseline-0"
+    assert words[words.index("--which") + 1] == "best"
+    assert words[words.index("--wandb-group") + 1] == "sweep"
+    assert "--max-episode-steps" not in words
     taken = subprocess.run([*words, "--help"], env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert taken.returncode == 0, taken.stderr
 

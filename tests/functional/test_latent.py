@@ -58,12 +58,19 @@ def test_a_mixture_of_one_is_that_one(rho, expected):
 
 def test_weights_concentrate_on_the_best_candidate_as_beta_grows():
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.7, 0.2, 0.6]])
-    shares = [candidate_weights(scores, beta=beta, baseline_temperature=5.0).amax(-1) for beta in (0.0, 1.0, 10.0, 200)]
+    shares = [candidate_weights(scores, beta=beta).amax(-1) for beta in (0.0, 1.0, 10.0, 200)]
     torch.testing.assert_close(shares[0], torch.full((2,), 1 / 3))
     assert all((low < high).all() for low, high in itertools.pairwise(shares))
     assert (shares[-1] > 0.999).all()
-    weights = candidate_weights(scores, beta=200.0, baseline_temperature=5.0)
+    weights = candidate_weights(scores, beta=200.0)
     assert weights.argmax(-1).tolist() == [1, 0]
+
+
+def test_a_soft_baseline_would_change_nothing():
+    scores = torch.randn(64, 16, dtype=torch.float64)
+    for tau in (0.1, 1.0, 50.0):
+        baseline = ((scores / tau).softmax(-1) * scores).sum(-1, keepdim=True)
+        torch.testing.assert_close(candidate_weights(scores, beta=3.0), (3.0 * (scores - baseline)).softmax(-1))
 
 
 def test_expansion():
@@ -82,8 +89,12 @@ def test_expansion():
         (lambda: kl_to_prior(torch.zeros(2, 1, 1), torch.ones(1, 1, 1)), r"\[\*B, S, A\]|2, 1, 1"),
         (lambda: expand_latent(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), "half"), "steer_mode must be one of"),
         (lambda: expand_latent(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), "full"), r"shape \[1, 4, 3\]"),
-        (lambda: candidate_weights(torch.zeros(3), beta=1.0, baseline_temperature=1.0), r"\[B, M\]"),
-        (lambda: candidate_weights(torch.zeros(1, 3), beta=-1.0, baseline_temperature=1.0), "beta must be at least 0"),
+        (lambda: candidate_weights(torch.zeros(3), beta=1.0), r"\[B, M\]"),
+        (lambda: candidate_weights(torch.zeros(1, 3), beta=-1.0), "beta must be at least 0"),
+        (
+            lambda: candidate_weights(torch.zeros(1, 3), beta=1.0, baseline_temperature=5.0),
+            "=5.0 .*cancels.*Leave it out",
+        ),
     ],
 )
 def test_refusals(call, match):

@@ -198,3 +198,12 @@ def test_augmentation_moves_observations_only_when_asked():
     torch.testing.assert_close(noise[:, 0], noise[:, 1], atol=1e-5, rtol=0)  # frames move together
     # amplitude |N(0, 1)| * 0.5 times N(0, 1): variance 0.25
     assert noise.var().item() == pytest.approx(0.25, rel=0.1)
+
+
+def test_double_precision_is_named_with_its_key_and_what_helps():
+    config = FlowActorConfig(action_dim=2, state_dim=3, obs_horizon=1, pred_horizon=4, act_horizon=2, width=16, depth=1)
+    actor = make_flow_actor(config)
+    data = TensorDict(observation=torch.zeros(5, 1, 3, dtype=torch.float64), batch_size=[5])
+    with pytest.raises(ValueError, match=r"'observation' is torch\.float64 .*torch\.float32.*DoubleToFloat"):
+        actor(data)
+    assert actor.to(torch.float64)(data)["action"].dtype == torch.float64

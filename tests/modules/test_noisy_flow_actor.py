@@ -156,16 +156,6 @@ def test_all_steps_are_scored_in_one_call_of_the_network():
     assert calls == [24]
 
 
-def test_without_chain_it_keeps_the_start_alone_and_refuses_to_score():
-    flow = make_flow()
-    actor = make(flow, return_chain=False)
-    data = sampled(actor, 6)
-    assert set(data.keys(True, True)) == {"observation", "action_chunk", "action", ("flow", "noise")}
-    assert data["flow", "noise"].shape == (6, 8, 3)
-    with pytest.raises(ValueError, match="return_chain=False"):
-        actor.get_dist(data)
-
-
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_the_encoder_is_trained_where_asked_for(train_encoder):
     flow = make_flow_actor(dataclasses.replace(CONFIG, pixels_size=(32, 32), pixel_features=8))

@@ -315,8 +315,10 @@ def test_shared_encoder_gives_what_equal_encoders_give():
 
 
 def test_state_dict_does_not_hold_the_number_of_samples():
-    policy = best_of(2)
-    BestOfN(make_actor(), make_critic(), num_samples=7).load_state_dict(policy.state_dict())
+    policy, other = best_of(2), BestOfN(make_actor(), make_critic(), num_samples=7)
+    other.load_state_dict(policy.state_dict())
+    assert other.num_samples == 7
+    assert not any("num_samples" in key for key in policy.state_dict())
 
 
 def test_runs_in_a_collector():

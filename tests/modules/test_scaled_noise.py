@@ -46,3 +46,21 @@ def test_a_sequence_has_the_actors_parameters_once_and_can_hide_the_noise(actor)
 def test_scales_that_are_none_are_refused(actor, scale):
     with pytest.raises(ValueError, match="at least 0"):
         ScaledNoise(actor, scale)
+
+
+def test_it_follows_the_actor_to_another_type_and_holds_no_network(actor):
+    policy = TensorDictSequential(ScaledNoise(actor, 0.5), actor).to(torch.float64)
+    data = TensorDict({"observation": torch.randn(3, 2, 5, dtype=torch.float64)}, [3])
+    with set_exploration_type(ExplorationType.RANDOM):
+        out = policy(data)
+    assert out["noise"].dtype == out["action_chunk"].dtype == torch.float64
+    assert not list(ScaledNoise(actor, 0.5).parameters())
+    assert all(not isinstance(value, torch.nn.Module) for value in vars(ScaledNoise(actor, 0.5)).values())
+
+
+def test_noise_that_is_there_is_scaled_or_refused(actor):
+    given = torch.ones(3, 4, 3)
+    noise = ScaledNoise(actor, 0.5)(observations(3).set("noise", given))["noise"]
+    assert torch.equal(noise, 0.5 * given)
+    with pytest.raises(ValueError, match=r"must have shape \[3, 4, 3\], got \[3, 1, 3\]"):
+        ScaledNoise(actor, 0.5)(observations(3).set("noise", given[:, :1]))

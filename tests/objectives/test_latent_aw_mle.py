@@ -56,7 +56,7 @@ class TestContractOfLatents(TestContract):
 
 
 def test_loss_equals_the_closed_form():
-    loss, batch = make_loss(beta=2.0, kl_coef=0.1, num_candidates=5, baseline_temperature=3.0), make_batch()
+    loss, batch = make_loss(beta=2.0, kl_coef=0.1, num_candidates=5), make_batch()
     torch.manual_seed(3)
     latent, scores = loss.candidate_scores(batch)
     torch.manual_seed(3)
@@ -141,7 +141,8 @@ def test_the_policy_finds_the_best_latent():
     [
         ({"num_candidates": 0}, "num_candidates >= 1"),
         ({"beta": -1.0}, "beta must be at least 0"),
-        ({"baseline_temperature": 0.0}, "temperature above 0"),
+        ({"kappa": 1.0}, r"kappa must be at most 0, got 1.0.*give -1.0"),
+        ({"baseline_temperature": 5.0}, "baseline_temperature=5.0.*Leave it out"),
     ],
 )
 def test_arguments_that_are_refused(kwargs, match):

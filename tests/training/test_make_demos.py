@@ -56,6 +56,7 @@ def test_demonstrations_are_read_and_say_how_they_were_made(report, tmp_path):
 
 def test_recorded_actions_solve_the_task_in_a_fresh_environment(report):
     info = json.loads(report.path.with_suffix(".json").read_text())
+    assert len(info["episodes"]) == report.num_demos > 0
     with headless(), h5py.File(report.path) as file:
         env = make_planner_env("PushCube-v1", obs_mode="state", control_mode="pd_ee_delta_pose", reward_mode="sparse")
         for episode in reversed(info["episodes"]):

@@ -122,6 +122,7 @@ def test_retimed_demonstrations_are_faster_and_solve_the_task(demos):
     assert "retimed" in demos["clean"].path.name
     assert "retimed" not in demos["planner"].path.name
     with h5py.File(demos["clean"].path) as file:
+        assert len(file) == 2
         for group in file.values():
             assert group["success"][-1]
             assert not group["perturbed"][:].any()

@@ -13,7 +13,6 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_flow import training
-from torchrl_flow.data import DataError
 from torchrl_flow.functional import kl_to_prior
 from torchrl_flow.modules import (
     AliasConfig,
@@ -127,6 +126,26 @@ def test_flow_and_policy_come_back_from_the_file_alone(tmp_path):
     assert mixing.config == dataclasses.replace(actor.policy.config, prior_mixing=True)
 
 
+def test_an_older_file_steers_at_the_sampling_steps_of_its_arguments(tmp_path):
+    actor = make_steered()
+    task = training.task_info(make_env(2))
+    options = {"actor_config": actor.flow.config, "module_configs": {"latent_policy": actor.policy.config}}
+    with Run(tmp_path / "run", {"num_steps": 4}, task=task, progress=False, **options) as run:
+        run.track(modules={"policy": actor.flow, "latent_policy": actor.policy})
+        for _ in run.steps(1):
+            pass
+    assert actor.flow.config.num_steps == 1
+    for load in (training.load_steered, training.load_acting_policy):
+        loaded, checkpoint = load(tmp_path / "run")
+        assert loaded.num_steps == loaded.flow.num_steps == 4
+    assert training.flow_config(checkpoint).num_steps == 4
+    with pytest.warns(UserWarning, match="the flow alone is taken"):
+        flow, _ = training.load_policy(tmp_path / "run")
+    assert flow.num_steps == 4
+    data = TensorDict(observation=torch.randn(5, 1, 12), latent_noise=torch.randn(5, 8, 3), batch_size=[5])
+    assert torch.equal(loaded(data.clone())["action"], actor(data.clone(), num_steps=4)["action"])
+
+
 def test_a_file_without_a_latent_policy_says_what_to_do(tmp_path):
     actor = make_steered()
     with Run(tmp_path / "run", {}, task={"task": "planar"}, actor_config=CONFIG, progress=False) as run:
@@ -149,9 +168,26 @@ def test_demonstrations_and_their_latents_are_made_once(tmp_path, monkeypatch):
     again = training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
     assert torch.equal(cache.latent, again.latent)
     assert cache.latent.shape == (len(data), 1, 3)
+    assert again.root == cache.root
+    # The discount is no part of an alias: a stage at another one finds the same latents.
+    other = training.policy_demonstrations(checkpoint, gamma=0.5)
+    assert other[0]["next", "reward"].shape == data[0]["next", "reward"].shape
+    found = training.alias_demonstrations(other, aliaser, "latents", block_size=64, progress=False)
+    assert (found.root, found.missing) == (cache.root, 0)
+    # Another search, bound or flow has a directory of its own, beside the first.
+    deeper = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode="retrieval", candidates=5))
+    wider = make_steered(steer_mode="tied", latent_bound=3.0)
+    roots = [training.alias_demonstrations(data, deeper, "latents", block_size=64, progress=False).root]
+    options = {"config": AliasConfig(mode="retrieval", candidates=4)}
+    roots += [
+        training.alias_demonstrations(
+            data, NoiseAliaser(wider.flow, wider.policy, **options), "latents", block_size=64, progress=False
+        ).root
+    ]
     next(iter(actor.flow.parameters())).data.add_(1e-6)
-    with pytest.raises(DataError, match="flow"):
-        training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
+    roots += [training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False).root]
+    assert len({cache.root, *roots}) == 4
+    assert {root.parent for root in roots} == {cache.root.parent}
 
 
 def test_demonstrations_that_a_checkpoint_does_not_tell_must_be_named(tmp_path, monkeypatch):
@@ -178,7 +214,7 @@ def test_macro_replay_keeps_what_losses_read_and_nothing_else():
     assert len(buffer) == 20
     batch = buffer.sample()
     assert batch.shape == (16,)
-    kept = {"observation", "action", "latent", "next", "index"}
+    kept = {"observation", "action", "latent", "is_demo", "next", "index"}
     assert set(batch.keys()) == kept
     assert {"reward", "done", "terminated", "steps_to_next_obs", "observation"} <= set(batch["next"].keys())
     row = batch[0]
@@ -203,9 +239,10 @@ def test_stages_are_compared_on_equal_seeds_and_noise(tmp_path):
     actor = make_steered(steer_mode="full")
     # A policy that is the prior draws what the flow alone draws: the figures must be the same.
     actor.policy.module[0].reset_parameters()
+    written(tmp_path / "run", actor)
     results = training.compare_stages(
         tmp_path,
-        {"prior": actor.flow, "1": actor},
+        {"prior": actor.flow, "1": tmp_path / "run"},
         make_env(3, True),
         range(6),
         task={"task": "planar", "obs_mode": "state"},

@@ -12,12 +12,14 @@ from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.maniskill import read_maniskill
 from torchrl_flow.data.maniskill_reader import ReadOptions
 from torchrl_flow.data.mixed_replay import MixedReplayBuffer
+from torchrl_flow.data.mixed_storage import MixedStorage, OnlineWriter
 from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
 from torchrl_flow.data.npz import NpzReplayBuffer, read_npz
 from torchrl_flow.data.npz_stream import NpzStream
-from torchrl_flow.data.ratio_sampler import LinearRatio, split_batch
+from torchrl_flow.data.ratio_sampler import LinearRatio, RatioSampler, split_batch
 from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
 from torchrl_flow.data.statistics import column_statistics
+from torchrl_flow.data.storage_parts import DemoKeepingWriter
 from torchrl_flow.data.store import DemoStore
 from torchrl_flow.data.trajectory_file import TrajectoryFile
 
@@ -27,14 +29,18 @@ __all__ = [
     "ChunkStorage",
     "DataError",
     "DataWarning",
+    "DemoKeepingWriter",
     "DemoReplayBuffer",
     "DemoStore",
     "Episode",
     "LinearRatio",
     "MixedReplayBuffer",
+    "MixedStorage",
     "NoiseCache",
     "NpzReplayBuffer",
     "NpzStream",
+    "OnlineWriter",
+    "RatioSampler",
     "ReadOptions",
     "TrajectoryFile",
     "column_statistics",

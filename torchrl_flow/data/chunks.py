@@ -14,6 +14,8 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.data import Storage
 
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import read_json
 from torchrl_flow.data.store import DemoStore
 from torchrl_flow.functional.chunk import chunk_return, executed_mask, executed_slice, executed_steps, latch
 
@@ -288,8 +290,16 @@ class ChunkStorage(Storage):
         (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Checks against what :meth:`dumps` wrote; see :meth:`load_state_dict`."""
-        self.load_state_dict(json.loads((Path(path) / "chunk_storage.json").read_text(encoding="utf-8")))
+        """Checks against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+
+        Raises:
+            DataError: naming the file, if it is missing or no JSON object.
+        """
+        file = Path(path) / "chunk_storage.json"
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise DataError(f"{file} must be a JSON object, got {type(content).__name__}.")
+        self.load_state_dict(content)
 
     def __len__(self) -> int:
         return self.store.num_steps

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import LazyTensorStorage, RandomSampler, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_flow.data.chunks import ChunkStorage
@@ -16,6 +16,7 @@ from torchrl_flow.data.mixed_storage import MixedStorage, OnlineWriter
 from torchrl_flow.data.online_rows import StepRows, TransitionRows
 from torchrl_flow.data.ratio_sampler import RatioSampler, RatioSchedule
 from torchrl_flow.data.replay import DemoReplayBuffer
+from torchrl_flow.data.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.step_ring import StepRing
 
 __all__ = ["MixedReplayBuffer"]
@@ -25,7 +26,7 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-class MixedReplayBuffer(TensorDictReplayBuffer):
+class MixedReplayBuffer(CheckedReplayBuffer):
     """Demonstrations, memory-mapped and read-only, beside a ring of online data; every batch has exactly its share.
 
     A batch of B rows holds ``round(online_ratio * B)`` online rows (a half is rounded upwards), exactly so each

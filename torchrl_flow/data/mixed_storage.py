@@ -8,31 +8,46 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection, unravel_key
 from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, TensorStorage
 
 from torchrl_flow.data.chunks import ChunkStorage
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import read_json
+from torchrl_flow.data.memmap_check import list_members, load_memmap, require_members, shape_of
 from torchrl_flow.data.step_ring import StepRing
 
 __all__ = ["MixedStorage", "OnlineWriter", "drawable"]
 
+_METADATA = "mixed_storage.json"
 
-def drawable(storage: TensorStorage | StepRing) -> int:
+
+def drawable(storage: Any) -> int:
     """Number of rows of an online part that can be drawn."""
     return storage.num_drawable if isinstance(storage, StepRing) else len(storage)
 
 
 class MixedStorage(Storage):
-    """Rows 0 ... D - 1 are the steps of the demonstrations, rows from D on those of the online part.
+    """Rows 0 ... D - 1 are the demonstrations, rows from D on those of the online part.
+
+    The parts are a :class:`~torchrl_flow.data.ChunkStorage` and a ring of online data, as in
+    :class:`~torchrl_flow.data.MixedReplayBuffer`, or any two storages of TorchRL whose rows have the same entries, such
+    as a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it takes a
+    :class:`~torchrl_flow.data.RatioSampler`, an :class:`~torchrl_flow.data.OnlineWriter` and
+    ``collate_fn=lambda rows: rows``. A stock storage of demonstrations is part of the state, with its rows; of a
+    ChunkStorage there is what identifies the data.
 
     Args:
-        demos: the demonstrations; read-only.
+        demos: the demonstrations, with all their rows in it; read-only from then on.
         online: the online part, a ring.
 
     Keyword Args:
         exclude_keys: entries of demonstrations that rows do without.
         device: where batches go. Default: as the demonstrations say, else each part's own.
+
+    Raises:
+        ValueError: if there are no demonstrations; in reading, if rows of the parts have different entries.
     """
 
     device = None
@@ -40,16 +55,21 @@ class MixedStorage(Storage):
 
     def __init__(
         self,
-        demos: ChunkStorage,
-        online: TensorStorage | StepRing,
+        demos: ChunkStorage | Storage,
+        online: Storage | StepRing,
         *,
         exclude_keys: Sequence[NestedKey] = (),
         device: torch.device | str | None = None,
     ) -> None:
-        self.demos, self.online, self.num_demos = demos, online, len(demos)
-        super().__init__(max_size=len(demos) + online.max_size)
+        self.demos: Any = demos
+        self.online: Any = online
+        self.num_demos = len(self.demos)
+        if self.num_demos == 0:
+            raise ValueError("demos holds no rows: write the demonstrations into it before it becomes a part.")
+        super().__init__(max_size=self.num_demos + online.max_size)
         self._exclude = list(exclude_keys)
-        self.batch_device = demos.batch_device if device is None else torch.device(device)
+        own = getattr(demos, "batch_device", None)
+        self.batch_device = own if device is None else torch.device(device)
 
     @property
     def _rng(self) -> torch.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -80,26 +100,30 @@ class MixedStorage(Storage):
         elif count == 0:
             batch = self._read_online(flat)
         else:
-            batch = torch.cat([self._read_demos(flat[of_demos]), self._read_online(flat[~of_demos])])
+            batch = _joined(self._read_demos(flat[of_demos]), self._read_online(flat[~of_demos]))
             if not bool(of_demos[:count].all()):
                 place = torch.cat([of_demos.nonzero(), (~of_demos).nonzero()]).squeeze(-1)
                 batch = batch[torch.argsort(place).to(batch.device or "cpu")]
         return cast(TensorDictBase, batch.reshape(rows.shape))
 
     def _read_demos(self, rows: Tensor) -> TensorDictBase:
-        batch = self.demos.get(rows)
+        batch = _stacked(self.demos.get(_on_device_of(self.demos, rows)))
         return self._to_device(batch.exclude(*self._exclude) if self._exclude else batch)
 
     def _read_online(self, rows: Tensor) -> TensorDictBase:
-        index: Any = (rows - self.num_demos).to(self.online.device)
-        batch = self.online.get(index)
-        return self._to_device(batch)
+        batch = self.online.get(_on_device_of(self.online, rows - self.num_demos))
+        return self._to_device(_stacked(batch))
 
     def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
         return batch if self.batch_device is None else batch.to(self.batch_device, non_blocking=True)
 
     def _rows(self, index: Any) -> Tensor:
         size = len(self)
+        if len(self.demos) != self.num_demos:
+            raise RuntimeError(
+                f"there were {self.num_demos} demonstrations when they became a part, and there are {len(self.demos)} "
+                "now: write online data through the buffer, and demonstrations before."
+            )
         if isinstance(index, slice):
             return torch.arange(*index.indices(size))
         rows = torch.as_tensor(index).cpu()
@@ -144,7 +168,8 @@ class MixedStorage(Storage):
             return None, -1
         if isinstance(self.online, StepRing):
             return self.online.rows(), self.online._newest
-        return self.online.get(slice(None)), -1
+        rows = slice(None) if isinstance(self.online, TensorStorage) else range(len(self.online))
+        return _stacked(self.online.get(rows)), -1
 
     def _restore(self, rows: TensorDictBase | None, newest: int) -> None:
         self.online._empty()
@@ -181,20 +206,32 @@ class MixedStorage(Storage):
     def dumps(self, path: str | Path) -> None:
         """Writes the state into a directory, the rows memory-mapped."""
         path = Path(path)
+        (path / "demos").mkdir(parents=True, exist_ok=True)
         self.demos.dumps(path / "demos")
         rows, newest = self._content()
         if rows is not None:
             rows.to("cpu").clone().memmap(path / "online")
         content = {"newest": newest, "shape": self._shape(rows)}
-        (path / "mixed_storage.json").write_text(json.dumps(content), encoding="utf-8")
+        (path / _METADATA).write_text(json.dumps(content), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`."""
+        """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+
+        Raises:
+            DataError: naming directory and member, if something is no plain tensor, missing or of another size.
+        """
         path = Path(path)
+        require_members(list_members(path, path), ("demos", "online", _METADATA), path, path)
+        content = read_json(path / _METADATA)
+        shape = shape_of(content.get("shape")) if isinstance(content, dict) else None
+        newest = content.get("newest") if isinstance(content, dict) else None
+        if shape is None or not isinstance(newest, int) or isinstance(newest, bool):
+            raise DataError(f"{path / _METADATA} must give the shape and the newest step of the online rows.")
+        rows = load_memmap(path / "online") if shape else None
+        if rows is not None and rows.shape != shape:
+            raise DataError(f"{path}: online has the shape {list(rows.shape)} and {_METADATA} says {list(shape)}.")
         self.demos.loads(path / "demos")
-        content = json.loads((path / "mixed_storage.json").read_text(encoding="utf-8"))
-        rows = TensorDict.load_memmap(path / "online") if content["shape"] else None
-        self._restore(rows, content["newest"])
+        self._restore(rows, newest)
 
     @staticmethod
     def _shape(rows: TensorDictBase | None) -> list[int]:
@@ -203,6 +240,29 @@ class MixedStorage(Storage):
     def __repr__(self) -> str:
         online = f"{type(self.online).__name__}({len(self.online)} of {self.online.max_size} rows)"
         return f"MixedStorage({self.demos!r}, {online}, device={self.batch_device})"
+
+
+def _on_device_of(storage: Any, rows: Tensor) -> Any:
+    """Move rows to where a storage is indexed; "auto" and none are the CPU."""
+    device = getattr(storage, "device", None)
+    return rows.to(device) if isinstance(device, torch.device) else rows
+
+
+def _stacked(rows: Any) -> TensorDictBase:
+    """Return rows as one TensorDict, also those of a storage that gives a list of them."""
+    return cast(TensorDictBase, rows if is_tensor_collection(rows) else torch.stack(list(rows)))
+
+
+def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
+    """Put rows of both parts behind one another, which must have the same entries."""
+    ours, theirs = (set(map(unravel_key, rows.keys(True, True))) for rows in (demos, online))
+    if ours != theirs:
+        raise ValueError(
+            f"demonstrations have the entries {sorted(map(str, ours - theirs))} that online rows lack, and online rows "
+            f"{sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have the same ones. "
+            "Name those to leave out in exclude_keys, or write the others."
+        )
+    return cast(TensorDictBase, torch.cat([demos, online]))
 
 
 class OnlineWriter(RoundRobinWriter):

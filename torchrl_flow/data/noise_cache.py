@@ -14,6 +14,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.json_check import read_json
+from torchrl_flow.data.memmap_check import MemmapEntry, check_memmap, list_members, load_memmap, require_members
 from torchrl_flow.data.replay import DemoReplayBuffer
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
@@ -21,7 +23,7 @@ __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
 AliasFn = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """``(rows [n], generator) -> latent [n, S, A], residual [n]``."""
 
-_METADATA, _ROWS = "cache.json", "rows"
+_METADATA, _PART, _ROWS = "cache.json", ".cache.json.part", "rows"
 
 
 def module_digest(module: nn.Module) -> str:
@@ -44,10 +46,14 @@ def module_digest(module: nn.Module) -> str:
 
 
 def data_digest(data: DemoReplayBuffer) -> str:
-    """Return the SHA-256 of what a demo buffer's rows are made of: its files' checksums and how chunks are folded."""
+    """Return the SHA-256 of what a demo buffer's observations and actions are made of: files and folding of chunks.
+
+    The discount is no part of it: it folds rewards alone.
+    """
     columns = data.store.metadata["columns"]
     sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
-    text = json.dumps([sums, data._storage.state_dict()], sort_keys=True, default=str)
+    folding = {key: value for key, value in data._storage.state_dict().items() if key != "gamma"}
+    text = json.dumps([sums, folding], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -105,10 +111,9 @@ class NoiseCache:
         self._table = self._open()
 
     def _require_identity(self) -> None:
-        try:
-            found = json.loads((self.root / _METADATA).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{self.root / _METADATA} cannot be read ({error}): remove the cache.") from error
+        found = read_json(self.root / _METADATA)
+        if not isinstance(found, dict):
+            raise DataError(f"{self.root / _METADATA} is no JSON object, so not of a cache: remove the cache.")
         keys = dict.fromkeys([*self.identity, *found])
         differing = [
             f"{key}: {found.get(key)!r} there, {self.identity.get(key)!r} here"
@@ -123,24 +128,35 @@ class NoiseCache:
 
     def _create(self, latent_shape: Sequence[int]) -> None:
         rows = self.num_rows
+        if os.path.lexists(self.root / _ROWS):
+            # What a kill left is written over; through a link another file would be.
+            list_members(self.root, self.root)
+            list_members(self.root / _ROWS, self.root)
         entries = {"latent": torch.zeros(rows, *latent_shape), "residual": torch.full((rows,), torch.nan)}
         table = TensorDict({**entries, "done": torch.zeros(rows, dtype=torch.bool)}, batch_size=[rows])
         self.root.mkdir(parents=True, exist_ok=True)
         table.memmap(str(self.root / _ROWS))
         # Last and whole: a directory without it is one that was never finished being made.
-        staged = self.root / f".{_METADATA}.part"
+        staged = self.root / _PART
         staged.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
         os.replace(staged, self.root / _METADATA)
 
     def _open(self) -> TensorDict:
         try:
-            table: Any = TensorDict.load_memmap(self.root / _ROWS)
-            shapes = [list(table[key].shape) for key in ("latent", "residual", "done")]
-        except (KeyError, RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"{self.root} is a damaged cache ({error}): remove it.") from error
-        if shapes != [[self.num_rows, *self.identity["latent_shape"]], [self.num_rows], [self.num_rows]]:
-            raise DataError(f"{self.root} is a damaged cache, of shapes {shapes}: remove it.")
-        return table
+            require_members(list_members(self.root, self.root), (_METADATA, _PART, _ROWS), self.root, self.root)
+            entries = check_memmap(self.root / _ROWS, root=self.root)
+        except DataError as error:
+            raise DataError(f"{error} Remove the cache, which is damaged, and it is made anew.") from error
+        rows, numbers = self.num_rows, torch.float32
+        expected = {
+            ("latent",): MemmapEntry((rows, *self.identity["latent_shape"]), numbers),
+            ("residual",): MemmapEntry((rows,), numbers),
+            ("done",): MemmapEntry((rows,), torch.bool),
+        }
+        if entries != expected:
+            found = {"/".join(key): f"{list(entry.shape)} {entry.dtype}" for key, entry in entries.items()}
+            raise DataError(f"{self.root} is a damaged cache, of entries {found}: remove it.")
+        return load_memmap(self.root / _ROWS)
 
     @property
     def missing(self) -> int:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
+from torchrl.data import TensorStorage
 
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
+from torchrl_flow.data.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.statistics import column_statistics
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
@@ -186,7 +187,7 @@ def _transitions(path: Path, arrays: dict[str, Tensor]) -> TensorDict:
     return data.auto_batch_size_(1)
 
 
-class NpzReplayBuffer(TensorDictReplayBuffer):
+class NpzReplayBuffer(CheckedReplayBuffer):
     """Transitions of an ``.npz`` file as TorchRL's own replay buffer, over the arrays themselves, without a copy.
 
     Args:

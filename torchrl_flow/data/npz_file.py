@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_flow.data.archive_check import check_zip
 from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
 
 __all__ = ["npz_metadata", "open_npz", "read_member"]
@@ -28,7 +29,8 @@ def open_npz(path: str | Path) -> Any:
     """Opens a file; a context manager, whose members :func:`read_member` reads.
 
     Raises:
-        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file.
+        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file, or would
+            unpack to far more than its own size.
     """
     path = Path(path)
     _require_archive(path)
@@ -41,6 +43,11 @@ def open_npz(path: str | Path) -> Any:
     if twice:
         file.close()
         raise DataError(f"{path} is damaged: it holds {twice} more than once. Make it anew.")
+    try:
+        check_zip(file.zip, str(path))
+    except DataError:
+        file.close()
+        raise
     return file
 
 

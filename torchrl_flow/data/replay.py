@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchrl.data import ImmutableDatasetWriter, RandomSampler, TensorDictReplayBuffer
+from torchrl.data import ImmutableDatasetWriter, RandomSampler
 
 from torchrl_flow.data.chunks import ChunkStorage
+from torchrl_flow.data.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.store import DemoStore, warn_if_fewer
 
 __all__ = ["DemoReplayBuffer", "load_demonstrations", "open_demonstrations"]
@@ -21,7 +22,7 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-class DemoReplayBuffer(TensorDictReplayBuffer):
+class DemoReplayBuffer(CheckedReplayBuffer):
     """Samples action chunks from a demo store; read-only, otherwise a stock replay buffer.
 
     Samplers draw step indices, so ``len(buffer)`` is the number of steps, ``RandomSampler`` gives each step

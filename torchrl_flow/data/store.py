@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from torchrl_flow.data.episode import STEP_KEYS, Episode
 from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.data.json_check import read_json
+from torchrl_flow.data.memmap_check import MemmapEntry, check_memmap, dtype_of, list_members, require_members, shape_of
 from torchrl_flow.data.writer import FORMAT, METADATA, VERSION, StoreWriter, store_statistics
 
 __all__ = ["DemoStore"]
 
+TABLES = ("frames", "steps", "episodes")
 TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps", "reward_mode")
 
 
@@ -66,7 +69,7 @@ class DemoStore:
         metadata = _read_metadata(root)
         _check_files(root, metadata, verify)
         try:
-            tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in metadata["columns"]}
+            tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in TABLES}
             store = cls(root, metadata, tables)
             _check_episodes(store)
         except (KeyError, RuntimeError, ValueError, OSError) as error:
@@ -250,11 +253,11 @@ class DemoStore:
 def _read_metadata(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
+    if not os.path.lexists(root / METADATA):
+        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.")
     try:
-        metadata = json.loads((root / METADATA).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.") from None
-    except (OSError, ValueError) as error:
+        metadata = read_json(root / METADATA)
+    except DataError as error:
         raise _damaged(root, f"{METADATA} cannot be read: {error}") from error
     found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
     if found != FORMAT:
@@ -269,19 +272,32 @@ def _read_metadata(root: Path) -> dict[str, Any]:
 
 def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool) -> None:
     columns = metadata.get("columns")
-    if not isinstance(columns, dict) or set(columns) != {"frames", "steps", "episodes"}:
+    if not isinstance(columns, dict) or set(columns) != set(TABLES):
         raise _damaged(root, f"{METADATA} does not list its columns")
+    require_members(list_members(root, root), (METADATA, *TABLES), root, root)
     for table, entries in columns.items():
+        try:
+            found = check_memmap(root / table, root=root)
+        except DataError as error:
+            raise _damaged(root, str(error).removeprefix(f"{root}").lstrip(": ").rstrip(".")) from error
+        described = {"/".join(key): entry for key, entry in found.items()}
+        unnamed = any("/" in part for key in found for part in key)
+        if unnamed or not isinstance(entries, dict) or set(entries) != set(described):
+            raise _damaged(root, f"{table} holds {sorted(described)}, and {METADATA} lists {sorted(entries)}")
         for key, entry in entries.items():
-            path = root / table / f"{key}.memmap"
-            dtype = getattr(torch, entry["dtype"])
-            expected = torch.Size(entry["shape"]).numel() * dtype.itemsize
-            found = path.stat().st_size if path.is_file() else None
-            if found != expected:
-                what = "is missing" if found is None else f"has {found} bytes"
-                raise _damaged(root, f"{table}/{key}.memmap {what} and should have {expected}")
-            if verify and file_digest(path) != entry["sha256"]:
+            expected = _described(entry)
+            if expected != described[key]:
+                raise _damaged(root, f"{table}/{key} is {described[key]} on disk and {entry} in {METADATA}")
+            if verify and file_digest(root / table / f"{key}.memmap") != entry["sha256"]:
                 raise _damaged(root, f"the checksum of {table}/{key}.memmap differs")
+
+
+def _described(entry: Any) -> MemmapEntry | None:
+    shape, dtype = (shape_of(entry.get("shape")), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
+    kind = dtype_of(f"torch.{dtype}")
+    if shape is None or kind is None or not isinstance(entry.get("sha256"), str):
+        return None
+    return MemmapEntry(shape, kind)
 
 
 def _check_episodes(store: DemoStore) -> None:

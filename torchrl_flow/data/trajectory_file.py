@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 
 from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+from torchrl_flow.data.hdf5_check import check_hdf5
 from torchrl_flow.data.trajectory_json import (
     HOW_TO_MAKE,
     as_whole_number,
@@ -45,6 +46,7 @@ class TrajectoryFile:
         self.control_mode = self._one_control_mode()
         self.file = _open_h5(self.path)
         try:
+            check_hdf5(self.file, self.path)
             self.bad = self._match()
         except BaseException:
             self.file.close()

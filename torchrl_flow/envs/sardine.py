@@ -26,11 +26,13 @@ def make_sardine_env(name: str = "SlateTopK-Bored-v0", *, bound: float = 1.0, **
 
     Raises:
         ImportError: if SARDINE is not installed.
-        ValueError: if the bound is not above 0.
+        ValueError: if the bound is not above 0, or the name holds a colon.
 
     References:
         Deffayet et al., SARDINE, https://github.com/naver/sardine (MIT)
     """
+    if ":" in name:  # gymnasium would import what stands before it
+        raise ValueError(f"name must be that of an environment alone, such as 'SlateTopK-Bored-v0', got {name!r}.")
     if bound <= 0:
         raise ValueError(f"bound must be above 0, got {bound}.")
     if not _has_sardine:

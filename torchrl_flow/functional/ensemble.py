@@ -85,7 +85,7 @@ def reduce_ensemble(
         reduction: ``"min"``, :func:`subset_min`; ``"mean"``; ``"ucb"``, :func:`upper_confidence_bound`.
         draws: see :func:`subset_min`; not needed for the others.
         num_min_qs: size of the subset of ``"min"``.
-        kappa: of ``"ucb"``.
+        kappa: of ``"ucb"``: below 0 pessimistic, above 0 optimistic.
 
     Returns:
         ``[*B]``.

@@ -191,31 +191,35 @@ def expand_latent(latent: Tensor, fill: Tensor, mode: SteerMode) -> Tensor:
     return torch.cat([latent, fill[..., latent.shape[-2] :, :]], -2)
 
 
-def candidate_weights(scores: Tensor, *, beta: float, baseline_temperature: float) -> Tensor:
-    """Return the weights of a row's candidates, ``softmax(beta (s - b))`` with the baseline ``b``.
+def candidate_weights(scores: Tensor, *, beta: float, baseline_temperature: None = None) -> Tensor:
+    """Return the weights of a row's candidates, ``softmax(beta s)``.
 
-    ``b = sum_i softmax(s / tau)_i s_i``. A softmax does not see a shift: the baseline is of use where advantages are
-    clipped or logged, and is kept in the closed form of the paper.
+    The published form is ``softmax(beta (s - b))`` with a soft baseline ``b = sum_i softmax(s / tau)_i s_i``. A softmax
+    does not see a shift: baseline and tau cancel, and are left out.
 
     Args:
         scores: ``[B, M]``.
         beta: inverse temperature, at least 0; at 0 all weights are ``1 / M``.
-        baseline_temperature: tau, above 0.
+        baseline_temperature: tau of former versions; refused, since it changed nothing.
 
     Returns:
         weights ``[B, M]`` of sum 1.
 
     Raises:
-        ValueError: if a shape or a number does not fit.
+        ValueError: if a shape or a number does not fit, or a baseline's temperature is given.
 
     Examples:
         >>> import torch
-        >>> candidate_weights(torch.tensor([[0.0, 1.0]]), beta=100.0, baseline_temperature=5.0)
+        >>> candidate_weights(torch.tensor([[0.0, 1.0]]), beta=100.0)
         tensor([[3.7835e-44, 1.0000e+00]])
     """
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise ValueError(f"scores must have shape [B, M] with at least one candidate, got {tuple(scores.shape)}.")
-    if beta < 0 or baseline_temperature <= 0:
-        raise ValueError(f"beta must be at least 0 and the temperature above 0, got {beta}, {baseline_temperature}.")
-    baseline = ((scores / baseline_temperature).softmax(-1) * scores).sum(-1, keepdim=True)
-    return (beta * (scores - baseline)).softmax(-1)
+    if beta < 0:
+        raise ValueError(f"beta must be at least 0, got {beta}.")
+    if baseline_temperature is not None:
+        raise ValueError(
+            f"baseline_temperature={baseline_temperature} (tau) is no argument any more: the soft baseline cancels in "
+            "the softmax, whatever its temperature. Leave it out; beta sets how sharp the weights are."
+        )
+    return (beta * scores).softmax(-1)

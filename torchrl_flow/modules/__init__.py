@@ -10,8 +10,16 @@ from torchrl_flow.modules.config import FlowActorConfig, Statistics, VelocityNet
 from torchrl_flow.modules.critic_config import CriticConfig, make_critic
 from torchrl_flow.modules.embedding import FlowTimeEmbedding, SinusoidalEmbedding
 from torchrl_flow.modules.encoders import ObservationEncoder, PixelEncoder, SpatialSoftmax, random_shift
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet, NoiseNetConfig, make_noise_net
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import (
+    FEATURES_KEY,
+    feature_encoder,
+    flow_on_features,
+    frozen_features,
+    write_features,
+)
 from torchrl_flow.modules.latent_critic import make_latent_critics
 from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
@@ -35,6 +43,7 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 __all__ = [
+    "FEATURES_KEY",
     "ActionBox",
     "AliasConfig",
     "AliasMode",
@@ -78,6 +87,10 @@ __all__ = [
     "Statistics",
     "SteeredFlowActor",
     "VelocityNetwork",
+    "draws_noise",
+    "feature_encoder",
+    "flow_on_features",
+    "frozen_features",
     "make_critic",
     "make_flow_actor",
     "make_latent_critics",
@@ -88,4 +101,5 @@ __all__ = [
     "make_state_value",
     "make_state_values",
     "random_shift",
+    "write_features",
 ]

@@ -7,9 +7,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.ensemble import take_best
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.flow_actor import FlowActor
 from torchrl_flow.modules.q_ensemble import QEnsemble
 
@@ -20,8 +20,8 @@ class BestOfN(TensorDictModuleBase):
     """Sample N chunks of a flow actor in one batched pass and take the one of the highest mean value.
 
     Reads the observations of actor and critic and, where present, the actor's noise ``[*B, N, H, A]`` (with one
-    sample ``[*B, H, A]`` too). Missing noise is drawn from N(0, I); under
-    ``set_exploration_type(ExplorationType.DETERMINISTIC)`` the first sample starts from zero noise, as the actor's
+    sample ``[*B, H, A]`` too). Missing noise is drawn from N(0, I); where
+    :func:`~torchrl_flow.modules.draws_noise` says that none is, the first sample starts from zero noise, as the actor's
     does, and the others from fixed noise that lies in the module, so that the same observation gives the same action.
     Writes what the actor writes. With one sample it is the actor, and the critic is not asked.
 
@@ -94,7 +94,7 @@ class BestOfN(TensorDictModuleBase):
                     f"{list(noise.shape)}."
                 )
             return noise.to(reference.dtype)
-        if exploration_type() == ExplorationType.DETERMINISTIC:
+        if not draws_noise():
             return self.fixed_noise.to(reference).expand(shape)
         return torch.randn(shape, device=reference.device, dtype=reference.dtype)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import flow_on_features
 from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleInit, QEnsemble
 
 __all__ = ["CriticConfig", "make_critic"]
@@ -30,11 +31,15 @@ class CriticConfig:
     """Whether the critic reads the actor's own encoder; else it has a copy."""
     init: EnsembleInit = "orthogonal"
     """Initial weights; see :class:`QEnsemble`."""
+    on_features: bool = False
+    """Whether the critic reads the features of the frozen actor's encoder; else it has an encoder."""
 
     def __post_init__(self) -> None:
         """Refuse what no critic can be built from."""
         if self.num_qs < 1 or min(self.hidden_sizes, default=1) < 1:
             raise ValueError(f"num_qs and hidden_sizes must be at least 1, got {self.num_qs}, {self.hidden_sizes}.")
+        if self.share_encoder and self.on_features:
+            raise ValueError("share_encoder and on_features exclude one another: features are read without an encoder.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain, JSON-able values."""
@@ -67,12 +72,13 @@ def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
         >>> critic.num_qs, critic.act_horizon
         (2, 8)
     """
+    device = next(actor.parameters()).device
     critic = QEnsemble.for_actor(
-        actor,
+        flow_on_features(actor) if config.on_features else actor,
         share_encoder=config.share_encoder,
         num_qs=config.num_qs,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
         init=config.init,
     )
-    return critic.to(next(actor.parameters()).device)
+    return critic.to(device)

@@ -10,11 +10,11 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.chunk import ChunkAlignment, executed_slice
 from torchrl_flow.functional.flow import integrate, is_power_of_two
 from torchrl_flow.modules.encoders import ObservationEncoder
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.normalizer import Normalizer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class FlowActor(TensorDictModuleBase):
     is the whole policy. The same object is cloned, weighted, steered and fine-tuned by all algorithms.
 
     Reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]``. Missing noise is
-    drawn from N(0, I), or is zero under ``set_exploration_type(ExplorationType.DETERMINISTIC)``. Writes
+    drawn from N(0, I), or is zero where :func:`~torchrl_flow.modules.draws_noise` says so. Writes
     ``action_chunk`` ``[*B, H, A]``, the whole prediction, and ``action`` ``[*B, H_a, A]``, the slice to execute, both
     in the environment's units.
 
@@ -185,7 +185,7 @@ class FlowActor(TensorDictModuleBase):
             if tuple(noise.shape) != shape:
                 raise ValueError(f"{self.noise_key!r} must have shape {list(shape)}, got {list(noise.shape)}.")
             return noise.to(reference.dtype)
-        if exploration_type() == ExplorationType.DETERMINISTIC:
+        if not draws_noise():
             return reference.new_zeros(shape)
         return torch.randn(shape, device=reference.device, dtype=reference.dtype)
 

@@ -6,6 +6,7 @@ import copy
 
 from torchrl_flow.modules.critic_config import CriticConfig
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import feature_encoder
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
 from torchrl_flow.modules.q_ensemble import QEnsemble
 
@@ -38,7 +39,7 @@ def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGa
     steps, size = policy.latent_shape
     critics = [
         QEnsemble(
-            copy.deepcopy(actor.encoder).requires_grad_(True),
+            feature_encoder(actor) if config.on_features else copy.deepcopy(actor.encoder).requires_grad_(True),
             action_dim=size,
             act_horizon=steps,
             num_qs=1,

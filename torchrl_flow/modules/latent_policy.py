@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModuleBase
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModuleBase,
+)
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -17,6 +22,7 @@ from torchrl_flow.functional.latent import SteerMode, bound_latent
 from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.encoders import ObservationEncoder
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import feature_encoder
 from torchrl_flow.modules.latent_distribution import LatentNormal, PriorMixture
 
 __all__ = ["LatentGaussianPolicy", "LatentPolicyConfig", "make_latent_policy"]
@@ -148,6 +154,8 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
             distribution_kwargs={"bound": latent_bound},
             return_log_prob=True,
             log_prob_key=log_prob_key,
+            # TorchRL's default would be the mean where no exploration type is set; all actors here draw there.
+            default_interaction_type=InteractionType.RANDOM,  # pyright: ignore[reportArgumentType]
         )
         super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
         self.latent_shape = shape
@@ -211,6 +219,8 @@ class LatentPolicyConfig:
     """Bounds of the logarithm of the scale."""
     prior_mixing: bool = False
     """Whether the behaviour is the mixture with the prior."""
+    on_features: bool = False
+    """Whether it reads the features of the frozen flow's encoder; else it trains a copy of that encoder."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain, JSON-able values."""
@@ -234,6 +244,9 @@ class LatentPolicyConfig:
 def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGaussianPolicy:
     """Build the policy over an actor's noise, with a copy of the actor's encoder, weights and normalisers included.
 
+    With ``on_features`` it has no encoder of its own and reads the features that
+    :func:`~torchrl_flow.modules.write_features` writes, as :class:`~torchrl_flow.modules.SteeredFlowActor` does.
+
     Args:
         config: the description.
         actor: the flow to steer; its device is the policy's.
@@ -244,12 +257,14 @@ def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGa
         >>> make_latent_policy(LatentPolicyConfig(steer_mode="tied"), actor).latent_shape
         torch.Size([1, 3])
     """
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    own = not options.pop("on_features")
     policy = LatentGaussianPolicy(
-        copy.deepcopy(actor.encoder).requires_grad_(True),
+        copy.deepcopy(actor.encoder).requires_grad_(True) if own else feature_encoder(actor),
         pred_horizon=actor.pred_horizon,
         act_horizon=actor.act_horizon,
         action_dim=actor.action_dim,
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+        **options,
     )
     policy.config = config
     return policy.to(next(actor.parameters()).device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_flow.functional.aliasing import alias_residual, best_alias, invert_noise, reverse_flow
 from torchrl_flow.functional.latent import SteerMode, expand_latent, unbound_latent
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import frozen_features
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
 
 AliasMode = Literal["inversion", "retrieval", "reversal"]
@@ -129,7 +130,7 @@ class NoiseAliaser(TensorDictModuleBase):
         flow = self.flow
         batch = flow.encoder.batch_shape(tensordict)
         with torch.no_grad():
-            features = flow.features(tensordict)
+            features = frozen_features(flow, tensordict)
             target = tensordict[flow.action_key].reshape(-1, flow.act_horizon, flow.action_dim)
             target = flow.action_normalizer(target)
             fill = self._randn(features.shape[0], *flow.noise_shape, generator=generator)

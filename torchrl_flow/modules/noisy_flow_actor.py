@@ -7,10 +7,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.chain import LogProbReduction, chain_log_prob, chain_times
 from torchrl_flow.modules.chain_normal import ChainNormal
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.explore_noise import ExploreNoiseNet
 from torchrl_flow.modules.flow_actor import FlowActor
 
@@ -22,7 +22,7 @@ class NoisyFlowActor(TensorDictModuleBase):
 
     As a policy it reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]`` (the
     chain's start) and ``chain_noise`` ``[*B, K, H, A]`` (standard normal, of its steps); missing ones are drawn, or are
-    zero under ``set_exploration_type(ExplorationType.DETERMINISTIC)``, which gives the flow actor's own chunk. It
+    zero where :func:`~torchrl_flow.modules.draws_noise` says so, which gives the flow actor's own chunk. It
     writes ``action_chunk``, ``action``, and the chain ``("flow", "x")``, ``("flow", "x_next")`` ``[*B, K, H, A]`` in
     normalised units, with its log-probability ``("flow", "log_prob")`` ``[*B]``.
 
@@ -47,13 +47,10 @@ class NoisyFlowActor(TensorDictModuleBase):
             :func:`~torchrl_flow.functional.chain_log_prob`.
         mean_bound: clamp the steps' means to ``[-mean_bound, mean_bound]``; ``None`` for no clamp.
         train_encoder: let the policy's loss train the encoder.
-        return_chain: write the chain, 2 K H A numbers a row; without it only its start ``("flow", "noise")``, H A
-            numbers, is written, and the actor refuses to score.
         chain_noise_key: key of the optional noise of the steps.
         x_key: key of the points that the steps start from.
         x_next_key: key of the points that they end at.
         log_prob_key: key of the log-probability.
-        start_key: key of the chain's start, without the chain.
 
     Raises:
         ValueError: if actor and noise network do not fit together or an argument is outside what is allowed.
@@ -82,17 +79,15 @@ class NoisyFlowActor(TensorDictModuleBase):
         log_prob_reduction: LogProbReduction = "mean",
         mean_bound: float | None = None,
         train_encoder: bool = False,
-        return_chain: bool = True,
         chain_noise_key: NestedKey = "chain_noise",
         x_key: NestedKey = ("flow", "x"),
         x_next_key: NestedKey = ("flow", "x_next"),
         log_prob_key: NestedKey = ("flow", "log_prob"),
-        start_key: NestedKey = ("flow", "noise"),
     ) -> None:
-        written = [x_key, x_next_key, log_prob_key] if return_chain else [start_key]
-        self.chain_noise_key, self.start_key = chain_noise_key, start_key
+        self.chain_noise_key = chain_noise_key
         self.x_key, self.x_next_key, self.log_prob_key = x_key, x_next_key, log_prob_key
         self.in_keys = list(flow_actor.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
+        written = [x_key, x_next_key, log_prob_key]
         self.out_keys = [*flow_actor.out_keys, *written]  # pyright: ignore[reportAttributeAccessIssue]
         # What TorchRL's losses take as their keys for the action and its log-probability.
         self.dist_sample_keys, self.log_prob_keys = [x_next_key], [log_prob_key]
@@ -108,9 +103,10 @@ class NoisyFlowActor(TensorDictModuleBase):
         self.flow_actor, self.noise_net = flow_actor, noise_net
         self.num_steps = flow_actor._check_num_steps(flow_actor.num_steps if num_steps is None else num_steps)
         self.log_prob_reduction: LogProbReduction = log_prob_reduction
-        self.mean_bound, self.train_encoder, self.return_chain = mean_bound, train_encoder, return_chain
+        self.mean_bound, self.train_encoder = mean_bound, train_encoder
 
-    def _features(self, tensordict: TensorDictBase) -> Tensor:
+    def features(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the encoded observations ``[B, C]`` of a batch of any shape, with a gradient where it is trained."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
@@ -133,7 +129,7 @@ class NoisyFlowActor(TensorDictModuleBase):
             if tuple(noise.shape) != shape:
                 raise ValueError(f"{self.chain_noise_key!r} must have shape {list(shape)}, got {list(noise.shape)}.")
             return noise.to(reference.dtype).reshape(-1, *shape[len(batch) :])
-        if exploration_type() == ExplorationType.DETERMINISTIC:
+        if not draws_noise():
             return None
         return torch.randn(shape, device=reference.device, dtype=reference.dtype).reshape(-1, *shape[len(batch) :])
 
@@ -159,16 +155,14 @@ class NoisyFlowActor(TensorDictModuleBase):
         """Return the distribution of the chain's points given where its steps started, for data of any shape ``[*B]``.
 
         Raises:
-            ValueError: if the actor keeps no chain, or the chain's shape is not ``[*B, K, H, A]``.
+            ValueError: if the chain's shape is not ``[*B, K, H, A]``.
         """
-        if not self.return_chain:
-            raise ValueError("this actor was built with return_chain=False: it keeps no chain that could be scored.")
         batch = self.flow_actor.encoder.batch_shape(tensordict)
         x = tensordict[self.x_key]
         shape = (*batch, self.num_steps, *self.flow_actor.noise_shape)
         if tuple(x.shape) != shape:
             raise ValueError(f"{self.x_key!r} must have shape [*B, K, H, A] = {list(shape)}, got {list(x.shape)}.")
-        features = self._features(tensordict)
+        features = self.features(tensordict)
         times = self._times(features)
         rows = features.shape[0]
         mean = self._means(
@@ -187,16 +181,14 @@ class NoisyFlowActor(TensorDictModuleBase):
             ValueError: if a shape does not fit.
         """
         flow = self.flow_actor
-        batch = flow.encoder.batch_shape(tensordict)
-        features = self._features(tensordict)
+        batch = self.flow_actor.encoder.batch_shape(tensordict)
+        features = self.features(tensordict)
         start = flow._noise(tensordict, batch, features)
         chain_noise = self._chain_noise(tensordict, batch, features)
         points, means, sigma = self.sample_chain(features, start.reshape(-1, *flow.noise_shape), chain_noise)
         chunk = flow.clamp(flow.action_normalizer.inverse(points[:, -1])).reshape(*batch, *flow.noise_shape)
         tensordict.set(flow.chunk_key, chunk)
         tensordict.set(flow.action_key, chunk[..., flow.executed_slice, :])
-        if not self.return_chain:
-            return tensordict.set(self.start_key, start)
         x, x_next = points[:, :-1], points[:, 1:]
         log_prob = chain_log_prob(x_next, means, sigma, reduction=self.log_prob_reduction)
         tensordict.set(self.x_key, x.reshape(*batch, *x.shape[1:]))

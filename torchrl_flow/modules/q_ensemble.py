@@ -104,7 +104,7 @@ class QEnsemble(TensorDictModuleBase):
         reduction: of the output; ``None`` for all members. See
             :func:`~torchrl_flow.functional.reduce_ensemble`.
         num_min_qs: members in the random subset of ``"min"``, drawn anew at each call.
-        kappa: of ``"ucb"``.
+        kappa: of ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         action_key: key of the chunk.
         value_key: key of the output.
 

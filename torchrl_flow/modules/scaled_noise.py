@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.flow_actor import FlowActor
 
 __all__ = ["ScaledNoise"]
@@ -14,17 +17,17 @@ class ScaledNoise(TensorDictModuleBase):
     """Draw the noise of a flow actor from N(0, scale^2 I): below 1 its actions keep closer to their mode.
 
     Noise that is there already is scaled. Put it before the actor, which starts from the noise that it finds:
-    ``TensorDictSequential(ScaledNoise(actor, 0.5), actor)``. Under
-    ``set_exploration_type(ExplorationType.DETERMINISTIC)`` the noise is zero, as the actor's own is.
+    ``TensorDictSequential(ScaledNoise(actor, 0.5), actor)``. The noise is zero where
+    :func:`~torchrl_flow.modules.draws_noise` says so, as the actor's own is.
 
     Args:
-        actor: held, for its shapes; its parameters do not become this module's.
+        actor: read for keys and shapes, and not held.
         scale: standard deviation, at least 0.
 
     Writes ``[*B, H, A]`` under the actor's noise key.
 
     Raises:
-        ValueError: if the scale is negative or not a number.
+        ValueError: if the scale is negative or not a number; in a call, if the noise that is there has another shape.
 
     Examples:
         >>> import torch
@@ -35,7 +38,7 @@ class ScaledNoise(TensorDictModuleBase):
         torch.Size([7, 16, 3])
     """
 
-    actor: FlowActor
+    scale: Tensor
 
     def __init__(self, actor: FlowActor, scale: float) -> None:
         if not scale >= 0:
@@ -43,12 +46,23 @@ class ScaledNoise(TensorDictModuleBase):
         self.in_keys = list(actor.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
         self.out_keys = [actor.noise_key]  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__()
-        # Past nn.Module, so that a sequence of both has the actor once.
-        object.__setattr__(self, "actor", actor)
-        self.scale = scale
+        self.noise_key, self.noise_shape = actor.noise_key, actor.noise_shape
+        encoder = actor.encoder
+        by_state = encoder.state_shape is not None
+        self._observation = (encoder.state_key, 2) if by_state else (encoder.pixels_key, 4)
+        # A buffer, so that the noise has the type that this module, and the actor beside it, were moved to.
+        dtype = next(actor.parameters()).dtype
+        self.register_buffer("scale", torch.tensor(float(scale), dtype=dtype), persistent=False)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the noise."""
-        actor = self.actor
-        noise = actor._noise(tensordict, actor.encoder.batch_shape(tensordict), next(actor.parameters()))
-        return tensordict.set(actor.noise_key, self.scale * noise)
+        key, dims = self._observation
+        observation = tensordict[key]
+        shape = torch.Size([*observation.shape[:-dims], *self.noise_shape])
+        options = {"device": observation.device, "dtype": self.scale.dtype}
+        noise = tensordict.get(self.noise_key, None)
+        if noise is None:
+            noise = torch.randn(shape, **options) if draws_noise() else torch.zeros(shape, **options)
+        elif noise.shape != shape:
+            raise ValueError(f"{self.noise_key!r} must have shape {list(shape)}, got {list(noise.shape)}.")
+        return tensordict.set(self.noise_key, self.scale * noise.to(self.scale.dtype))

@@ -9,10 +9,11 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
 
 from torchrl_flow.functional.latent import expand_latent
+from torchrl_flow.modules.exploration import draws_noise
 from torchrl_flow.modules.flow_actor import FlowActor
+from torchrl_flow.modules.frozen_features import FEATURES_KEY, write_features
 from torchrl_flow.modules.latent_distribution import LatentNormal
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
 
@@ -31,7 +32,11 @@ class SteeredFlowActor(TensorDictModuleBase):
     the module's own and without prior mixing: the action of a row then depends on that row's noise alone, which is
     what :func:`~torchrl_flow.training.evaluate` gives by each episode's own generator (``noise_key`` and
     ``noise_shape``). It is another key than ``noise``, which is an output and would otherwise be read back at the next
-    step. Under ``set_exploration_type(ExplorationType.DETERMINISTIC)`` the latent is the policy's mean, the tail 0.
+    step. A policy that reads the flow's features (``LatentPolicyConfig(on_features=True)``) gets them from here:
+    observations are then encoded once for both, and the features ``[*B, 1, C]`` are written too.
+
+    Where :func:`~torchrl_flow.modules.draws_noise` says that none is drawn, the latent is the policy's mean, the
+    tail 0.
 
     Args:
         policy: the latent policy. Held, not copied.
@@ -66,9 +71,11 @@ class SteeredFlowActor(TensorDictModuleBase):
         flow_noise_key: NestedKey | None = None,
     ) -> None:
         flow_noise_key = flow.noise_key if flow_noise_key is None else flow_noise_key
-        observations = [*policy.in_keys, *(key for key in flow.in_keys if key not in policy.in_keys)]
+        reads_features = FEATURES_KEY in policy.in_keys
+        observations = [key for key in dict.fromkeys([*policy.in_keys, *flow.in_keys]) if key != FEATURES_KEY]
         self.in_keys = observations  # pyright: ignore[reportAttributeAccessIssue]
         latents = [policy.latent_key, policy.latent_log_prob_key, flow_noise_key]
+        latents += [FEATURES_KEY] if reads_features else []
         self.out_keys = [*latents, *flow.out_keys]  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__()
         steps = {"full": flow.pred_horizon, "act_horizon": flow.act_horizon, "tied": 1}[policy.steer_mode]
@@ -80,7 +87,7 @@ class SteeredFlowActor(TensorDictModuleBase):
             )
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1 or None, got {num_steps}.")
-        self.policy = policy
+        self.policy, self.reads_features = policy, reads_features
         # Frozen as buffers are: not for an optimiser, a gradient or a target network to meet.
         self.flow = flow.eval().requires_grad_(False)
         self.num_steps = flow.num_steps if num_steps is None else num_steps
@@ -107,7 +114,7 @@ class SteeredFlowActor(TensorDictModuleBase):
         """Carry latents to noise and action chunk, both ``[*B, H, A]``.
 
         Args:
-            tensordict: holds the flow's observations, ``[*B]``.
+            tensordict: holds the flow's observations, or its features where the policy reads those, ``[*B]``.
             latent: ``[*B, S, A]``.
             fill: draws from the prior ``[*B, H, A]`` for what is not steered.
             num_steps: K; the actor's own by default.
@@ -115,7 +122,9 @@ class SteeredFlowActor(TensorDictModuleBase):
         num_steps = self.num_steps if num_steps is None else num_steps
         noise = expand_latent(latent, fill, self.policy.steer_mode)
         with torch.no_grad():
-            features = self.flow.features(tensordict)
+            features = (
+                tensordict[FEATURES_KEY].flatten(0, -2) if self.reads_features else self.flow.features(tensordict)
+            )
             flat = noise.reshape(-1, *self.noise_shape)
             chunk = self.flow.sample(features, flat, num_steps=num_steps)
         return noise, chunk.reshape(noise.shape)
@@ -129,7 +138,7 @@ class SteeredFlowActor(TensorDictModuleBase):
                 raise ValueError(f"{self.noise_key!r} must have shape {list(shape)}, got {list(given.shape)}.")
             given = given.to(dist.loc.dtype)
             return dist.transport(given[..., : self.policy.latent_shape[0], :]), given
-        if exploration_type() in (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN):
+        if not draws_noise():
             return dist.deterministic_sample, dist.loc.new_zeros(shape)
         latent = dist.sample()
         if self.policy.steer_mode != "act_horizon":
@@ -147,6 +156,8 @@ class SteeredFlowActor(TensorDictModuleBase):
         Raises:
             ValueError: if a shape does not fit.
         """
+        if self.reads_features:
+            write_features(self.flow, tensordict)
         dist: Any = self.policy.get_dist(tensordict)
         latent, fill = self._draw(tensordict, dist)
         tensordict.set(self.policy.latent_key, latent)

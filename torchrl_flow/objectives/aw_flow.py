@@ -76,7 +76,7 @@ class AWFlowLoss(ChunkCriticObjective):
         num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
         target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
         advantage_reduction: of the critic's members in the advantage.
-        kappa: of the reduction ``"ucb"``.
+        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
         target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
         encoder_grad: which of the losses train an encoder that actor and critic share: ``"actor"``, ``"critic"`` or

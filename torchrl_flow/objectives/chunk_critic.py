@@ -38,7 +38,7 @@ class ChunkCriticObjective(ShortCutObjective):
         gamma: discount of one environment step.
         num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
         target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: of the reduction ``"ucb"``.
+        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         num_action_samples: N, candidates for the following action.
         target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
         encoder_grad: which losses train a shared encoder.

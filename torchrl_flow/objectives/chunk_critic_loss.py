@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_flow.functional.ensemble import EnsembleReduction
 from torchrl_flow.functional.latent import expand_latent
 from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective
+from torchrl_flow.objectives.held_networks import HeldNetworks
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, LatentGaussianPolicy, QEnsemble
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ChunkCriticLoss"]
 
 
-class ChunkCriticLoss(ChunkCriticObjective):
+class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
     """TD loss of ``Q(s, a)`` on executed action chunks, online and off: the action critic of a steered flow.
 
     ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the flow: started from the prior,
@@ -32,14 +33,14 @@ class ChunkCriticLoss(ChunkCriticObjective):
     Args:
         actor_network: the flow :class:`~torchrl_flow.modules.FlowActor`.
         critic_network: the :class:`~torchrl_flow.modules.QEnsemble`. Its weights are shared, not copied.
-        latent_policy: chooses the noise of ``a'``; the prior where ``None``. Held, neither copied nor part of the
-            loss, so that what trains it is seen at once.
+        latent_policy: chooses the noise of ``a'``; the prior where ``None``. Held, neither copied nor trained
+            (:class:`~torchrl_flow.objectives.HeldNetworks`), so that what trains it is seen at once.
 
     Keyword Args:
         gamma: discount of one environment step.
         num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
         target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: of the reduction ``"ucb"``.
+        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
         target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
         loss_function: distance, as in TorchRL.
@@ -102,8 +103,7 @@ class ChunkCriticLoss(ChunkCriticObjective):
         )
         if self.shared_encoder:
             raise ValueError("the critic must not share the flow's encoder, which is frozen: give it a copy.")
-        # Past nn.Module, which would make the policy's parameters the loss's.
-        object.__setattr__(self, "latent_policy", latent_policy)
+        self.hold(latent_policy=latent_policy)
         self._out_keys = ["loss_qvalue", "q_mean", "q_std", "q_target_mean", "td_error"]
 
     def _make_in_keys(self) -> list[NestedKey]:

@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.ensemble import upper_confidence_bound
 from torchrl_flow.functional.latent import candidate_weights, expand_latent
+from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_sac import LatentSACLoss
 
 if TYPE_CHECKING:
@@ -22,30 +23,32 @@ if TYPE_CHECKING:
 __all__ = ["LatentAWMLELoss"]
 
 
-class LatentAWMLELoss(LossModule):
+class LatentAWMLELoss(HeldNetworks, LossModule):
     """Fit a latent policy to those latents of the prior that a critic values: stage 1 of noise steering, offline.
 
     For each observation M candidates ``w_i`` come from the prior (bounded as the policy's latents are), are carried to
     actions in one batched pass and scored pessimistically over the critic's members, ``s = mean + kappa std`` with
-    ``kappa < 0``. With ``omega = softmax(beta (s - b))``, ``b = sum softmax(s / tau) s``, the loss is
+    ``kappa < 0``. With ``omega = softmax(beta s)`` (the soft baseline of the paper cancels here) the loss is
     ``-sum_i omega_i log pi(w_i | s) + kl_coef KL(pi || prior)``. Neither flow nor critic gets a gradient.
 
     Args:
         latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. Its weights are shared, not copied.
         critic: values executed chunks (a :class:`~torchrl_flow.modules.QEnsemble` of the flow's chunks), or latents (a
             :class:`LatentSACLoss`, whose critics it then asks), with which no flow is needed. Held, neither copied nor
-            part of the loss.
+            trained: see :class:`~torchrl_flow.objectives.HeldNetworks`.
         flow: the frozen :class:`~torchrl_flow.modules.FlowActor`, likewise; ``None`` with critics of latents.
 
     Keyword Args:
         num_candidates: M.
         beta: inverse temperature of the weights. Values in [0, 1] need one far above 1.
-        baseline_temperature: tau.
-        kappa: weight of the members' standard deviation in the score; below 0 pessimistic.
+        kappa: weight of the members' standard deviation in the score, at most 0: pessimistic. The paper writes
+            ``mean - kappa std`` with kappa 1.0, which is -1.0 here. Above 0, where the latents of which the critic
+            knows least would be taken for the best, it is refused.
         standardize_scores: divide a row's scores by their spread (over the candidates), which makes ``beta``
             independent of the reward's scale.
         kl_coef: weight of the divergence from the prior.
         num_steps: K of the candidates' actions; ``None`` for the flow's own.
+        baseline_temperature: tau of former versions; refused, since it changed nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
     Output: ``loss_latent_policy``, and detached: ``kl_to_prior``; ``effective_candidates``, the mean effective number
@@ -90,11 +93,11 @@ class LatentAWMLELoss(LossModule):
         *,
         num_candidates: int = 16,
         beta: float = 1.0,
-        baseline_temperature: float = 5.0,
         kappa: float = -1.0,
         standardize_scores: bool = False,
         kl_coef: float = 1e-3,
         num_steps: int | None = None,
+        baseline_temperature: None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -103,13 +106,17 @@ class LatentAWMLELoss(LossModule):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
         candidate_weights(torch.zeros(1, 1), beta=beta, baseline_temperature=baseline_temperature)
-        self.num_candidates, self.beta, self.baseline_temperature = num_candidates, beta, baseline_temperature
+        if kappa > 0:
+            raise ValueError(
+                f"kappa must be at most 0, got {kappa}: the score is mean + kappa std over the critic's members, and a "
+                "positive one prefers what the critic knows least about. For the paper's mean - kappa std with kappa "
+                f"{kappa} give {-kappa}."
+            )
+        self.num_candidates, self.beta = num_candidates, beta
         self.kappa, self.standardize_scores, self.kl_coef = kappa, standardize_scores, kl_coef
         self.num_steps, self.reduction = num_steps, reduction
         self.convert_to_functional(latent_policy, "latent_policy")  # pyright: ignore[reportArgumentType]
-        # Past nn.Module, which would make their parameters the loss's.
-        object.__setattr__(self, "critic", critic)
-        object.__setattr__(self, "flow", flow)
+        self.hold(critic=critic, flow=flow)
         others = self._check(latent_policy, critic, flow)
         self._in_keys: list[NestedKey] = list(dict.fromkeys([*latent_policy.in_keys, *others]))
         self._out_keys: list[NestedKey] = ["loss_latent_policy", "kl_to_prior", "effective_candidates", "score_mean"]
@@ -183,7 +190,7 @@ class LatentAWMLELoss(LossModule):
         latent, scores = self.candidate_scores(tensordict)
         spread = scores.std(-1, keepdim=True, unbiased=False)
         scaled = scores / spread.clamp(min=1e-6) if self.standardize_scores else scores
-        omega = candidate_weights(scaled, beta=self.beta, baseline_temperature=self.baseline_temperature)
+        omega = candidate_weights(scaled, beta=self.beta)
         with self.latent_policy_params.to_module(self.latent_policy, preserve_module_state=False):
             dist = self.latent_policy.normal(tensordict)
             batch = dist.batch_shape

@@ -13,6 +13,7 @@ from torchrl.objectives import SACLoss, ValueEstimators
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_flow.functional.latent import expand_latent
+from torchrl_flow.objectives.held_networks import HeldNetworks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -179,7 +180,7 @@ class LatentSACLoss(SACLoss):
         return out
 
 
-class DistilledSACLoss(LatentSACLoss):
+class DistilledSACLoss(HeldNetworks, LatentSACLoss):
     """SAC over noise whose critics ``Q(s, w)`` are distilled from a critic of actions: DSRL with noise aliasing.
 
     ``Q(s, w) <- Q(s, a)``, head by head, on pairs of a latent and the action that it stands for: ``"forward"``,
@@ -195,7 +196,7 @@ class DistilledSACLoss(LatentSACLoss):
         latent_policy: see :class:`LatentSACLoss`.
         critics: see :class:`LatentSACLoss`.
         action_critic: the teacher, a :class:`~torchrl_flow.modules.QEnsemble` of executed chunks. Held, neither
-            copied nor part of the loss, as is the flow.
+            copied nor trained (:class:`~torchrl_flow.objectives.HeldNetworks`), as is the flow.
         flow: the frozen :class:`~torchrl_flow.modules.FlowActor`.
 
     Keyword Args:
@@ -229,16 +230,16 @@ class DistilledSACLoss(LatentSACLoss):
             raise ValueError(f"mode must be 'forward', 'aliased' or 'both', got {mode!r}.")
         if action_critic.num_qs != len(critics):
             raise ValueError(f"the action critic has {action_critic.num_qs} heads for {len(critics)} critics of noise.")
-        # Past nn.Module, which would make their parameters the loss's; and before its keys are asked for.
-        held = {"action_critic": action_critic, "flow": flow, "mode": mode, "num_steps": num_steps}
-        for name, value in held.items():
-            object.__setattr__(self, name, value)
+        # Before the parent asks for the keys; networks can be registered after it alone.
+        self.mode, self.num_steps = mode, num_steps
+        self._teacher_keys = [*flow.in_keys, *action_critic.encoder.in_keys]
+        self._executed_key = action_critic.action_key
         super().__init__(latent_policy, critics, **kwargs)
+        self.hold(action_critic=action_critic, flow=flow)
 
     def _set_in_keys(self) -> None:
-        observations = [*self.actor_network.in_keys, *self.qvalue_network.in_keys]
-        observations += [*self.flow.in_keys, *self.action_critic.encoder.in_keys]
-        own = [] if self.mode == "forward" else [self.tensor_keys.action, self.action_critic.action_key]
+        observations = [*self.actor_network.in_keys, *self.qvalue_network.in_keys, *self._teacher_keys]
+        own = [] if self.mode == "forward" else [self.tensor_keys.action, self._executed_key]
         wanted = [*(key for key in observations if key != self.tensor_keys.action), *own]
         self._in_keys: list[NestedKey] = list(dict.fromkeys(wanted))
 

@@ -1,5 +1,13 @@
 """Evaluation, checkpoints, metrics and reports of training runs."""
 
+from torchrl_flow.training.acting_policy import (
+    POLICY_KINDS,
+    PolicyKind,
+    RunLabels,
+    load_acting_policy,
+    policy_kind,
+    run_labels,
+)
 from torchrl_flow.training.check_batch import CheckBatchArgs
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import (
@@ -13,12 +21,24 @@ from torchrl_flow.training.collect_slates import CollectSlatesArgs, RelabelSlate
 from torchrl_flow.training.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
 from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, window_means
 from torchrl_flow.training.demo_source import DemoSource
-from torchrl_flow.training.envs import base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.training.envs import append_features, base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.training.evaluate_run import EvaluateArgs
 from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
-from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+from torchrl_flow.training.finite import (
+    NonFiniteError,
+    gradient_step,
+    require_finite_modules,
+)
 from torchrl_flow.training.loss_groups import LossGroup
+from torchrl_flow.training.macro_replay import (
+    ReplayState,
+    macro_replay,
+    macro_transitions,
+    replay_demonstrations,
+    steered_rollouts,
+)
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
@@ -35,7 +55,7 @@ from torchrl_flow.training.results import (
     append_result,
     record_results,
 )
-from torchrl_flow.training.rollouts import ChunkRollouts, minibatches
+from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.run_arguments import RunArgs, require_device
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
@@ -50,14 +70,13 @@ from torchrl_flow.training.slate_offline import (
 )
 from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
 from torchrl_flow.training.steering import (
-    LATENT_POLICY,
     alias_demonstrations,
     latent_value_gap,
     load_latent_policy,
     load_steered,
-    macro_replay,
-    macro_transitions,
     policy_demonstrations,
+    start_latent_policy,
+    steering_flow,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
@@ -72,15 +91,20 @@ from torchrl_flow.training.task_identity import (
     task_info,
 )
 from torchrl_flow.training.tasks import (
+    LATENT_POLICY,
     default_num_envs,
     evaluation_env,
+    flow_config,
     load_critic,
     load_policy,
+    make_evaluation_env,
     make_task_chunk_env,
     make_task_env,
     observation_keys,
+    open_checkpoint,
     require_actor_config,
 )
+from torchrl_flow.training.training_env import make_training_env, training_env_options
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 from torchrl_flow.training.warm_start import warm_start
@@ -90,6 +114,7 @@ __all__ = [
     "EVALUATION",
     "LATENT_POLICY",
     "PLANAR",
+    "POLICY_KINDS",
     "RESULT_COLUMNS",
     "CheckBatchArgs",
     "CheckpointDirectory",
@@ -98,6 +123,7 @@ __all__ = [
     "CollectSlatesArgs",
     "CurvesArgs",
     "DemoSource",
+    "EvaluateArgs",
     "EvaluationResult",
     "FrameRecorder",
     "GymTask",
@@ -107,10 +133,13 @@ __all__ = [
     "NamedLossStepper",
     "NonFiniteError",
     "OfflineTask",
+    "PolicyKind",
     "Progress",
     "RelabelSlatesArgs",
+    "ReplayState",
     "Run",
     "RunArgs",
+    "RunLabels",
     "RunLogger",
     "RunStatus",
     "SardineTask",
@@ -128,6 +157,7 @@ __all__ = [
     "action_box",
     "alias_demonstrations",
     "append_benchmark",
+    "append_features",
     "append_result",
     "as_frames",
     "base_env",
@@ -146,6 +176,8 @@ __all__ = [
     "episode_returns",
     "evaluate",
     "evaluation_env",
+    "finished_success",
+    "flow_config",
     "format_statuses",
     "git_commit",
     "gradient_step",
@@ -153,6 +185,7 @@ __all__ = [
     "isolated_rng",
     "latent_value_gap",
     "latest_checkpoint",
+    "load_acting_policy",
     "load_checkpoint",
     "load_critic",
     "load_latent_policy",
@@ -163,8 +196,10 @@ __all__ = [
     "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
+    "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
+    "make_training_env",
     "markdown_table",
     "mean_and_deviation",
     "minibatches",
@@ -172,16 +207,19 @@ __all__ = [
     "observation_keys",
     "offline_row",
     "offline_task",
+    "open_checkpoint",
     "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
+    "policy_kind",
     "q_diagnostics",
     "read_evaluation",
     "read_metrics",
     "record_results",
     "refusals_in_one_line",
     "relabel_slates",
+    "replay_demonstrations",
     "require_actor_config",
     "require_demonstrations_of",
     "require_device",
@@ -191,18 +229,23 @@ __all__ = [
     "reset_with_seeds",
     "round_trip_return",
     "run_curve",
+    "run_labels",
     "run_status",
     "run_sweep",
     "save_checkpoint",
     "seed_everything",
     "select_variants",
     "stages_svg",
+    "start_latent_policy",
+    "steered_rollouts",
+    "steering_flow",
     "success_metrics",
     "summarise_sweep",
     "task_info",
     "tile_episodes",
     "today",
     "train_slate_models",
+    "training_env_options",
     "variant_labels",
     "video_suffix",
     "warm_start",

@@ -5,7 +5,8 @@ by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), opti
 anything else with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators
 (``rng``). All that is JSON (config, task, actor config, counters, versions) lies in the manifest, readable
 without loading a tensor. Tensors are read with ``weights_only=True``. Reading is in
-:mod:`torchrl_flow.training.checkpoint_reader`.
+:mod:`torchrl_flow.training.checkpoint_reader`, what is checked before in
+:mod:`torchrl_flow.training.checkpoint_check`.
 """
 
 from __future__ import annotations
@@ -21,26 +22,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState, StateDictCheckpointAdapter
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
+from torchrl_flow.training.checkpoint_check import (
+    METRIC_PREFIX,
+    CheckedDumpAdapter,
+    CheckedStateDictAdapter,
+    require_readable_manifest,
+)
 from torchrl_flow.training.versions import collect_versions
 
 __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
 
 FORMAT = "torchrl_flow.checkpoint"
 FORMAT_VERSION = 1
-METRIC_PREFIX = "metric/"
 SUFFIX = ".torchrl"
 """The suffix by which TorchRL's rotation knows an archive."""
-
-
-def state_dict_adapter() -> StateDictCheckpointAdapter:
-    """Return the adapter of all tensors: a ``torch.save`` payload a component, for ``weights_only=True``.
-
-    TorchRL's default writes one file per tensor, hundreds for an optimiser, and gains nothing inside an
-    archive.
-    """
-    return StateDictCheckpointAdapter(payload_format="torch")
 
 
 def as_json(name: str, value: Any) -> Any:
@@ -110,7 +107,8 @@ def save_checkpoint(
         The path written.
 
     Raises:
-        ValueError: if a name is unusable or a value is not JSON-able.
+        ValueError: if a name is unusable, a value is not JSON-able, or a replay buffer dumps what would not be read
+            again (a pickled queue of prefetched batches).
 
     Examples:
         >>> import tempfile
@@ -133,9 +131,10 @@ def save_checkpoint(
                 raise ValueError(
                     f"{group} {name!r} is a {type(part).__name__}, which has no state_dict() and load_state_dict()."
                 )
-            checkpoint.register(f"{group}.{name}", part, adapter=None if dumps else state_dict_adapter())
+            adapter = CheckedDumpAdapter() if dumps else CheckedStateDictAdapter()
+            checkpoint.register(f"{group}.{name}", part, adapter=adapter)
     if rng:
-        checkpoint.register("rng", GlobalRNGState(), adapter=state_dict_adapter())
+        checkpoint.register("rng", GlobalRNGState(), adapter=CheckedStateDictAdapter())
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -205,12 +204,23 @@ class CheckpointDirectory:
         return path
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint, or None."""
+        """Return the newest checkpoint, or None.
+
+        Raises:
+            CheckpointError: if the manifest of a file there is too large or too deep to be read.
+        """
+        self._check_manifests()
         return self._rotation.latest()
 
     def best(self) -> Path | None:
-        """Return the checkpoint with the best metric, or None."""
+        """Return the checkpoint with the best metric, or None; raises as :meth:`latest` does."""
+        self._check_manifests()
         return self._rotation.best()
+
+    def _check_manifests(self) -> None:
+        """Refuse manifests that the rotation could not parse; what is no archive at all it leaves out itself."""
+        for path in sorted(self.directory.glob(f"{self._rotation.prefix}-*")):
+            require_readable_manifest(path)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed save left behind; never call it while another process saves here."""

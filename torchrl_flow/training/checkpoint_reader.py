@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -11,17 +9,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, GlobalRNGState
 
 from torchrl_flow.training.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
-    METRIC_PREFIX,
     SUFFIX,
     CheckpointDirectory,
     as_json,
-    state_dict_adapter,
 )
+from torchrl_flow.training.checkpoint_check import (
+    METRIC_PREFIX,
+    CheckedDumpAdapter,
+    CheckedStateDictAdapter,
+    check_checkpoint,
+    check_manifest_fields,
+    require_archive,
+)
+from torchrl_flow.training.finite_state import require_finite
+
+_KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
 __all__ = ["TrainingCheckpoint", "Which", "latest_checkpoint", "load_checkpoint", "require_task"]
 
@@ -45,15 +52,20 @@ class _Receiver:
 class TrainingCheckpoint:
     """A checkpoint file: its manifest is read, its tensors when asked for.
 
-    Made by :func:`load_checkpoint`. Nothing read from the file is executed (``weights_only=True``).
+    Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
+    unpacked, and tensors are read with ``weights_only=True``.
 
     Args:
         path: the file.
         manifest: manifest written by TorchRL's ``Checkpoint``.
         map_location: device of the tensors, None for the one they were saved from.
+
+    Raises:
+        CheckpointError: if the manifest lacks a field.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
+        check_manifest_fields(manifest, path)
         self.path = path
         self.map_location = map_location
         self.created_at: str = manifest["created_at"]
@@ -116,7 +128,8 @@ class TrainingCheckpoint:
         """Return the state dict of the module with this role.
 
         Raises:
-            CheckpointError: if the role is not there, naming those that are; or the file is damaged.
+            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or
+                the file is damaged.
         """
         return self._read("module", role)
 
@@ -137,7 +150,7 @@ class TrainingCheckpoint:
         state: Mapping[str, Any] | None = None,
         rng: bool = False,
     ) -> int:
-        """Load parts into live objects; nothing is touched where a part is missing.
+        """Load parts into live objects; nothing is touched where a part is missing or not finite.
 
         Args:
             modules: by role; roles of the file that are not named are left alone.
@@ -149,8 +162,8 @@ class TrainingCheckpoint:
             The step of the checkpoint.
 
         Raises:
-            CheckpointError: if a part is not there (naming those that are), does not fit its object, or is
-                damaged.
+            CheckpointError: if a part is not there (naming those that are), a module or optimiser holds values that
+                are not finite (naming the entry), or a part does not fit its object or is damaged.
         """
         parts: dict[tuple[str, str], Any] = {}
         for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
@@ -165,21 +178,44 @@ class TrainingCheckpoint:
     def _restore_into(self, parts: Mapping[tuple[str, str], Any]) -> None:
         for group, name in parts:
             if f"{group}.{name}" not in self._components:
-                kind = {"module": "role", "optimizer": "optimiser", "state": "state"}[group]
+                kind = _KINDS[group]
                 there = ", ".join(self._names(group)) or "none"
                 raise CheckpointError(f"{self.path} holds no {kind} {name!r}; it holds: {there}.")
         self._load({f"{group}.{name}": part for (group, name), part in parts.items()}, self.map_location)
 
     def _load(self, components: Mapping[str, Any], map_location: Any) -> None:
+        _check_members(self.path)  # again: it may be another file by now
+        dumped = {
+            name for name in components if self._components[name]["adapter"] != CheckedStateDictAdapter.adapter_id
+        }
+        # All tensors are read and checked before any object is touched.
+        receivers = {name: _Receiver() for name in components if name not in dumped}
+        self._read_components(receivers, CheckedStateDictAdapter(), map_location)
+        for name, receiver in receivers.items():
+            group, _, part = name.partition(".")
+            if group in ("module", "optimizer"):
+                live = components[name]
+                # Infinite buffers are an object's own affair: bounds, masks.
+                buffers = {key for key, _ in live.named_buffers()} if isinstance(live, torch.nn.Module) else set()
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=buffers)
+        for name, receiver in receivers.items():
+            try:
+                components[name].load_state_dict(receiver.state)
+            except Exception as error:
+                raise CheckpointError(f"{self.path}: Failed to load checkpoint component {name!r}: {error}") from error
+        self._read_components({name: components[name] for name in dumped}, CheckedDumpAdapter(), map_location)
+
+    def _read_components(self, components: Mapping[str, Any], adapter: CheckpointAdapter, map_location: Any) -> None:
+        if not components:
+            return
         checkpoint = Checkpoint()
         for name, component in components.items():
-            is_state_dict = self._components[name]["adapter"] == state_dict_adapter().adapter_id
-            checkpoint.register(name, component, adapter=state_dict_adapter() if is_state_dict else None)
+            checkpoint.register(name, component, adapter=adapter)
         try:
             checkpoint.load(self.path, map_location=map_location)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError) as error:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
@@ -197,8 +233,8 @@ def load_checkpoint(
     Raises:
         ValueError: if ``which`` is neither.
         FileNotFoundError: if there is none.
-        CheckpointError: if the file is empty, truncated, of another program, or of another version of the
-            format.
+        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or
+            holds, or its manifest lists, what a checkpoint does not: see ``docs/security.md``.
     """
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
@@ -210,12 +246,13 @@ def load_checkpoint(
         path = (_best_checkpoint(newest) or newest) if which == "best" else newest
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    _require_archive(path)
+    require_archive(path)
     try:
         manifest = Checkpoint.manifest(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a checkpoint of torchrl_flow: {error}") from error
-    own = manifest.get("metadata") or {}
+    own = manifest.get("metadata")
+    own = own if isinstance(own, dict) else {}
     if own.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a TorchRL checkpoint, but not one of torchrl_flow: its format is "
@@ -223,36 +260,21 @@ def load_checkpoint(
         )
     version = own.get("format_version")
     if version != FORMAT_VERSION:
-        made_by = (own.get("versions") or {}).get("torchrl_flow", "an unknown version")
+        versions = own.get("versions")
+        made_by = versions.get("torchrl_flow") if isinstance(versions, dict) else "an unknown version"
         raise CheckpointError(
             f"{path} has version {version!r} of the checkpoint format, this torchrl_flow reads version "
             f"{FORMAT_VERSION}; it was written by torchrl_flow {made_by}."
         )
+    _check_members(path)
     return TrainingCheckpoint(path, manifest, map_location)
 
 
-def _require_archive(path: Path) -> None:
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
-    with path.open("rb") as file:
-        header = file.read(30)
-        first_name = file.read(int.from_bytes(header[26:28], "little"))
-    if header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
-    damaged = f"{path} is truncated or damaged ({size} bytes)"
+def _check_members(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            manifest = json.loads(archive.read("manifest.json")) if "manifest.json" in names else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise CheckpointError(f"{damaged}: {error}.") from error
-    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
-    if first_name.decode("utf-8", "replace") not in names:
-        raise CheckpointError(f"{damaged}: its table of contents is missing.")
-    if manifest is None:
-        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
-        raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
+        check_checkpoint(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:

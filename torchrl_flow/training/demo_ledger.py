@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from torchrl_flow.data.hdf5_check import check_hdf5
 from torchrl_flow.training.demo_recording import RecordedEpisode
 from torchrl_flow.training.files import write_json
 
@@ -114,6 +115,7 @@ class DemoLedger:
         inside = self._in_file.get(seed)
         path, group = (self._part(seed), "traj") if inside is None else (self.path, inside)
         with h5py.File(path, "r") as source:
+            check_hdf5(source, path)
             source.copy(source[group], file, name)
 
     def _part(self, seed: int) -> Path:
@@ -165,7 +167,7 @@ def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
     for name in ("actions", "terminated", "truncated", "success"):
         group.create_dataset(name, data=getattr(episode, name))
     _write_tree(group, "env_states", episode.env_states)
-    for name in ("rewards", "perturbed"):
+    for name in ("rewards", "perturbed", "fail"):
         if getattr(episode, name) is not None:
             group.create_dataset(name, data=getattr(episode, name))
 

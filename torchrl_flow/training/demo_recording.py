@@ -26,6 +26,8 @@ class RecordedEpisode:
     truncated: np.ndarray
     rewards: np.ndarray | None
     perturbed: np.ndarray | None = None
+    fail: np.ndarray | None = None
+    """Where the task tells failure."""
 
 
 class RebuiltEnv(gymnasium.Wrapper):
@@ -66,13 +68,13 @@ class RecordingEnv(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(_row(obs))
         self._states.append(_row(_state(self)))
-        outcome = (info["success"], terminated, truncated, reward)
+        outcome = (info["success"], terminated, truncated, reward, *([info["fail"]] if "fail" in info else []))
         self._outcomes.append([np.array(value).reshape(()) for value in outcome])
         return obs, reward, terminated, truncated, info
 
     def episode(self, seed: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
         """Returns the steps since the last reset; ``perturbed`` marks those not to be imitated."""
-        success, terminated, truncated, rewards = (np.stack(values) for values in zip(*self._outcomes))
+        success, terminated, truncated, rewards, *fail = (np.stack(values) for values in zip(*self._outcomes))
         return RecordedEpisode(
             seed=seed,
             obs=_stack(self._frames),
@@ -83,6 +85,7 @@ class RecordingEnv(gymnasium.Wrapper):
             truncated=truncated.astype(bool),
             rewards=rewards.astype(np.float32) if with_rewards else None,
             perturbed=perturbed,
+            fail=fail[0].astype(bool) if fail else None,
         )
 
 

@@ -24,7 +24,8 @@ def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old one, or none, but never a part."""
     staged = path.with_name(f".{path.name}.part")
-    with staged.open("w", encoding="utf-8") as file:
+    # The name of a run may hold bytes that are no text.
+    with staged.open("w", encoding="utf-8", errors="replace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

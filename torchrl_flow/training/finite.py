@@ -10,7 +10,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["NonFiniteError", "gradient_step", "require_finite_losses", "require_finite_modules", "require_finite_norm"]
+__all__ = [
+    "NonFiniteError",
+    "gradient_step",
+    "require_finite_losses",
+    "require_finite_modules",
+    "require_finite_norm",
+]
 
 
 class NonFiniteError(RuntimeError):

@@ -11,8 +11,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_flow.modules import draws_noise
 from torchrl_flow.training.envs import EPISODE_REWARD, STEP_SUCCESS, reset_with_seeds
 from torchrl_flow.training.randomness import mix_seeds, seed_everything
 from torchrl_flow.training.video import FrameRecorder
@@ -87,7 +87,7 @@ class GroupRollout:
     def _set_noise(self, tensordict: TensorDictBase) -> None:
         """Give a flow policy noise from each episode's own generator, whatever episodes run beside it."""
         shape, key = getattr(self.policy, "noise_shape", None), getattr(self.policy, "noise_key", None)
-        if shape is None or key is None or exploration_type() == ExplorationType.DETERMINISTIC:
+        if shape is None or key is None or not draws_noise():
             return
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
         noise = self.noise_scale * noise

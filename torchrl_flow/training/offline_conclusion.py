@@ -19,7 +19,7 @@ from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.slate_offline import q_diagnostics
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
-__all__ = ["action_distance", "conclude_offline", "offline_row"]
+__all__ = ["action_distance", "conclude_offline", "offline_lines", "offline_row"]
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def conclude_offline(
     # The bound is infinite without a discount, which JSON does not know.
     finite = {name: value for name, value in figures.items() if name != "q/bound"}
     run.write_json(EVALUATION, {**scores, **finite})
-    return "\n".join([*_lines(recipe, result, references, figures), str(path.resolve())])
+    return "\n".join([*offline_lines(recipe, result, references, figures), str(path.resolve())])
 
 
 def _notes(task: OfflineTask, result: SlateReturns | None, episodes: int) -> list[str]:
@@ -145,9 +145,10 @@ def _notes(task: OfflineTask, result: SlateReturns | None, episodes: int) -> lis
     return [*notes, f"{episodes} episodes from the fixed seed {EVALUATION_SEED}."]
 
 
-def _lines(
+def offline_lines(
     recipe: str, result: SlateReturns | None, references: Mapping[str, float], figures: Mapping[str, float]
 ) -> list[str]:
+    """Return the lines to print of a return, the references beside it and other figures."""
     lines = [] if result is None else [f"{recipe:26} {result}"]
     lines += [f"{name:26} {value:8.1f}" for name, value in references.items()]
     lines += [f"{name:26} {value:8.3f}" for name, value in figures.items()]

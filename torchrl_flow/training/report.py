@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torchrl_flow.training.evaluation_result import EvaluationResult
+from torchrl_flow.training.files import write_text
+from torchrl_flow.training.html_pages import render_page
 from torchrl_flow.training.report_plots import curve_svg
-from torchrl_flow.training.report_style import STYLE
 
 __all__ = ["write_report"]
 
@@ -59,149 +58,96 @@ def write_report(
         RuntimeError: if there are curves to draw and matplotlib is missing.
     """
     results, num_steps = dict(results or {}), dict(num_steps or {})
-    sections = [
-        _tiles(next(iter(results.values()))) if results else "",
-        "".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        _section("Results", _result_table(results, "evaluation") if results else ""),
-        _section("Sampling steps", _result_table(num_steps, "K") if num_steps else ""),
-        _section("Curves", _curves(curves or {})),
-        _section("Episodes", _video(Path(video), video_caption) if video else ""),
-        _section("Every episode", "".join(_episodes(label, result) for label, result in results.items())),
-        _section("How it was made", _provenance(config or {}, versions or {}, command)),
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{html.escape(title)}</h1><p class="subtitle">{html.escape(subtitle)}</p>'
-        + "".join(sections)
-        + "</main></body></html>\n"
+    page = render_page(
+        "run",
+        title=title,
+        subtitle=subtitle,
+        tiles=_tiles(next(iter(results.values()))) if results else [],
+        notes=list(notes),
+        results=[_result_row(label, result) for label, result in results.items()],
+        results_success=_any_success(results),
+        num_steps=[_result_row(label, result) for label, result in num_steps.items()],
+        num_steps_success=_any_success(num_steps),
+        drawings=_curves(curves or {}),
+        video=_video(Path(video), video_caption) if video else None,
+        episodes=[_episodes(label, result) for label, result in results.items()],
+        command=command,
+        config=[(key, _plain(value)) for key, value in (config or {}).items()],
+        versions=list((versions or {}).items()),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.new")
-    staged.write_text(page, encoding="utf-8")
-    os.replace(staged, path)
+    write_text(path, page)
     return path
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{heading}</h2>{body}</section>" if body else ""
-
-
-def _tile(label: str, value: str, detail: str = "") -> str:
-    return (
-        f'<div class="tile"><div class="label">{label}</div><div class="value">{value}</div>'
-        f'<div class="detail">{detail}</div></div>'
-    )
-
-
-def _tiles(result: EvaluationResult) -> str:
+def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
+    """Label, value and detail of the figures at the head of the page."""
     tiles = []
     if result.success_once is not None:
         for label, rate, (low, high) in (
             ("Success once", result.success_once_rate, result.success_once_interval),
             ("Success at end", result.success_at_end_rate, result.success_at_end_interval),
         ):
-            tiles.append(_tile(label, f"{100 * rate:.1f} %", f"95 %: {100 * low:.1f} to {100 * high:.1f} %"))
+            tiles.append((label, f"{100 * rate:.1f} %", f"95 %: {100 * low:.1f} to {100 * high:.1f} %"))
     else:
-        tiles.append(_tile("Return", f"{result.returns.mean():.4g}", f"over {result.episodes} episodes"))
-    tiles.append(_tile("Episodes", str(result.episodes), f"{result.env_steps} env steps"))
-    tiles.append(_tile("Policy call", f"{result.policy_ms:.2f} ms", f"median of {result.policy_calls}"))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+        tiles.append(("Return", f"{result.returns.mean():.4g}", f"over {result.episodes} episodes"))
+    tiles.append(("Episodes", str(result.episodes), f"{result.env_steps} env steps"))
+    tiles.append(("Policy call", f"{result.policy_ms:.2f} ms", f"median of {result.policy_calls}"))
+    return tiles
 
 
-def _result_table(results: Mapping[Any, EvaluationResult], key_name: str) -> str:
-    success = any(result.success_once is not None for result in results.values())
-    head = f"<th>{key_name}</th>"
-    if success:
-        head += "<th>success once</th><th></th><th>success at end</th>"
-    numbers = ("return", "length", "policy ms", "episodes", "wall s")
-    head += "".join(f'<th class="number">{name}</th>' for name in numbers)
-    rows = "".join(f"<tr>{_result_row(label, result, success)}</tr>" for label, result in results.items())
-    return _table(head, rows, "results")
+def _any_success(results: Mapping[Any, EvaluationResult]) -> bool:
+    return any(result.success_once is not None for result in results.values())
 
 
-def _table(head: str, rows: str, kind: str = "plain") -> str:
-    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="card">{table}</div>'
+def _result_row(label: Any, result: EvaluationResult) -> dict[str, Any]:
+    has_success = result.success_once is not None
+    return {
+        "label": label,
+        "once": (result.success_once_rate, result.success_once_interval) if has_success else None,
+        "at_end": (result.success_at_end_rate, result.success_at_end_interval) if has_success else None,
+        "numbers": (
+            f"{result.returns.mean():.3g}",
+            f"{result.lengths.double().mean():.1f}",
+            f"{result.policy_ms:.2f}",
+            str(result.episodes),
+            f"{result.wall_s:.1f}",
+        ),
+    }
 
 
-def _result_row(label: Any, result: EvaluationResult, success: bool) -> str:
-    cells = [f"<td>{html.escape(str(label))}</td>"]
-    if success and result.success_once is None:
-        cells.append("<td>-</td><td></td><td>-</td>")
-    elif success:
-        low, high = result.success_once_interval
-        cells.append(f"<td>{_rate(result.success_once_rate, low, high)}</td>")
-        cells.append(f"<td>{_bar(result.success_once_rate, low, high)}</td>")
-        cells.append(f"<td>{_rate(result.success_at_end_rate, *result.success_at_end_interval)}</td>")
-    numbers = (
-        f"{result.returns.mean():.3g}",
-        f"{result.lengths.double().mean():.1f}",
-        f"{result.policy_ms:.2f}",
-        str(result.episodes),
-        f"{result.wall_s:.1f}",
-    )
-    return "".join([*cells, *(f'<td class="number">{number}</td>' for number in numbers)])
-
-
-def _rate(rate: float, low: float, high: float) -> str:
-    return f'{rate:.3f} <span class="interval">[{low:.3f}, {high:.3f}]</span>'
-
-
-def _bar(rate: float, low: float, high: float) -> str:
-    interval = f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"
-    return f'<span class="bar"><i style="{interval}"></i><b style="left:{100 * rate:.2f}%"></b></span>'
-
-
-def _curves(curves: Curves) -> str:
+def _curves(curves: Curves) -> list[str]:
     companions = {name + end for name in curves for end in ("_low", "_high")}
-    cards = []
+    drawings = []
     for name, (steps, values) in sorted(curves.items(), key=lambda item: not item[0].startswith("eval/")):
         if name in companions:
             continue
         low, high = (curves.get(name + end, (None, None))[1] for end in ("_low", "_high"))
         is_rate = low is not None or "success" in name
-        svg = curve_svg(steps, values, title=name, low=low, high=high, unit_interval=is_rate)
-        cards.append(f'<div class="card">{svg}</div>')
-    return f'<div class="curves">{"".join(cards)}</div>' if cards else ""
+        drawings.append(curve_svg(steps, values, title=name, low=low, high=high, unit_interval=is_rate))
+    return drawings
 
 
-def _video(path: Path, caption: str) -> str:
+def _video(path: Path, caption: str) -> dict[str, Any]:
     if path.suffix not in _MEDIA_TYPES:
         raise ValueError(f"video must end in one of {sorted(_MEDIA_TYPES)}, got {path.name!r}.")
     data = f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-    if path.suffix == ".mp4":
-        element = f'<video controls loop muted autoplay playsinline src="{data}"></video>'
-    else:
-        element = f'<img class="video" alt="{html.escape(caption or "episodes")}" src="{data}">'
-    below = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
-    return f'<div class="card">{element}</div>{below}'
+    return {"data": data, "caption": caption, "is_film": path.suffix == ".mp4"}
 
 
-def _episodes(label: str, result: EvaluationResult) -> str:
+def _episodes(label: str, result: EvaluationResult) -> dict[str, Any]:
     rows = result.table()
-    head = "".join(f'<th class="number">{name}</th>' for name in rows[0])
-    body = "".join("<tr>" + "".join(_episode_cell(v) for v in row.values()) + "</tr>" for row in rows)
-    return f"<details><summary>{html.escape(label)}: {result.episodes} episodes</summary>{_table(head, body)}</details>"
+    cells = [[_episode_cell(value) for value in row.values()] for row in rows]
+    return {"label": label, "count": result.episodes, "head": list(rows[0]), "rows": cells}
 
 
-def _episode_cell(value: bool | int | float) -> str:
+def _episode_cell(value: bool | int | float) -> tuple[str, str]:
+    """Classes and text of a cell."""
     if isinstance(value, bool):
-        return f'<td class="number {"yes" if value else "no"}">{"yes" if value else "no"}</td>'
-    return f'<td class="number">{value if isinstance(value, int) else f"{value:.4g}"}</td>'
-
-
-def _provenance(config: Mapping[str, Any], versions: Mapping[str, str], command: str) -> str:
-    cards = ""
-    for heading, items in (("Configuration", config), ("Versions", versions)):
-        if items:
-            cells = ((html.escape(str(key)), html.escape(_plain(value))) for key, value in items.items())
-            rows = "".join(f'<tr><td class="key">{k}</td><td class="mono">{v}</td></tr>' for k, v in cells)
-            cards += _table(f'<th colspan="2">{heading}</th>', rows)
-    line = f'<div class="card" style="margin-bottom:12px"><pre>{html.escape(command)}</pre></div>' if command else ""
-    return line + (f'<div class="columns">{cards}</div>' if cards else "")
+        text = "yes" if value else "no"
+        return f"number {text}", text
+    return "number", str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _plain(value: Any) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
-__all__ = ["curve_svg", "curves_svg", "standalone_svg"]
+__all__ = ["curve_svg", "curves_svg", "plain_text", "standalone_svg"]
 
 _has_matplotlib = importlib.util.find_spec("matplotlib") is not None
 
@@ -20,6 +22,7 @@ _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--rule)", 
 # Readable on light and dark pages alike (the palette of Okabe and Ito).
 _HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MAX_POINTS = 400
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 def curve_svg(
@@ -66,10 +69,13 @@ def curves_svg(
     """
 
     def draw(axes) -> None:
-        for i, (name, (x, y)) in enumerate(curves.items()):
+        for i, (x, y) in enumerate(curves.values()):
             colour = _INK if i == 0 else _HUES[(i - 1) % len(_HUES)]
-            axes.plot(x, y, color=colour, linewidth=1.6, linestyle="--" if i == 0 else "-", label=name)
-        axes.legend(frameon=False, fontsize=8)
+            axes.plot(x, y, color=colour, linewidth=1.6, linestyle="--" if i == 0 else "-", label=str(i))
+        for text, name in zip(axes.legend(frameon=False, fontsize=8).get_texts(), curves):
+            # A name is not a formula, whatever signs it has.
+            text.set_parse_math(False)
+            text.set_text(plain_text(name))
 
     return _figure_svg(draw, title=title, unit_interval=unit_interval, size=(5.2, 3.2))
 
@@ -89,6 +95,7 @@ def _figure_svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    title = plain_text(title)
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,
@@ -106,7 +113,7 @@ def _figure_svg(
         axes = figure.subplots()
         axes.patch.set_alpha(0)
         draw(axes)
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK, parse_math=False)
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(_short_number)
         axes.locator_params(axis="x", nbins=5)
@@ -145,17 +152,41 @@ def _short_number(value: float, _: float) -> str:
 
 
 def _embed(svg: str, title: str) -> str:
-    """Return the bare element: no XML prologue, no outside references, sizes left to the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
-    for placeholder, variable in _VARIABLES.items():
-        svg = svg.replace(placeholder, variable)
-    svg = re.sub(r"font: (\S+ )?(\d+(?:\.\d+)?px)[^;\"]*", r"font: \g<1>\2 var(--sans)", svg)
+    """Return the bare element: no XML prologue, no outside references, sizes left to the page.
+
+    It is parsed and written anew, so that text stays text whatever it says.
+    """
+    root = ElementTree.fromstring(svg[svg.index("<svg") :])
     # Identifiers are unique within a drawing only, and a page holds many.
-    prefix = re.sub(r"\W", "_", title)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    prefix = f"d{hashlib.sha256(title.encode()).hexdigest()[:12]}-"
+    for parent in root.iter():
+        for child in [child for child in parent if child.tag == f"{_SVG}metadata"]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        attributes = {name.removeprefix(_XLINK): value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        for name, value in attributes.items():
+            element.set(name, _attribute(name, value, prefix))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.set("role", "img")
+    root.set("aria-label", title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, value: str, prefix: str) -> str:
+    """An attribute of matplotlib's, with identifiers of its own and the page's colours and font."""
+    if name == "id":
+        return prefix + value
+    if name == "href":
+        return value.replace("#", f"#{prefix}", 1)
+    for placeholder, variable in _VARIABLES.items():
+        value = value.replace(placeholder, variable)
+    value = re.sub(r"font: (\S+ )?(\d+(?:\.\d+)?px)[^;\"]*", r"font: \g<1>\2 var(--sans)", value)
+    return value.replace("url(#", f"url(#{prefix}")
+
+
+def plain_text(text: str) -> str:
+    """Return a text for a drawing: without characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

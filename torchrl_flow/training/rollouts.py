@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.training.envs import base_env
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
+from torchrl_flow.training.randomness import mix_seeds
 
-__all__ = ["ChunkRollouts", "minibatches"]
+__all__ = ["ChunkRollouts", "finished_success", "minibatches"]
 
 
 class ChunkRollouts:
@@ -31,11 +33,14 @@ class ChunkRollouts:
     Keyword Args:
         keep: root entries to keep; all where ``None``.
         keep_next: entries below ``"next"`` to keep; all where ``None``.
-        seed: of the first episodes, for environments whose reset takes one.
+        prepare: done to each transition before it is kept, such as encoding what is observed after it.
+        seed: of the first episodes, for environments whose reset takes one; also of those that an environment which
+            cannot tell its state starts on resuming.
         policy_device: device of the policy, where it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
+        NonFiniteError: in collecting, if the environment gives an observation or a reward that is not finite.
     """
 
     def __init__(
@@ -46,15 +51,17 @@ class ChunkRollouts:
         *,
         keep: Sequence[NestedKey] | None = None,
         keep_next: Sequence[NestedKey] | None = None,
+        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         seed: int | None = None,
         policy_device: torch.device | str | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.env, self.policy, self.num_steps = env, policy, num_steps
-        self._keep, self._keep_next, self._seed = keep, keep_next, seed
+        self._keep, self._keep_next, self._prepare, self._seed = keep, keep_next, prepare, seed
         self._policy_device = None if policy_device is None else torch.device(policy_device)
         self._carry: TensorDictBase | None = None
+        self._collected = 0
 
     @property
     def chunks(self) -> int:
@@ -71,27 +78,36 @@ class ChunkRollouts:
         """
         if self._carry is None:
             if self._seed is not None:
-                self.env.set_seed(self._seed)
+                # After a resumption that could not go on in its episodes these are others than the first ones.
+                self.env.set_seed(self._seed if not self._collected else mix_seeds([self._seed, self._collected]))
             self._carry = self.env.reset()
+            self._require_finite(self._carry, "reset")
         carry, steps = self._carry, []
         with set_exploration_type(ExplorationType.RANDOM):
-            for _ in range(self.num_steps):
+            for number in range(self.num_steps):
                 step, carry = self.env.step_and_maybe_reset(self._acted(carry))
-                steps.append(self._kept(step))
+                self._require_finite(step, f"chunk {number + 1}")
+                self._require_finite(carry, f"reset after chunk {number + 1}")
+                steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
         data = lazy_stack(steps, -1).contiguous()
-        bad = non_finite_entries(data)
-        if bad:
-            raise NonFiniteError(
-                f"A rollout holds numbers that are not finite, the row being the sub-environment: {', '.join(bad)}. "
-                "Correct the environment, or the policy if 'action' is among them."
-            )
         self._carry = carry
+        self._collected += 1
         return data
 
     def _acted(self, carry: TensorDictBase) -> TensorDictBase:
         if self._policy_device in (None, self.env.device):
             return self.policy(carry)
         return self.policy(carry.to(self._policy_device)).to(self.env.device)
+
+    def _require_finite(self, data: Any, when: str) -> None:
+        """Refuse what would spoil networks and replay, before anything has learned from it or kept it."""
+        entries = non_finite_entries(data.reshape(-1))
+        if entries:
+            raise NonFiniteError(
+                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite, the row being the "
+                "sub-environment. Nothing of this rollout is kept: correct the environment, or the policy if 'action' "
+                "is among them, and go on from the last checkpoint (--resume)."
+            )
 
     def _kept(self, step: TensorDictBase) -> TensorDictBase:
         after = step.get("next")
@@ -106,15 +122,16 @@ class ChunkRollouts:
         base = base_env(self.env)
         # TorchRL's own mark of an env whose state can be set, and that of one that plays its episodes again.
         if not (getattr(base, "supports_resumption", False) or getattr(base, "_supports_set_state", False)):
-            return {}
+            return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
         # A transformed env has in its own state that of its transforms alone, such as the frames of a history.
         transforms = dict(self.env.state_dict()) if self.env is not base else {}
-        return {"carry": carry, "simulation": dict(base.state_dict()), "transforms": transforms}
+        simulation = dict(base.state_dict())
+        return {"carry": carry, "collected": self._collected, "simulation": simulation, "transforms": transforms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
-        self._carry = None
+        self._carry, self._collected = None, int(state.get("collected", 0))
         if not state.get("simulation"):
             return
         self.env.reset()
@@ -122,6 +139,26 @@ class ChunkRollouts:
         if state.get("transforms"):
             self.env.load_state_dict(state["transforms"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
+
+
+def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success") -> dict[str, Tensor]:
+    """Return the share of successes over the episodes that finished in a rollout, as ``success``; nothing over none.
+
+    Whether an episode succeeded is told by the success of the chunk that ended it, not by its termination, which may
+    be a failure.
+
+    Args:
+        data: transitions of any shape ``[*B]``, of an environment in which success ends an episode.
+        success_key: below ``"next"``, bool ``[*B, 1]``.
+
+    Examples:
+        >>> done, success = torch.tensor([[True], [False], [True]]), torch.tensor([[True], [False], [False]])
+        >>> finished_success(TensorDict({"next": {"done": done, "success": success}}, batch_size=[3]))
+        {'success': tensor(0.5000)}
+    """
+    following: Any = data["next"]
+    finished = following[success_key][following["done"]]
+    return {"success": finished.float().mean()} if finished.numel() else {}
 
 
 def _joined(key: NestedKey) -> str:

@@ -23,7 +23,7 @@ from torchrl_flow.envs.slate import (
 from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConfig
 from torchrl_flow.modules.slate_ranker import SlateRanker, SlateRankerConfig
 from torchrl_flow.training.checkpoint import save_checkpoint
-from torchrl_flow.training.checkpoint_reader import load_checkpoint
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
@@ -143,12 +143,23 @@ class SlateModels:
         """Read what :meth:`save` wrote.
 
         Raises:
-            CheckpointError: if the file holds other things.
+            CheckpointError: if the file holds other things, lacks a field, or has one of another kind.
         """
         checkpoint = load_checkpoint(path)
+        try:
+            return cls._from_checkpoint(checkpoint)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint.path} does not describe the two models: {error!r}.") from error
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: TrainingCheckpoint) -> SlateModels:
         configs = checkpoint.module_configs
         if not {"belief_encoder", "ranker"} <= set(configs):
-            raise CheckpointError(f"{path} holds no belief encoder and ranker, only {sorted(checkpoint.roles)}.")
+            raise CheckpointError(
+                f"{checkpoint.path} holds no belief encoder and ranker, only {sorted(checkpoint.roles)}."
+            )
         ranker_config = {**configs["ranker"], "hidden_sizes": tuple(configs["ranker"]["hidden_sizes"])}
         encoder = BeliefEncoder(BeliefEncoderConfig(**configs["belief_encoder"]))
         ranker = SlateRanker(SlateRankerConfig(**ranker_config))
@@ -156,7 +167,10 @@ class SlateModels:
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
         checkpoint.restore(modules={"belief_encoder": encoder, "ranker": ranker, "catalogue": items})
         catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task["num_topics"])
-        return cls(checkpoint.task["task"], catalogue, encoder, ranker, dict(checkpoint.metadata["quality"]))
+        name, quality = checkpoint.task["task"], dict(checkpoint.metadata["quality"])
+        if not isinstance(name, str):
+            raise TypeError(f"the task's name must be a text, got {name!r}")
+        return cls(name, catalogue, encoder, ranker, quality)
 
 
 def _hash(module: nn.Module) -> str:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_flow.modules import FlowActor, SteeredFlowActor
+from torchrl_flow.training.acting_policy import load_acting_policy
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.training.evaluation import evaluate
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.report import write_report
-from torchrl_flow.training.results import append_result
+from torchrl_flow.training.report_plots import plain_text
+from torchrl_flow.training.results import record_results
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
 __all__ = ["compare_stages", "stages_svg"]
@@ -28,7 +32,7 @@ _COLUMNS = ("success_once", "success_once_low", "success_once_high", "success_at
 
 def compare_stages(
     directory: str | Path,
-    stages: Mapping[str, FlowActor | SteeredFlowActor],
+    stages: Mapping[str, FlowActor | SteeredFlowActor | TrainingCheckpoint | str | Path],
     env: EnvBase,
     seeds: Sequence[int],
     *,
@@ -46,7 +50,8 @@ def compare_stages(
 
     Args:
         directory: where ``stages.csv``, ``stages.svg`` and ``stages.html`` go.
-        stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``.
+        stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``, or the checkpoints or runs that hold
+            them (:func:`~torchrl_flow.training.load_acting_policy`).
         env: chunk env for evaluation.
         seeds: one per episode.
 
@@ -55,7 +60,7 @@ def compare_stages(
         recipe: name of the recipe.
         seed: seed of the training.
         diagnostics: further columns of the table by stage, such as ``q_prior`` and ``q_policy``.
-        results: ``results.csv`` to append to, a row for each stage.
+        results: ``results.csv`` to write to, a row for each stage; those of an earlier comparison are replaced.
         env_steps: environment steps that training took, by stage.
         wall_s: seconds that training took, by stage.
         notes: paragraphs for the report.
@@ -72,7 +77,10 @@ def compare_stages(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     diagnostics, env_steps, wall_s = diagnostics or {}, env_steps or {}, wall_s or {}
-    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in stages.items()}
+    actors = {
+        name: given if isinstance(given, nn.Module) else load_acting_policy(given)[0] for name, given in stages.items()
+    }
+    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in actors.items()}
     rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
     _write_table(directory / "stages.csv", rows)
     if _has_matplotlib:
@@ -89,9 +97,13 @@ def compare_stages(
     )
     if results is not None:
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
-        for name, result in found.items():
-            cost = {"env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
-            append_result(results, **columns, stage=name, **cost, **result.result_columns())
+        rows = [
+            {**columns, "stage": name, "env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
+            | result.result_columns()
+            for name, result in found.items()
+        ]
+        # Not in the directory itself, where the run remembers the rows of its own stage.
+        record_results(results, rows, directory=directory / "comparison")
     return found
 
 
@@ -122,19 +134,21 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
 
     figure = Figure(figsize=(1.2 + 1.1 * len(results), 3.0), layout="constrained")
     axes = figure.subplots()
-    names = list(results)
+    places, names = list(range(len(results))), [plain_text(name) for name in results]
     success = all(result.success_once is not None for result in results.values())
     heights = [r.success_once_rate if success else r.returns.mean().item() for r in results.values()]
-    axes.bar(names, heights, color="#2563c9", width=0.6)
+    axes.bar(places, heights, color="#2563c9", width=0.6)
     if success:
         spans = [(rate - low, high - rate) for rate, (low, high) in zip(heights, _intervals(results))]
-        axes.errorbar(names, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
+        axes.errorbar(places, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
         axes.set_ylim(0, 1.05)
+    # Names are not formulas, whatever signs they have.
+    axes.set_xticks(places, names, parse_math=False)
     axes.set_ylabel("success once" if success else "return")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(plain_text(title), loc="left", fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 from torchrl_flow.functional.statistics import wilson_interval
 from torchrl_flow.training.conclusion import read_evaluation
 from torchrl_flow.training.files import write_text
+from torchrl_flow.training.html_pages import render_page
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
-from torchrl_flow.training.report_style import STYLE
 from torchrl_flow.training.sweep import RunStatus, Variant
 from torchrl_flow.training.tables import markdown_table
 
@@ -170,25 +170,16 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
         members = [*base, *(r for r in results if r.variant.category == category and r.curve[0])]
         if members:
             svg = curves_svg({r.variant.name: r.curve for r in members}, title=category, unit_interval=True)
-            write_text(folder / f"{category}.svg", standalone_svg(svg))
-            drawings.append(f'<div class="card">{svg}</div>')
+            write_text(folder / f"{_file_name(category)}.svg", standalone_svg(svg))
+            drawings.append(svg)
     page = folder / "report.html"
-    write_text(page, _page(title, rows, drawings))
+    write_text(page, render_page("sweep", title=title, header=_HEADER, rows=rows, drawings=drawings))
     return page
 
 
-def _page(title: str, rows: Sequence[Sequence[Any]], drawings: Sequence[str]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in _HEADER)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><main><h1>{html.escape(title)}</h1>"
-        '<p class="subtitle">Success is that of the final evaluations over all seeds, with its 95 % interval; steps to '
-        "baseline are environment steps until an evaluation reached the baseline's final success; the curve's variance "
-        "is half that of the differences of successive evaluations.</p>"
-        f'<div class="card"><table class="results"><tr>{head}</tr>{body}</table></div>'
-        f'<h2>Success during training</h2><div class="curves">{"".join(drawings)}</div></main></html>\n'
-    )
+def _file_name(category: str) -> str:
+    """A category as the name of a file in the sweep's own directory."""
+    return re.sub(r"[^\w.-]", "_", category).lstrip(".") or "_"
 
 
 def format_statuses(statuses: Sequence[RunStatus], *, metric: str = "eval/success_once") -> str:

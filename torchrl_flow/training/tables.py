@@ -20,7 +20,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
     Args:
         header: names of the columns.
-        rows: cells, written as ``str`` writes them.
+        rows: cells, written as ``str`` writes them; what would end a cell or begin a tag is escaped.
 
     Raises:
         ValueError: if a row has not as many cells as the header.
@@ -29,4 +29,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     for line in lines:
         if len(line) != len(header):
             raise ValueError(f"a row must have {len(header)} cells, as the header has, got {len(line)}: {list(line)}.")
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).splitlines()).replace("<", "&lt;").replace("|", r"\|")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +16,29 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv, PlanarPickPlaceEnv, maniskill_renders
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
-from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 from torchrl_flow.training.task_identity import PLANAR, require_num_envs, task_info
 
 ObsMode = Literal["state", "rgb", "rgb+state"]
-
+LATENT_POLICY = "latent_policy"
+"""Role of the latent policy in checkpoints."""
 PLANAR_CONTROL_MODE = "delta_position"
 
 __all__ = [
+    "LATENT_POLICY",
     "ObsMode",
     "default_num_envs",
     "evaluation_env",
+    "flow_config",
     "load_critic",
     "load_policy",
+    "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
+    "open_checkpoint",
+    "rebuild_flow",
     "require_actor_config",
 ]
 
@@ -90,14 +98,49 @@ def make_task_env(
     return ManiSkillEnv(task, num_envs=num_envs, obs_mode=obs_mode, ignore_terminations=ignore_terminations, **kwargs)
 
 
+def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
+    """Return the checkpoint itself, or open the file or the run that is named.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+    """
+    if isinstance(source, TrainingCheckpoint):
+        return source
+    return load_checkpoint(source, which=which)
+
+
+def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
+    """Return the description of a checkpoint's flow, with the number of sampling steps that it was trained to act with.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no flow policy.
+    """
+    if not checkpoint.actor_config:
+        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    # Older files of steered flows have the K of --num-steps among the script's arguments alone.
+    steered = LATENT_POLICY in checkpoint.module_configs
+    num_steps = checkpoint.config.get("num_steps") if steered else None
+    return config if num_steps is None else dataclasses.replace(config, num_steps=num_steps)
+
+
 def load_policy(
-    source: str | Path | TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+    source: str | Path | TrainingCheckpoint,
+    *,
+    role: str | None = None,
+    which: Which = "last",
+    device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint]:
-    """Rebuild a flow policy from a checkpoint alone.
+    """Rebuild the flow of a checkpoint: what a later stage starts from.
+
+    What acts in a run may be more than its flow: :func:`~torchrl_flow.training.load_acting_policy` rebuilds that. Of a
+    flow that is steered the latent policy is left behind, with a warning.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         role: which weights; the averaged ones (``ema_policy``) where there are any, else ``policy``.
+        which: of a run, the last checkpoint or the best one.
         device: where the policy goes.
 
     Returns:
@@ -106,14 +149,22 @@ def load_policy(
     Raises:
         CheckpointError: if the checkpoint holds no flow policy.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
-    if not checkpoint.actor_config:
-        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    checkpoint = open_checkpoint(source, which)
+    if LATENT_POLICY in checkpoint.module_configs:
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
+    return rebuild_flow(checkpoint, role=role, device=device), checkpoint
+
+
+def rebuild_flow(
+    checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+) -> FlowActor:
+    """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
+    actor = make_flow_actor(flow_config(checkpoint))
     if role is None:
         role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
-    actor = make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config))
     checkpoint.restore(modules={role: actor})
-    return actor.to(device).eval(), checkpoint
+    return actor.to(device).eval()
 
 
 def require_actor_config(
@@ -142,7 +193,7 @@ def require_actor_config(
 
 
 def load_critic(
-    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None, which: Which = "last"
 ) -> tuple[QEnsemble, TrainingCheckpoint]:
     """Rebuild the critic of action chunks from a checkpoint.
 
@@ -151,11 +202,12 @@ def load_critic(
         actor: the policy whose chunks it values, as :func:`load_policy` gives it; a critic that shares its encoder
             writes its weights into it.
         role: which weights; the averaged ones (``target_critic``) where there are any, else ``critic``.
+        which: of a run, the last checkpoint or the best one.
 
     Raises:
         CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source)
+    checkpoint = open_checkpoint(source, which)
     if "critic" not in checkpoint.module_configs:
         raise CheckpointError(
             f"{checkpoint.path} holds no critic, only {', '.join(checkpoint.roles) or 'nothing'}: it was written by a "
@@ -223,20 +275,40 @@ def default_num_envs(
     return most if episodes is None else math.ceil(episodes / math.ceil(episodes / most))
 
 
+def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any) -> EnvBase:
+    """Make the chunk environment to evaluate in, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
+    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
+
+    Args:
+        task: as in :func:`make_task_env`.
+        episodes: how many will be played, for the default of ``num_envs``.
+        **kwargs: passed to :func:`make_task_chunk_env`.
+    """
+    kwargs.setdefault("ignore_terminations", True)
+    if "num_envs" in kwargs or str(kwargs.get("sim_backend", "physx_cpu")) != "physx_cpu":
+        return make_task_chunk_env(task, **kwargs)
+    number = default_num_envs(task, kwargs.get("obs_mode"), episodes, kwargs.get("visuals"))
+    try:
+        return make_task_chunk_env(task, num_envs=number, **kwargs)
+    except BatchUnsupportedError:
+        return make_task_chunk_env(task, **kwargs)
+
+
 def evaluation_env(
     checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, episodes: int | None = None, **kwargs: Any
 ) -> EnvBase:
     """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
 
-    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
-    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
+    Where ``num_envs`` is not given it is that of :func:`make_evaluation_env`.
 
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
         episodes: how many will be played, for the default of ``num_envs``.
         **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
-            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where None.
+            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
@@ -249,20 +321,13 @@ def evaluation_env(
     # Before the simulator is started, and with both values named.
     require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
     kwargs = {key: value for key, value in kwargs.items() if key not in identity}
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
     if kwargs.get("max_episode_steps") is None:
         kwargs["max_episode_steps"] = task.get("max_episode_steps")
-    wanted: dict[str, Any] = {**identity}
-    wanted |= {"ignore_terminations": True, "num_envs": None}
-    if "num_envs" not in kwargs and str(kwargs.get("sim_backend", "physx_cpu")) == "physx_cpu":
-        wanted["num_envs"] = default_num_envs(task["task"], task["obs_mode"], episodes, kwargs.get("visuals"))
+    config = flow_config(checkpoint)
+    # The planar task has one control mode: another one in the checkpoint is named below, with both values.
+    wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
-    try:
-        env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
-    except BatchUnsupportedError:
-        if "num_envs" in kwargs:
-            raise
-        env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs, "num_envs": None})
+    env = make_evaluation_env(gamma=gamma, episodes=episodes, **horizons, **{**wanted, **kwargs})
     found = task_info(env)
     require_task(checkpoint, found)
     sizes = {name: found[name] for name in ("state_dim", "action_dim", "pixels_size") if name in found}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
-from torchrl_flow.training.tasks import require_actor_config
+from torchrl_flow.training.tasks import LATENT_POLICY, require_actor_config
 
 __all__ = ["warm_start"]
 
@@ -17,7 +19,8 @@ def warm_start(
     """Load a checkpoint's policy, its average, and on demand its critic and target critic into a loss.
 
     Call it when the target updaters are made, since those set the targets to their sources. A checkpoint without an
-    average (``ema_policy``) gives its policy to both.
+    average (``ema_policy``) gives its policy to both. Of a flow that is steered the latent policy is left behind, with
+    a warning.
 
     Args:
         loss_module: the loss.
@@ -27,6 +30,9 @@ def warm_start(
     Raises:
         CheckpointError: if something is missing, naming what is there, or of other sizes.
     """
+    if LATENT_POLICY in checkpoint.module_configs:
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
     actor = loss_module.actor_network
     require_actor_config(checkpoint, actor)
     average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"

@@ -1,0 +1,78 @@
+"""Options of the recipes reach what they name, and those without an effect are refused in one line."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from examples import aw_shortcut_flow_offline, awsc_online, shortcut_flow_bc
+from torchrl_flow import training
+from torchrl_flow.data import DemoStore
+
+
+@pytest.mark.parametrize("recipe", [aw_shortcut_flow_offline, awsc_online])
+@pytest.mark.parametrize("options", [{"advantage": "td"}, {"num_baseline_samples": 4}])
+def test_what_the_batch_s_baseline_does_not_use_is_refused(recipe, options):
+    with pytest.raises(SystemExit, match="no effect with --baseline batch"):
+        recipe.main(recipe.Args(policy="nowhere", baseline="batch", **options))
+
+
+def of_task(task, obs_mode="state") -> Any:
+    return SimpleNamespace(task={"task": task, "obs_mode": obs_mode})
+
+
+def test_environments_that_a_task_cannot_have_are_refused():
+    args = awsc_online.Args
+    found = awsc_online.simulation_of
+    assert found(args("x"), of_task("planar"))["num_envs"] == 64
+    assert found(args("x", num_envs=3), of_task("planar"))["num_envs"] == 3
+    assert found(args("x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
+    on_cpu = args("x", num_envs=50, sim_backend="physx_cpu")
+    assert found(on_cpu, of_task("PickCube-v1")) == {"num_envs": 50, "sim_backend": "physx_cpu"}
+    with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'"):
+        found(on_cpu, of_task("PickCube-v1", "rgb"))
+    with pytest.raises(SystemExit, match="--chunks-per-batch has no effect with 64 environments"):
+        found(args("x", chunks_per_batch=3), of_task("planar"))
+
+
+def demos(folder, mode):
+    episode = {"observation": torch.rand(4, 2), "action": torch.rand(3, 8)}
+    DemoStore.from_episodes([episode], folder, task_info={"control_mode": mode})
+    return str(folder)
+
+
+def test_control_mode_and_time_limit_reach_the_environment(tmp_path, monkeypatch):
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(training, "make_task_chunk_env", lambda task, **options: made.append(options))
+
+    def options(**given):
+        args = shortcut_flow_bc.Args(task="PickCube-v1", **given)
+        shortcut_flow_bc.make_env(args, training.DemoSource(args.demos))
+        return [made[-1][name] for name in ("control_mode", "max_episode_steps")]
+
+    joint = demos(tmp_path / "joint", "pd_joint_pos")
+    assert options() == [None, None]
+    assert options(demos=joint, max_episode_steps=77) == ["pd_joint_pos", 77]
+    assert options(demos=joint, control_mode="pd_ee_delta_pose") == ["pd_ee_delta_pose", None]
+    assert options(demos=demos(tmp_path / "unknown", None)) == [None, None]
+
+
+@pytest.mark.parametrize(("retime", "mode", "expected"), [
+    (None, "pd_ee_delta_pose", True), (None, "pd_joint_delta_pos", False), (False, "pd_ee_delta_pose", False),
+    (True, "pd_joint_delta_pos", True),
+])  # fmt: skip
+def test_control_mode_reaches_the_maker_of_demonstrations(monkeypatch, retime, mode, expected):
+    made: list[Any] = []
+
+    def make(args):
+        made.append(args)
+        raise InterruptedError
+
+    monkeypatch.setattr("torchrl_flow.training.demo_source.make_demonstrations", make)
+    task = {"task": "PickCube-v1", "control_mode": mode, "obs_mode": "state"}
+    with pytest.raises(InterruptedError):
+        training.DemoSource(num_demos=7, retime=retime).load(task, pred_horizon=2, act_horizon=1)
+    assert (made[0].control_mode, made[0].retime, made[0].num_demos) == (mode, expected, 7)

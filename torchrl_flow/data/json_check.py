@@ -1,0 +1,79 @@
+"""Reading JSON that somebody else may have written: bounded in size and depth, refused by name."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.data.errors import DataError
+
+__all__ = ["MAX_DEPTH", "MAX_JSON_BYTES", "parse_json", "read_json"]
+
+MAX_JSON_BYTES = 64 * 2**20
+"""The largest JSON file that is read."""
+MAX_DEPTH = 64
+"""The deepest nesting of objects and arrays in a JSON file that is read."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        path: file; it must be a regular one, not a link.
+
+    Raises:
+        DataError: naming the file, if it is missing, a link, too large, not UTF-8, not JSON or nested too deeply.
+    """
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path} is not a regular file: a link or device is not followed.")
+        if found.st_size > MAX_JSON_BYTES:
+            raise DataError(f"{path} has {found.st_size} bytes, and JSON of at most {MAX_JSON_BYTES} bytes is read.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """Return what JSON text holds.
+
+    Args:
+        content: the text, UTF-8.
+        name: what it is, for the error.
+
+    Raises:
+        DataError: if it is too large, not UTF-8, not JSON or nested too deeply.
+
+    Examples:
+        >>> parse_json(b'{"rows": [3]}', "meta.json")
+        {'rows': [3]}
+    """
+    if len(content) > MAX_JSON_BYTES:
+        raise DataError(f"{name} has {len(content)} bytes, and JSON of at most {MAX_JSON_BYTES} bytes is read.")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise DataError(f"{name} is nested more than {MAX_DEPTH} levels deep.") from None
+    except ValueError as error:
+        raise DataError(f"{name} cannot be read as JSON: {error}.") from error
+    _require_shallow(value, name)
+    return value
+
+
+def _require_shallow(value: Any, name: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    if any(isinstance(item, (dict, list)) for item in level):
+        raise DataError(f"{name} is nested more than {MAX_DEPTH} levels deep.")

@@ -1,0 +1,165 @@
+"""The demonstrations and the online rows of one storage, each as a storage that a sampler can draw from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection
+from tensordict.utils import expand_as_right
+from torch import Tensor
+from torchrl.data import Storage, TensorDictRoundRobinWriter
+
+__all__ = ["DemoKeepingWriter", "StorageParts"]
+
+
+class _Part(Storage):
+    """Some rows of a storage; samplers see them as rows 0 ... n - 1."""
+
+    def __init__(self, storage: Storage, rows: Tensor | range) -> None:
+        super().__init__(max_size=storage.max_size)
+        self.storage: Any = storage
+        self.rows = rows
+
+    def to_whole(self, index: Tensor) -> Tensor:
+        """Turn rows of the part into rows of the storage."""
+        return index + self.rows.start if isinstance(self.rows, range) else self.rows[index]
+
+    def get(self, index: Any) -> Any:
+        return self.storage.get(self.to_whole(torch.as_tensor(index)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+        raise RuntimeError("rows are written to the whole storage, not to a part of it.")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the storage has the rows."""
+
+    def _empty(self) -> None:
+        """Nothing: the storage has the rows."""
+
+
+class StorageParts:
+    """Tells the demonstrations of a storage from its online rows.
+
+    Args:
+        num_demos: rows 0 ... num_demos - 1 are the demonstrations; ``None`` to ask the rows.
+        is_demo_key: bool entry ``[*]`` or ``[*, 1]`` that is true for demonstrations, where ``num_demos`` is ``None``.
+    """
+
+    def __init__(self, num_demos: int | None, is_demo_key: NestedKey) -> None:
+        self.num_demos, self.is_demo_key = num_demos, is_demo_key
+        self._seen: tuple[int, ...] | None = None
+        self._parts: tuple[_Part, _Part] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None, "_parts": None}
+
+    def of(self, storage: Any) -> tuple[_Part, _Part]:
+        """Return demonstrations and online rows, looked up anew once the storage has changed.
+
+        Raises:
+            ValueError: if rows do not say which they are.
+        """
+        seen = (id(storage), len(storage), int(storage._mutation_revision))
+        if self._parts is not None and seen == self._seen:
+            return self._parts
+        rows = self._by_offset(len(storage)) if self.num_demos is not None else self._by_entry(storage)
+        if self._parts is None or self._parts[0].storage is not storage:
+            self._parts = _Part(storage, rows[0]), _Part(storage, rows[1])
+        for part, own in zip(self._parts, rows, strict=True):
+            part.rows = own
+        self._seen = seen
+        return self._parts
+
+    def _by_offset(self, size: int) -> tuple[range, range]:
+        first = min(self.num_demos or 0, size)
+        return range(first), range(first, size)
+
+    def _by_entry(self, storage: Any) -> tuple[Tensor, Tensor]:
+        flags = _column(storage, self.is_demo_key)
+        return flags.nonzero().squeeze(-1), (~flags).nonzero().squeeze(-1)
+
+
+def _column(storage: Any, key: NestedKey) -> Tensor:
+    """Read a bool entry of all rows, ``[N]``; of what has several dimensions in the order of its memory."""
+    if len(storage) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    rows: Any = storage.get(range(len(storage)) if storage.ndim == 1 else slice(None))
+    items = [rows] if is_tensor_collection(rows) else list(rows)
+    values = [item.get(key, None) if is_tensor_collection(item) else None for item in items]
+    if any(value is None for value in values):
+        has = sorted(map(str, items[0].keys(True, True))) if is_tensor_collection(items[0]) else type(items[0]).__name__
+        raise ValueError(
+            f"rows of the storage have no entry {key!r} that tells demonstrations from online rows; they have {has}. "
+            "Write it with every row, or say by num_demos how many rows at the start are demonstrations."
+        )
+    parts = [torch.as_tensor(value) for value in values]
+    column = parts[0] if is_tensor_collection(rows) else torch.stack(parts)
+    flat = column.reshape(-1)
+    if flat.dtype != torch.bool or flat.numel() != len(storage):
+        raise ValueError(
+            f"entry {key!r} must be bool, one for each of {len(storage)} rows, got {column.dtype} {list(column.shape)}."
+        )
+    return flat.cpu()
+
+
+class DemoKeepingWriter(TensorDictRoundRobinWriter):
+    """A round-robin writer that goes round behind the demonstrations and never over them.
+
+    Write the demonstrations first; what comes after them is the online data. A stock writer would start again at row 0
+    once the storage is full, and replace demonstrations.
+
+    Args:
+        num_demos: rows at the start that are kept.
+
+    Raises:
+        ValueError: if it is below 0; when written to, if the storage has no room for online rows, or one call brings
+            more rows than there is room for.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(5), writer=DemoKeepingWriter(3))
+        >>> for n in (3, 1, 2):
+        ...     print(buffer.extend(TensorDict(x=torch.zeros(n), batch_size=[n])).tolist())
+        [0, 1, 2]
+        [3]
+        [4, 3]
+    """
+
+    def __init__(self, num_demos: int, **options: Any) -> None:
+        if num_demos < 0:
+            raise ValueError(f"num_demos must be at least 0, got {num_demos}.")
+        super().__init__(**options)
+        self.num_demos = num_demos
+
+    def add(self, data: TensorDictBase) -> Any:
+        """Write one row; return where."""
+        return self.extend(data.unsqueeze(0))[0]
+
+    def extend(self, data: Any) -> Tensor:
+        """Write rows; return where."""
+        storage: Any = self._storage
+        rows = len(data)
+        size = storage._max_size_along_dim0(batched_data=data)
+        if size <= self.num_demos:
+            raise ValueError(f"a storage of {size} rows has no room beside {self.num_demos} demonstrations.")
+        first, room = self._cursor, size - self.num_demos
+        if rows > (size - first if first < self.num_demos else room):
+            raise ValueError(f"{rows} rows at once into an online part of {room}: make the storage larger.")
+        position = torch.arange(first, first + rows + 1, device=getattr(data, "device", None) or "cpu")
+        position = torch.where(position < size, position, self.num_demos + (position - size) % room)
+        index, self._cursor = position[:-1], int(position[-1])
+        self._write_count += rows
+        data.set("index", expand_as_right(index, data))
+        storage.set(index, data)
+        self._bump_generation(index, data)
+        index = self._replicate_index(index)
+        self._mark_update_entities(index)
+        return index

@@ -1,0 +1,67 @@
+"""Networks that a loss asks but does not train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn import Parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+    from torch import Tensor
+    from torchrl.objectives import LossModule
+
+    _Base = LossModule
+else:
+    # No loss of its own: TorchRL wraps the forward of every class of losses, and its own would come before the other's.
+    _Base = object
+
+__all__ = ["HeldNetworks"]
+
+
+class HeldNetworks(_Base):
+    """Mixin of losses that hold networks, such as a frozen flow: part of the module, but not of what it trains.
+
+    A held network is a registered submodule: it moves and is cast with the loss, is copied and saved with it. It is not
+    among :meth:`parameters` or :meth:`named_parameters`, so that no optimiser of the loss meets it, and :meth:`train`
+    leaves its mode as it is. It is shared, not copied: what trains it elsewhere is seen at once.
+
+    Name it before the loss among the bases, and call :meth:`hold` once the loss's own networks are there.
+    """
+
+    _held: tuple[str, ...] = ()
+
+    def hold(self, **networks: nn.Module | None) -> None:
+        """Register networks under their names; ``None`` where there is none."""
+        for name, network in networks.items():
+            setattr(self, name, network)
+        self._held = (*self._held, *(name for name, network in networks.items() if network is not None))
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, **options: Any
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Yield the parameters that the loss trains; those of held networks are not among them."""
+        start = f"{prefix}." if prefix else ""
+        held = tuple(f"{start}{name}." for name in self._held)
+        for name, parameter in super().named_parameters(prefix=prefix, recurse=recurse, **options):
+            if not name.startswith(held):
+                yield name, parameter
+
+    def train(self, mode: bool = True) -> HeldNetworks:
+        """Set the mode of the loss; held networks keep theirs."""
+        modes = [(module, module.training) for name in self._held for module in getattr(self, name).modules()]
+        super().train(mode)
+        for module, training in modes:
+            module.training = training
+        return self
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        # State dicts of before had no held networks: those stay as they are then.
+        for name in self._held:
+            start = f"{prefix}{name}."
+            if not any(key.startswith(start) for key in state_dict):
+                own = getattr(self, name).state_dict()
+                state_dict.update({f"{start}{key}": value for key, value in own.items()})
+        super()._load_from_state_dict(state_dict, prefix, *rest)

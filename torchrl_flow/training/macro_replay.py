@@ -1,0 +1,187 @@
+"""Chunks that a steered flow executes, as losses over latents read them: their collection and their replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+
+from torchrl_flow.data import DemoReplayBuffer
+from torchrl_flow.modules import FEATURES_KEY, FlowActor, SteeredFlowActor, write_features
+from torchrl_flow.training.rollouts import ChunkRollouts
+
+__all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstrations", "steered_rollouts"]
+
+OBSERVATIONS = ("observation", "pixels", FEATURES_KEY)
+ROOT = ("action", "latent")
+OUTCOME = ("reward", "done", "terminated", "truncated", "steps_to_next_obs")
+IS_DEMO = "is_demo"
+
+
+def steered_rollouts(
+    env: EnvBase,
+    actor: SteeredFlowActor,
+    num_steps: int,
+    *,
+    seed: int | None = None,
+    policy_device: torch.device | str | None = None,
+) -> ChunkRollouts:
+    """Collect with a steered flow what losses over latents read, and nothing else.
+
+    Where the policy reads the features of the frozen flow, those are kept in place of the observations.
+
+    Args:
+        env: chunk env.
+        actor: the steered flow.
+        num_steps: chunks per sub-environment and rollout.
+        seed: of the first episodes.
+        policy_device: device of the actor, where it is not that of the environment.
+    """
+    seen = (FEATURES_KEY,) if actor.reads_features else tuple(actor.in_keys)
+
+    def encode(step: TensorDictBase) -> TensorDictBase:
+        following: Any = step["next"]
+        device = next(actor.flow.parameters()).device
+        encoded = write_features(actor.flow, following.select(*actor.flow.in_keys).to(device))
+        following.set(FEATURES_KEY, encoded[FEATURES_KEY].to(following.device or "cpu"))
+        return step
+
+    return ChunkRollouts(
+        env,
+        actor,
+        num_steps,
+        keep=(*seen, *ROOT, actor.policy.latent_log_prob_key),
+        keep_next=(*seen, *OUTCOME, "success"),
+        prepare=encode if actor.reads_features else None,
+        seed=seed,
+        policy_device=policy_device,
+    )
+
+
+def macro_transitions(data: TensorDictBase, *, flow: FlowActor | None = None) -> TensorDictBase:
+    """Return what off-policy losses read of executed chunks, one row for each, with the same entries in all rows.
+
+    Args:
+        data: chunks of any shape ``[*B]``, executed or demonstrated, with a ``latent`` each.
+        flow: keep the features of this frozen flow in place of observations, for networks that read features.
+
+    Raises:
+        ValueError: if an entry is missing, naming it and those that are there.
+    """
+    data = data.reshape(-1)
+    following: Any = data.get("next")
+    if flow is not None:
+        data, following = (
+            part if FEATURES_KEY in part else write_features(flow, part.copy()) for part in (data, following)
+        )
+    seen = [FEATURES_KEY] if flow is not None else [key for key in OBSERVATIONS if key in data]
+    rows = TensorDict(_entries(data, (*seen, *ROOT)), batch_size=data.batch_size, device=data.device)
+    # A key that some rows lack is uninitialised memory in a ring: each row says whether it is a demonstration.
+    is_demo = data.get(IS_DEMO, None)
+    if is_demo is None:
+        is_demo = torch.zeros(*data.batch_size, 1, dtype=torch.bool, device=rows[ROOT[0]].device)
+    rows.set(IS_DEMO, is_demo)
+    outcome = TensorDict(_entries(following, (*seen, *OUTCOME)), batch_size=data.batch_size, device=data.device)
+    return rows.set("next", outcome)
+
+
+def _entries(data: TensorDictBase, keys: tuple[str, ...]) -> dict[str, Tensor]:
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise ValueError(
+            f"chunks lack {missing}, which every row of a replay has; they have {sorted(map(str, data.keys()))}."
+        )
+    return {key: data[key] for key in keys}
+
+
+def macro_replay(capacity: int, *, batch_size: int, device: str = "cpu") -> TensorDictReplayBuffer:
+    """Make a replay buffer of chunk transitions that samples in O(1): a preallocated ring, uniform indices.
+
+    Latent and decoded action are stored as they were executed, so that no update runs the flow on old rows.
+
+    Args:
+        capacity: transitions; the oldest go first.
+        batch_size: rows of a sample.
+        device: where it lies.
+    """
+    storage = LazyTensorStorage(capacity, device=device)
+    return TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
+
+
+def replay_demonstrations(
+    buffer: TensorDictReplayBuffer,
+    data: DemoReplayBuffer,
+    latent: Tensor,
+    actor: SteeredFlowActor,
+    *,
+    block_size: int = 256,
+) -> None:
+    """Put demonstrations into a replay buffer, each with a latent that the flow carries to its action, or nearly.
+
+    Args:
+        buffer: of :func:`macro_replay`.
+        data: the demonstrations.
+        latent: a latent for each of them (:func:`~torchrl_flow.training.alias_demonstrations`).
+        actor: the steered flow, whose policy says whether observations or features are kept.
+        block_size: rows at a time: images are read and encoded so many at once.
+
+    Raises:
+        ValueError: if they do not fit into what the buffer has left.
+    """
+    capacity = buffer.storage.max_size - len(buffer)
+    if len(data) > capacity:
+        raise ValueError(f"{len(data)} demonstrated chunks do not fit into a replay buffer with room for {capacity}.")
+    device = next(actor.flow.parameters()).device
+    flow = actor.flow if actor.reads_features else None
+    for rows in torch.arange(len(data)).split(block_size):
+        block = data[rows].to(device).set("latent", latent[rows].to(device))
+        buffer.extend(macro_transitions(block, flow=flow))
+
+
+class ReplayState:
+    """The filled rows of a replay buffer as something with a state, for checkpoints as small as what was collected.
+
+    TorchRL saves a buffer's whole preallocated storage, of which most may never have been written.
+
+    Args:
+        buffer: of :func:`macro_replay`; held, not copied.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> buffers = [macro_replay(100, batch_size=2) for _ in range(2)]
+        >>> _ = buffers[0].extend(TensorDict(x=torch.arange(3), batch_size=[3]))
+        >>> ReplayState(buffers[1]).load_state_dict(ReplayState(buffers[0]).state_dict())
+        >>> buffers[1][:]["x"]
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, buffer: TensorDictReplayBuffer) -> None:
+        self.buffer = buffer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows in the order of the ring, and where the next one goes."""
+        rows: Any = self.buffer[: len(self.buffer)] if len(self.buffer) else TensorDict(batch_size=[0])
+        # Cloned, since what is saved of a view is all that lies below it.
+        rows = rows.exclude("index").flatten_keys(".").clone()
+        return {"rows": dict(rows.items()), "writer": self.buffer.writer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the rows back.
+
+        Raises:
+            ValueError: if there are more rows than the buffer has room for.
+        """
+        rows = dict(state["rows"])
+        self.buffer.empty()
+        if rows:
+            count = next(iter(rows.values())).shape[0]
+            capacity = self.buffer.storage.max_size
+            if count > capacity:
+                raise ValueError(f"{count} rows were saved, and the replay buffer has room for {capacity}.")
+            self.buffer.extend(TensorDict(rows, batch_size=[count]).unflatten_keys("."))
+        self.buffer.writer.load_state_dict(state["writer"])
