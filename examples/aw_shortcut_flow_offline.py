@@ -183,7 +183,7 @@ def main(args: Args) -> training.EvaluationResult:
     checkpoint = training.load_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
-    env = training.evaluation_env(checkpoint, **asked)
+    env = training.evaluation_env(checkpoint, episodes=args.eval_episodes, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)

@@ -69,9 +69,9 @@ class Args(training.RunArgs):
     total_env_steps: int = 1_000_000
     """environment steps of training"""
     num_envs: int = 1
-    """environments that are stepped together; above 1 ManiSkill needs physx_cuda"""
-    sim_backend: str = "physx_cuda"
-    """ManiSkill's simulation where num_envs is above 1"""
+    """environments that are stepped together"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     rollout_steps: int = 128
     """chunks per environment and iteration"""
     epochs: int = 4
@@ -128,15 +128,13 @@ class Args(training.RunArgs):
 
 def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
     """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    options: dict[str, Any] = {"ignore_terminations": not train, "num_envs": args.num_envs if train else None}
-    options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
+    options: dict[str, Any] = {"max_episode_steps": args.max_episode_steps, "gamma": args.gamma}
+    options |= {"task": args.task, "control_mode": args.control_mode}
     if checkpoint.task["task"] == training.PLANAR:
-        options |= {"num_envs": args.num_envs if train else 50, "device": args.device}
-    elif args.num_envs == 1:
-        options["num_envs"] = None
-    elif train:
-        options["sim_backend"] = args.sim_backend
-    return training.evaluation_env(checkpoint, gamma=args.gamma, **options)
+        options["device"] = args.device
+    if not train:
+        return training.evaluation_env(checkpoint, episodes=args.eval_episodes, **options)
+    return training.make_training_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:

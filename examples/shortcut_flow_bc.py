@@ -118,16 +118,15 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
 
 def make_env(args: Args, source: training.DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
-    return training.make_task_chunk_env(
+    return training.make_evaluation_env(
         args.task,
+        episodes=args.eval_episodes,
         obs_mode=args.obs_mode,
         control_mode=args.control_mode or source.control_mode,
         max_episode_steps=args.max_episode_steps,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
-        num_envs=50 if args.task == training.PLANAR else None,
-        ignore_terminations=True,
     )
 
 
