@@ -32,7 +32,7 @@ class ManiSkillEnv(ManiSkillWrapper):
     Keyword Args:
         num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
             On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
-            (:mod:`torchrl_flow.envs.maniskill.physx_batch`).
+            (``torchrl_flow.envs.maniskill.physx_batch``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
         control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
