@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv, PlanarPickPlaceEnv, maniskill_renders
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
+from torchrl_flow.training.checkpoint_check import building
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 from torchrl_flow.training.task_identity import PLANAR, require_num_envs, task_info
@@ -118,7 +119,8 @@ def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
     """
     if not checkpoint.actor_config:
         raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    with building(checkpoint.path, "actor_config"):
+        config = FlowActorConfig.from_dict(checkpoint.actor_config)
     # Older files of steered flows have the K of --num-steps among the script's arguments alone.
     steered = LATENT_POLICY in checkpoint.module_configs
     num_steps = checkpoint.config.get("num_steps") if steered else None
@@ -160,7 +162,9 @@ def rebuild_flow(
     checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
 ) -> FlowActor:
     """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
-    actor = make_flow_actor(flow_config(checkpoint))
+    config = flow_config(checkpoint)
+    with building(checkpoint.path, "actor_config"):
+        actor = make_flow_actor(config)
     if role is None:
         role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
     checkpoint.restore(modules={role: actor})
@@ -216,7 +220,8 @@ def load_critic(
     require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
     if role is None:
         role = "target_critic" if "target_critic" in checkpoint.roles else "critic"
-    critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
+    with building(checkpoint.path, "module_configs.critic"):
+        critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
     checkpoint.restore(modules={role: critic})
     return critic, checkpoint
 
