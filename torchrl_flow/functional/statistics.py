@@ -61,8 +61,8 @@ def difference_interval(
 ) -> tuple[float, float]:
     r"""Return Newcombe's interval of the difference of two success rates.
 
-    With Wilson's intervals :math:`[l_1, u_1]` and :math:`[l_2, u_2]` of the rates :math:`p_1` and :math:`p_2`, the ends of
-    :math:`p_1 - p_2` are
+    With Wilson's intervals :math:`[l_1, u_1]` and :math:`[l_2, u_2]` of the rates :math:`p_1` and :math:`p_2`, the
+    ends of :math:`p_1 - p_2` are
 
     .. math::
         p_1 - p_2 - \sqrt{(p_1 - l_1)^2 + (u_2 - p_2)^2}, \qquad p_1 - p_2 + \sqrt{(u_1 - p_1)^2 + (p_2 - l_2)^2}.

@@ -190,7 +190,7 @@ differences of successive evaluations.</p>
 <div class="card"><table class="results"><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}
 {% if links %}<th>runs</th>{% endif %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}
-{% if links %}<td>{% for text, target in links[loop.index0] %}
+{% if links %}<td class="wrap">{% for text, target in links[loop.index0] %}
 {% if target %}<a href="{{ target }}">{{ text }}</a>{% else %}{{ text }}{% endif %}{% if not loop.last %}, {% endif %}
 {% endfor %}</td>{% endif %}</tr>{% endfor %}
 </table></div>

@@ -199,6 +199,7 @@ def _figure_svg(
             axes.xaxis.set_major_formatter(_short_number)
             if not log_x:
                 axes.locator_params(axis="x", nbins=5)
+        axes.set_axisbelow(True)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

@@ -33,6 +33,7 @@ th { text-align: left; color: var(--muted); font-weight: 550; font-size: 13px; }
 th, td { padding: 6px 12px 6px 4px; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 .results th, .results td { white-space: nowrap; }
+.results td.wrap { white-space: normal; min-width: 9em; }
 .results td:first-child { white-space: normal; min-width: 5em; }
 td.number, th.number { text-align: right; }
 .interval { color: var(--muted); }

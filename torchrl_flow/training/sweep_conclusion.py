@@ -14,8 +14,8 @@ __all__ = ["BASELINE", "SeedRun", "VariantResult", "conclude_sweep", "exceeds_sp
 
 BASELINE = "baseline"
 _RULE = (
-    "A difference exceeds the spread where its 95 % interval over the episodes (Newcombe's) leaves out 0 and the rates of "
-    "the seeds do not overlap. Nothing is corrected for the number of configurations that are compared."
+    "A difference exceeds the spread where its 95 % interval over the episodes (Newcombe's) leaves out 0 and the rates "
+    "of the seeds do not overlap. Nothing is corrected for the number of configurations that are compared."
 )
 
 
@@ -65,7 +65,12 @@ class VariantResult:
 
 
 def exceeds_spread(one: VariantResult, other: VariantResult) -> bool:
-    """Tell whether two configurations differ by more than chance and seeds explain; False where a side has no episodes."""
+    """Tell whether two configurations differ by more than episodes and seeds explain.
+
+    Args:
+        one: a configuration.
+        other: another; where one of them has no episodes, nothing is told apart.
+    """
     if not one.episodes or not other.episodes:
         return False
     low, high = difference_interval(one.successes, one.episodes, other.successes, other.episodes)
@@ -84,10 +89,10 @@ def conclude_sweep(results: Sequence[VariantResult]) -> list[str]:
         return ["No run is finished."]
     best = max(finished, key=lambda result: result.success or 0.0)
     others = [result for result in finished if result is not best]
-    lines = [f"Best: {_described(best)}."]
+    lines = [f"Best: {best.variant.name}, {_described(best)}."]
     base = next((result for result in finished if result.variant.name == BASELINE), None)
     if base is not None and base is not best:
-        lines.append(f"Against the baseline, {_described(base)}: {_difference(best, base)}.")
+        lines.append(f"Baseline: {_described(base)}. The best differs from it by {_difference(best, base)}.")
     elif base is not None and others:
         lines.append("No configuration is better than the baseline.")
     if others:
@@ -123,7 +128,7 @@ def _told_apart(best: VariantResult, base: VariantResult | None, others: Sequenc
 
 def _described(result: VariantResult) -> str:
     low, high = result.success_interval or (float("nan"), float("nan"))
-    text = f"{result.variant.name}, success {result.success:.3f} [{low:.3f}, {high:.3f}]"
+    text = f"success {result.success:.3f} [{low:.3f}, {high:.3f}]"
     text += f" over {result.seeds} seed{'s' if result.seeds != 1 else ''}"
     text += f" and {result.episodes} episodes" if result.episodes else ""
     if len(result.seed_success) > 1:
