@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from torchrl_flow._platform import run_instead
 from torchrl_flow._version import __version__
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -59,8 +59,7 @@ class Run:
         recipes = find_recipes()
         if self.name not in recipes:
             raise SystemExit(f"There is no recipe {self.name!r}. There are: {', '.join(recipes)}.")
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, str(recipes[self.name][0]), *options])
+        run_instead([sys.executable, str(recipes[self.name][0]), *options])
 
 
 @dataclasses.dataclass

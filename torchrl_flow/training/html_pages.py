@@ -65,7 +65,7 @@ _MACROS = """
 {% endmacro %}
 
 {% macro folded_curves(heading, drawings) %}
-<section><details><summary>{{ heading }}: {{ drawings|length }} curves</summary>
+<section><details><summary>{{ heading }}: {{ drawings|length }} curve{{ "s" if drawings|length != 1 }}</summary>
 {{ curves(drawings) }}</details></section>
 {% endmacro %}
 
