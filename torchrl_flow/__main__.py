@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from torchrl_flow._platform import run_instead
 from torchrl_flow._version import __version__
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -59,7 +60,12 @@ class Run:
         recipes = find_recipes()
         if self.name not in recipes:
             raise SystemExit(f"There is no recipe {self.name!r}. There are: {', '.join(recipes)}.")
-        run_instead([sys.executable, str(recipes[self.name][0]), *options])
+        command = [sys.executable, str(recipes[self.name][0]), *options]
+        sys.stdout.flush()
+        if sys.platform == "win32":
+            # There `os.execv` would return to the shell before the recipe ends.
+            raise SystemExit(subprocess.call(command))
+        os.execv(sys.executable, command)
 
 
 @dataclasses.dataclass

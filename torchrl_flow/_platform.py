@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-__all__ = ["flush", "is_alive", "largest_resident_mib", "locked", "replace", "run_instead"]
+__all__ = ["flush", "is_alive", "largest_resident_mib", "locked", "replace"]
 
 _WINDOWS = sys.platform == "win32"
 _RETRY_S = 2.0
@@ -129,27 +128,6 @@ def _is_alive_on_windows(pid: int) -> bool:
         return bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == still_active
     finally:
         kernel.CloseHandle(handle)
-
-
-def run_instead(command: Sequence[str]) -> NoReturn:
-    """Go on as another program, with its exit status.
-
-    On Windows, where ``os.execv`` would return to the shell before the program ends, it runs as a child.
-
-    Args:
-        command: program and arguments.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not _WINDOWS:
-        os.execv(command[0], list(command))
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            raise SystemExit(process.wait())
-        except KeyboardInterrupt:
-            # The child has Ctrl-C from the console as well, and decides when it ends.
-            continue
 
 
 def largest_resident_mib() -> float:
