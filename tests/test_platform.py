@@ -27,7 +27,7 @@ MODULES = frozenset({"fcntl", "resource", "pwd", "grp", "termios", "msvcrt", "wi
 
 
 def of_one_system(source: str) -> list[str]:
-    """What a file uses of one system alone: calls of ``os``, but in functions that ask which system it is, and modules."""
+    """What a file uses of one system alone: modules, and ``os`` in functions that do not ask which one it is."""
     found = []
 
     def visit(node: ast.AST) -> None:

@@ -74,6 +74,6 @@ def _drawings(curves: Curves) -> dict[str, list[str]]:
     drawings = curve_drawings({name: curve for name, curve in curves.items() if name not in _VALUES})
     values = {name.removeprefix("q/"): curves[name] for name in _VALUES if name in curves}
     if values and has_matplotlib():
-        labels = {"x_label": own_steps_label(curves), "y_label": "value"}
-        drawings["training_drawings"].insert(0, curves_svg(values, title="value of actions", **labels))
+        drawing = curves_svg(values, title="value of actions", x_label=own_steps_label(curves), y_label="value")
+        drawings["training_drawings"].insert(0, drawing)
     return drawings
