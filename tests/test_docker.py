@@ -105,7 +105,7 @@ def test_the_batch_script_of_the_docs_is_one():
     import shutil
     import subprocess
 
-    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))
     (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.S)
     lines = script.splitlines()
     last_directive = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
