@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import tyro
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_flow._platform import largest_resident_mib
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -128,7 +128,7 @@ def megabytes(data: TensorDictBase) -> float:
 
 def resident() -> float:
     """Return the largest resident set so far in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return largest_resident_mib()
 
 
 def take(args: Args, case: dict[str, Any]) -> dict[str, float]:

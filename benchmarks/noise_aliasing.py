@@ -9,7 +9,6 @@ one (mean, median and 90 % quantile). With --output the table is also written as
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 
 from torchrl_flow import training
 from torchrl_flow.modules import AliasConfig, LatentPolicyConfig, NoiseAliaser, make_latent_policy
+from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 
 SETTINGS = [
     *(AliasConfig(mode="retrieval", candidates=n) for n in (8, 32, 128, 512)),
@@ -54,23 +54,17 @@ def describe(config: AliasConfig) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        points = [row for row in rows if row["mode"] == mode]
-        axes.plot([p["ms_per_row"] for p in points], [p["residual"] for p in points], marker="o", label=mode)
-    axes.set_xscale("log")
-    axes.set_xlabel("ms per row")
-    axes.set_ylabel("residual (normalised units)")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    training.write_text(path, buffer.getvalue())
+    modes = dict.fromkeys(row["mode"] for row in rows)
+    points = {mode: [row for row in rows if row["mode"] == mode] for mode in modes}
+    svg = curves_svg(
+        {mode: ([p["ms_per_row"] for p in own], [p["residual"] for p in own]) for mode, own in points.items()},
+        title="Inverting the flow",
+        x_label="ms per row",
+        y_label="residual (normalised units)",
+        log_x=True,
+        markers=True,
+    )
+    training.write_text(path, standalone_svg(svg))
 
 
 def main(args: Args) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import resource
+import mmap
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import tyro
 from torchrl.collectors import Collector
 
+from torchrl_flow._platform import largest_resident_mib
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
 from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
 from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
@@ -52,8 +53,8 @@ def resident_mib() -> float:
     gc.collect()
     status = Path("/proc/self/statm")
     if status.exists():
-        return int(status.read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return int(status.read_text(encoding="utf-8").split()[1]) * mmap.PAGESIZE / 2**20
+    return largest_resident_mib()
 
 
 def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, NamedLossStepper, Collector]:

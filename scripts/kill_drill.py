@@ -263,6 +263,8 @@ def drill(name: str, *, trials: int, kills: int, seed: int) -> bool:
 
 def main() -> int:
     """Parse the command line and drill."""
+    if not hasattr(os, "fork"):
+        raise SystemExit("kill_drill.py starts its runs by fork(), which this system lacks: run it on Linux or macOS.")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"which: {', '.join(RECIPES)}; all by default")
     parser.add_argument("--trials", type=int, default=3, help="runs that are killed, of each recipe")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("torchrl_flow", "examples", "benchmarks", "docs")
+FOLDERS = ("torchrl_flow", "examples", "benchmarks", "docs", "scripts")
 
 
 def text_calls_without_encoding(source: str) -> list[int]:

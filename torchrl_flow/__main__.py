@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,8 +60,12 @@ class Run:
         recipes = find_recipes()
         if self.name not in recipes:
             raise SystemExit(f"There is no recipe {self.name!r}. There are: {', '.join(recipes)}.")
+        command = [sys.executable, str(recipes[self.name][0]), *options]
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, str(recipes[self.name][0]), *options])
+        if sys.platform == "win32":
+            # There `os.execv` would return to the shell before the recipe ends.
+            raise SystemExit(subprocess.call(command))
+        os.execv(sys.executable, command)
 
 
 @dataclasses.dataclass

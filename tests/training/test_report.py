@@ -171,8 +171,10 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     for suffix in ("", ".mp4", ".gif"):
         with pytest.raises(RuntimeError, match=r"torchrl-flow\[plot\]"):
             write_video(tmp_path / f"b{suffix}", moving_square())
-    with pytest.raises(RuntimeError, match=r"torchrl-flow\[plot\]"):
-        write_report(tmp_path / "r.html", title="x", curves={"loss": ([0], [1.0])})
+    # A report at the end of a long training is not lost for want of matplotlib.
+    page = write_report(tmp_path / "r.html", title="x", curves={"loss": ([0], [1.0])}).read_text(encoding="utf-8")
+    assert "torchrl-flow[plot]" in page
+    assert "<svg" not in page
 
 
 @pytest.mark.parametrize(

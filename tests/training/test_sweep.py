@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_a_running_run_is_known_by_its_process(tmp_path):
     (run, *_) = plan(tmp_path)
     assert run_status(run).state == "waiting"
     run.record.parent.mkdir(parents=True)
-    record = {"pid": os.getpid(), "host": os.uname().nodename, "started": 0.0}
+    record = {"pid": os.getpid(), "host": platform.node(), "started": 0.0}
     run.record.write_text(json.dumps(record))
     assert run_status(run).state == "running"
     assert run_sweep([run])[0].state == "running"

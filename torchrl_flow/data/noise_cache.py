@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from torchrl_flow._platform import replace
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.json_check import read_json
 from torchrl_flow.data.memmap_check import MemmapEntry, check_memmap, list_members, load_memmap, require_members
@@ -139,7 +140,7 @@ class NoiseCache:
         # Last and whole: a directory without it is one that was never finished being made.
         staged = self.root / _PART
         staged.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
-        os.replace(staged, self.root / _METADATA)
+        replace(staged, self.root / _METADATA)
 
     def _open(self) -> TensorDict:
         try:

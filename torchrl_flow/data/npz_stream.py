@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_flow._platform import flush, replace
 from torchrl_flow.data.errors import DataError
 
 __all__ = ["NpzStream"]
@@ -132,7 +133,7 @@ class NpzStream:
         state = {"description": self._description, "position": position, "rows": self.rows}
         staged = self.partial / f".{_STATE}"
         staged.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(staged, self.partial / _STATE)
+        replace(staged, self.partial / _STATE)
         self.position = position
 
     def finish(self, metadata: Mapping[str, Any]) -> Path:
@@ -144,9 +145,8 @@ class NpzStream:
                 self._copy(archive, name)
             with archive.open("metadata.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(json.dumps(dict(metadata))), allow_pickle=False)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staged, self.path)
+        flush(staged)
+        replace(staged, self.path)
         shutil.rmtree(self.partial)
         return self.path
 

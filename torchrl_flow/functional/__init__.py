@@ -62,7 +62,7 @@ from torchrl_flow.functional.latent import (
 )
 from torchrl_flow.functional.observation import flatten_state, state_paths
 from torchrl_flow.functional.slate import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
-from torchrl_flow.functional.statistics import wilson_interval
+from torchrl_flow.functional.statistics import difference_interval, wilson_interval
 
 __all__ = [
     "AdvantageNorm",
@@ -89,6 +89,7 @@ __all__ = [
     "chunk_return",
     "chunk_transport_cost",
     "consistency_rows",
+    "difference_interval",
     "dyadic_step_sizes",
     "effective_sample_size",
     "euler_step",

@@ -26,7 +26,7 @@ from torchrl_flow.training.curves import CurvesArgs, draw_curves, run_curve, win
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.envs import append_features, base_env, make_chunk_env, reset_with_seeds
 from torchrl_flow.training.evaluate_run import EvaluateArgs
-from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics
+from torchrl_flow.training.evaluation import compare_num_steps, evaluate, success_metrics, warm_up
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json, write_text
 from torchrl_flow.training.finite import (
@@ -44,6 +44,7 @@ from torchrl_flow.training.macro_replay import (
 )
 from torchrl_flow.training.make_demos import MakeDemosArgs, MakeDemosReport, make_demonstrations
 from torchrl_flow.training.metrics import RunLogger, read_metrics
+from torchrl_flow.training.notebook import InlineVideo, show_video
 from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
 from torchrl_flow.training.offline_envs import GymTask, offline_task
 from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
@@ -62,6 +63,7 @@ from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, mini
 from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.run_arguments import RunArgs, require_device
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
+from torchrl_flow.training.seed_bands import SeedBand, group_by_seed, seed_band
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
 from torchrl_flow.training.slate_offline import (
@@ -83,7 +85,13 @@ from torchrl_flow.training.steering import (
 )
 from torchrl_flow.training.steppers import NamedLossStepper
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
-from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
+from torchrl_flow.training.sweep_report import (
+    SeedRun,
+    VariantResult,
+    format_statuses,
+    summarise_sweep,
+    write_sweep_report,
+)
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
 from torchrl_flow.training.task_identity import (
     PLANAR,
@@ -130,6 +138,7 @@ __all__ = [
     "EvaluationResult",
     "FrameRecorder",
     "GymTask",
+    "InlineVideo",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
@@ -146,6 +155,8 @@ __all__ = [
     "RunLogger",
     "RunStatus",
     "SardineTask",
+    "SeedBand",
+    "SeedRun",
     "SlateLogs",
     "SlateModels",
     "SlateModelsArgs",
@@ -184,6 +195,7 @@ __all__ = [
     "format_statuses",
     "git_commit",
     "gradient_step",
+    "group_by_seed",
     "in_data_units",
     "isolated_rng",
     "latent_value_gap",
@@ -236,8 +248,10 @@ __all__ = [
     "run_status",
     "run_sweep",
     "save_checkpoint",
+    "seed_band",
     "seed_everything",
     "select_variants",
+    "show_video",
     "stages_svg",
     "start_latent_policy",
     "steered_rollouts",
@@ -252,6 +266,7 @@ __all__ = [
     "variant_labels",
     "video_suffix",
     "warm_start",
+    "warm_up",
     "window_means",
     "write_json",
     "write_report",

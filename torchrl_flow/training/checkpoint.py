@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 
+from torchrl_flow._platform import flush, replace
 from torchrl_flow.training.checkpoint_check import (
     METRIC_PREFIX,
     CheckedDumpAdapter,
@@ -151,23 +152,12 @@ def save_checkpoint(
     stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         staged = checkpoint.save(stage / path.name, metadata=manifest)
-        _flush(staged)
-        os.replace(staged, path)
-        _flush(path.parent)
+        flush(staged)
+        replace(staged, path)
+        flush(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return path
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class CheckpointDirectory:

@@ -11,7 +11,7 @@ import torch
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.modules import BestOfN, FlowActor, QEnsemble, SteeredFlowActor
-from torchrl_flow.training.evaluation import compare_num_steps, evaluate
+from torchrl_flow.training.evaluation import compare_num_steps, evaluate, warm_up
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_json
 from torchrl_flow.training.finite import require_finite_modules
@@ -21,7 +21,7 @@ from torchrl_flow.training.report import write_report
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.run import EVALUATION, Run
 from torchrl_flow.training.versions import collect_versions, command_line, today
-from torchrl_flow.training.video import tile_episodes, video_suffix, write_video
+from torchrl_flow.training.video import can_write_video, tile_episodes, video_suffix, write_video
 
 __all__ = ["best_of_variants", "can_film", "conclude", "read_evaluation", "variant_labels"]
 
@@ -124,23 +124,27 @@ def conclude(
         config = run.config if config is None else config
         env_steps = run.counters.get("env_steps") if env_steps is None else env_steps
         wall_s = run.wall_s if wall_s is None else wall_s
-    films = num_videos if can_film(env) else 0
+    films = min(num_videos, len(seeds)) if can_film(env) else 0
     more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
-    compared = compare_num_steps(env, actor, seeds, [actor.num_steps], num_videos=films, progress=progress)
-    compared |= compare_num_steps(env, actor, seeds, more, progress=progress) if more else {}
+    compared = compare_num_steps(env, actor, seeds, [actor.num_steps, *more], progress=progress)
     result = compared[actor.num_steps]
     others = {
         label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
         for label, scale in zip(variant_labels(noise_scales), noise_scales)
     }
-    others |= {name: evaluate(env, policy, seeds, progress=progress) for name, policy in (variants or {}).items()}
+    for name, policy in (variants or {}).items():
+        warm_up(env, policy, seeds)
+        others[name] = evaluate(env, policy, seeds, progress=progress)
     video = None
-    if films and result.videos:
-        frames = tile_episodes(result.videos)
+    if films and can_write_video():
+        # In a pass of its own: rendering would be part of the times, which are compared.
+        frames = tile_episodes(evaluate(env, actor, seeds[:films], num_videos=films, progress=False).videos)
         video = write_video(directory / f"episodes{video_suffix()}", frames)
         if run is not None:
             run.logger.log_video(run.step, "final/episodes", video, frames)
-    if not films and num_videos:
+    elif films:
+        notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
+    elif num_videos:
         notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
     name = f"{recipe} {stage}" if stage else recipe
     path = write_report(
@@ -151,7 +155,7 @@ def conclude(
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
         curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
         video=video,
-        video_caption=f"The first {films} episodes.",
+        video_caption=f"The first {films} episodes, filmed in a pass of their own, which no time includes.",
         notes=[_conditions(seeds, actor), *notes],
         config=config,
         versions=collect_versions(),

@@ -10,8 +10,10 @@ from typing import Annotated
 import tyro
 
 from torchrl_flow.training.files import write_text
+from torchrl_flow.training.metric_axes import axis_label, is_rate, own_steps_label, place_metric
 from torchrl_flow.training.metrics import read_metrics
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
+from torchrl_flow.training.seed_bands import group_by_seed, run_labels_of, seed_band
 from torchrl_flow.training.tables import markdown_table
 
 __all__ = ["CurvesArgs", "draw_curves", "reach_table", "run_curve", "window_means"]
@@ -21,7 +23,11 @@ Metrics = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 @dataclasses.dataclass
 class CurvesArgs:
-    """Draw a metric of several runs against environment steps or seconds, as an SVG file."""
+    """Draw a metric of several runs against environment steps or seconds, as an SVG file.
+
+    Runs that differ in their seed alone become one curve: their mean, a band of one standard deviation over the seeds
+    to either side, and a thin line for each.
+    """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """directories of runs"""
@@ -61,7 +67,7 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}.")
-    x, y = _placed(_read(folder, metric), metric, against)
+    x, y, _ = place_metric(_read(folder, metric), metric, against)
     return window_means(x, window), window_means(y, window)
 
 
@@ -73,14 +79,6 @@ def _read(folder: str | Path, metric: str) -> Metrics:
     if metric not in found:
         raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(found)}.")
     return found
-
-
-def _placed(found: Metrics, metric: str, against: str) -> tuple[list[float], list[float]]:
-    steps, values = found[metric]
-    places = dict(zip(*found[against])) if against in found else {}
-    x = [places.get(step, float(step)) for step in steps if not places or step in places]
-    y = [value for step, value in zip(steps, values) if not places or step in places]
-    return x, y
 
 
 def window_means(values: Sequence[float], window: int) -> list[float]:
@@ -103,11 +101,11 @@ def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, agains
         ValueError: if a run has no such metric.
     """
     rows = []
-    for run in runs:
+    for run, label in zip(runs, run_labels_of(runs)):
         found = _read(run, metric)
-        row = [Path(run).name]
+        row = [label]
         for name in against:
-            curve = zip(*_placed(found, metric, name)) if name in found else ()
+            curve = zip(*place_metric(found, metric, name)[:2]) if name in found else ()
             row.append(next((f"{place:.0f}" for place, height in curve if height >= value), ""))
         rows.append(row)
     return markdown_table(["run", *against], rows)
@@ -117,17 +115,36 @@ def draw_curves(args: CurvesArgs) -> Path:
     """Draw what the arguments ask for and return the file.
 
     Raises:
-        ValueError: if no run is named, or one has no such metric.
+        ValueError: if no run is named, one is named twice, or one has no such metric.
     """
     if not args.runs:
         raise ValueError("name at least one run.")
-    curves = {
-        Path(run).name: run_curve(run, args.metric, against=args.against, window=args.window) for run in args.runs
-    }
-    values = [value for _, y in curves.values() for value in y]
-    unit = "success" in args.metric and max(values, default=0.0) <= 1
-    svg = curves_svg(curves, title=args.title or args.metric, unit_interval=unit)
+    curves, bands, members = {}, {}, {}
+    for label, folders in group_by_seed(args.runs).items():
+        own = [run_curve(run, args.metric, against=args.against, window=args.window) for run in folders]
+        if len(own) == 1:
+            curves[label] = own[0]
+            continue
+        band = seed_band(own)
+        curves[label], bands[label], members[label] = (band.x, band.mean), (band.x, band.low, band.high), own
+    drawn = [*curves.values(), *(curve for own in members.values() for curve in own)]
+    svg = curves_svg(
+        curves,
+        title=args.title or args.metric,
+        unit_interval=is_rate(args.metric) and max((value for _, y in drawn for value in y), default=0.0) <= 1,
+        x_label=_shared_label(args),
+        y_label=axis_label(args.metric),
+        bands=bands,
+        members=members,
+    )
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, standalone_svg(svg))
     return path
+
+
+def _shared_label(args: CurvesArgs) -> str:
+    """What is to the right: one label, or each of those that the runs have."""
+    found = [_read(run, args.metric) for run in args.runs]
+    labels = [axis_label(args.against) if args.against in run else own_steps_label(run) for run in found]
+    return " or ".join(dict.fromkeys(labels))

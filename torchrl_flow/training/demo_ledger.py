@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from torchrl_flow._platform import flush, replace
 from torchrl_flow.data.hdf5_check import check_hdf5
 from torchrl_flow.training.demo_recording import RecordedEpisode
 from torchrl_flow.training.files import write_json
@@ -187,6 +187,5 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    flush(temporary)
+    replace(temporary, path)

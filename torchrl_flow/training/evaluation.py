@@ -19,7 +19,7 @@ from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.video import FrameRecorder, find_recorder
 
-__all__ = ["compare_num_steps", "evaluate", "success_metrics"]
+__all__ = ["compare_num_steps", "evaluate", "success_metrics", "warm_up"]
 
 
 def evaluate(
@@ -63,7 +63,8 @@ def evaluate(
             their mode: a policy cloned from unsteady demonstrations, or trained to explore, does better for it.
         policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
         success_key: where the env tells success; None for a task without.
-        num_videos: keep the frames of this many episodes, the first ones.
+        num_videos: keep the frames of this many episodes, the first ones. Rendering takes part of the times that are
+            measured, so film in a pass of its own where times are compared.
         progress: show progress.
 
     Raises:
@@ -111,6 +112,8 @@ def compare_num_steps(
 ) -> dict[int, EvaluationResult]:
     """Evaluate a flow policy at several numbers of sampling steps K, over the same seeds.
 
+    Each K is warmed up before its clock starts (:func:`warm_up`), so that none pays for what the first call sets up.
+
     Args:
         env: see :func:`evaluate`.
         policy: flow policy that takes ``num_steps`` when called.
@@ -127,7 +130,35 @@ def compare_num_steps(
     if not num_steps or min(num_steps) < 1:
         raise ValueError(f"num_steps must hold numbers of at least 1, got {list(num_steps)}.")
     extra = dict(kwargs.pop("policy_kwargs", None) or {})
-    return {k: evaluate(env, policy, seeds, policy_kwargs={**extra, "num_steps": k}, **kwargs) for k in num_steps}
+    found = {}
+    for k in num_steps:
+        own = {**extra, "num_steps": k}
+        warm_up(env, policy, seeds, policy_kwargs=own, success_key=kwargs.get("success_key", "success"))
+        found[k] = evaluate(env, policy, seeds, policy_kwargs=own, **kwargs)
+    return found
+
+
+def warm_up(
+    env: EnvBase,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    success_key: NestedKey | None = "success",
+) -> None:
+    """Take one step of an episode, so that no evaluation pays for what the first one sets up: kernels, compilation.
+
+    What :func:`evaluate` finds stays the same, as it depends on weights and seeds alone.
+
+    Args:
+        env: see :func:`evaluate`.
+        policy: see :func:`evaluate`.
+        seeds: of the evaluation; the first one serves.
+        policy_kwargs: see :func:`evaluate`.
+        success_key: see :func:`evaluate`.
+    """
+    first = list(seeds)[:1]
+    evaluate(env, policy, first, max_steps=1, policy_kwargs=policy_kwargs, success_key=success_key, progress=False)
 
 
 def success_metrics(trajectories: TensorDictBase, success_key: NestedKey = ("next", "success")) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrl_flow.functional.statistics import wilson_interval
+from torchrl_flow.training.notebook import result_html
 
 __all__ = ["EvaluationResult"]
 
@@ -29,7 +30,8 @@ class EvaluationResult:
         wall_s: seconds the evaluation took.
         policy_ms: median milliseconds of one call of the policy, for all sub-environments at once.
         policy_calls: number of calls of the policy.
-        videos: frames of the first episodes, uint8 ``[length + 1, h, w, 3]`` each.
+        videos: frames of the first episodes, uint8 ``[length + 1, h, w, 3]`` each. Rendering them is part of ``wall_s``
+            and disturbs ``policy_ms``: reports leave out the times of an evaluation that was filmed.
 
     Examples:
         >>> import torch
@@ -82,6 +84,11 @@ class EvaluationResult:
     def env_steps(self) -> int:
         """Number of env steps over all episodes."""
         return int(self.lengths.sum())
+
+    @property
+    def filmed(self) -> bool:
+        """Whether frames were kept, so that the times compare with those of no other evaluation."""
+        return bool(self.videos)
 
     @property
     def success_once_rate(self) -> float:
@@ -146,6 +153,10 @@ class EvaluationResult:
                 parts.append(f"{name} {getattr(self, f'{name}_rate'):.3f} [{low:.3f}, {high:.3f}]")
         parts += [f"return {self.returns.mean():.3f}", f"length {self.lengths.double().mean():.1f}"]
         return ", ".join([*parts, f"policy {self.policy_ms:.2f} ms", f"{self.wall_s:.1f} s"])
+
+    def _repr_html_(self) -> str:
+        """Return the outcome for a notebook: figures, every episode, and the video where there is one."""
+        return result_html(self)
 
 
 def _rate(flags: Tensor | None) -> float:

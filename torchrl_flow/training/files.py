@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow._platform import replace
+
 __all__ = ["write_json", "write_text"]
 
 
@@ -25,8 +27,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old one, or none, but never a part."""
     staged = path.with_name(f".{path.name}.part")
     # The name of a run may hold bytes that are no text.
-    with staged.open("w", encoding="utf-8", errors="replace") as file:
+    # Line ends are those of the text on every system.
+    with staged.open("w", encoding="utf-8", errors="replace", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(staged, path)
+    replace(staged, path)

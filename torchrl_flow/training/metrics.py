@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
+
+from torchrl_flow._platform import replace
 
 __all__ = ["RunLogger", "read_metrics"]
 
@@ -210,7 +211,7 @@ def _cut_back(path: Path, step: int) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_HEADER)
         writer.writerows((step, name, repr(value)) for step, name, value in rows)
-    os.replace(staged, path)
+    replace(staged, path)
 
 
 def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "in_notebook"]
+
+
+def in_notebook() -> bool:
+    """Tell whether this runs in a notebook, which shows widgets: Jupyter or Colab, but no terminal of IPython."""
+    # A program that did not start from IPython has not imported it, and need not.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
+    if shell is None:
+        return False
+    return "IPKernelApp" in getattr(shell, "config", {}) or "google.colab" in type(shell).__module__
 
 
 class Progress:
-    """Shows how far a loop is: a bar on a terminal, a plain line now and then elsewhere.
+    """Shows how far a loop is: a bar on a terminal or in a notebook, a plain line now and then elsewhere.
 
     A log file or a CI page gets one line every ``interval`` seconds and one at the end, not a thousand
     carriage returns.
@@ -53,15 +63,22 @@ class Progress:
         self._metrics: dict[str, float] = {}
         self._start = self._last_line = time.monotonic()
         self._bar = None
-        if enabled and self._stream.isatty():
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                desc=description,
-                unit=unit,
-                file=self._stream,
-                dynamic_ncols=True,
-            )
+        if enabled and stream is None and in_notebook():
+            self._bar = self._notebook_bar()
+        elif enabled and self._stream.isatty():
+            self._bar = tqdm(**self._options(), file=self._stream, dynamic_ncols=True)
+
+    def _options(self) -> dict[str, Any]:
+        return {"total": self.total, "initial": self.initial, "desc": self.description, "unit": self.unit}
+
+    def _notebook_bar(self) -> Any:
+        """A widget; a bar of text where ipywidgets is not installed."""
+        from tqdm import notebook
+
+        try:
+            return notebook.tqdm(**self._options())
+        except ImportError:
+            return tqdm(**self._options(), file=self._stream, ncols=100)
 
     def update(self, steps: int = 1, **metrics: float) -> None:
         """Count ``steps`` more and show ``metrics`` from now on."""

@@ -1,4 +1,4 @@
-"""Curves of a report as inline SVG that follows the page's light or dark colours."""
+"""Drawings of reports and figures: inline SVG that follows the page's light or dark colours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-__all__ = ["curve_svg", "curves_svg", "plain_text", "standalone_svg"]
+__all__ = ["bars_svg", "curve_svg", "curves_svg", "has_matplotlib", "plain_text", "standalone_svg"]
 
 _has_matplotlib = importlib.util.find_spec("matplotlib") is not None
 
@@ -22,17 +22,25 @@ _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--rule)", 
 # Readable on light and dark pages alike (the palette of Okabe and Ito).
 _HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MAX_POINTS = 400
+Curve = tuple[Sequence[float], Sequence[float]]
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
+def has_matplotlib() -> bool:
+    """Tell whether drawings can be made here."""
+    return _has_matplotlib
+
+
 def curve_svg(
-    steps: Sequence[int],
+    steps: Sequence[float],
     values: Sequence[float],
     *,
     title: str,
     low: Sequence[float] | None = None,
     high: Sequence[float] | None = None,
     unit_interval: bool = False,
+    x_label: str = "step",
+    y_label: str = "",
 ) -> str:
     """Return one curve, with its interval if given, as the text of an ``<svg>`` element.
 
@@ -43,6 +51,8 @@ def curve_svg(
         low: lower end of the interval of each value.
         high: upper end of the interval of each value.
         unit_interval: draw y from 0 to 1.
+        x_label: what x counts, such as ``"environment steps"``.
+        y_label: unit of y, such as ``"success rate"``.
 
     Raises:
         RuntimeError: if matplotlib is missing, naming the extra.
@@ -51,11 +61,20 @@ def curve_svg(
     def draw(axes) -> None:
         _draw(axes, steps, values, low, high)
 
-    return _figure_svg(draw, title=title, unit_interval=unit_interval)
+    return _figure_svg(draw, title=title, unit_interval=unit_interval, x_label=x_label, y_label=y_label)
 
 
 def curves_svg(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, unit_interval: bool = False
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    unit_interval: bool = False,
+    x_label: str = "step",
+    y_label: str = "",
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
+    members: Mapping[str, Sequence[Curve]] | None = None,
+    log_x: bool = False,
+    markers: bool = False,
 ) -> str:
     """Return several curves in one drawing, the first in the text's colour, as the text of an ``<svg>`` element.
 
@@ -63,21 +82,73 @@ def curves_svg(
         curves: x and y values of each, by name.
         title: heading of the drawing.
         unit_interval: draw y from 0 to 1.
+        x_label: what x counts, such as ``"environment steps"``.
+        y_label: unit of y, such as ``"success rate"``.
+        bands: x, lower and upper end of a band around a curve, by the curve's name.
+        members: curves of which a curve is the mean, by its name, drawn thin in its colour.
+        log_x: draw x on a logarithmic scale.
+        markers: mark the points.
 
     Raises:
         RuntimeError: if matplotlib is missing, naming the extra.
     """
 
     def draw(axes) -> None:
-        for i, (x, y) in enumerate(curves.values()):
+        lines = []
+        for i, (name, (x, y)) in enumerate(curves.items()):
             colour = _INK if i == 0 else _HUES[(i - 1) % len(_HUES)]
-            axes.plot(x, y, color=colour, linewidth=1.6, linestyle="--" if i == 0 else "-", label=str(i))
-        for text, name in zip(axes.legend(frameon=False, fontsize=8).get_texts(), curves):
+            for own_x, own_y in (members or {}).get(name, ()):
+                axes.plot(own_x, own_y, color=colour, linewidth=0.7, alpha=0.45)
+            if name in (bands or {}):
+                axes.fill_between(*(bands or {})[name], color=colour, alpha=0.15, linewidth=0)
+            style = {"linestyle": "--" if i == 0 else "-", "marker": "o" if markers else "", "markersize": 3.5}
+            lines += axes.plot(x, y, color=colour, linewidth=1.6, **style)
+        if log_x:
+            axes.set_xscale("log")
+        # The texts are set behind the legend, which would leave out a name that begins with an underscore.
+        legend = axes.legend(lines, [str(i) for i in range(len(lines))], frameon=False, fontsize=8)
+        for text, name in zip(legend.get_texts(), curves):
             # A name is not a formula, whatever signs it has.
             text.set_parse_math(False)
             text.set_text(plain_text(name))
 
-    return _figure_svg(draw, title=title, unit_interval=unit_interval, size=(5.2, 3.2))
+    labels = {"x_label": x_label, "y_label": y_label, "log_x": log_x}
+    return _figure_svg(draw, title=title, unit_interval=unit_interval, size=(5.2, 3.2), **labels)
+
+
+def bars_svg(
+    heights: Mapping[str, float],
+    *,
+    title: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    unit_interval: bool = False,
+    y_label: str = "",
+) -> str:
+    """Return a bar for each value, with its interval if given, as the text of an ``<svg>`` element.
+
+    Args:
+        heights: values by name.
+        title: heading of the drawing.
+        intervals: lower and upper end of each, by name.
+        unit_interval: draw y from 0 to 1.
+        y_label: unit of y.
+
+    Raises:
+        RuntimeError: if matplotlib is missing, naming the extra.
+    """
+
+    def draw(axes) -> None:
+        places, values = list(range(len(heights))), list(heights.values())
+        axes.bar(places, values, color=_LINE, width=0.6)
+        if intervals:
+            ends = [intervals[name] for name in heights]
+            spans = [(value - low, high - value) for value, (low, high) in zip(values, ends)]
+            axes.errorbar(places, values, yerr=list(zip(*spans)), fmt="none", ecolor=_INK, capsize=4)
+        # Names are not formulas, whatever signs they have.
+        axes.set_xticks(places, [plain_text(name) for name in heights], parse_math=False)
+
+    size = (1.6 + 1.1 * len(heights), 3.0)
+    return _figure_svg(draw, title=title, unit_interval=unit_interval, size=size, y_label=y_label, numbers_at_x=False)
 
 
 def standalone_svg(svg: str) -> str:
@@ -87,10 +158,18 @@ def standalone_svg(svg: str) -> str:
 
 
 def _figure_svg(
-    draw: Callable[[Any], None], *, title: str, unit_interval: bool, size: tuple[float, float] = (4.2, 2.5)
+    draw: Callable[[Any], None],
+    *,
+    title: str,
+    unit_interval: bool,
+    size: tuple[float, float] = (4.2, 2.5),
+    x_label: str = "",
+    y_label: str = "",
+    log_x: bool = False,
+    numbers_at_x: bool = True,
 ) -> str:
     if not _has_matplotlib:
-        raise RuntimeError("Curves need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
+        raise RuntimeError("Drawings need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -114,9 +193,13 @@ def _figure_svg(
         axes.patch.set_alpha(0)
         draw(axes)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK, parse_math=False)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(_short_number)
-        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(plain_text(x_label), parse_math=False)
+        axes.set_ylabel(plain_text(y_label), parse_math=False)
+        if numbers_at_x:
+            axes.xaxis.set_major_formatter(_short_number)
+            if not log_x:
+                axes.locator_params(axis="x", nbins=5)
+        axes.set_axisbelow(True)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

@@ -33,6 +33,7 @@ th { text-align: left; color: var(--muted); font-weight: 550; font-size: 13px; }
 th, td { padding: 6px 12px 6px 4px; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 .results th, .results td { white-space: nowrap; }
+.results td.wrap { white-space: normal; min-width: 9em; }
 .results td:first-child { white-space: normal; min-width: 5em; }
 td.number, th.number { text-align: right; }
 .interval { color: var(--muted); }
@@ -46,8 +47,9 @@ td.number, th.number { text-align: right; }
 video, img.video { display: block; max-width: 100%; max-height: 640px; margin: 0 auto; border-radius: 6px;
   background: #000; }
 pre { margin: 0; font: 13px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin: 12px 0; } summary { cursor: pointer; color: var(--accent); }
-details .card { margin-top: 8px; max-height: 480px; overflow-y: auto; }
+a { color: var(--accent); }
+details { margin: 12px 0; } details .curves { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); }
+details > .card { margin-top: 8px; max-height: 480px; overflow-y: auto; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px;
   align-items: start; }
 td.key { color: var(--muted); font-size: 14px; width: 42%; }

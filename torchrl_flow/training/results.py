@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow._platform import locked, replace
 from torchrl_flow.training.files import write_json
 from torchrl_flow.training.versions import command_line, git_commit, today
 
@@ -117,7 +118,7 @@ def _line(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> st
 def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
     """Give the rows of a table as lines to change, and write it whole; other programs wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with locked(path.parent):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         first, *lines = text.rstrip("\n").split("\n") if text else [",".join(header)]
         found = next(csv.reader([first]), [])
@@ -148,23 +149,6 @@ def _cell(name: str, value: Any) -> str:
     return " ".join(str(value).split())
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold off other programs that append to the same file, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    # The directory, not the file: the file is replaced, and a lock file would be left over.
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _replace(path: Path, text: str) -> None:
     """Write the file anew beside the old one and rename it, so that no reader or kill meets half a row."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -174,6 +158,6 @@ def _replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(name, path)
+        replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

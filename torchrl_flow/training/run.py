@@ -310,7 +310,8 @@ class Run:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # None stands for a handler that was not set from Python, and cannot be set.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def close(self) -> None:
         """Close the metrics."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +15,16 @@ from torchrl.envs import EnvBase
 from torchrl_flow.modules import FlowActor, SteeredFlowActor
 from torchrl_flow.training.acting_policy import load_acting_policy
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
-from torchrl_flow.training.evaluation import evaluate
+from torchrl_flow.training.evaluation import evaluate, warm_up
 from torchrl_flow.training.evaluation_result import EvaluationResult
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.report import write_report
-from torchrl_flow.training.report_plots import plain_text
+from torchrl_flow.training.report_plots import bars_svg, has_matplotlib, standalone_svg
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.versions import collect_versions, command_line, today
 
 __all__ = ["compare_stages", "stages_svg"]
 
-_has_matplotlib = importlib.util.find_spec("matplotlib") is not None
 _COLUMNS = ("success_once", "success_once_low", "success_once_high", "success_at_end", "return", "length")
 
 
@@ -80,10 +78,13 @@ def compare_stages(
     actors = {
         name: given if isinstance(given, nn.Module) else load_acting_policy(given)[0] for name, given in stages.items()
     }
-    found = {name: evaluate(env, actor, seeds, progress=progress) for name, actor in actors.items()}
+    found = {}
+    for name, actor in actors.items():
+        warm_up(env, actor, seeds)
+        found[name] = evaluate(env, actor, seeds, progress=progress)
     rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
     _write_table(directory / "stages.csv", rows)
-    if _has_matplotlib:
+    if has_matplotlib():
         write_text(directory / "stages.svg", stages_svg(found, title=f"{recipe} on {task['task']}"))
     threads = torch.get_num_threads()
     write_report(
@@ -127,30 +128,8 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
     Raises:
         RuntimeError: if matplotlib is missing, naming the extra.
     """
-    if not _has_matplotlib:
-        raise RuntimeError("Plots need matplotlib, in the extra `plot`: pip install 'torchrl-flow[plot]'.")
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.2 + 1.1 * len(results), 3.0), layout="constrained")
-    axes = figure.subplots()
-    places, names = list(range(len(results))), [plain_text(name) for name in results]
     success = all(result.success_once is not None for result in results.values())
-    heights = [r.success_once_rate if success else r.returns.mean().item() for r in results.values()]
-    axes.bar(places, heights, color="#2563c9", width=0.6)
-    if success:
-        spans = [(rate - low, high - rate) for rate, (low, high) in zip(heights, _intervals(results))]
-        axes.errorbar(places, heights, yerr=list(zip(*spans)), fmt="none", ecolor="#1d2430", capsize=4)
-        axes.set_ylim(0, 1.05)
-    # Names are not formulas, whatever signs they have.
-    axes.set_xticks(places, names, parse_math=False)
-    axes.set_ylabel("success once" if success else "return")
-    axes.set_title(plain_text(title), loc="left", fontsize=10, parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return buffer.getvalue()
-
-
-def _intervals(results: Mapping[str, EvaluationResult]) -> list[tuple[float, float]]:
-    return [result.success_once_interval for result in results.values()]
+    heights = {n: r.success_once_rate if success else r.returns.mean().item() for n, r in results.items()}
+    intervals = {n: r.success_once_interval for n, r in results.items()} if success else None
+    label = "success rate (once)" if success else "return"
+    return standalone_svg(bars_svg(heights, title=title, intervals=intervals, unit_interval=success, y_label=label))

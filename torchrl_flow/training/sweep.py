@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torchrl_flow._platform import is_alive
 from torchrl_flow.training.files import write_json
 from torchrl_flow.training.run import EVALUATION
 
@@ -71,8 +73,8 @@ class SweepRun:
         return self.directory.parent / "logs" / f"{self.name}.json"
 
     def shell(self) -> str:
-        """Return the command as a shell takes it."""
-        return shlex.join(self.command)
+        """Return the command as this system's shell takes it."""
+        return subprocess.list2cmdline(self.command) if sys.platform == "win32" else shlex.join(self.command)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,19 +176,13 @@ def _runs_here(run: SweepRun) -> bool:
     if not run.record.exists():
         return False
     record = json.loads(run.record.read_text(encoding="utf-8"))
-    return "returncode" not in record and record["host"] == os.uname().nodename and _is_alive(record)
+    return "returncode" not in record and record["host"] == platform.node() and _is_alive(record)
 
 
 def _is_alive(record: Mapping[str, Any]) -> bool:
-    if record["host"] != os.uname().nodename:
+    if record["host"] != platform.node():
         return True  # Another machine's processes cannot be asked for.
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return is_alive(record["pid"])
 
 
 def _tail(path: Path) -> str:
@@ -213,9 +209,10 @@ def _execute(run: SweepRun, threads: int) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=_die_with_parent,
+            # Linux alone has such a call; elsewhere a run whose sweep is killed goes on, and is left alone by the next.
+            preexec_fn=None if _LIBC is None else _die_with_parent,
         )
-        record = {"pid": process.pid, "host": os.uname().nodename, "started": start, "command": run.shell()}
+        record = {"pid": process.pid, "host": platform.node(), "started": start, "command": run.shell()}
         write_json(run.record, record)
         returncode = process.wait()
     write_json(run.record, {**record, "returncode": returncode, "wall_s": time.time() - start})

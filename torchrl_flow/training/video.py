@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-__all__ = ["FrameRecorder", "as_frames", "tile_episodes", "video_suffix", "write_video"]
+__all__ = ["FrameRecorder", "as_frames", "can_write_video", "tile_episodes", "video_suffix", "write_video"]
 
 _has_ffmpeg = importlib.util.find_spec("imageio_ffmpeg") is not None
 _has_pillow = importlib.util.find_spec("PIL") is not None
@@ -172,6 +172,11 @@ def tile_episodes(episodes: Sequence[np.ndarray], *, columns: int | None = None,
         held = episode[np.minimum(np.arange(length), len(episode) - 1)]
         grid[:, top : top + height, left : left + width] = held
     return grid
+
+
+def can_write_video() -> bool:
+    """Tell whether a package is there that writes videos."""
+    return _has_ffmpeg or _has_pillow
 
 
 def video_suffix() -> str:
