@@ -24,8 +24,8 @@ FINAL = {
 }
 """What must hold after the last block of a page, by the names that the page has defined."""
 
-COMPILED_ONLY = {"docs/slates.md": "runs/td3_bc-pendulum-0"}
-"""Blocks of pages that open runs which the commands on the page have trained before: they are compiled, not run."""
+COMPILED_ONLY = {"docs/slates.md": "runs/td3_bc-pendulum-0", "docs/concepts/runs.md": "training.show_video"}
+"""Blocks of pages that need a run which commands on the page have trained, or a notebook: they are compiled, not run."""
 
 
 def pages() -> dict[str, list[str]]:
