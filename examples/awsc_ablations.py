@@ -30,25 +30,25 @@ UTD_RATIO = 0.5
 class Args:
     """What the ablations can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run or checkpoint of aw_shortcut_flow_offline that all runs start from"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """seeds of each configuration"""
-    updates: int = 2000
+    updates: training.Count = 2000
     """critic updates of each run"""
-    directory: str = "runs/awsc_ablations"
+    directory: training.WritableDirectory = "runs/awsc_ablations"
     """directory of the runs"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each evaluation"""
-    noise_scales: tuple[float, ...] = (0.5,)
+    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
     """also evaluate each policy with the noise that it starts from scaled so"""
-    best_of: tuple[int, ...] = (4, 16)
+    best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
-    workers: int | None = None
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and stop"""
@@ -143,4 +143,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -50,35 +50,35 @@ MANISKILL: dict[str, dict[str, Any]] = {
 class Args:
     """What the pipeline can be told on the command line; everything else is as in the stages' scripts."""
 
-    task: str = "planar"
+    task: training.TaskName = "planar"
     """planar, or a ManiSkill id"""
     obs_mode: str = "state"
     """what the policy sees: state, rgb, rgb+state"""
-    num_demos: int = 100
+    num_demos: training.Count = 100
     """demonstrations"""
     quality: str = "mixed"
     """of the demonstrations: mixed or expert"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """one pipeline for each"""
-    workers: int = 1
+    workers: training.Count = 1
     """seeds to run at a time, each in a process and on a thread of its own"""
-    scale: float = 1.0
+    scale: training.Positive = 1.0
     """factor on the budgets of all stages; small for a trial"""
-    noise_scales: tuple[float, ...] = (0.5,)
+    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
     """also evaluate each stage with the noise that the policy starts from scaled so"""
-    best_of: tuple[int, ...] = ()
+    best_of: tuple[training.Count, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
-    eval_episodes: int | None = None
+    eval_episodes: training.Count | None = None
     """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
-    eval_every: int = 0
+    eval_every: training.NonNegativeInt = 0
     """steps between evaluations in training; where there are any, each stage starts from the best of the one before"""
-    num_videos: int = 4
+    num_videos: training.NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
-    name: str = "awsc"
+    name: training.RunName = "awsc"
     """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
-    runs: str = "runs"
+    runs: training.WritableDirectory = "runs"
     """directory of the runs"""
-    results: str | None = "runs/results.csv"
+    results: training.WritableFile | None = "runs/results.csv"
     """table of results; the rows of a run replace those that it wrote before"""
 
 
@@ -213,4 +213,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

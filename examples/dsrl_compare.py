@@ -31,21 +31,21 @@ from torchrl_flow.training import TrainingCheckpoint
 class Args:
     """What the command can be told."""
 
-    run: str
+    run: training.RunSource
     """run directory or checkpoint of the last stage"""
     which: training.Which = "last"
     """checkpoint of that run: the last one, or the best one"""
-    stage1: str | None = None
+    stage1: training.RunSource | None = None
     """that of stage 1; the one that the run started from (its --init) where none is given"""
     recipe: str | None = None
     """what the table of results calls it; from the run where none is given"""
-    output: str | None = None
+    output: training.WritableDirectory | None = None
     """directory of table, plot and report; the run's own where none is given"""
-    results: str | None = None
+    results: training.WritableFile | None = None
     """table of results to append to"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each stage, from seed 10000 on"""
-    threads: int = 1
+    threads: training.Count = 1
     """CPU threads"""
 
 

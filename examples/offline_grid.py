@@ -58,25 +58,25 @@ class Args:
     """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
     algorithms: tuple[str, ...] = tuple(SCRIPTS)
     """algorithms"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: training.Seeds = (0, 1, 2)
     """seeds of each"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
     """policy that logs the data; SARDINE has its own"""
-    steps: int = 300_000
+    steps: training.Count = 300_000
     """logged steps of each environment; SARDINE's data are 500 episodes"""
     preset: Literal["full", "short"] = "full"
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
-    iterations: int | None = None
+    iterations: training.Count | None = None
     """updates of each run; those of the preset where none is given"""
-    eval_episodes: int = 256
+    eval_episodes: training.Count = 256
     """users of an evaluation"""
-    directory: str = "runs/offline_grid"
+    directory: training.WritableDirectory = "runs/offline_grid"
     """where the runs, and the table, go"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table of results; the rows of a run replace those that it wrote before"""
     device: str = "cpu"
     """device of the runs"""
-    workers: int | None = None
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and do nothing"""

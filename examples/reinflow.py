@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -51,91 +51,89 @@ OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str = "runs/bc"
+    policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy to start from"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     recipe: str = "reinflow"
     """what the table of results calls the recipe"""
-    task: str | None = None
+    task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit in training and evaluation; that of the policy where none is given"""
-    num_steps: int = 8
+    num_steps: training.SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
-    total_env_steps: int = 1_000_000
+    total_env_steps: training.Count = 1_000_000
     """environment steps of training"""
-    num_envs: int = 1
-    """environments that are stepped together; above 1 ManiSkill needs physx_cuda"""
-    sim_backend: str = "physx_cuda"
-    """ManiSkill's simulation where num_envs is above 1"""
-    rollout_steps: int = 128
+    num_envs: training.NonNegativeInt = 1
+    """environments that run side by side, 0 for one that is not batched"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    rollout_steps: training.Count = 128
     """chunks per environment and iteration"""
-    epochs: int = 4
+    epochs: training.Count = 4
     """passes over an iteration's chunks"""
-    minibatch_size: int = 64
+    minibatch_size: training.Count = 64
     """chunks per gradient step"""
-    lr: float = 3e-5
+    lr: training.Positive = 3e-5
     """learning rate of the flow and of its noise"""
-    critic_lr: float = 1e-4
+    critic_lr: training.Positive = 1e-4
     """learning rate of the value"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of an environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: training.Fraction = 0.95
     """lambda of the advantage estimate"""
-    clip: float = 0.2
+    clip: training.Positive = 0.2
     """bound on the ratio's distance from 1"""
-    entropy_coef: float = 0.01
+    entropy_coef: training.NonNegative = 0.01
     """weight of the noise's entropy"""
-    value_coef: float = 0.5
+    value_coef: training.NonNegative = 0.5
     """weight of the value's loss"""
-    anchor_coef: float = 0.0
+    anchor_coef: training.NonNegative = 0.0
     """weight of the transport cost (W2) between the chunks of the flow and of its start; 0 for none"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: training.Positive = 1.0
     """bound on the gradient's norm, of the flow and of the value"""
-    target_kl: float | None = None
+    target_kl: training.Positive | None = None
     """stop an iteration's epochs once the ratio's divergence passes it; None to never stop"""
-    critic_warmup_steps: int = 5000
+    critic_warmup_steps: training.NonNegativeInt = 5000
     """environment steps in which only the value learns"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """whether the chain's log-probability is averaged over its terms or summed"""
-    mean_bound: float | None = None
+    mean_bound: training.Positive | None = None
     """clamp of the chain's means, in normalised units; for policies with min-max normalised actions"""
-    sigma_min: float = 0.01
+    sigma_min: Annotated[training.Positive, training.NotAbove("sigma_max")] = 0.01
     """lower bound of the noise, in units of normalised actions"""
-    sigma_max: float = 0.3
+    sigma_max: training.Positive = 0.3
     """its upper bound at the start"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound falls"""
-    noise_decay_steps: int = 500_000
+    noise_decay_steps: training.Count = 500_000
     """environment steps until it has fallen"""
     train_encoder: bool = False
     """train the encoder too"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
+    eval_every: training.NonNegativeInt = 10
     """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none"""
-    compare_steps: tuple[int, ...] = ()
+    compare_steps: tuple[training.SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
-    num_videos: int = 4
+    num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    save_every: int = 10
+    log_every: training.Count = 1
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 10
     """iterations between checkpoints"""
 
 
-def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
-    """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    options: dict[str, Any] = {"ignore_terminations": not train, "num_envs": args.num_envs if train else None}
+def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma")}
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
-    if checkpoint.task["task"] == training.PLANAR:
-        options |= {"num_envs": args.num_envs if train else 50, "device": args.device}
-    elif args.num_envs == 1:
-        options["num_envs"] = None
-    elif train:
-        options["sim_backend"] = args.sim_backend
-    return training.evaluation_env(checkpoint, gamma=args.gamma, **options)
+    if checkpoint.task.get("task") == training.PLANAR:
+        options["device"] = args.device
+    return training.make_training_envs(checkpoint, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -251,12 +249,11 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         gae(data)
         run.counters["env_steps"] = env_steps + int(data["next", "steps_to_next_obs"].sum())
         metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
-        finished = data["next", "done"]
-        if finished.any():
-            metrics["success"] = data["next", "success"][finished].float().mean()
+        metrics |= training.finished_success(data)
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
-        run.log({f"train/{name}": metric for name, metric in metrics.items()})
+        if run.due(args.log_every):
+            run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
             run.log_evaluation(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
 
@@ -269,7 +266,7 @@ def main(args: Args) -> None:
     )
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
-    env, eval_env = make_env(args, checkpoint, train=True), make_env(args, checkpoint, train=False)
+    env, eval_env = make_envs(args, checkpoint)
     task, config = training.task_info(eval_env), dataclasses.asdict(args)
     directory = args.run_directory(f"reinflow-{task['task']}-{args.seed}")
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
@@ -297,4 +294,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

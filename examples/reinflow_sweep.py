@@ -93,7 +93,7 @@ VARIANTS = (
 class Args:
     """What the sweep can be told on the command line."""
 
-    policy: str = "runs/bc"
+    policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy that all runs start from"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
@@ -101,27 +101,27 @@ class Args:
     """the baseline; a configuration changes it by the same factors as the default one"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """seeds of each configuration"""
-    scale: float = 1.0
+    scale: training.Positive = 1.0
     """multiplies every budget in environment steps: training, warm-up of the critic, decay of the noise"""
-    directory: str = "runs/reinflow_sweep"
+    directory: training.WritableDirectory = "runs/reinflow_sweep"
     """directory of the sweep's runs"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each final evaluation"""
-    evaluations: int = 20
+    evaluations: training.Count = 20
     """evaluations along each run, for the curves"""
-    workers: int | None = None
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
-    threads: int = 1
+    threads: training.Count = 1
     """CPU threads of a run"""
-    gpus_per_run: float = 0.0
+    gpus_per_run: training.NonNegative = 0.0
     """GPUs of a run, or a part of one"""
     device: str = "cpu"
     """device of the runs"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit in training and evaluation; that of the policy where none is given"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
@@ -225,4 +225,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -11,7 +11,7 @@ from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.training.task_identity import PLANAR
 from torchrl_flow.training.tasks import evaluation_env
 
-__all__ = ["make_training_env", "training_env_options"]
+__all__ = ["make_evaluation_env", "make_training_env", "make_training_envs", "training_env_options"]
 
 
 def training_env_options(
@@ -75,3 +75,51 @@ def make_training_env(
     task = str(checkpoint.task.get("task"))
     options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs)
     return evaluation_env(checkpoint, ignore_terminations=False, **options, **kwargs)
+
+
+def make_evaluation_env(
+    checkpoint: TrainingCheckpoint, *, num_envs: int | None, sim_backend: str | None = None, **kwargs: Any
+) -> EnvBase:
+    """Make the chunk environment of a checkpoint's task for evaluation, where terminations are ignored.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`training_env_options`; 50 of the planar task where ``None``.
+        sim_backend: see :func:`training_env_options`.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task = str(checkpoint.task.get("task"))
+    options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=50)
+    return evaluation_env(checkpoint, **options, **kwargs)
+
+
+def make_training_envs(
+    checkpoint: TrainingCheckpoint,
+    *,
+    num_envs: int | None,
+    sim_backend: str | None = None,
+    planar_envs: int = 256,
+    **kwargs: Any,
+) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
+
+    ManiSkill evaluates with as many environments as it trains with, in the same simulation; the planar task with 50.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`training_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    simulation: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend}
+    train_env = make_training_env(checkpoint, planar_envs=planar_envs, **simulation, **kwargs)
+    if checkpoint.task.get("task") == PLANAR:
+        simulation = {"num_envs": None}
+    return train_env, make_evaluation_env(checkpoint, **simulation, **kwargs)
