@@ -182,7 +182,7 @@ def train(
         metrics = stepper.update(data.sample())
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
-        if run.due(args.eval_every):
+        if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 
@@ -190,7 +190,7 @@ def train(
 def main(args: Args) -> training.EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
     args.prepare()
-    checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}

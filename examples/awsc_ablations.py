@@ -48,6 +48,15 @@ class Args:
     """also evaluate each policy with the noise that it starts from scaled so"""
     best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
+    device: str = "cpu"
+    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    gpus_per_run: training.NonNegative | None = None
+    """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
     workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
@@ -91,6 +100,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "noise_scales": args.noise_scales,
         "best_of": args.best_of,
         "num_videos": 0,
+        **{name: getattr(args, name) for name in ("device", "num_envs", "sim_backend")},
     }
     chosen = training.select_variants(variants(args.updates), args.only)
     program = [sys.executable, str(SCRIPT)]
@@ -125,12 +135,20 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
 
 def main(args: Args) -> None:
     """Plan, run, print."""
+    # A plan can be looked at before its policy is there, and on another machine.
+    training.check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
+    training.resolve_device(args.device)
+    share = training.gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
     statuses = training.run_sweep(
-        runs, workers=args.workers, on_change=lambda found: print(training.format_statuses(found)), poll_s=30.0
+        runs,
+        workers=args.workers,
+        gpus_per_run=share,
+        on_change=lambda found: print(training.format_statuses(found)),
+        poll_s=30.0,
     )
     for status in statuses:
         if status.state != "finished":

@@ -148,6 +148,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
 
 def main(args: Args) -> dict[str, float]:
     """Compute, print, draw."""
+    training.check_options(args)
     torch.set_num_threads(args.threads)
     training.seed_everything(0)
     checkpoint, own, loss_module, buffer = load(args)

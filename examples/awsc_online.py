@@ -143,8 +143,9 @@ class Args(training.RunArgs):
                 "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
             )
         if self.act_best_of > 1 and self.act_noise_scale != 1:
-            raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise "
-                             "(--act-noise-scale).")
+            raise SystemExit(
+                "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."
+            )
         if self.utd_ratio * self.chunks < 1:
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
@@ -228,9 +229,7 @@ def simulation_of(args: Args, checkpoint: training.TrainingCheckpoint) -> dict[s
     return found
 
 
-def make_rollouts(
-    args: Args, env: EnvBase, loss_module: AWFlowLoss
-) -> training.ChunkRollouts:
+def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> training.ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
@@ -268,7 +267,7 @@ def train(
         metrics |= training.finished_success(data)
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
-        if run.due(args.eval_every):
+        if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 
@@ -276,7 +275,7 @@ def train(
 def main(args: Args) -> training.EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
     args.prepare()
-    checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
     simulation_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}

@@ -45,6 +45,11 @@ class Args:
     """table of results to append to"""
     eval_episodes: training.Count = 100
     """episodes of each stage, from seed 10000 on"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; 50 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
     threads: training.Count = 1
     """CPU threads"""
 
@@ -83,6 +88,7 @@ def load_steered(source: str, which: training.Which) -> tuple[SteeredFlowActor, 
 
 def main(args: Args) -> None:
     """Load the stages, evaluate them on equal seeds, write table, plot and report."""
+    training.check_options(args)
     torch.set_num_threads(args.threads)
     last, checkpoint = load_steered(args.run, args.which)
     found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
@@ -92,7 +98,8 @@ def main(args: Args) -> None:
         found = {"1": load_steered(first, checkpoint.config.get("which", "last")), **found}
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")
-    env = training.evaluation_env(checkpoint, gamma=checkpoint.config["gamma"])
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    env = training.make_evaluation_env(checkpoint, gamma=checkpoint.config["gamma"], **simulation)
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)

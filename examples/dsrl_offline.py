@@ -150,13 +150,12 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, critic, latent policy, evaluation, report."""
     args.prepare()
-    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **options)
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    options: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **options)
     digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
-    env = training.make_evaluation_env(
-        checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits
-    )
+    env = training.make_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}

@@ -195,13 +195,12 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
     args.prepare()
-    loading: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **loading)
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    loading: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **loading)
     digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
-    env = training.make_evaluation_env(
-        checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits
-    )
+    env = training.make_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = training.task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(training.start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)

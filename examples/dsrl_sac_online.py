@@ -269,9 +269,10 @@ def train(
 def main(args: Args) -> None:
     """Flow, latent policy, critics, training, evaluation, report."""
     args.prepare()
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
     init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
-    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **options)
+    options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])

@@ -115,8 +115,9 @@ class Args(training.RunArgs):
     """train the encoder too"""
     eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 10
-    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none"""
+    eval_every: training.NonNegativeInt | None = None
+    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
+    all iterations where none is given"""
     compare_steps: tuple[training.SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
     num_videos: training.NonNegativeInt = 4
@@ -242,6 +243,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))
+    eval_every = max(1, iterations // 20) if args.eval_every is None else args.eval_every
     for step in run.steps(iterations, save_every=args.save_every):
         env_steps = run.counters.get("env_steps", 0)
         loss_module.set_env_steps(env_steps)
@@ -254,7 +256,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
-        if run.due(args.eval_every):
+        if run.due(eval_every):
             run.log_evaluation(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
 
 
@@ -262,7 +264,7 @@ def main(args: Args) -> None:
     """Policy, training, evaluation, report."""
     args.prepare()
     actor, checkpoint = training.load_policy(
-        training.load_checkpoint(args.policy, which=args.which), device=args.device
+        training.load_flow_checkpoint(args.policy, which=args.which), device=args.device
     )
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)

@@ -178,7 +178,7 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
         if run.due(args.log_every):
             metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
             run.log({f"train/{key}": value for key, value in metrics.items()})
-        if run.due(args.eval_every):
+        if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 

@@ -26,13 +26,13 @@ def of_task(task) -> Any:
 
 def test_environments_that_a_task_cannot_have_are_refused():
     args = awsc_online.Args
-    assert awsc_online.num_envs_of(args("x"), of_task("planar")) == 64
-    assert awsc_online.num_envs_of(args("x", num_envs=3), of_task("planar")) == 3
-    assert awsc_online.num_envs_of(args("x", chunks_per_batch=3), of_task("PickCube-v1")) is None
-    with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1'"):
-        awsc_online.num_envs_of(args("x", num_envs=50), of_task("PickCube-v1"))
+    assert awsc_online.simulation_of(args("x"), of_task("planar")) == {"num_envs": 64}
+    assert awsc_online.simulation_of(args("x", num_envs=3), of_task("planar")) == {"num_envs": 3}
+    assert awsc_online.simulation_of(args("x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
+    with pytest.raises(SystemExit, match="--num-envs 50 of PickCube-v1"):
+        awsc_online.simulation_of(args("x", num_envs=50), of_task("PickCube-v1"))
     with pytest.raises(SystemExit, match="--chunks-per-batch has no effect with 64 environments"):
-        awsc_online.num_envs_of(args("x", chunks_per_batch=3), of_task("planar"))
+        awsc_online.simulation_of(args("x", chunks_per_batch=3), of_task("planar"))
 
 
 def demos(folder, mode):

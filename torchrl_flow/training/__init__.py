@@ -5,6 +5,7 @@ from torchrl_flow.training.acting_policy import (
     PolicyKind,
     RunLabels,
     load_acting_policy,
+    load_flow_checkpoint,
     policy_kind,
     run_labels,
 )
@@ -43,6 +44,7 @@ from torchrl_flow.training.metrics import RunLogger, read_metrics
 from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
 from torchrl_flow.training.offline_envs import GymTask, offline_task
 from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
+from torchrl_flow.training.option_checks import check_demonstrations, check_network, check_task
 from torchrl_flow.training.option_values import (
     DemoPath,
     ExistingFile,
@@ -112,7 +114,16 @@ from torchrl_flow.training.steering import (
     steering_flow,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
-from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
+from torchrl_flow.training.sweep import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    gpu_share,
+    plan_sweep,
+    run_status,
+    run_sweep,
+    select_variants,
+)
 from torchrl_flow.training.sweep_report import VariantResult, format_statuses, summarise_sweep, write_sweep_report
 from torchrl_flow.training.tables import markdown_table, mean_and_deviation
 from torchrl_flow.training.task_identity import (
@@ -225,7 +236,10 @@ __all__ = [
     "base_env",
     "best_of_variants",
     "can_film",
+    "check_demonstrations",
+    "check_network",
     "check_options",
+    "check_task",
     "collect_sardine",
     "collect_slates",
     "collect_versions",
@@ -242,6 +256,7 @@ __all__ = [
     "flow_config",
     "format_statuses",
     "git_commit",
+    "gpu_share",
     "gradient_step",
     "in_data_units",
     "isolated_rng",
@@ -250,6 +265,7 @@ __all__ = [
     "load_acting_policy",
     "load_checkpoint",
     "load_critic",
+    "load_flow_checkpoint",
     "load_latent_policy",
     "load_policy",
     "load_state_policy",
@@ -258,9 +274,9 @@ __all__ = [
     "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
+    "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
-    "make_evaluation_env",
     "make_training_env",
     "make_training_envs",
     "markdown_table",

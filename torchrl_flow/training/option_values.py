@@ -9,7 +9,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from torchrl_flow.envs.slate import SLATE_ENVS
 from torchrl_flow.training.checkpoint import SUFFIX
@@ -38,6 +38,7 @@ _REGISTRATION = re.compile(r"register_env\(\s*[\"']([^\"']+)[\"']")
 class _Task:
     """The id of a task of ManiSkill, or the planar task. Where ManiSkill is not installed any id passes here."""
 
+    here: ClassVar[bool] = True
     planar: bool = True
 
     def problem(self, value: str, options: Any) -> str | None:
@@ -93,6 +94,8 @@ class _Name:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
+    here: ClassVar[bool] = True
+
     def problem(self, value: str, options: Any) -> str | None:
         del options
         wanted = f"must name the directory of a run, or a checkpoint (*{SUFFIX})"
@@ -108,6 +111,7 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Existing:
+    here: ClassVar[bool] = True
     what: str
     directory: bool = False
 
@@ -123,6 +127,7 @@ class _Existing:
 class _Writable:
     """A place to write to: its directory is there or can be made, and nothing of another kind is in the way."""
 
+    here: ClassVar[bool] = True
     directory: bool
 
     def problem(self, value: str, options: Any) -> str | None:
@@ -146,6 +151,7 @@ class _Writable:
 class Installed:
     """An option that needs an optional package, where it is given."""
 
+    here: ClassVar[bool] = True
     package: str
     extra: str
 

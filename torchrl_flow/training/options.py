@@ -41,7 +41,10 @@ __all__ = [
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What a value must fulfil; ``problem`` says what it is not, given all options, or returns None."""
+    """What a value must fulfil; ``problem`` says what it is not, given all options, or returns None.
+
+    One with a class attribute ``here = True`` asks for something of this machine, and is asked last.
+    """
 
     def problem(self, value: Any, options: Any) -> str | None:
         """Return what is wrong, such as ``"must be at least 1"``, or None."""
@@ -175,12 +178,14 @@ def nearest(word: str, known: Iterable[Any]) -> str | None:
     return words[found[0]] if found else None
 
 
-def option_problem(options: Any, *, skip: Collection[str] = ()) -> str | None:
+def option_problem(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> str | None:
     """Return what is wrong with the first field of a dataclass that is out of its range, or None.
 
     Args:
         options: instance of a dataclass whose fields say by their types what they may be.
         skip: fields that are not looked at.
+        here: ask only for what this machine has, such as files and packages (True), or only for the rest (False); all
+            where None, the machine last.
 
     Examples:
         >>> @dataclasses.dataclass
@@ -191,27 +196,28 @@ def option_problem(options: Any, *, skip: Collection[str] = ()) -> str | None:
         '--lr must be above 0, got nan.'
     """
     hints = get_type_hints(type(options), include_extras=True)
-    for field in dataclasses.fields(options):
-        if field.name in skip:
-            continue
-        value = getattr(options, field.name)
-        problem = _problem(hints[field.name], value, options)
-        if problem is not None:
-            return f"{option_name(field.name)} {problem}, got {_shown(value)}."
+    fields = [field.name for field in dataclasses.fields(options) if field.name not in skip]
+    for machine in (False, True) if here is None else (here,):
+        for name in fields:
+            value = getattr(options, name)
+            problem = _problem(hints[name], value, options, machine)
+            if problem is not None:
+                return f"{option_name(name)} {problem}, got {_shown(value)}."
     return None
 
 
-def check_options(options: Any, *, skip: Collection[str] = ()) -> None:
+def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> None:
     """Refuse options that are out of their range, before anything is done.
 
     Args:
         options: instance of a dataclass whose fields say by their types what they may be.
         skip: fields that are not looked at.
+        here: see :func:`option_problem`.
 
     Raises:
         SystemExit: naming the option, what is allowed, and what was given.
     """
-    problem = option_problem(options, skip=skip)
+    problem = option_problem(options, skip=skip, here=here)
     if problem is not None:
         raise SystemExit(problem)
 
@@ -222,20 +228,25 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) and (not value or " " in value) else str(value)
 
 
-def _problem(hint: Any, value: Any, options: Any) -> str | None:
+def _problem(hint: Any, value: Any, options: Any, here: bool) -> str | None:
     """Return what is wrong with a value of a type, or None."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        found = _problem(parts[0], value, options)
-        constraints = (part for part in parts[1:] if isinstance(part, Constraint))
-        return found or next(filter(None, (part.problem(value, options) for part in constraints)), None)
+        constraints = [part for part in parts[1:] if isinstance(part, Constraint)]
+        # A range refuses what is not finite too, and says more.
+        ranged = any(isinstance(part, Range) for part in constraints)
+        found = None if ranged else _problem(parts[0], value, options, here)
+        asked = [part for part in constraints if getattr(part, "here", False) == here]
+        return found or next(filter(None, (part.problem(value, options) for part in asked)), None)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
-        found = [_problem(part, value, options) for part in parts if part is not type(None)]
-        return None if None in found else found[0]
+        problems = [_problem(part, value, options, here) for part in parts if part is not type(None)]
+        return None if None in problems else problems[0]
     if origin is tuple and isinstance(value, Sequence):
-        return next(filter(None, (_problem(parts[0], item, options) for item in value)), None)
+        return next(filter(None, (_problem(parts[0], item, options, here) for item in value)), None)
+    if here:
+        return None
     if origin is Literal:
         return OneOf(parts).problem(value, options)
     return Range().problem(value, options) if hint is float else None

@@ -161,11 +161,11 @@ class Run:
                 f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
         before = json.loads(config_file.read_text(encoding="utf-8"))
-        absent = "absent"
+        # An option that an older version did not have is one that was not given.
         differing = [
-            f"{name}: {before.get(name, absent)!r} before, {self.config.get(name, absent)!r} now"
+            f"{name}: {before.get(name)!r} before, {self.config.get(name)!r} now"
             for name in [*before, *(name for name in self.config if name not in before)]
-            if name not in may_differ and before.get(name, absent) != self.config.get(name, absent)
+            if name not in may_differ and before.get(name) != self.config.get(name)
         ]
         if differing:
             raise ValueError(

@@ -57,8 +57,9 @@ class RunArgs:
         Raises:
             SystemExit: naming the first option that is out of its range, or contradicts another one.
         """
-        check_options(self)
+        check_options(self, here=False)
         self.check()
+        check_options(self, here=True)
         self.device = resolve_device(self.device)
         torch.set_num_threads(self.threads)
         seed_everything(self.seed)
