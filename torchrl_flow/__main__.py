@@ -147,9 +147,10 @@ def main() -> None:
     elif callable(command):
         command()
     else:
-        from torchrl_flow.training import make_demonstrations
+        from torchrl_flow.training import make_demonstrations, refusals_in_one_line
 
-        print(make_demonstrations(command).summary())
+        with refusals_in_one_line():
+            print(make_demonstrations(command).summary())
 
 
 if __name__ == "__main__":

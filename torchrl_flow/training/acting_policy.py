@@ -103,8 +103,8 @@ def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Whic
     kind = policy_kind(checkpoint)
     if kind.on_logged_data:
         raise CheckpointError(
-            f"{checkpoint.path} holds a {kind.name}, and this recipe starts from a flow policy of action chunks: name a "
-            "run of shortcut_flow_bc or of a stage after it."
+            f"{checkpoint.path} holds a {kind.name}, and a flow policy of action chunks is needed here: name a run "
+            "of shortcut_flow_bc or of a stage after it."
         )
     return checkpoint
 
