@@ -194,10 +194,16 @@ def test_a_run_with_a_checkpoint_or_an_evaluation_is_not_taken_over(tmp_path):
 
 
 def test_a_run_that_is_going_on_is_not_taken_over(tmp_path):
-    with Run(tmp_path / "run", {}, progress=False):
-        with pytest.raises(ValueError, match="in use by a run of another process"):
-            Run(tmp_path / "run", {"lr": 1.0}, progress=False)
+    going_on = Run(tmp_path / "run", {}, progress=False)
+    with pytest.raises(ValueError, match="in use by a run of another process"):
+        Run(tmp_path / "run", {"lr": 1.0}, progress=False)
+    going_on.close()
     Run(tmp_path / "run", {"lr": 1.0}, progress=False).close()
+
+
+def fail_in_the_first_step(run):
+    for _ in run.steps(2):
+        raise ValueError("later")
 
 
 def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
@@ -205,9 +211,7 @@ def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
         raise ValueError("too many")
     assert not (tmp_path / "refused").exists()
     with pytest.raises(ValueError, match="later"), Run(tmp_path / "begun", {}, progress=False) as run:
-        run.track(modules={"policy": torch.nn.Linear(1, 1)})
-        for _ in run.steps(2):
-            raise ValueError("later")
+        fail_in_the_first_step(run)
     assert (tmp_path / "begun" / "config.json").exists()
     # What was there before is nobody's to remove.
     (tmp_path / "own").mkdir()
