@@ -130,7 +130,7 @@ class Args(training.RunArgs):
         if not self.na and (self.distillation != Args.distillation or self.distill_steps != Args.distill_steps):
             raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
         if self.buffer_size < self.batch_size:
-            raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of --batch-size {self.batch_size}.")
+            raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
         if self.warm_up >= self.iterations:
             raise SystemExit(
                 f"--warm-up {self.warm_up} leaves none of --iterations {self.iterations} to learn in: lower it."

@@ -12,10 +12,10 @@ K H A terms: a bound of 0.01 on the ratio is one of about 1 on the chain's log-p
 none, and with this command's learning rate the policy is lost within ten iterations.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
-`policy`. With --eval-every the best policy is kept besides the last, and a later stage starts from it (--which). With
-images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a report come at the
-end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where the environment
-can tell its state; a finished one is made longer by --resume with more --total-env-steps.
+`policy`. The best policy of the evaluations along the way is kept besides the last, and a later stage starts from it
+(--which). With images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a
+report come at the end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where
+the environment can tell its state; a finished one is made longer by --resume with more --total-env-steps.
 """
 
 from __future__ import annotations

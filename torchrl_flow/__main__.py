@@ -147,8 +147,9 @@ def main() -> None:
     elif callable(command):
         command()
     else:
-        from torchrl_flow.training import make_demonstrations, refusals_in_one_line
+        from torchrl_flow.training import check_options, make_demonstrations, refusals_in_one_line
 
+        check_options(command)
         with refusals_in_one_line():
             print(make_demonstrations(command).summary())
 

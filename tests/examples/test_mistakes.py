@@ -33,6 +33,12 @@ def command(kind):
     return lambda options: tyro.cli(kind, args=options)()
 
 
+def make_demos(options):
+    args = tyro.cli(training.MakeDemosArgs, args=options)
+    training.check_options(args)
+    training.make_demonstrations(args)
+
+
 COMMANDS = {
     "evaluate": command(training.EvaluateArgs),
     "curves": command(training.CurvesArgs),
@@ -40,7 +46,7 @@ COMMANDS = {
     "collect-slates": command(training.CollectSlatesArgs),
     "relabel-slates": command(training.RelabelSlatesArgs),
     "collect-sardine": command(training.CollectSardineArgs),
-    "make-demos": lambda options: training.make_demonstrations(tyro.cli(training.MakeDemosArgs, args=options)),
+    "make-demos": make_demos,
 }
 
 # Recipe or command, its options, and what the line must say beside the option.
@@ -180,7 +186,7 @@ MISTAKES = [
     ("awsc_online", "--policy runs/bc --chunks-per-batch 4", "--chunks-per-batch has no effect"),
     ("dsrl_sac_online", "--policy runs/bc --distill-steps 3", "--distill-steps", "--na"),
     ("dsrl_sac_online", "--policy runs/bc --warm-up 14", "--warm-up 14 leaves none of --iterations 14"),
-    ("dsrl_sac_online", "--policy runs/bc --buffer-size 9", "--buffer-size 9 holds no batch of --batch-size 256"),
+    ("dsrl_sac_online", "--policy runs/bc --buffer-size 9", "--buffer-size 9 holds no batch of 256"),
     ("dsrl_sac_online", "--policy runs/bc --utd 1e-5", "--utd 1e-05 of 1664 chunks an iteration makes no update"),
     ("reinflow", "--policy runs/bc --sigma-min 0.5", "--sigma-min must be at most --sigma-max 0.3, got 0.5."),
     # Programs that start others, and commands.

@@ -90,7 +90,7 @@ def check_arguments(args: MakeDemosArgs) -> None:
     Raises:
         ValueError: naming the argument.
     """
-    problem = option_problem(args)
+    problem = option_problem(args, spell=str)
     if problem is not None:
         raise ValueError(problem)
     if args.quality == "mixed" and not any(word in args.control_mode for word in ("delta", "vel")):

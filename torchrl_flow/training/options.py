@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 __all__ = [
@@ -178,7 +178,13 @@ def nearest(word: str, known: Iterable[Any]) -> str | None:
     return words[found[0]] if found else None
 
 
-def option_problem(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> str | None:
+def option_problem(
+    options: Any,
+    *,
+    skip: Collection[str] = (),
+    here: bool | None = None,
+    spell: Callable[[str], str] = option_name,
+) -> str | None:
     """Return what is wrong with the first field of a dataclass that is out of its range, or None.
 
     Args:
@@ -186,6 +192,7 @@ def option_problem(options: Any, *, skip: Collection[str] = (), here: bool | Non
         skip: fields that are not looked at.
         here: ask only for what this machine has, such as files and packages (True), or only for the rest (False); all
             where None, the machine last.
+        spell: how a field is called; as on the command line by default.
 
     Examples:
         >>> @dataclasses.dataclass
@@ -202,7 +209,7 @@ def option_problem(options: Any, *, skip: Collection[str] = (), here: bool | Non
             value = getattr(options, name)
             problem = _problem(hints[name], value, options, machine)
             if problem is not None:
-                return f"{option_name(name)} {problem}, got {_shown(value)}."
+                return f"{spell(name)} {problem}, got {_shown(value)}."
     return None
 
 
