@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -202,7 +203,7 @@ def option_problem(
         >>> option_problem(Options(lr=float("nan")))
         '--lr must be above 0, got nan.'
     """
-    hints = get_type_hints(type(options), include_extras=True)
+    hints = _field_types(type(options))
     fields = [field.name for field in dataclasses.fields(options) if field.name not in skip]
     for machine in (False, True) if here is None else (here,):
         for name in fields:
@@ -227,6 +228,17 @@ def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None
     problem = option_problem(options, skip=skip, here=here)
     if problem is not None:
         raise SystemExit(problem)
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    """Return the types of the fields of a dataclass, with what they are annotated with."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        # A script that was run by its path is no module that could be looked up: its names are those of its functions.
+        names = getattr(vars(base).get("__init__"), "__globals__", None)
+        holder = types.SimpleNamespace(__annotations__=inspect.get_annotations(base))
+        found |= get_type_hints(holder, globalns=names, include_extras=True)
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -124,12 +124,14 @@ class Run:
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
         self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
+        going_on = resume or (self.directory / "config.json").exists()
+        # Metrics of a run that died before its first checkpoint are cut back to none.
+        kept = -1 if self.resumed_from is None else self.step
         self._write_provenance()
         self._lock.acquire()
         self.logger = RunLogger(
             self.directory,
-            # Metrics of a run that died before its first checkpoint are cut back to none.
-            resume_step=self.step if resume or not self._new else None,
+            resume_step=kept if going_on else None,
             tensorboard=tensorboard,
             wandb=wandb,
             project=project,
