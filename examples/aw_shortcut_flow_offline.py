@@ -92,10 +92,10 @@ class Args(training.RunArgs):
     eval_every: training.NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
     num_envs: training.NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; 50 of the planar task and one of
-    ManiSkill where none is given"""
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
     log_every: training.Count = 50
@@ -194,7 +194,7 @@ def main(args: Args) -> training.EvaluationResult:
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    env = training.make_evaluation_env(checkpoint, **simulation, **asked)
+    env = training.policy_evaluation_env(checkpoint, episodes=args.eval_episodes, **simulation, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)

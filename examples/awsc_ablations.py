@@ -54,7 +54,7 @@ class Args:
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     gpus_per_run: training.NonNegative | None = None
     """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
     workers: training.Count | None = None

@@ -67,7 +67,7 @@ class Args(training.RunArgs):
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     chunks_per_batch: training.Count | None = None
     """chunks between updates with one environment, 8 where none is given; several have one each"""
     utd_ratio: training.Positive = 1.0
@@ -221,12 +221,13 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
 
 
 def simulation_of(args: Args, checkpoint: training.TrainingCheckpoint) -> dict[str, Any]:
-    """Return number of environments to collect in, None for one without a batch dimension, and their simulation."""
-    asked: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": PLANAR_ENVS}
-    found = training.training_env_options(checkpoint.task["task"], **asked)
-    if found["num_envs"] is not None and args.chunks_per_batch is not None:
-        raise SystemExit(f"--chunks-per-batch has no effect with {found['num_envs']} environments: leave it out.")
-    return found
+    """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
+    task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
+    given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    options = training.training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
+    if options["num_envs"] is not None and args.chunks_per_batch is not None:
+        raise SystemExit(f"--chunks-per-batch has no effect with {options['num_envs']} environments: leave it out.")
+    return options
 
 
 def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> training.ChunkRollouts:
@@ -280,7 +281,8 @@ def main(args: Args) -> training.EvaluationResult:
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "gamma": args.gamma}
-    train_env, env = training.make_training_envs(checkpoint, planar_envs=PLANAR_ENVS, **simulation, **asked)
+    simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes}
+    train_env, env = training.make_training_envs(checkpoint, **simulation, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)

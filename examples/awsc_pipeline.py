@@ -81,7 +81,7 @@ class Args:
     """environments that run side by side, 0 for one that is not batched: in the online stage, and with ManiSkill in all
     evaluations; 256 of the planar task and one of ManiSkill where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     name: training.RunName = "awsc"
     """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
     runs: training.WritableDirectory = "runs"

@@ -49,7 +49,7 @@ class Args:
     """environments that run side by side, 0 for one that is not batched; 50 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     threads: training.Count = 1
     """CPU threads"""
 
@@ -99,7 +99,9 @@ def main(args: Args) -> None:
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    env = training.make_evaluation_env(checkpoint, gamma=checkpoint.config["gamma"], **simulation)
+    env = training.policy_evaluation_env(
+        checkpoint, episodes=args.eval_episodes, gamma=checkpoint.config["gamma"], **simulation
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)

@@ -59,7 +59,7 @@ class Args(training.RunArgs):
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: training.Count | None = None
     """time limit of an episode; that of the policy's task where none is given"""
     rollout: training.Count = 13
@@ -104,7 +104,7 @@ def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvB
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
-    return training.make_training_envs(checkpoint, **simulation, **limits)
+    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def make_actor(

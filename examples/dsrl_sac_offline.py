@@ -101,10 +101,10 @@ class Args(training.RunArgs):
     eval_every: training.NonNegativeInt = 500
     """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
     num_envs: training.NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; 50 of the planar task and one of
-    ManiSkill where none is given"""
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     num_videos: training.NonNegativeInt = 0
     """episodes to film, where the machine can render"""
     log_every: training.Count = 100
@@ -200,7 +200,8 @@ def main(args: Args) -> None:
     flow, checkpoint = training.steering_flow(start, **loading)
     digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
-    env = training.make_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
+    limits["episodes"] = args.eval_episodes
+    env = training.policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = training.task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(training.start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)

@@ -39,6 +39,7 @@ from torchrl_flow.modules import (
     NoisyFlowActor,
     StateValue,
     StateValueConfig,
+    flow_on_features,
     make_noise_net,
     make_state_value,
 )
@@ -70,7 +71,7 @@ class Args(training.RunArgs):
     num_envs: training.NonNegativeInt = 1
     """environments that run side by side, 0 for one that is not batched"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     rollout_steps: training.Count = 128
     """chunks per environment and iteration"""
     epochs: training.Count = 4
@@ -134,7 +135,7 @@ def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvB
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
     if checkpoint.task.get("task") == training.PLANAR:
         options["device"] = args.device
-    return training.make_training_envs(checkpoint, **options)
+    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -144,7 +145,7 @@ def keeps_features(args: Args, actor: FlowActor) -> bool:
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:
     """Build the noise around the flow, and the value of states on the features of its encoder."""
-    features_key = "features" if keeps_features(args, actor) else None
+    actor = flow_on_features(actor) if keeps_features(args, actor) else actor
     noise_net = make_noise_net(NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max), actor)
     noisy = NoisyFlowActor(
         actor,
@@ -152,9 +153,8 @@ def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateVa
         log_prob_reduction=args.log_prob_reduction,
         mean_bound=args.mean_bound,
         train_encoder=args.train_encoder,
-        features_key=features_key,
     )
-    return noisy, make_state_value(StateValueConfig(), actor, features_key=features_key)
+    return noisy, make_state_value(StateValueConfig(), actor)
 
 
 def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[ReinFlowPPOLoss, GAE]:
@@ -184,10 +184,10 @@ def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[Rei
     return loss_module, gae
 
 
-def make_rollouts(args: Args, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
+def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
     """Let the noisy policy act; observations are kept as the networks read them."""
-    if keeps_features(args, noisy.flow_actor):
-        training.append_features(env, noisy.flow_actor.encoder)
+    if keeps_features(args, actor):
+        training.append_features(env, actor)
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
     return training.ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
@@ -239,7 +239,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
     loss_module, gae = make_loss(args, noisy, value)
-    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, noisy, env)
+    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, actor, noisy, env)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))

@@ -124,7 +124,7 @@ class Args:
     num_envs: training.NonNegativeInt | None = None
     """environments that are stepped together in every run; those of the preset where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: training.Count | None = None
     """time limit in training and evaluation; that of the policy where none is given"""
     wandb: Literal["online", "offline"] | None = None

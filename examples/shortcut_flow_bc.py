@@ -79,10 +79,10 @@ class Args(training.RunArgs):
     eval_every: training.NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
     num_envs: training.NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; 50 of the planar task and one of
-    ManiSkill where none is given"""
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu or physx_cuda; where none is given, physx_cuda for several environments"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     compare_steps: tuple[training.SamplingSteps, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
     num_videos: training.NonNegativeInt = 4
@@ -102,10 +102,9 @@ class Args(training.RunArgs):
 
 
 def simulation_of(args: Args) -> dict[str, Any]:
-    """Return number of environments and simulation."""
-    return training.training_env_options(
-        args.task, num_envs=args.num_envs, sim_backend=args.sim_backend, planar_envs=50
-    )
+    """Return number of environments and simulation, as far as they are given."""
+    asked: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    return training.evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
 
 
 def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
@@ -140,15 +139,15 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
 
 def make_env(args: Args, source: training.DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
-    return training.make_task_chunk_env(
+    return training.make_evaluation_env(
         args.task,
+        episodes=args.eval_episodes,
         obs_mode=args.obs_mode,
         control_mode=args.control_mode or source.control_mode,
         max_episode_steps=args.max_episode_steps,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
-        ignore_terminations=True,
         **simulation_of(args),
     )
 

@@ -79,7 +79,7 @@ class Versions:
 
 def _state_tasks() -> str:
     from torchrl_flow.envs import ManiSkillUnavailableError
-    from torchrl_flow.envs._maniskill_check import require_maniskill
+    from torchrl_flow.envs.maniskill.requirements import require_maniskill
 
     try:
         require_maniskill()
@@ -90,7 +90,7 @@ def _state_tasks() -> str:
 
 def _rendering() -> str:
     from torchrl_flow.envs import RenderDeviceError
-    from torchrl_flow.envs._maniskill_check import require_render_backend
+    from torchrl_flow.envs.maniskill.requirements import require_render_backend
 
     try:
         return f"ManiSkill renders ({require_render_backend('rendering')})"
@@ -100,6 +100,7 @@ def _rendering() -> str:
 
 def _command() -> type:
     from torchrl_flow.training import (
+        CheckBatchArgs,
         CollectSardineArgs,
         CollectSlatesArgs,
         CurvesArgs,
@@ -117,6 +118,7 @@ def _command() -> type:
         sub(Run, "run"),
         sub(MakeDemosArgs, "make-demos"),
         sub(EvaluateArgs, "evaluate"),
+        sub(CheckBatchArgs, "check-batch"),
         sub(CurvesArgs, "curves"),
         sub(SlateModelsArgs, "slate-models"),
         sub(CollectSlatesArgs, "collect-slates"),

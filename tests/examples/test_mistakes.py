@@ -170,7 +170,12 @@ MISTAKES = [
         "--sim-backend must be physx_cpu or physx_cuda",
         "gpu",
     ),
-    ("shortcut_flow_bc", "--task PickCube-v1 --sim-backend physx_cuda", "--sim-backend physx_cuda", "no CUDA device"),
+    (
+        "shortcut_flow_bc",
+        "--task PickCube-v1 --sim-backend physx_cuda",
+        "--sim-backend physx_cuda",
+        "needs a CUDA device",
+    ),
     ("awsc_online", "--policy runs/bc --sim-backend physx_cpu", "--sim-backend physx_cpu is ManiSkill's"),
     ("aw_shortcut_flow_offline", "--policy runs/bc --sim-backend x", "--sim-backend x is ManiSkill's"),
     ("dsrl_offline", "--policy runs/bc --sim-backend x", "--sim-backend x is ManiSkill's"),

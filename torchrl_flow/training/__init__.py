@@ -9,6 +9,7 @@ from torchrl_flow.training.acting_policy import (
     policy_kind,
     run_labels,
 )
+from torchrl_flow.training.check_batch import CheckBatchArgs
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import (
     TrainingCheckpoint,
@@ -136,10 +137,12 @@ from torchrl_flow.training.task_identity import (
 )
 from torchrl_flow.training.tasks import (
     LATENT_POLICY,
+    default_num_envs,
     evaluation_env,
     flow_config,
     load_critic,
     load_policy,
+    make_evaluation_env,
     make_task_chunk_env,
     make_task_env,
     observation_keys,
@@ -147,9 +150,10 @@ from torchrl_flow.training.tasks import (
     require_actor_config,
 )
 from torchrl_flow.training.training_env import (
-    make_evaluation_env,
+    evaluation_env_options,
     make_training_env,
     make_training_envs,
+    policy_evaluation_env,
     training_env_options,
 )
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
@@ -163,6 +167,7 @@ __all__ = [
     "PLANAR",
     "POLICY_KINDS",
     "RESULT_COLUMNS",
+    "CheckBatchArgs",
     "CheckpointDirectory",
     "ChunkRollouts",
     "CollectSardineArgs",
@@ -248,10 +253,12 @@ __all__ = [
     "compare_stages",
     "conclude",
     "conclude_offline",
+    "default_num_envs",
     "draw_curves",
     "episode_returns",
     "evaluate",
     "evaluation_env",
+    "evaluation_env_options",
     "finished_success",
     "flow_config",
     "format_statuses",
@@ -293,6 +300,7 @@ __all__ = [
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
+    "policy_evaluation_env",
     "policy_kind",
     "q_diagnostics",
     "read_evaluation",

@@ -102,16 +102,20 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, torch.Size)) else value
 
 
-def require_num_envs(task: str, num_envs: int | None, sim_backend: str = "physx_cpu") -> None:
+def require_num_envs(
+    task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
+) -> None:
     """Refuse sub-environments that a task cannot have.
 
     Raises:
-        ValueError: for more than one of ManiSkill on the CPU.
+        ValueError: for more than one of ManiSkill that renders on the CPU.
     """
-    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu":
+    renders = "rgb" in (obs_mode or "state")
+    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(
-            f"num_envs={num_envs} is not possible for {task!r}: ManiSkill simulates one environment a process on the "
-            f"CPU. Leave num_envs (--num-envs) out; several are possible for the task {PLANAR!r}."
+            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
+            "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "
+            "torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
         )
 
 

@@ -113,6 +113,11 @@ def detect_render_backend() -> str:
         render.set_log_level(os.getenv("MS_RENDERER_LOG_LEVEL", "warn"))  # as ManiSkill does
 
 
+def maniskill_renders() -> bool:
+    """Tells whether ManiSkill is installed here and can render."""
+    return maniskill_installed() and detect_render_backend() != "none"
+
+
 def require_render_backend(purpose: str) -> str:
     """Returns what to render with, ``"gpu"`` or ``"cpu"``.
 
