@@ -76,7 +76,7 @@ def _registered_here() -> set[str]:
 
 
 def _registered_tasks() -> set[str]:
-    from torchrl_flow.envs._maniskill_check import require_maniskill
+    from torchrl_flow.envs.maniskill.requirements import require_maniskill
 
     require_maniskill()
     return _registered_here()
