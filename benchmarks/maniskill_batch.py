@@ -11,8 +11,8 @@ contender, round after round. Compared are milliseconds an environment step, of 
 - ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
 - the floor: the steps of PhysX alone that a control step of that environment takes.
 
-CPU time is the measure on a machine that others use too. It counts all threads and processes. ``MB`` is the growth of
-the process's memory by an environment.
+CPU time is the measure on a machine that others use too. It counts all threads and processes. The memory of each is
+what an environment adds to the process.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def batch(task: str, control_mode: str, num_envs: int, threads: int) -> tuple[Co
     return ours, Contender(f"PhysX alone, N = {num_envs}", 1, num_envs, physics) if threads == 1 else None, grown
 
 
-def measure(args: Args, task: str) -> None:
-    """Measure one task and print a line for each contender."""
+def measure(args: Args, task: str, *, with_memory: bool) -> None:
+    """Measure one task and print a line for each contender; memory only as long as none was freed to be used again."""
     reference = maniskill(task, args.control_mode)
     contenders = [reference]
     if args.processes:
@@ -171,15 +171,16 @@ def measure(args: Args, task: str) -> None:
                 contender.cpu_ms.clear()
                 contender.wall_ms.clear()
     print(f"\n{task}: milliseconds an environment step, median of {args.rounds} turns")
-    print(f"{'':40} threads   CPU    clock   times faster: CPU [least, most], clock      MB")
+    print(f"{'':40} threads   CPU    clock   times faster: CPU [least, most], clock   memory of each")
     for one in contenders:
         cpu = [r / c for r, c in zip(reference.cpu_ms, one.cpu_ms, strict=True)]
         wall = [r / c for r, c in zip(reference.wall_ms, one.wall_ms, strict=True)]
-        size = f"{memory[one.label]:8.1f}" if one.label in memory else ""
+        megabytes = f"{memory[one.label]:.1f} MB" if with_memory and one.label in memory else ""
+        clock = statistics.median(wall)
         times = statistics.median(one.cpu_ms), statistics.median(one.wall_ms)
         print(
             f"{one.label:40} {one.threads:7d} {times[0]:7.3f} {times[1]:7.3f}   "
-            f"{statistics.median(cpu):8.2f} [{min(cpu):.2f}, {max(cpu):.2f}] {statistics.median(wall):14.2f} {size}"
+            f"{statistics.median(cpu):8.2f} [{min(cpu):.2f}, {max(cpu):.2f}] {clock:14.2f} {megabytes}"
         )
         if args.results is not None and one is not reference:
             ratios = sorted(1 / ratio for ratio in cpu)
@@ -203,5 +204,5 @@ def measure(args: Args, task: str) -> None:
 if __name__ == "__main__":
     arguments = tyro.cli(Args, description=__doc__)
     torch.set_num_threads(1)
-    for name in arguments.tasks:
-        measure(arguments, name)
+    for number, name in enumerate(arguments.tasks):
+        measure(arguments, name, with_memory=number == 0)

@@ -45,7 +45,7 @@ class Args:
     eval_episodes: training.Count = 100
     """episodes of each evaluation"""
     noise_scales: tuple[training.NonNegative, ...] = (0.5,)
-    """also evaluate each policy with the noise that it starts from scaled so"""
+    """also evaluate each policy with its initial noise multiplied by these"""
     best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     device: str = "cpu"

@@ -57,7 +57,7 @@ class Args:
     num_demos: training.Count = 100
     """demonstrations"""
     quality: Literal["mixed", "expert"] = "mixed"
-    """of the demonstrations"""
+    """quality of the demonstrations: mixed or expert"""
     seeds: training.Seeds = (0,)
     """one pipeline for each"""
     workers: training.Count = 1
@@ -65,7 +65,7 @@ class Args:
     scale: training.Positive = 1.0
     """factor on the budgets of all stages; small for a trial"""
     noise_scales: tuple[training.NonNegative, ...] = (0.5,)
-    """also evaluate each stage with the noise that the policy starts from scaled so"""
+    """also evaluate each stage with the initial noise multiplied by these"""
     best_of: tuple[training.Count, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: training.Count | None = None

@@ -56,11 +56,11 @@ class Args(training.RunArgs):
     num_qs: training.Count = 10
     """members of a critic that is trained here"""
     critic_sizes: training.Sizes = (128, 128)
-    """its hidden layers"""
+    """hidden layers of the critic"""
     critic_iterations: training.Count = 3000
     """gradient steps of the critic, where the checkpoint has none"""
     critic_lr: training.Positive = 3e-4
-    """its learning rate"""
+    """learning rate of the critic"""
     tau: training.Rate = 0.01
     """rate of the target critic"""
     gamma: training.Fraction = 0.99
@@ -68,7 +68,7 @@ class Args(training.RunArgs):
     iterations: training.Count = 1000
     """gradient steps of the latent policy"""
     lr: training.Positive = 3e-4
-    """its learning rate"""
+    """learning rate of the latent policy"""
     num_candidates: training.Count = 16
     """M, latents of the prior per observation"""
     beta: training.NonNegative = 1.0

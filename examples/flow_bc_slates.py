@@ -43,7 +43,7 @@ class Args(training.RunArgs):
     width: training.Count = 256
     """width of the velocity network"""
     depth: training.Count = 3
-    """its residual blocks"""
+    """residual blocks of the velocity network"""
     num_steps: training.SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
     lr: training.Positive = 1e-3

@@ -107,7 +107,7 @@ class Args(training.RunArgs):
     sigma_min: Annotated[training.Positive, training.NotAbove("sigma_max")] = 0.01
     """lower bound of the noise, in units of normalised actions"""
     sigma_max: training.Positive = 0.3
-    """its upper bound at the start"""
+    """upper bound of the noise at the start"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound falls"""
     noise_decay_steps: training.Count = 500_000

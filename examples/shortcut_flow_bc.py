@@ -45,13 +45,13 @@ class Args(training.RunArgs):
     """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
     end-effector deltas"""
     quality: str | None = None
-    """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
+    """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
     width: training.Count = 256
-    """its width; see FlowActorConfig"""
+    """width of the velocity network: hidden units (mlp), token size (dit) or channels of the finest level (unet)"""
     depth: training.Count = 3
-    """its depth"""
+    """blocks (mlp, dit) or levels (unet) of the velocity network"""
     obs_horizon: training.Count = 1
     """frames of history that the policy sees; planner demonstrations teach it to copy its velocity from two"""
     pred_horizon: training.Count = 16
@@ -67,13 +67,13 @@ class Args(training.RunArgs):
     lr: training.Positive = 1e-3
     """learning rate at its peak; warm-up of 200 steps, then a cosine"""
     weight_decay: training.NonNegative = 1e-4
-    """of AdamW"""
+    """weight decay of AdamW"""
     ema: training.Decay = 0.999
     """decay of the averaged policy"""
     state_noise: training.NonNegative = 0.03
     """training noise on normalised states"""
     noise_scales: tuple[training.NonNegative, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
+    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
     eval_episodes: training.Count = 50
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: training.NonNegativeInt = 1000

@@ -46,7 +46,7 @@ class Args(training.RunArgs):
     policy_noise: training.NonNegative = 0.05
     """scale of the noise on target actions, where the box is [-1, 1]"""
     noise_clip: training.NonNegative = 0.1
-    """its bound"""
+    """bound on the noise on target actions"""
     policy_freq: Annotated[training.Count, training.NotAbove("iterations")] = 2
     """critic updates per policy update"""
     lr: training.Positive = 3e-4

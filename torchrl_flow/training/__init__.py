@@ -1,4 +1,7 @@
-"""Evaluation, checkpoints, metrics and reports of training runs."""
+"""Everything around a training loop: runs, checkpoints, evaluation, metrics, reports, sweeps, demonstrations.
+
+The loops themselves are in the recipes.
+"""
 
 from torchrl_flow.training.acting_policy import (
     POLICY_KINDS,

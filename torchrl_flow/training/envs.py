@@ -73,7 +73,7 @@ def make_chunk_env(
 
 
 def base_env(env: EnvBase) -> EnvBase:
-    """Return the environment below all transforms: what holds the simulation, for a checkpoint that shall hold it too.
+    """Return the environment below all transforms, which holds the state of the simulation and is what to checkpoint.
 
     A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
     """

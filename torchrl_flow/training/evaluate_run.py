@@ -50,7 +50,7 @@ class EvaluateArgs:
     compare_steps: tuple[Count, ...] = ()
     """further numbers of sampling steps to evaluate at"""
     noise_scales: tuple[NonNegative, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so"""
+    """also evaluate with the initial noise multiplied by these"""
     num_envs: NonNegativeInt | None = None
     """sub-environments; the result is the same for any number on a CPU, and of ManiSkill's one alone films"""
     sim_backend: str | None = None

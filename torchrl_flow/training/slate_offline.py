@@ -1,4 +1,4 @@
-"""What the offline baselines of the slate recommender share: data, environment, evaluation, references, diagnostics."""
+"""Parts shared by the offline baselines of the slate recommender: data, environment, evaluation, diagnostics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What recipes that steer a frozen flow share: loading policies, demonstrations and their latents."""
+"""Functions shared by the recipes that steer a frozen flow: loading policies, demonstrations and their latents."""
 
 from __future__ import annotations
 

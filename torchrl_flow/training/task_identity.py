@@ -1,4 +1,4 @@
-"""What tells one task from another, and the refusal of demonstrations and options that do not fit it."""
+"""Identity of a task, and checks that demonstrations and options fit it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 PLANAR = "planar"
+"""Name of the planar task."""
 SIZES = ("state_dim", "pixels_size", "action_dim")
 """Fields of a task's identity that its environment's specs give."""
 

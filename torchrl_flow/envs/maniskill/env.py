@@ -24,7 +24,7 @@ class ManiSkillEnv(ManiSkillWrapper):
     """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
 
     In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
-    observations and rewards (:mod:`torchrl_flow.envs.maniskill.headless`).
+    observations and rewards (``torchrl_flow.envs.maniskill.headless``).
 
     Args:
         task: ManiSkill id of the task, such as ``"PickCube-v1"``.
@@ -32,7 +32,7 @@ class ManiSkillEnv(ManiSkillWrapper):
     Keyword Args:
         num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
             On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
-            (:mod:`torchrl_flow.envs.maniskill.physx_batch`).
+            (``torchrl_flow.envs.maniskill.physx_batch``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
         control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
@@ -61,9 +61,9 @@ class ManiSkillEnv(ManiSkillWrapper):
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:
-        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command that mends it.
-        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command that
-            mends it.
+        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command to run.
+        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command to
+            run.
         ValueError: when an argument is not among those allowed.
 
     Examples:

@@ -9,7 +9,7 @@ tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
 - ``cuda_rigid_body_data`` and ``cuda_articulation_{qpos, qvel, qf, qacc, target_qpos, target_qvel}``, all fetches and
   applies of these, ``gpu_update_articulation_kinematics``;
 - ``cuda_rigid_body_force`` and ``gpu_apply_rigid_dynamic_force``;
-- the queries of contact impulses, of pairs and of bodies (:mod:`torchrl_flow.envs.maniskill.contacts`).
+- the queries of contact impulses, of pairs and of bodies (``torchrl_flow.envs.maniskill.contacts``).
 
 It differs from the GPU's in what makes it equal to ManiSkill's single environment on a CPU. Nothing is read before
 somebody looks at a buffer, and what is read is then up to date. What was assigned is written, all of it and nothing

@@ -1,4 +1,4 @@
-"""What ManiSkill needs of the machine, and the command that mends what is missing."""
+"""Checks of what ManiSkill needs on a machine; errors name the command that installs what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IMPORT_NOISE = (".*pkg_resources.*", ".*system libvulkan.*", ".*Failed to find 
 
 
 class ManiSkillUnavailableError(ImportError):
-    """ManiSkill cannot be imported here; the message is one line that names the command that mends it."""
+    """ManiSkill cannot be imported here; the message is one line that names the command to run."""
 
 
 class RenderDeviceError(RuntimeError):

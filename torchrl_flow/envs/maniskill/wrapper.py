@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data.tensor_specs import Unbounded
 from torchrl.envs.common import _EnvWrapper
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.identity import state_keys, task_identity, time_limit
 from torchrl_flow.envs.maniskill.render_gate import RenderGate, render_view
@@ -84,6 +85,7 @@ class ManiSkillWrapper(_EnvWrapper):
         tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
     """
 
+    __signature__ = InitSignature()
     git_url = "https://github.com/haosulab/ManiSkill"
     libname = "mani_skill"
 
