@@ -10,7 +10,7 @@ about 2 minutes on one CPU core on the planar task; for its score see docs/resul
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -26,75 +26,89 @@ from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run or checkpoint of shortcut_flow_bc"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
-    demos: str | None = None
+    demos: training.DemoPath | None = None
     """trajectory file (.h5) or demo store; those of the policy where none is given"""
-    task: str | None = None
+    task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
-    obs_horizon: int | None = None
+    obs_horizon: training.Count | None = None
     """refuse a policy of another number of frames"""
-    pred_horizon: int | None = None
+    pred_horizon: training.Count | None = None
     """refuse a policy of another chunk length"""
-    act_horizon: int | None = None
+    act_horizon: training.Count | None = None
     """refuse a policy that executes another number of steps"""
-    iterations: int = 1000
+    iterations: training.Count = 1000
     """gradient steps of actor and critic"""
-    critic_warmup: int = 3000
+    critic_warmup: training.NonNegativeInt = 3000
     """gradient steps of the critic alone, before"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per gradient step"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate of the actor"""
-    critic_lr: float = 1e-3
+    critic_lr: training.Positive = 1e-3
     """learning rate of the critic"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of one environment step"""
-    tau: float = 0.01
+    tau: training.Rate = 0.01
     """rate at which the target critic follows"""
-    ema: float = 0.995
+    ema: training.Decay = 0.995
     """decay of the averaged policy"""
-    beta: float = 20.0
+    beta: training.NonNegative = 20.0
     """inverse temperature of the weights; with the baseline "batch" 100 and a weight_clip of 200 are usual"""
-    weight_clip: float = 20.0
+    weight_clip: training.Positive = 20.0
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q of the critic, or the temporal difference (td; needs the baseline policy, and is its
     default)"""
-    num_baseline_samples: int = 1
+    num_baseline_samples: training.Count = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """scale of the advantages"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
-    num_qs: int = 10
+    num_qs: training.Count = 10
     """members of the critic"""
-    num_min_qs: int = 2
+    num_min_qs: Annotated[training.Count, training.NotAbove("num_qs")] = 2
     """members in the minimum of the target"""
-    critic_hidden: tuple[int, ...] = (256, 256)
+    critic_hidden: training.Sizes = (256, 256)
     """widths of the critic's hidden layers"""
-    num_action_samples: int = 1
+    num_action_samples: training.Count = 1
     """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[int, ...] = ()
+    best_of: tuple[training.Count, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[float, ...] = ()
+    noise_scales: tuple[training.NonNegative, ...] = ()
     """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 1000
+    eval_every: training.NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
-    num_videos: int = 4
+    num_envs: training.NonNegativeInt | None = None
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    save_every: int = 500
+    log_every: training.Count = 50
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 500
     """iterations between checkpoints"""
+
+    def check(self) -> None:
+        """Refuse options without an effect."""
+        if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
+            raise SystemExit(
+                "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+            )
 
 
 def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
@@ -166,7 +180,7 @@ def train(
     run.track(modules=modules, state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())
-        if run.due(50):
+        if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
@@ -175,15 +189,12 @@ def train(
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
-    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
-        raise SystemExit(
-            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
-        )
     args.prepare()
-    checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
-    env = training.evaluation_env(checkpoint, episodes=args.eval_episodes, **asked)
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    env = training.policy_evaluation_env(checkpoint, episodes=args.eval_episodes, **simulation, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)
@@ -220,4 +231,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

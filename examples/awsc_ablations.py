@@ -30,25 +30,34 @@ UTD_RATIO = 0.5
 class Args:
     """What the ablations can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run or checkpoint of aw_shortcut_flow_offline that all runs start from"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """seeds of each configuration"""
-    updates: int = 2000
+    updates: training.Count = 2000
     """critic updates of each run"""
-    directory: str = "runs/awsc_ablations"
+    directory: training.WritableDirectory = "runs/awsc_ablations"
     """directory of the runs"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each evaluation"""
-    noise_scales: tuple[float, ...] = (0.5,)
+    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
     """also evaluate each policy with its initial noise multiplied by these"""
-    best_of: tuple[int, ...] = (4, 16)
+    best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
-    workers: int | None = None
+    device: str = "cpu"
+    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    gpus_per_run: training.NonNegative | None = None
+    """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and stop"""
@@ -91,6 +100,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "noise_scales": args.noise_scales,
         "best_of": args.best_of,
         "num_videos": 0,
+        **{name: getattr(args, name) for name in ("device", "num_envs", "sim_backend")},
     }
     chosen = training.select_variants(variants(args.updates), args.only)
     program = [sys.executable, str(SCRIPT)]
@@ -125,12 +135,20 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
 
 def main(args: Args) -> None:
     """Plan, run, print."""
+    # A plan can be looked at before its policy is there, and on another machine.
+    training.check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
+    training.resolve_device(args.device)
+    share = training.gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
     statuses = training.run_sweep(
-        runs, workers=args.workers, on_change=lambda found: print(training.format_statuses(found)), poll_s=30.0
+        runs,
+        workers=args.workers,
+        gpus_per_run=share,
+        on_change=lambda found: print(training.format_statuses(found)),
+        poll_s=30.0,
     )
     for status in statuses:
         if status.state != "finished":
@@ -143,4 +161,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -33,15 +33,15 @@ from torchrl_flow.objectives import AWFlowLoss
 class Args:
     """What the diagnosis can be told on the command line."""
 
-    run: str
+    run: training.RunSource
     """run or checkpoint of awsc_online"""
-    episodes: int = 100
+    episodes: training.Count = 100
     """episodes in which values are compared with returns"""
-    rows: int = 4096
+    rows: training.Count = 4096
     """rows of each part of the buffer whose advantages are computed"""
-    output: str | None = None
+    output: training.WritableDirectory | None = None
     """directory of diagnosis.svg and diagnosis.json; that of the run where none is given"""
-    threads: int = 1
+    threads: training.Count = 1
     """CPU threads"""
 
 
@@ -148,6 +148,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
 
 def main(args: Args) -> dict[str, float]:
     """Compute, print, draw."""
+    training.check_options(args)
     torch.set_num_threads(args.threads)
     training.seed_everything(0)
     checkpoint, own, loss_module, buffer = load(args)
@@ -190,4 +191,5 @@ def main(args: Args) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

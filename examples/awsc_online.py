@@ -39,99 +39,115 @@ PLANAR_ENVS = 64
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run or checkpoint of aw_shortcut_flow_offline"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
-    demos: str | None = None
+    demos: training.DemoPath | None = None
     """trajectory file (.h5) or demo store; those of the policy where none is given"""
     recipe: str = "awsc"
     """what the table of results calls the recipe"""
-    task: str | None = None
+    task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
-    obs_horizon: int | None = None
+    obs_horizon: training.Count | None = None
     """refuse a policy of another number of frames"""
-    pred_horizon: int | None = None
+    pred_horizon: training.Count | None = None
     """refuse a policy of another chunk length"""
-    act_horizon: int | None = None
+    act_horizon: training.Count | None = None
     """refuse a policy that executes another number of steps"""
     load_critic: bool = True
     """start with the checkpoint's critic; else with a new one"""
-    chunks: int = 4000
+    chunks: training.Count = 4000
     """chunks to execute online"""
-    num_envs: int | None = None
-    """environments; where none is given 64 of the planar task, and one of ManiSkill"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
+    where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    chunks_per_batch: int | None = None
+    chunks_per_batch: training.Count | None = None
     """chunks between updates with one environment, 8 where none is given; several have one each"""
-    utd_ratio: float = 1.0
+    utd_ratio: training.Positive = 1.0
     """updates of the critic per executed chunk"""
-    actor_every: int = 2
+    actor_every: training.Count = 2
     """updates of the critic per update of the policy"""
-    critic_warmup: int = 0
+    critic_warmup: training.NonNegativeInt = 0
     """updates of the critic before the policy's first; give a new critic a few hundred"""
-    online_ratio: float = 0.5
+    online_ratio: training.Fraction = 0.5
     """share of online chunks in a batch"""
     filter_policy_data: bool = True
     """the policy learns from demonstrations and better online chunks alone"""
-    buffer_size: int = 100_000
+    buffer_size: training.Count = 100_000
     """online chunks to keep"""
-    act_best_of: int = 1
+    act_best_of: training.Count = 1
     """candidates in acting while training, of which the critic takes the best"""
-    act_noise_scale: float = 1.0
+    act_noise_scale: training.NonNegative = 1.0
     """standard deviation of the noise in acting while training; below 1 it explores less and shakes less"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per gradient step"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate of the actor"""
-    critic_lr: float = 1e-3
+    critic_lr: training.Positive = 1e-3
     """learning rate of the critic"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of one environment step"""
-    tau: float = 0.01
+    tau: training.Rate = 0.01
     """rate at which the target critic follows"""
-    ema: float = 0.995
+    ema: training.Decay = 0.995
     """decay of the averaged policy"""
-    beta: float = 20.0
+    beta: training.NonNegative = 20.0
     """inverse temperature of the weights; with the baseline "batch" 100 and a weight_clip of 200 are usual"""
-    weight_clip: float = 20.0
+    weight_clip: training.Positive = 20.0
     """bound on a weight"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q of the critic, or the temporal difference (td; needs the baseline policy, and is its
     default)"""
-    num_baseline_samples: int = 1
+    num_baseline_samples: training.Count = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """scale of the advantages"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
-    num_qs: int = 10
+    num_qs: training.Count = 10
     """members of a new critic"""
-    num_min_qs: int = 2
+    num_min_qs: training.Count = 2
     """members in the minimum of the target"""
-    critic_hidden: tuple[int, ...] = (256, 256)
+    critic_hidden: training.Sizes = (256, 256)
     """widths of the critic's hidden layers"""
-    num_action_samples: int = 1
+    num_action_samples: training.Count = 1
     """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[int, ...] = ()
+    best_of: tuple[training.Count, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[float, ...] = ()
+    noise_scales: tuple[training.NonNegative, ...] = ()
     """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 50
+    eval_every: training.NonNegativeInt = 50
     """collected batches between evaluations on 50 other episodes; 0 for none"""
-    num_videos: int = 4
+    num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    save_every: int = 50
+    log_every: training.Count = 1
+    """collected batches between two lines of metrics"""
+    save_every: training.Count = 50
     """collected batches between checkpoints"""
+
+    def check(self) -> None:
+        """Refuse options that contradict each other or have no effect."""
+        if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
+            raise SystemExit(
+                "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
+            )
+        if self.act_best_of > 1 and self.act_noise_scale != 1:
+            raise SystemExit(
+                "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."
+            )
+        if self.utd_ratio * self.chunks < 1:
+            raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
 
 def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
@@ -214,12 +230,8 @@ def simulation_of(args: Args, checkpoint: training.TrainingCheckpoint) -> dict[s
     return options
 
 
-def make_rollouts(
-    args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss
-) -> training.ChunkRollouts:
+def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> training.ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
-    limits: dict[str, Any] = {**simulation_of(args, checkpoint), "max_episode_steps": args.max_episode_steps}
-    env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, **limits)
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
         policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
@@ -228,7 +240,7 @@ def make_rollouts(
         policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
-    num_steps = 1 if limits["num_envs"] else args.chunks_per_batch or 8
+    num_steps = 1 if env.batch_size else args.chunks_per_batch or 8
     return training.ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
@@ -254,7 +266,8 @@ def train(
         for _ in range(stepper.updates_due(buffer.write_count)):
             metrics |= stepper.update(buffer.sample())
         metrics |= training.finished_success(data)
-        run.log({f"train/{key}": value for key, value in metrics.items()})
+        if run.due(args.log_every):
+            run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             result = training.evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
@@ -262,18 +275,14 @@ def train(
 
 def main(args: Args) -> training.EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
-    if args.baseline == "batch" and (args.advantage == "td" or args.num_baseline_samples != 1):
-        raise SystemExit(
-            "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
-        )
-    if args.act_best_of > 1 and args.act_noise_scale != 1:
-        raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale).")
     args.prepare()
-    checkpoint = training.load_checkpoint(args.policy, which=args.which)
+    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
     simulation_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
-    env = training.evaluation_env(checkpoint, episodes=args.eval_episodes, **asked)
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "gamma": args.gamma}
+    simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes}
+    train_env, env = training.make_training_envs(checkpoint, **simulation, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)
@@ -286,7 +295,7 @@ def main(args: Args) -> training.EvaluationResult:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         training.warm_start(loss_module, checkpoint, critic=args.load_critic)
-        rollouts = make_rollouts(args, checkpoint, loss_module)
+        rollouts = make_rollouts(args, train_env, loss_module)
         train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
         result, report = training.conclude(
@@ -311,4 +320,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aw_shortcut_flow_offline
 import awsc_online
@@ -50,35 +50,42 @@ MANISKILL: dict[str, dict[str, Any]] = {
 class Args:
     """What the pipeline can be told on the command line; everything else is as in the stages' scripts."""
 
-    task: str = "planar"
+    task: training.TaskName = "planar"
     """planar, or a ManiSkill id"""
-    obs_mode: str = "state"
-    """what the policy sees: state, rgb, rgb+state"""
-    num_demos: int = 100
+    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    """what the policy sees"""
+    num_demos: training.Count = 100
     """demonstrations"""
-    quality: str = "mixed"
+    quality: Literal["mixed", "expert"] = "mixed"
     """quality of the demonstrations: mixed or expert"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """one pipeline for each"""
-    workers: int = 1
+    workers: training.Count = 1
     """seeds to run at a time, each in a process and on a thread of its own"""
-    scale: float = 1.0
+    scale: training.Positive = 1.0
     """factor on the budgets of all stages; small for a trial"""
-    noise_scales: tuple[float, ...] = (0.5,)
+    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
     """also evaluate each stage with the initial noise multiplied by these"""
-    best_of: tuple[int, ...] = ()
+    best_of: tuple[training.Count, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
-    eval_episodes: int | None = None
+    eval_episodes: training.Count | None = None
     """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
-    eval_every: int = 0
-    """steps between evaluations in training; where there are any, each stage starts from the best of the one before"""
-    num_videos: int = 4
+    eval_every: training.NonNegativeInt = 0
+    """steps between evaluations during training; with any, each stage starts from the best checkpoint of the one before"""
+    num_videos: training.NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
-    name: str = "awsc"
+    device: str = "cpu"
+    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched: in the online stage, and with ManiSkill in all
+    evaluations; 256 of the planar task and one of ManiSkill where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    name: training.RunName = "awsc"
     """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
-    runs: str = "runs"
+    runs: training.WritableDirectory = "runs"
     """directory of the runs"""
-    results: str | None = "runs/results.csv"
+    results: training.WritableFile | None = "runs/results.csv"
     """table of results; the rows of a run replace those that it wrote before"""
 
 
@@ -91,7 +98,12 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
         stage: {key: max(1, round(value * args.scale)) if key in BUDGETS else value for key, value in budget.items()}
         for stage, budget in budgets.items()
     }
-    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "eval_every": args.eval_every}
+    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "device": args.device}
+    common |= {"eval_every": args.eval_every}
+    if args.task != training.PLANAR:
+        common |= {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    elif args.num_envs is not None:
+        scaled["3"]["num_envs"] = args.num_envs
     common |= {"eval_episodes": episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
     data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
     before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
@@ -191,8 +203,21 @@ def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
         return run_seed(args, seed)
 
 
+def check(args: Args) -> None:
+    """Refuse what a later stage would refuse, before the first one starts.
+
+    Raises:
+        SystemExit: naming the option.
+    """
+    training.check_options(args)
+    training.check_task(args.task, args.obs_mode)
+    training.training_env_options(args.task, num_envs=args.num_envs, sim_backend=args.sim_backend, planar_envs=256)
+    args.device = training.resolve_device(args.device)
+
+
 def main(args: Args) -> list[dict[str, Any]]:
     """Run all seeds, write the rows and print the table."""
+    check(args)
     rows: list[dict[str, Any]] = []
     if args.workers == 1 or len(args.seeds) == 1:
         rows = [row for seed in args.seeds for row in run_seed(args, seed)]
@@ -213,4 +238,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

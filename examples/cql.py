@@ -28,39 +28,39 @@ from torchrl_flow.objectives import ConservativeQLoss
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: str = "data/diffuse_topdown-medium-300000.npz"
+    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
-    models: str | None = None
+    models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: int = 20_000
+    iterations: training.Count = 20_000
     """updates of the critics"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """transitions per update"""
-    min_q_weight: float = 5.0
+    min_q_weight: training.NonNegative = 5.0
     """weight of the conservative term"""
-    num_random: int = 10
+    num_random: training.Count = 10
     """sampled actions of each kind in it"""
-    bc_updates: int = 2000
+    bc_updates: training.NonNegativeInt = 2000
     """updates in which the policy clones behaviour, before it follows the values"""
-    gamma: float = 0.8
+    gamma: training.Fraction = 0.8
     """discount; at .99 values diverge on these data"""
-    tau: float = 0.005
+    tau: training.Rate = 0.005
     """rate of the target networks"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate"""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: training.Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
     """normalise the values' hidden layers, against divergence outside the data"""
-    eval_every: int = 5_000
+    eval_every: training.NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: int = 256
+    eval_episodes: training.Count = 256
     """episodes of an evaluation"""
-    log_every: int = 1_000
+    log_every: training.Count = 1_000
     """updates between two lines of metrics"""
-    save_every: int = 2_000
+    save_every: training.Count = 2_000
     """updates between checkpoints"""
 
 

@@ -31,21 +31,26 @@ from torchrl_flow.training import TrainingCheckpoint
 class Args:
     """What the command can be told."""
 
-    run: str
+    run: training.RunSource
     """run directory or checkpoint of the last stage"""
     which: training.Which = "last"
     """checkpoint of that run: the last one, or the best one"""
-    stage1: str | None = None
+    stage1: training.RunSource | None = None
     """that of stage 1; the one that the run started from (its --init) where none is given"""
     recipe: str | None = None
     """what the table of results calls it; from the run where none is given"""
-    output: str | None = None
+    output: training.WritableDirectory | None = None
     """directory of table, plot and report; the run's own where none is given"""
-    results: str | None = None
+    results: training.WritableFile | None = None
     """table of results to append to"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each stage, from seed 10000 on"""
-    threads: int = 1
+    num_envs: training.NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; 50 of the planar task and one of ManiSkill
+    where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    threads: training.Count = 1
     """CPU threads"""
 
 
@@ -83,6 +88,7 @@ def load_steered(source: str, which: training.Which) -> tuple[SteeredFlowActor, 
 
 def main(args: Args) -> None:
     """Load the stages, evaluate them on equal seeds, write table, plot and report."""
+    training.check_options(args)
     torch.set_num_threads(args.threads)
     last, checkpoint = load_steered(args.run, args.which)
     found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
@@ -92,7 +98,10 @@ def main(args: Args) -> None:
         found = {"1": load_steered(first, checkpoint.config.get("which", "last")), **found}
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")
-    env = training.evaluation_env(checkpoint, gamma=checkpoint.config["gamma"])
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    env = training.policy_evaluation_env(
+        checkpoint, episodes=args.eval_episodes, gamma=checkpoint.config["gamma"], **simulation
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)

@@ -11,7 +11,7 @@ A run that was stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -35,59 +35,66 @@ from torchrl_flow.objectives import ChunkCriticLoss, LatentAWMLELoss, NetworkSof
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     which: training.Which = "best"
     """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
-    demos: str | None = None
+    demos: training.DemoPath | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
-    num_demos: int | None = None
+    num_demos: training.Count | None = None
     """how many of them, where demos names others"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
-    latent_bound: float | None = None
+    latent_bound: training.Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: training.Sizes = (256, 256)
     """hidden layers of the latent policy"""
-    num_steps: int | None = None
+    num_steps: training.SamplingSteps | None = None
     """sampling steps K of the flow; its own where none is given"""
     train_encoder: bool = False
     """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
-    num_qs: int = 10
+    num_qs: training.Count = 10
     """members of a critic that is trained here"""
-    critic_sizes: tuple[int, ...] = (128, 128)
+    critic_sizes: training.Sizes = (128, 128)
     """hidden layers of the critic"""
-    critic_iterations: int = 3000
+    critic_iterations: training.Count = 3000
     """gradient steps of the critic, where the checkpoint has none"""
-    critic_lr: float = 3e-4
+    critic_lr: training.Positive = 3e-4
     """learning rate of the critic"""
-    tau: float = 0.01
+    tau: training.Rate = 0.01
     """rate of the target critic"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of one environment step"""
-    iterations: int = 1000
+    iterations: training.Count = 1000
     """gradient steps of the latent policy"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate of the latent policy"""
-    num_candidates: int = 16
+    num_candidates: training.Count = 16
     """M, latents of the prior per observation"""
-    beta: float = 1.0
+    beta: training.NonNegative = 1.0
     """inverse temperature of their weights, in units of the scores' spread"""
-    kappa: float = -1.0
+    kappa: Annotated[float, training.Range(high=0)] = -1.0
     """weight of the members' standard deviation in a score, mean + kappa std: at most 0, pessimistic"""
-    kl_coef: float = 1e-3
+    kl_coef: training.NonNegative = 1e-3
     """weight of the divergence from the prior"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per gradient step"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of an evaluated episode; that of the policy's task where none is given"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
+    eval_every: training.NonNegativeInt = 500
     """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_videos: int = 0
+    num_envs: training.NonNegativeInt | None = None
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    num_videos: training.NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    save_every: int = 500
+    log_every: training.Count = 100
+    """gradient steps between two lines of metrics"""
+    save_every: training.Count = 500
     """gradient steps between checkpoints"""
 
 
@@ -134,7 +141,7 @@ def train(
             metrics |= training.gradient_step({term: metrics[term]}, {name: optimizer}, step=step, batch=batch)
         if step <= warm_up:
             target.step()
-        if run.due(100) or step == warm_up + 1:
+        if run.due(args.log_every) or step == warm_up + 1:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > warm_up and run.due(args.eval_every):
             run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
@@ -143,10 +150,13 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, critic, latent policy, evaluation, report."""
     args.prepare()
-    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **options)
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    options: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **options)
     digest = module_digest(flow)
-    env = training.evaluation_env(checkpoint, gamma=args.gamma, max_episode_steps=args.max_episode_steps)
+    limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
+    limits["episodes"] = args.eval_episodes
+    env = training.policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}

@@ -38,63 +38,65 @@ from torchrl_flow.modules import (
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
-    init: str | None = None
+    init: training.RunSource | None = None
     """run directory or checkpoint of a stage 1 whose latent policy to start from, with its options; else it starts as
     the prior"""
     which: training.Which = "best"
     """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
-    latent_bound: float | None = None
+    latent_bound: training.Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: training.Sizes = (256, 256)
     """hidden layers of latent policy and value network"""
-    num_steps: int | None = None
+    num_steps: training.SamplingSteps | None = None
     """sampling steps K of the flow; those of --init, or its own, where none is given"""
     train_encoder: bool = False
     """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
-    num_envs: int | None = None
+    num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of an episode; that of the policy's task where none is given"""
-    rollout: int = 13
+    rollout: training.Count = 13
     """chunks per environment and iteration"""
-    iterations: int = 80
+    iterations: training.Count = 80
     """iterations of collecting and updating"""
-    epochs: int = 4
+    epochs: training.Count = 4
     """passes over what an iteration collected"""
-    minibatch: int = 1024
+    minibatch: training.Count = 1024
     """chunks per gradient step"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of one environment step"""
-    lmbda: float = 0.95
+    lmbda: training.Fraction = 0.95
     """lambda of the advantage estimator, per chunk"""
-    clip: float = 0.2
+    clip: training.Positive = 0.2
     """clipping of the ratio"""
-    entropy: float = 1e-3
+    entropy: training.NonNegative = 1e-3
     """weight of the entropy"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate of the latent policy"""
-    value_lr: float = 1e-3
+    value_lr: training.Positive = 1e-3
     """learning rate of the value network"""
-    prior_fraction: float = 0.3
+    prior_fraction: training.Fraction = 0.3
     """share of draws from the prior at the start; the behaviour is the mixture"""
-    prior_decay: float = 0.995
+    prior_decay: training.Rate = 0.995
     """factor on that share per iteration"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: training.Positive = 0.5
     """bound on the gradient's norm, for each network"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 10
+    eval_every: training.NonNegativeInt = 10
     """iterations between evaluations on 100 other episodes; 0 for none"""
-    num_videos: int = 0
+    num_videos: training.NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    save_every: int = 10
+    log_every: training.Count = 1
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 10
     """iterations between checkpoints"""
 
 
@@ -102,8 +104,7 @@ def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvB
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
-    train_env = training.make_training_env(checkpoint, **simulation, **limits)
-    return train_env, training.evaluation_env(checkpoint, **limits)
+    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def make_actor(
@@ -179,7 +180,8 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
         metrics = update(args, run, loss, optimizers, data.reshape(-1)) | training.finished_success(data)
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         metrics |= {"prior_fraction": policy.prior_fraction}
-        run.log({f"train/{name}": metric for name, metric in metrics.items()})
+        if run.due(args.log_every):
+            run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
             run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
@@ -187,9 +189,10 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
 def main(args: Args) -> None:
     """Flow, latent policy, training, evaluation, report."""
     args.prepare()
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
     init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
-    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **options)
+    options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])

@@ -41,68 +41,75 @@ from torchrl_flow.training import LossGroup, NamedLossStepper
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     which: training.Which = "best"
     """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
-    demos: str | None = None
+    demos: training.DemoPath | None = None
     """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
-    num_demos: int | None = None
+    num_demos: training.Count | None = None
     """how many of them, where demos names others"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
-    cache: str = "demos"
+    cache: training.WritableDirectory = "demos"
     """directory of the latents that were found, which are looked up there"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
-    latent_bound: float | None = 2.0
+    latent_bound: training.Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: tuple[int, ...] = (128, 128, 128)
+    hidden_sizes: training.Sizes = (128, 128, 128)
     """hidden layers of all networks"""
-    num_qs: int = 2
+    num_qs: training.Count = 2
     """critics"""
-    num_steps: int | None = None
+    num_steps: training.SamplingSteps | None = None
     """sampling steps K of the flow; its own where none is given"""
     train_encoder: bool = False
     """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
     features of the frozen flow's encoder"""
-    critic_iterations: int = 3000
+    critic_iterations: training.Count = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
-    distill_iterations: int = 2000
+    distill_iterations: training.Count = 2000
     """gradient steps of the critics of latents"""
-    iterations: int = 1000
+    iterations: training.Count = 1000
     """gradient steps of the latent policy"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per gradient step"""
-    gamma: float = 0.97
+    gamma: training.Fraction = 0.97
     """discount of one environment step"""
-    tau: float = 0.02
+    tau: training.Rate = 0.02
     """rate of the target critic"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate of all networks"""
     distillation: Literal["forward", "aliased", "both"] = "both"
     """pairs that are distilled: latents of the prior, those of the demonstrations, or both"""
-    num_candidates: int = 32
+    num_candidates: training.Count = 32
     """M, latents of the prior per observation (aw_mle)"""
-    beta: float = 1.0
+    beta: training.NonNegative = 1.0
     """inverse temperature of their weights, in units of the scores' spread (aw_mle)"""
-    kl_coef: float = 1e-3
+    kl_coef: training.NonNegative = 1e-3
     """weight of the divergence from the prior (aw_mle)"""
-    alpha: float = 3e-3
+    alpha: training.Positive = 3e-3
     """temperature at the start (sac)"""
     target_entropy: float = 0.0
     """entropy that the temperature aims at (sac)"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of an evaluated episode; that of the policy's task where none is given"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
+    eval_every: training.NonNegativeInt = 500
     """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_videos: int = 0
+    num_envs: training.NonNegativeInt | None = None
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    num_videos: training.NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    save_every: int = 500
+    log_every: training.Count = 100
+    """gradient steps between two lines of metrics"""
+    save_every: training.Count = 500
     """gradient steps between checkpoints"""
 
 
@@ -178,7 +185,7 @@ def train(
     for step in run.steps(ends[-1], save_every=args.save_every):
         stepper = critic_step if step <= ends[0] else distil_step if step <= ends[1] else policy_step
         metrics = stepper.update(buffer.sample())
-        if run.due(100) or step - 1 in ends:
+        if run.due(args.log_every) or step - 1 in ends:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > ends[1] and run.due(args.eval_every):
             run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
@@ -188,10 +195,13 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
     args.prepare()
-    loading: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **loading)
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    loading: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **loading)
     digest = module_digest(flow)
-    env = training.evaluation_env(checkpoint, gamma=args.gamma, max_episode_steps=args.max_episode_steps)
+    limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
+    limits["episodes"] = args.eval_episodes
+    env = training.policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = training.task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(training.start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)

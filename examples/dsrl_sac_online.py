@@ -45,9 +45,9 @@ Update = Callable[[TensorDictBase], dict[str, Any]]
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str
+    policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
-    init: str | None = None
+    init: training.RunSource | None = None
     """run directory or checkpoint of a stage 1 whose latent policy and critics to start from, with its options"""
     which: training.Which = "best"
     """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
@@ -55,73 +55,86 @@ class Args(training.RunArgs):
     """noise aliasing: distil the critics of latents from a critic of actions"""
     aliasing: Literal["none", "inversion", "retrieval", "reversal"] = "none"
     """put demonstrations into the replay buffer, with latents found in this way"""
-    cache: str = "demos"
+    cache: training.WritableDirectory = "demos"
     """directory of the latents that were found, which are looked up there"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
-    latent_bound: float | None = 2.0
+    latent_bound: training.Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: tuple[int, ...] = (128, 128, 128)
+    hidden_sizes: training.Sizes = (128, 128, 128)
     """hidden layers of all networks"""
-    num_qs: int = 2
+    num_qs: training.Count = 2
     """critics"""
-    num_steps: int | None = None
+    num_steps: training.SamplingSteps | None = None
     """sampling steps K of the flow; those of --init, or its own, where none is given"""
     train_encoder: bool = False
     """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
     features of the frozen flow's encoder"""
-    num_envs: int | None = None
+    num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 128 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of an episode; that of the policy's task where none is given"""
-    rollout: int = 13
+    rollout: training.Count = 13
     """chunks per environment and iteration"""
-    buffer_size: int = 200_000
+    buffer_size: training.Count = 200_000
     """chunks that the replay buffer has room for, demonstrations included; the oldest go first"""
-    iterations: int = 14
+    iterations: training.Count = 14
     """iterations of collecting and updating"""
-    warm_up: int = 1
+    warm_up: training.NonNegativeInt = 1
     """iterations before the first update"""
-    policy_delay: int = 200
+    policy_delay: training.NonNegativeInt = 200
     """updates of the critics before the first of the policy, which would climb what they have not learnt yet"""
-    utd: float = 0.25
+    utd: training.Positive = 0.25
     """updates per collected chunk; 1 to 100 where environment steps are what is scarce"""
-    policy_every: int | None = None
+    policy_every: training.Count | None = None
     """updates of the critics per update of the policy; where none is given, as many as there are per chunk, so that a
     high ratio is the critics' alone"""
-    distill_steps: int = 1
+    distill_steps: training.Count = 1
     """steps of distillation per update, with --na"""
     distillation: Literal["forward", "aliased", "both"] = "forward"
     """pairs that are distilled, with --na: latents of the prior, those of the replay buffer, or both"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per update"""
-    gamma: float = 0.97
+    gamma: training.Fraction = 0.97
     """discount of one environment step"""
-    tau: float = 0.02
+    tau: training.Rate = 0.02
     """rate of the target critics"""
-    actor_lr: float = 3e-4
+    actor_lr: training.Positive = 3e-4
     """learning rate of the latent policy"""
-    critic_lr: float = 3e-4
+    critic_lr: training.Positive = 3e-4
     """learning rate of the critics"""
-    alpha_lr: float = 3e-3
+    alpha_lr: training.Positive = 3e-3
     """learning rate of the temperature's logarithm"""
-    alpha: float = 3e-3
+    alpha: training.Positive = 3e-3
     """temperature at the start"""
     target_entropy: float | None = 0.0
     """entropy that the temperature aims at; -0.5 per dimension of the latent where none is given"""
     backup_entropy: bool = False
     """count the entropy in the targets"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 1
+    eval_every: training.NonNegativeInt = 1
     """iterations between evaluations on 100 other episodes; 0 for none"""
-    num_videos: int = 0
+    num_videos: training.NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    save_every: int = 5
+    log_every: training.Count = 1
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 5
     """iterations between checkpoints"""
+
+    def check(self) -> None:
+        """Refuse options that contradict each other or have no effect."""
+        if not self.na and (self.distillation != Args.distillation or self.distill_steps != Args.distill_steps):
+            raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
+        if self.buffer_size < self.batch_size:
+            raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
+        if self.warm_up >= self.iterations:
+            raise SystemExit(
+                f"--warm-up {self.warm_up} leaves none of --iterations {self.iterations} to learn in: lower it."
+            )
 
 
 @dataclasses.dataclass
@@ -137,8 +150,7 @@ def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvB
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
-    train_env = training.make_training_env(checkpoint, **simulation, **limits)
-    return train_env, training.evaluation_env(checkpoint, **limits)
+    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def sac_options(args: Args, actor: SteeredFlowActor) -> dict[str, Any]:
@@ -236,6 +248,8 @@ def train(
     modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, **learner.modules}
     states = {"rollouts": rollouts, "replay": training.ReplayState(buffer), **learner.state}
     run.track(modules=modules, state=states)
+    if round(args.utd * rollouts.chunks) < 1:
+        raise SystemExit(f"--utd {args.utd} of {rollouts.chunks} chunks an iteration makes no update: raise it.")
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = rollouts.collect()
         buffer.extend(training.macro_transitions(data, flow=actor.flow if actor.reads_features else None))
@@ -246,32 +260,19 @@ def train(
             for _ in range(round(args.utd * data.numel())):
                 metrics |= learner.update(buffer.sample())
             metrics |= {"utd": args.utd}
-        run.log({f"train/{key}": value for key, value in metrics.items()})
+        if run.due(args.log_every):
+            run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
             run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
-def check(args: Args) -> None:
-    """Refuse options that are out of range or would do nothing.
-
-    Raises:
-        SystemExit: naming the option.
-    """
-    if args.policy_every is not None and args.policy_every < 1:
-        raise SystemExit(f"--policy-every must be at least 1, got {args.policy_every}.")
-    if not args.na and (args.distillation != Args.distillation or args.distill_steps != Args.distill_steps):
-        raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
-    if args.buffer_size < args.batch_size:
-        raise SystemExit(f"--buffer-size {args.buffer_size} holds no batch of {args.batch_size}.")
-
-
 def main(args: Args) -> None:
     """Flow, latent policy, critics, training, evaluation, report."""
-    check(args)
     args.prepare()
+    start = training.load_flow_checkpoint(args.policy, which=args.which)
     init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
-    options: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = training.steering_flow(args.policy, **options)
+    options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
+    flow, checkpoint = training.steering_flow(start, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = training.task_info(envs[1])

@@ -30,33 +30,33 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: str = "data/diffuse_topdown-medium-300000.npz"
+    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
-    models: str | None = None
+    models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: int = 20_000
+    iterations: training.Count = 20_000
     """updates"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """transitions per update"""
-    width: int = 256
+    width: training.Count = 256
     """width of the velocity network"""
-    depth: int = 3
+    depth: training.Count = 3
     """residual blocks of the velocity network"""
-    num_steps: int = 4
+    num_steps: training.SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
-    lr: float = 1e-3
+    lr: training.Positive = 1e-3
     """learning rate"""
-    ema: float = 0.999
+    ema: training.Decay = 0.999
     """decay of the averaged policy"""
-    eval_every: int = 5_000
+    eval_every: training.NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: int = 256
+    eval_episodes: training.Count = 256
     """episodes of an evaluation"""
-    log_every: int = 1_000
+    log_every: training.Count = 1_000
     """updates between two lines of metrics"""
-    save_every: int = 2_000
+    save_every: training.Count = 2_000
     """updates between checkpoints"""
 
 

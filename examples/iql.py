@@ -12,6 +12,7 @@ short-term oracle, the policy that logged the data, and the oracle.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import torch
 import tyro
@@ -26,37 +27,37 @@ from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: str = "data/diffuse_topdown-medium-300000.npz"
+    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
-    models: str | None = None
+    models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: int = 20_000
+    iterations: training.Count = 20_000
     """updates of the critics"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """transitions per update"""
-    expectile: float = 0.7
+    expectile: Annotated[float, training.Range(0, 1, open_low=True, open_high=True)] = 0.7
     """expectile of the value; 0.5 is the mean"""
-    temperature: float = 3.0
+    temperature: training.NonNegative = 3.0
     """inverse temperature of the advantage weights; 0 clones behaviour"""
-    gamma: float = 0.8
+    gamma: training.Fraction = 0.8
     """discount; at .99 values diverge on these data"""
-    tau: float = 0.005
+    tau: training.Rate = 0.005
     """rate of the target networks"""
-    lr: float = 3e-4
+    lr: training.Positive = 3e-4
     """learning rate"""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: training.Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
     """normalise the values' hidden layers, against divergence outside the data"""
-    eval_every: int = 5_000
+    eval_every: training.NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: int = 256
+    eval_episodes: training.Count = 256
     """episodes of an evaluation"""
-    log_every: int = 1_000
+    log_every: training.Count = 1_000
     """updates between two lines of metrics"""
-    save_every: int = 2_000
+    save_every: training.Count = 2_000
     """updates between checkpoints"""
 
 

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from torchrl_flow import training
+from torchrl_flow.envs import SLATE_ENVS
 from torchrl_flow.training.sardine_task import SARDINE_PREFIX
 from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 
@@ -35,6 +34,7 @@ SCRIPTS = {
     "iql": ("iql.py", {}),
 }
 """For each algorithm its script and what is different from its defaults."""
+Names = Annotated[tuple[str, ...], training.NotEmpty(), training.Distinct()]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "short": {
@@ -54,29 +54,29 @@ REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "
 class Args:
     """What the grid can be told on the command line."""
 
-    envs: tuple[str, ...] = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
+    envs: Names = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
     """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
-    algorithms: tuple[str, ...] = tuple(SCRIPTS)
+    algorithms: Names = tuple(SCRIPTS)
     """algorithms"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: training.Seeds = (0, 1, 2)
     """seeds of each"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
     """policy that logs the data; SARDINE has its own"""
-    steps: int = 300_000
+    steps: training.Count = 300_000
     """logged steps of each environment; SARDINE's data are 500 episodes"""
     preset: Literal["full", "short"] = "full"
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
-    iterations: int | None = None
+    iterations: training.Count | None = None
     """updates of each run; those of the preset where none is given"""
-    eval_episodes: int = 256
+    eval_episodes: training.Count = 256
     """users of an evaluation"""
-    directory: str = "runs/offline_grid"
+    directory: training.WritableDirectory = "runs/offline_grid"
     """where the runs, and the table, go"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table of results; the rows of a run replace those that it wrote before"""
     device: str = "cpu"
-    """device of the runs"""
-    workers: int | None = None
+    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and do nothing"""
@@ -130,14 +130,6 @@ def plan(args: Args) -> list[SweepRun]:
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
 
 
-def gpus_per_run(args: Args) -> float:
-    """Share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs that ask for none."""
-    if not args.device.startswith("cuda"):
-        return 0.0
-    workers = args.workers or os.cpu_count() or 1
-    return min(1.0, torch.cuda.device_count() / workers)
-
-
 def scores(run: SweepRun) -> dict[str, float]:
     """What a finished run wrote of its evaluation."""
     return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
@@ -176,11 +168,17 @@ def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[s
 
 def main(args: Args) -> None:
     """Models and data, runs, table."""
+    training.check_options(args)
+    known = training.OneOf(SLATE_ENVS)
+    for env in args.envs:
+        problem = None if env.startswith(SARDINE_PREFIX) else known.problem(env, args)
+        if problem is not None:
+            raise SystemExit(f"--envs {problem}, or {SARDINE_PREFIX}NAME, got {env}.")
     runs = plan(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
-    training.require_device(args.device)
+    training.resolve_device(args.device)
     for env in args.envs:
         prepare(args, env)
     with training.Progress(len(runs), description="offline grid", unit="run") as progress:
@@ -188,7 +186,9 @@ def main(args: Args) -> None:
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
-        statuses = run_sweep(runs, workers=args.workers, gpus_per_run=gpus_per_run(args), on_change=show)
+        statuses = run_sweep(
+            runs, workers=args.workers, gpus_per_run=training.gpu_share(args.device, args.workers), on_change=show
+        )
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)

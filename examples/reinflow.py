@@ -12,10 +12,10 @@ K H A terms: a bound of 0.01 on the ratio is one of about 1 on the chain's log-p
 none, and with this command's learning rate the policy is lost within ten iterations.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
-`policy`. With --eval-every the best policy is kept besides the last, and a later stage starts from it (--which). With
-images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a report come at the
-end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where the environment
-can tell its state; a finished one is made longer by --resume with more --total-env-steps.
+`policy`. The best policy of the evaluations along the way is kept besides the last, and a later stage starts from it
+(--which). With images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a
+report come at the end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where
+the environment can tell its state; a finished one is made longer by --resume with more --total-env-steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -52,89 +52,90 @@ OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: str = "runs/bc"
+    policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy to start from"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
     recipe: str = "reinflow"
     """what the table of results calls the recipe"""
-    task: str | None = None
+    task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit in training and evaluation; that of the policy where none is given"""
-    num_steps: int = 8
+    num_steps: training.SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
-    total_env_steps: int = 1_000_000
+    total_env_steps: training.Count = 1_000_000
     """environment steps of training"""
-    num_envs: int = 1
-    """environments that are stepped together"""
+    num_envs: training.NonNegativeInt = 1
+    """environments that run side by side, 0 for one that is not batched"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    rollout_steps: int = 128
+    rollout_steps: training.Count = 128
     """chunks per environment and iteration"""
-    epochs: int = 4
+    epochs: training.Count = 4
     """passes over an iteration's chunks"""
-    minibatch_size: int = 64
+    minibatch_size: training.Count = 64
     """chunks per gradient step"""
-    lr: float = 3e-5
+    lr: training.Positive = 3e-5
     """learning rate of the flow and of its noise"""
-    critic_lr: float = 1e-4
+    critic_lr: training.Positive = 1e-4
     """learning rate of the value"""
-    gamma: float = 0.99
+    gamma: training.Fraction = 0.99
     """discount of an environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: training.Fraction = 0.95
     """lambda of the advantage estimate"""
-    clip: float = 0.2
+    clip: training.Positive = 0.2
     """bound on the ratio's distance from 1"""
-    entropy_coef: float = 0.01
+    entropy_coef: training.NonNegative = 0.01
     """weight of the noise's entropy"""
-    value_coef: float = 0.5
+    value_coef: training.NonNegative = 0.5
     """weight of the value's loss"""
-    anchor_coef: float = 0.0
+    anchor_coef: training.NonNegative = 0.0
     """weight of the transport cost (W2) between the chunks of the flow and of its start; 0 for none"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: training.Positive = 1.0
     """bound on the gradient's norm, of the flow and of the value"""
-    target_kl: float | None = None
+    target_kl: training.Positive | None = None
     """stop an iteration's epochs once the ratio's divergence passes it; None to never stop"""
-    critic_warmup_steps: int = 5000
+    critic_warmup_steps: training.NonNegativeInt = 5000
     """environment steps in which only the value learns"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """whether the chain's log-probability is averaged over its terms or summed"""
-    mean_bound: float | None = None
+    mean_bound: training.Positive | None = None
     """clamp of the chain's means, in normalised units; for policies with min-max normalised actions"""
-    sigma_min: float = 0.01
+    sigma_min: Annotated[training.Positive, training.NotAbove("sigma_max")] = 0.01
     """lower bound of the noise, in units of normalised actions"""
-    sigma_max: float = 0.3
+    sigma_max: training.Positive = 0.3
     """upper bound of the noise at the start"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound falls"""
-    noise_decay_steps: int = 500_000
+    noise_decay_steps: training.Count = 500_000
     """environment steps until it has fallen"""
     train_encoder: bool = False
     """train the encoder too"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 0
-    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none"""
-    compare_steps: tuple[int, ...] = ()
+    eval_every: training.NonNegativeInt | None = None
+    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
+    all iterations where none is given"""
+    compare_steps: tuple[training.SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
-    num_videos: int = 4
+    num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    save_every: int = 10
+    log_every: training.Count = 1
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 10
     """iterations between checkpoints"""
 
 
-def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
-    """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    options: dict[str, Any] = {"max_episode_steps": args.max_episode_steps, "gamma": args.gamma}
-    options |= {"task": args.task, "control_mode": args.control_mode}
-    if checkpoint.task["task"] == training.PLANAR:
+def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma")}
+    options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
+    if checkpoint.task.get("task") == training.PLANAR:
         options["device"] = args.device
-    if not train:
-        return training.evaluation_env(checkpoint, episodes=args.eval_episodes, **options)
-    return training.make_training_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **options)
+    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -242,6 +243,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))
+    eval_every = max(1, iterations // 20) if args.eval_every is None else args.eval_every
     for step in run.steps(iterations, save_every=args.save_every):
         env_steps = run.counters.get("env_steps", 0)
         loss_module.set_env_steps(env_steps)
@@ -249,13 +251,12 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         gae(data)
         run.counters["env_steps"] = env_steps + int(data["next", "steps_to_next_obs"].sum())
         metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
-        finished = data["next", "done"]
-        if finished.any():
-            metrics["success"] = data["next", "success"][finished].float().mean()
+        metrics |= training.finished_success(data)
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
-        run.log({f"train/{name}": metric for name, metric in metrics.items()})
-        if run.due(args.eval_every):
+        if run.due(args.log_every):
+            run.log({f"train/{name}": metric for name, metric in metrics.items()})
+        if run.due(eval_every):
             run.log_evaluation(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
 
 
@@ -263,11 +264,11 @@ def main(args: Args) -> None:
     """Policy, training, evaluation, report."""
     args.prepare()
     actor, checkpoint = training.load_policy(
-        training.load_checkpoint(args.policy, which=args.which), device=args.device
+        training.load_flow_checkpoint(args.policy, which=args.which), device=args.device
     )
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
-    env, eval_env = make_env(args, checkpoint, train=True), make_env(args, checkpoint, train=False)
+    env, eval_env = make_envs(args, checkpoint)
     task, config = training.task_info(eval_env), dataclasses.asdict(args)
     directory = args.run_directory(f"reinflow-{task['task']}-{args.seed}")
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
@@ -295,4 +296,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -93,7 +93,7 @@ VARIANTS = (
 class Args:
     """What the sweep can be told on the command line."""
 
-    policy: str = "runs/bc"
+    policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy that all runs start from"""
     which: training.Which = "best"
     """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
@@ -101,27 +101,31 @@ class Args:
     """the baseline; a configuration changes it by the same factors as the default one"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: training.Seeds = (0,)
     """seeds of each configuration"""
-    scale: float = 1.0
+    scale: training.Positive = 1.0
     """multiplies every budget in environment steps: training, warm-up of the critic, decay of the noise"""
-    directory: str = "runs/reinflow_sweep"
+    directory: training.WritableDirectory = "runs/reinflow_sweep"
     """directory of the sweep's runs"""
-    results: str = "runs/results.csv"
+    results: training.WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: int = 100
+    eval_episodes: training.Count = 100
     """episodes of each final evaluation"""
-    evaluations: int = 20
+    evaluations: training.Count = 20
     """evaluations along each run, for the curves"""
-    workers: int | None = None
+    workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
-    threads: int = 1
+    threads: training.Count = 1
     """CPU threads of a run"""
-    gpus_per_run: float = 0.0
-    """GPUs of a run, or a part of one"""
+    gpus_per_run: training.NonNegative | None = None
+    """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
     device: str = "cpu"
-    """device of the runs"""
-    max_episode_steps: int | None = None
+    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    num_envs: training.NonNegativeInt | None = None
+    """environments that are stepped together in every run; those of the preset where none is given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    max_episode_steps: training.Count | None = None
     """time limit in training and evaluation; that of the policy where none is given"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
@@ -155,6 +159,7 @@ def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
 def make_runs(args: Args) -> list[training.SweepRun]:
     """Work out the commands."""
     base = dict(PRESETS[args.preset])
+    base |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     budgets = ("total_env_steps", "critic_warmup_steps", "noise_decay_steps")
     base |= {name: max(1, round(args.scale * base[name])) for name in budgets}
     variants = [
@@ -179,6 +184,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "eval_episodes": args.eval_episodes,
         "num_videos": 0,
         "device": args.device,
+        "sim_backend": args.sim_backend,
         "threads": args.threads,
     }
     if args.wandb is not None:
@@ -199,10 +205,14 @@ def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
 
 def main(args: Args) -> None:
     """Plan, run, report."""
+    # A plan can be looked at before its policy is there, and on another machine.
+    training.check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
+    training.resolve_device(args.device)
+    share = training.gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
     clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
 
     def show(statuses: list[RunStatus]) -> None:
@@ -212,7 +222,7 @@ def main(args: Args) -> None:
         runs,
         workers=args.workers,
         cpus_per_run=args.threads,
-        gpus_per_run=args.gpus_per_run,
+        gpus_per_run=share,
         address=args.address,
         on_change=show if args.watch else None,
         poll_s=2.0 if clear else 30.0,
@@ -225,4 +235,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

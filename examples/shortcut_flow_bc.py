@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -29,17 +29,17 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 class Args(training.RunArgs):
     """What the recipe can be told on the command line."""
 
-    task: str = "PushCube-v1"
+    task: training.TaskName = "PushCube-v1"
     """ManiSkill id of the task, or planar"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     control_mode: str | None = None
     """ManiSkill's controller; where none is given that of the demonstrations, and pd_ee_delta_pose for those made"""
-    max_episode_steps: int | None = None
+    max_episode_steps: training.Count | None = None
     """time limit of the environment, also of later stages; the task's own where none is given"""
-    demos: str | None = None
+    demos: training.DemoPath | None = None
     """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
-    num_demos: int = 100
+    num_demos: training.Count = 100
     """demonstrations to train on"""
     retime: bool | None = None
     """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
@@ -48,42 +48,63 @@ class Args(training.RunArgs):
     """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
-    width: int = 256
+    width: training.Count = 256
     """width of the velocity network: hidden units (mlp), token size (dit) or channels of the finest level (unet)"""
-    depth: int = 3
+    depth: training.Count = 3
     """blocks (mlp, dit) or levels (unet) of the velocity network"""
-    obs_horizon: int = 1
+    obs_horizon: training.Count = 1
     """frames of history that the policy sees; planner demonstrations teach it to copy its velocity from two"""
-    pred_horizon: int = 16
+    pred_horizon: training.Count = 16
     """steps of a predicted chunk"""
-    act_horizon: int = 8
+    act_horizon: Annotated[training.Count, training.NotAbove("pred_horizon")] = 8
     """steps of a chunk that are executed"""
-    num_steps: int = 4
+    num_steps: training.SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
-    iterations: int = 5000
+    iterations: training.Count = 5000
     """gradient steps"""
-    batch_size: int = 256
+    batch_size: training.Count = 256
     """chunks per gradient step"""
-    lr: float = 1e-3
+    lr: training.Positive = 1e-3
     """learning rate at its peak; warm-up of 200 steps, then a cosine"""
-    weight_decay: float = 1e-4
+    weight_decay: training.NonNegative = 1e-4
     """weight decay of AdamW"""
-    ema: float = 0.999
+    ema: training.Decay = 0.999
     """decay of the averaged policy"""
-    state_noise: float = 0.03
+    state_noise: training.NonNegative = 0.03
     """training noise on normalised states"""
-    noise_scales: tuple[float, ...] = ()
+    noise_scales: tuple[training.NonNegative, ...] = ()
     """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
-    eval_episodes: int = 50
+    eval_episodes: training.Count = 50
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: int = 1000
+    eval_every: training.NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
-    compare_steps: tuple[int, ...] = (1, 2, 4, 8)
+    num_envs: training.NonNegativeInt | None = None
+    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
+    given"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    compare_steps: tuple[training.SamplingSteps, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
-    num_videos: int = 4
+    num_videos: training.NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    save_every: int = 1000
+    log_every: training.Count = 100
+    """iterations between two lines of metrics"""
+    save_every: training.Count = 1000
     """iterations between checkpoints"""
+
+    def check(self) -> None:
+        """Refuse options that contradict each other, or of which no environment or network can be made."""
+        training.check_task(self.task, self.obs_mode, self.control_mode)
+        training.check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
+        simulation_of(self)
+        horizons = {"obs_horizon": self.obs_horizon, "pred_horizon": self.pred_horizon, "act_horizon": self.act_horizon}
+        training.check_network(network=self.network, width=self.width, depth=self.depth, **horizons)
+
+
+def simulation_of(args: Args) -> dict[str, Any]:
+    """Return number of environments and simulation, as far as they are given."""
+    asked: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    return training.evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
 
 
 def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
@@ -127,6 +148,7 @@ def make_env(args: Args, source: training.DemoSource) -> EnvBase:
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
+        **simulation_of(args),
     )
 
 
@@ -152,7 +174,7 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
         norms = training.gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
-        if run.due(100):
+        if run.due(args.log_every):
             metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
@@ -196,4 +218,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with training.refusals_in_one_line():
+        main(tyro.cli(Args, description=__doc__))

@@ -154,9 +154,11 @@ def main() -> None:
     elif callable(command):
         command()
     else:
-        from torchrl_flow.training import make_demonstrations
+        from torchrl_flow.training import check_options, make_demonstrations, refusals_in_one_line
 
-        print(make_demonstrations(command).summary())
+        check_options(command)
+        with refusals_in_one_line():
+            print(make_demonstrations(command).summary())
 
 
 if __name__ == "__main__":

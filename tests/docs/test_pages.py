@@ -25,7 +25,7 @@ FINAL = {
 """What must hold after the last block of a page, by the names that the page has defined."""
 
 COMPILED_ONLY = {"docs/slates.md": "runs/td3_bc-pendulum-0", "docs/concepts/runs.md": "training.show_video"}
-"""Blocks of pages that need a run which commands on the page have trained, or a notebook: they are compiled, not run."""
+"""Blocks of pages that need a trained run or a notebook: they are compiled, not run."""
 
 
 def pages() -> dict[str, list[str]]:

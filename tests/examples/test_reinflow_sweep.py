@@ -94,7 +94,7 @@ def test_a_sweep_runs_reports_a_crash_and_skips_what_is_finished(tmp_path):
     first = subprocess.run(command, **options)
     assert first.returncode == 1
     assert "CRASHED k0-0" in first.stdout
-    assert "num_steps must be at least 1, got 0" in first.stdout
+    assert "--num-steps must be one of 1, 2, 4, 8, 16, got 0." in first.stdout
     assert "baseline-0  finished" in first.stdout
     assert (tmp_path / "sweep" / "report.html").exists()
     stamp = (tmp_path / "sweep" / "baseline-0" / "evaluation.json").stat().st_mtime_ns

@@ -168,3 +168,53 @@ def test_the_best_checkpoint_is_found_by_the_metric_that_the_run_names(tmp_path)
     assert load_checkpoint(tmp_path / "none", which="best").step == 20
     with pytest.raises(ValueError, match="which must be 'last' or 'best', got 'first'"):
         load_checkpoint(tmp_path / "a", which="first")
+
+
+def test_a_run_that_died_in_set_up_does_not_block_its_corrected_command(tmp_path):
+    folder = tmp_path / "run"
+    died = Run(folder, {"lr": 1.0}, progress=False)
+    died.log({"train/loss": 3.0})
+    died.close()
+    for resume in (False, True):
+        with Run(folder, {"lr": 0.1, "resume": resume}, resume=resume, progress=False) as run:
+            assert (run.step, run.config["lr"]) == (0, 0.1)
+        assert json.loads((folder / "config.json").read_text())["lr"] == 0.1
+        assert read_metrics(folder / "metrics.csv") == {}
+
+
+def test_a_run_with_a_checkpoint_or_an_evaluation_is_not_taken_over(tmp_path):
+    with Run(tmp_path / "evaluated", {}, progress=False) as run:
+        run.write_json("evaluation.json", {})
+    with Run(tmp_path / "saved", {}, progress=False) as run:
+        run.track(modules={"policy": torch.nn.Linear(1, 1)})
+        run.save()
+    for name in ("evaluated", "saved"):
+        with pytest.raises(ValueError, match="holds a run already"):
+            Run(tmp_path / name, {"lr": 1.0}, progress=False)
+
+
+def test_a_run_that_is_going_on_is_not_taken_over(tmp_path):
+    going_on = Run(tmp_path / "run", {}, progress=False)
+    with pytest.raises(ValueError, match="in use by a run of another process"):
+        Run(tmp_path / "run", {"lr": 1.0}, progress=False)
+    going_on.close()
+    Run(tmp_path / "run", {"lr": 1.0}, progress=False).close()
+
+
+def fail_in_the_first_step(run):
+    for _ in run.steps(2):
+        raise ValueError("later")
+
+
+def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
+    with pytest.raises(ValueError, match="too many"), Run(tmp_path / "refused", {}, progress=False):
+        raise ValueError("too many")
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(ValueError, match="later"), Run(tmp_path / "begun", {}, progress=False) as run:
+        fail_in_the_first_step(run)
+    assert (tmp_path / "begun" / "config.json").exists()
+    # What was there before is nobody's to remove.
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ValueError, match="too many"), Run(tmp_path / "own", {}, progress=False):
+        raise ValueError("too many")
+    assert (tmp_path / "own").exists()

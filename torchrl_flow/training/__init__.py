@@ -8,6 +8,7 @@ from torchrl_flow.training.acting_policy import (
     PolicyKind,
     RunLabels,
     load_acting_policy,
+    load_flow_checkpoint,
     policy_kind,
     run_labels,
 )
@@ -48,6 +49,41 @@ from torchrl_flow.training.notebook import InlineVideo, show_video
 from torchrl_flow.training.offline_conclusion import conclude_offline, offline_row
 from torchrl_flow.training.offline_envs import GymTask, offline_task
 from torchrl_flow.training.offline_task import OfflineTask, SlateReturns, episode_returns
+from torchrl_flow.training.option_checks import check_demonstrations, check_network, check_task
+from torchrl_flow.training.option_values import (
+    DemoPath,
+    ExistingFile,
+    Installed,
+    LoggedData,
+    ManiSkillTask,
+    RunName,
+    RunSource,
+    SlateEnvName,
+    TaskName,
+    WritableDirectory,
+    WritableFile,
+)
+from torchrl_flow.training.options import (
+    Count,
+    Decay,
+    Distinct,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    NotAbove,
+    NotEmpty,
+    OneOf,
+    Positive,
+    Range,
+    Rate,
+    SamplingSteps,
+    Seed,
+    Seeds,
+    Sizes,
+    check_options,
+    nearest,
+    option_problem,
+)
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng, mix_seeds, seed_everything
 from torchrl_flow.training.refusals import refusals_in_one_line
@@ -61,7 +97,7 @@ from torchrl_flow.training.results import (
 )
 from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.run import EVALUATION, Run
-from torchrl_flow.training.run_arguments import RunArgs, require_device
+from torchrl_flow.training.run_arguments import RunArgs, require_device, resolve_device
 from torchrl_flow.training.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
 from torchrl_flow.training.seed_bands import SeedBand, group_by_seed, seed_band
 from torchrl_flow.training.slate_model_training import SlateModelsArgs, round_trip_return, train_slate_models
@@ -84,7 +120,16 @@ from torchrl_flow.training.steering import (
     steering_flow,
 )
 from torchrl_flow.training.steppers import NamedLossStepper
-from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_status, run_sweep, select_variants
+from torchrl_flow.training.sweep import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    gpu_share,
+    plan_sweep,
+    run_status,
+    run_sweep,
+    select_variants,
+)
 from torchrl_flow.training.sweep_report import (
     SeedRun,
     VariantResult,
@@ -115,7 +160,13 @@ from torchrl_flow.training.tasks import (
     open_checkpoint,
     require_actor_config,
 )
-from torchrl_flow.training.training_env import make_training_env, training_env_options
+from torchrl_flow.training.training_env import (
+    evaluation_env_options,
+    make_training_env,
+    make_training_envs,
+    policy_evaluation_env,
+    training_env_options,
+)
 from torchrl_flow.training.versions import collect_versions, command_line, git_commit, today
 from torchrl_flow.training.video import FrameRecorder, as_frames, tile_episodes, video_suffix, write_video
 from torchrl_flow.training.warm_start import warm_start
@@ -132,41 +183,68 @@ __all__ = [
     "ChunkRollouts",
     "CollectSardineArgs",
     "CollectSlatesArgs",
+    "Count",
     "CurvesArgs",
+    "Decay",
+    "DemoPath",
     "DemoSource",
+    "Distinct",
     "EvaluateArgs",
     "EvaluationResult",
+    "ExistingFile",
+    "Fraction",
     "FrameRecorder",
     "GymTask",
     "InlineVideo",
+    "Installed",
+    "LoggedData",
     "LossGroup",
     "MakeDemosArgs",
     "MakeDemosReport",
+    "ManiSkillTask",
     "NamedLossStepper",
     "NonFiniteError",
+    "NonNegative",
+    "NonNegativeInt",
+    "NotAbove",
+    "NotEmpty",
     "OfflineTask",
+    "OneOf",
     "PolicyKind",
+    "Positive",
     "Progress",
+    "Range",
+    "Rate",
     "RelabelSlatesArgs",
     "ReplayState",
     "Run",
     "RunArgs",
     "RunLabels",
     "RunLogger",
+    "RunName",
+    "RunSource",
     "RunStatus",
+    "SamplingSteps",
     "SardineTask",
+    "Seed",
     "SeedBand",
     "SeedRun",
+    "Seeds",
+    "Sizes",
+    "SlateEnvName",
     "SlateLogs",
     "SlateModels",
     "SlateModelsArgs",
     "SlateReturns",
     "SlateTask",
     "SweepRun",
+    "TaskName",
     "TrainingCheckpoint",
     "Variant",
     "VariantResult",
     "Which",
+    "WritableDirectory",
+    "WritableFile",
     "action_bounds",
     "action_box",
     "alias_demonstrations",
@@ -177,6 +255,10 @@ __all__ = [
     "base_env",
     "best_of_variants",
     "can_film",
+    "check_demonstrations",
+    "check_network",
+    "check_options",
+    "check_task",
     "collect_sardine",
     "collect_slates",
     "collect_versions",
@@ -190,10 +272,12 @@ __all__ = [
     "episode_returns",
     "evaluate",
     "evaluation_env",
+    "evaluation_env_options",
     "finished_success",
     "flow_config",
     "format_statuses",
     "git_commit",
+    "gpu_share",
     "gradient_step",
     "group_by_seed",
     "in_data_units",
@@ -203,6 +287,7 @@ __all__ = [
     "load_acting_policy",
     "load_checkpoint",
     "load_critic",
+    "load_flow_checkpoint",
     "load_latent_policy",
     "load_policy",
     "load_state_policy",
@@ -215,18 +300,22 @@ __all__ = [
     "make_task_chunk_env",
     "make_task_env",
     "make_training_env",
+    "make_training_envs",
     "markdown_table",
     "mean_and_deviation",
     "minibatches",
     "mix_seeds",
+    "nearest",
     "observation_keys",
     "offline_row",
     "offline_task",
     "open_checkpoint",
+    "option_problem",
     "padding_of",
     "plan_sweep",
     "play_slates",
     "policy_demonstrations",
+    "policy_evaluation_env",
     "policy_kind",
     "q_diagnostics",
     "read_evaluation",
@@ -242,6 +331,7 @@ __all__ = [
     "require_num_envs",
     "require_task",
     "reset_with_seeds",
+    "resolve_device",
     "round_trip_return",
     "run_curve",
     "run_labels",

@@ -17,7 +17,15 @@ from torchrl_flow.training.slate_offline import load_state_policy
 from torchrl_flow.training.steering import load_steered
 from torchrl_flow.training.tasks import LATENT_POLICY, open_checkpoint, rebuild_flow
 
-__all__ = ["POLICY_KINDS", "PolicyKind", "RunLabels", "load_acting_policy", "policy_kind", "run_labels"]
+__all__ = [
+    "POLICY_KINDS",
+    "PolicyKind",
+    "RunLabels",
+    "load_acting_policy",
+    "load_flow_checkpoint",
+    "policy_kind",
+    "run_labels",
+]
 
 STATE_POLICY = "state_policy"
 """Key under which checkpoints describe the policy of an offline baseline."""
@@ -79,6 +87,26 @@ def load_acting_policy(
     checkpoint = open_checkpoint(source, which)
     policy = policy_kind(checkpoint).load(checkpoint)
     return policy.to(device).eval(), checkpoint
+
+
+def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Which = "last") -> TrainingCheckpoint:
+    """Open the checkpoint of a flow policy of action chunks, steered or not: what later stages start from.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+
+    Raises:
+        CheckpointError: if the checkpoint holds another kind of policy.
+    """
+    checkpoint = open_checkpoint(source, which)
+    kind = policy_kind(checkpoint)
+    if kind.on_logged_data:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a {kind.name}, and a flow policy of action chunks is needed here: name a run "
+            "of shortcut_flow_bc or of a stage after it."
+        )
+    return checkpoint
 
 
 def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:

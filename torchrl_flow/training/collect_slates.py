@@ -16,6 +16,8 @@ from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.slate import SlateEnv
+from torchrl_flow.training.option_values import ExistingFile, SlateEnvName, WritableFile
+from torchrl_flow.training.options import Count, Seed, check_options
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.slate_models import SlateLogs, SlateModels, play_slates
@@ -34,23 +36,23 @@ _FIRST_SEED = 100_000_000
 class CollectSlatesArgs:
     """Log transitions of a slate env to an .npz file; a run that was stopped goes on when it is called again."""
 
-    env: str = "diffuse_topdown"
+    env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.envs.slate.SLATE_ENVS"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
     """boredom-aware oracle; half of it, half random; random; the paper's logging policy"""
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """environment steps, rounded up to whole episodes"""
     models: str | None = None
     """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
-    output: str | None = None
+    output: WritableFile | None = None
     """file to write; data/ENV-POLICY-STEPS.npz where none is given"""
     latent_clicks: LatentClicks = "predicted"
     """clicks that latents encode: predicted from the belief, or those that happened, which tell the reward"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of users and policy"""
-    num_envs: int = 256
+    num_envs: Count = 256
     """episodes at a time"""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads"""
 
     @property
@@ -65,6 +67,7 @@ class CollectSlatesArgs:
 
     def __call__(self) -> None:
         """Collect, and print the outcome and the path."""
+        check_options(self)
         torch.set_num_threads(self.threads)
         if not self.models_path.exists():
             raise SystemExit(
@@ -182,19 +185,20 @@ def _play(args: CollectSlatesArgs, models: SlateModels, first: int, number: int)
 class RelabelSlatesArgs:
     """Compute the observations and latents of logged slates anew, for other models."""
 
-    data: str
+    data: ExistingFile
     """the .npz file, as collect-slates makes it"""
-    models: str
+    models: ExistingFile
     """belief encoder and ranker"""
-    output: str
+    output: WritableFile
     """file to write"""
     latent_clicks: LatentClicks = "predicted"
     """clicks that latents encode"""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads"""
 
     def __call__(self) -> None:
         """Relabel and print the path."""
+        check_options(self)
         torch.set_num_threads(self.threads)
         with refusals_in_one_line():
             models = SlateModels.load(self.models)

@@ -12,6 +12,9 @@ import tyro
 from torchrl_flow.training.files import write_text
 from torchrl_flow.training.metric_axes import axis_label, is_rate, own_steps_label, place_metric
 from torchrl_flow.training.metrics import read_metrics
+from torchrl_flow.training.option_values import WritableFile
+from torchrl_flow.training.options import Count, check_options
+from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.report_plots import curves_svg, standalone_svg
 from torchrl_flow.training.seed_bands import group_by_seed, run_labels_of, seed_band
 from torchrl_flow.training.tables import markdown_table
@@ -35,20 +38,22 @@ class CurvesArgs:
     """metric on the y axis"""
     against: str = "train/env_steps"
     """metric on the x axis; the run's own steps if a run has no such metric"""
-    window: int = 1
+    window: Count = 1
     """number of consecutive values that are averaged"""
     reaches: float | None = None
     """also print where each run first reaches this value, in the metric on the x axis and in seconds of training"""
     title: str | None = None
     """heading; the metric by default"""
-    output: str = "curves.svg"
+    output: WritableFile = "curves.svg"
     """file to write"""
 
     def __call__(self) -> None:
         """Draw, and print the path, and before it the table that is asked for."""
-        path = draw_curves(self)
-        if self.reaches is not None:
-            print(reach_table(self.runs, self.metric, self.reaches, against=(self.against, "train/wall_s")))
+        check_options(self)
+        with refusals_in_one_line():
+            path = draw_curves(self)
+            if self.reaches is not None:
+                print(reach_table(self.runs, self.metric, self.reaches, against=(self.against, "train/wall_s")))
         print(path.resolve())
 
 

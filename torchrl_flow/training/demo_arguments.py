@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torchrl_flow.training.option_values import ManiSkillTask, WritableDirectory
+from torchrl_flow.training.options import Count, Fraction, NonNegativeInt, Positive, option_problem
+
 __all__ = ["VISUAL_OBS_MODES", "MakeDemosArgs", "MakeDemosReport", "check_arguments"]
 
 VISUAL_OBS_MODES = ("rgb", "rgb+state")
@@ -15,35 +18,35 @@ VISUAL_OBS_MODES = ("rgb", "rgb+state")
 class MakeDemosArgs:
     """Demonstrations of a ManiSkill task by its motion planner."""
 
-    task: str = "PushCube-v1"
+    task: ManiSkillTask = "PushCube-v1"
     """ManiSkill task that has a motion planner."""
-    num_demos: int = 100
+    num_demos: Count = 100
     """Demonstrations to have in the end."""
-    out_dir: str = "demos"
+    out_dir: WritableDirectory = "demos"
     """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
     control_mode: str = "pd_ee_delta_pose"
     """Control mode of the recorded actions."""
-    obs_mode: str = "state"
+    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """state (needs no Vulkan), rgb, rgb+state."""
-    first_seed: int = 0
+    first_seed: NonNegativeInt = 0
     """Seeds are tried one after the other from here on; evaluate on others (10000 on)."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Leave out demonstrations longer than this."""
-    max_attempts: int | None = None
+    max_attempts: Count | None = None
     """Seeds to try at most. Default: 5 for each demonstration, and 20."""
-    reward_mode: str = "sparse"
+    reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
     """dense or normalized_dense records rewards; sparse ones follow from success."""
     retime: bool = True
     """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
-    speed: float = 0.3
+    speed: Positive = 0.3
     """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
-    push_probability: float = 0.05
+    push_probability: Fraction = 0.05
     """Re-timed: chance per step that a push begins; 0 for none."""
-    push_size: float = 0.5
+    push_size: Positive = 0.5
     """Re-timed: scale of a push per step, in units of the largest action."""
     quality: Literal["expert", "mixed"] = "expert"
     """mixed: some are shaky, halt or break off, and stay in the file even if they fail; needs a delta control mode."""
-    flawed_share: float = 0.5
+    flawed_share: Fraction = 0.5
     """Mixed: share of the seeds that get such flaws."""
     verify: bool = False
     """Simulate each demonstration once more and require equal observations."""
@@ -87,18 +90,13 @@ def check_arguments(args: MakeDemosArgs) -> None:
     Raises:
         ValueError: naming the argument.
     """
-    if args.num_demos < 1:
-        raise ValueError(f"num_demos must be at least 1, got {args.num_demos}.")
-    if args.obs_mode not in ("state", *VISUAL_OBS_MODES):
-        raise ValueError(f"obs_mode must be one of {('state', *VISUAL_OBS_MODES)}, got {args.obs_mode!r}.")
-    if args.quality not in ("expert", "mixed"):
-        raise ValueError(f"quality must be 'expert' or 'mixed', got {args.quality!r}.")
+    problem = option_problem(args, spell=str)
+    if problem is not None:
+        raise ValueError(problem)
     if args.quality == "mixed" and not any(word in args.control_mode for word in ("delta", "vel")):
         raise ValueError(
             "quality='mixed' halts the arm by zero actions, which takes a delta or velocity control mode, got "
             f"{args.control_mode!r}."
         )
-    if args.first_seed < 0:
-        raise ValueError(f"first_seed must be at least 0, got {args.first_seed}.")
     if args.max_attempts is not None and args.max_attempts < args.num_demos:
         raise ValueError(f"max_attempts={args.max_attempts} is less than num_demos={args.num_demos}.")

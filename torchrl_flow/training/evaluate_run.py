@@ -16,9 +16,12 @@ from torchrl_flow.training.files import write_json
 from torchrl_flow.training.offline_conclusion import action_distance, offline_lines, offline_row
 from torchrl_flow.training.offline_envs import offline_task
 from torchrl_flow.training.offline_task import OfflineTask
+from torchrl_flow.training.option_values import ExistingFile, RunSource, WritableDirectory, WritableFile
+from torchrl_flow.training.options import Count, NonNegative, NonNegativeInt, Seed, check_options
 from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.run import EVALUATION
+from torchrl_flow.training.run_arguments import resolve_device
 from torchrl_flow.training.task_identity import PLANAR
 from torchrl_flow.training.tasks import evaluation_env
 from torchrl_flow.training.training_env import training_env_options
@@ -34,48 +37,48 @@ DATA_OPTIONS = ("data", "env", "models")
 class EvaluateArgs:
     """Evaluate the policy of a run over fixed seeds and write a report."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[RunSource, tyro.conf.Positional]
     """checkpoint file, or the directory of a run"""
     which: Which = "last"
     """of a run: its last checkpoint, or the best one"""
-    episodes: int | None = None
+    episodes: Count | None = None
     """episodes, each from a seed of its own; as many as in the run's own report where none is given"""
-    first_seed: int = 10_000
+    first_seed: NonNegativeInt = 10_000
     """seed of the first episode"""
-    num_steps: int | None = None
+    num_steps: Count | None = None
     """sampling steps K; the policy's own where none is given"""
-    compare_steps: tuple[int, ...] = ()
+    compare_steps: tuple[Count, ...] = ()
     """further numbers of sampling steps to evaluate at"""
-    noise_scales: tuple[float, ...] = ()
+    noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the initial noise multiplied by these"""
-    num_envs: int | None = None
+    num_envs: NonNegativeInt | None = None
     """sub-environments; the result is the same for any number on a CPU, and of ManiSkill's one alone films"""
     sim_backend: str | None = None
     """ManiSkill's simulation: physx_cpu, or physx_cuda, which is the default for several on a machine that has it"""
-    max_episode_steps: int | None = None
+    max_episode_steps: Count | None = None
     """time limit of an episode; that of the run where none is given"""
-    num_videos: int = 4
+    num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
     data: str | None = None
     """logged transitions of an offline baseline, whose environment it is evaluated in; the run's own where none is
     given"""
     env: str | None = None
     """environment of an offline baseline, where its data name none: gym/NAME, sardine/NAME or a slate environment"""
-    models: str | None = None
+    models: ExistingFile | None = None
     """belief encoder and ranker of that environment; the run's own where none is given"""
-    output: str | None = None
+    output: WritableDirectory | None = None
     """directory of the report; `evaluation` in the run, or beside a checkpoint outside of one, where none is given"""
-    results: str | None = None
+    results: WritableFile | None = None
     """results.csv to append the result to"""
     recipe: str | None = None
     """recipe that made the checkpoint, for results.csv; the run's own where none is given"""
     stage: str | None = None
     """stage of the recipe, for results.csv; the run's own where none is given"""
-    seed: int | None = None
+    seed: Seed | None = None
     """seed of the training, for results.csv; the run's own where none is given"""
     device: str = "cpu"
-    """device of the policy"""
-    threads: int = 1
+    """device of the policy: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    threads: Count = 1
     """CPU threads"""
 
     def __call__(self) -> None:
@@ -90,8 +93,10 @@ class EvaluateArgs:
             SystemExit: if an option does not apply to the kind of policy, or there is nothing to evaluate it in.
             CheckpointError: if there is no policy that is known.
         """
+        check_options(self)
+        device = resolve_device(self.device)
         torch.set_num_threads(self.threads)
-        policy, checkpoint = load_acting_policy(self.checkpoint, which=self.which, device=self.device)
+        policy, checkpoint = load_acting_policy(self.checkpoint, which=self.which, device=device)
         kind = policy_kind(checkpoint)
         self._refuse(CHUNK_OPTIONS if kind.on_logged_data else DATA_OPTIONS, kind.name)
         output = Path(self.output) if self.output else checkpoint.run_directory / "evaluation"
@@ -176,7 +181,7 @@ class EvaluateArgs:
                 f"{checkpoint.path} was trained on {data or 'data that it does not name'}, which is not here: name the "
                 "logged transitions (--data), from which its environment is made."
             )
-        options: dict[str, Any] = {"env": self.env or config.get("env"), "device": self.device}
+        options: dict[str, Any] = {"env": self.env or config.get("env"), "device": resolve_device(self.device)}
         options |= {} if config.get("gamma") is None else {"gamma": config["gamma"]}
         task = offline_task(data, self.models or config.get("models"), **options)
         sizes = {"state_dim": task.state_dim, "action_dim": task.action_dim}

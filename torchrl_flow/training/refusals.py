@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,23 +13,52 @@ from torchrl.checkpoint import CheckpointError
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.training.finite import NonFiniteError
 
-__all__ = ["refusals_in_one_line"]
+__all__ = ["TRACEBACK", "refusals_in_one_line"]
+
+TRACEBACK = "TORCHRL_FLOW_TRACEBACK"
+"""Environment variable; set to anything but 0, refusals keep their traceback."""
+EXTRAS = {
+    "imageio": "plot",
+    "matplotlib": "plot",
+    "mani_skill": "maniskill",
+    "ray": "sweep",
+    "sapien": "maniskill",
+    "sardine": "sardine",
+    "tensorboard": "plot",
+    "wandb": "wandb",
+}
+"""The extra of this package that brings an optional one."""
 
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """End the program with the message alone where data, checkpoints or arguments are refused.
+    """End the program with the message alone, in one line, where data, checkpoints or arguments are refused.
 
-    A ``ValueError`` or ``ImportError`` is a refusal if this package raised it; any other one keeps its traceback.
+    A ``ValueError``, ``RuntimeError`` or ``ImportError`` is a refusal if this package raised it, and the lack of an
+    optional package is one; any other one keeps its traceback. With the environment variable
+    ``TORCHRL_FLOW_TRACEBACK=1`` all do.
     """
     try:
         yield
-    except (DataError, CheckpointError, NonFiniteError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-    except (ValueError, ImportError) as error:
-        if not _raised_here(error):
+    except SystemExit:
+        raise
+    except Exception as error:
+        message = _refusal(error)
+        if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):
             raise
-        raise SystemExit(str(error)) from None
+        raise SystemExit(message) from None
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return the line that says what is refused; None where the error is none."""
+    missing = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
+    if missing in EXTRAS:
+        return f"The package {missing} is needed for this: pip install 'torchrl-flow[{EXTRAS[missing]}]'."
+    always = (DataError, CheckpointError, NonFiniteError, FileNotFoundError, PermissionError)
+    ours = isinstance(error, (ValueError, RuntimeError, ImportError)) and _raised_here(error)
+    if ours or isinstance(error, always):
+        return " ".join(str(error).split())
+    return None
 
 
 def _raised_here(error: BaseException) -> bool:

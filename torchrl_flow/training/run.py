@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from torchrl_flow.training.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.training.directory_lock import DirectoryLock
 from torchrl_flow.training.files import write_json
 from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.training.metrics import RunLogger, WandbMode, as_scalars
@@ -60,7 +62,8 @@ class Run:
         directory: ``runs/<name>``.
         config: dataclass or mapping, the script's arguments.
         resume: go on with the run in ``directory``, from its newest checkpoint if it has one; start it if
-            there is none. Without it a directory that holds a run is refused.
+            there is none. Without it a directory that holds a run is refused. One without any checkpoint or evaluation
+            is of a run that died before there was anything to keep: it is taken over, whatever its config was.
         task: identity of the task (an env's ``task_info``), checked on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
@@ -76,7 +79,8 @@ class Run:
         progress: show progress.
 
     Raises:
-        ValueError: if the directory holds a run and ``resume`` is not given, or its config differs.
+        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process is
+            at it.
         torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
 
     Examples:
@@ -115,14 +119,20 @@ class Run:
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
+        self._new = not self.directory.exists()
+        self._lock = DirectoryLock(self.directory)
         self.resumed_from = self._find_checkpoint(resume, may_differ)
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
         self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
+        going_on = resume or (self.directory / "config.json").exists()
+        # Metrics of a run that died before its first checkpoint are cut back to none.
+        kept = -1 if self.resumed_from is None else self.step
         self._write_provenance()
+        self._lock.acquire()
         self.logger = RunLogger(
             self.directory,
-            resume_step=self.step if resume else None,
+            resume_step=kept if going_on else None,
             tensorboard=tensorboard,
             wandb=wandb,
             project=project,
@@ -143,23 +153,27 @@ class Run:
         config_file = self.directory / "config.json"
         if not config_file.exists():
             return None
+        self.checkpoints.remove_leftovers()
+        newest = self.checkpoints.latest()
+        if newest is None and not (self.directory / EVALUATION).exists():
+            if self._lock.is_held():
+                raise ValueError(f"{self.directory} is in use by a run of another process: choose another name.")
+            return None
         if not resume:
             raise ValueError(
                 f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
         before = json.loads(config_file.read_text(encoding="utf-8"))
-        absent = "absent"
+        # An option that an older version did not have is one that was not given.
         differing = [
-            f"{name}: {before.get(name, absent)!r} before, {self.config.get(name, absent)!r} now"
+            f"{name}: {before.get(name)!r} before, {self.config.get(name)!r} now"
             for name in [*before, *(name for name in self.config if name not in before)]
-            if name not in may_differ and before.get(name, absent) != self.config.get(name, absent)
+            if name not in may_differ and before.get(name) != self.config.get(name)
         ]
         if differing:
             raise ValueError(
                 f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
             )
-        self.checkpoints.remove_leftovers()
-        newest = self.checkpoints.latest()
         if newest is None:
             return None
         checkpoint = load_checkpoint(newest)
@@ -316,9 +330,13 @@ class Run:
     def close(self) -> None:
         """Close the metrics."""
         self.logger.close()
+        self._lock.release()
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.close()
+        if kind is not None and self._new and self.step == 0:
+            # It was refused before its first step: there is nothing to look at or to go on with.
+            shutil.rmtree(self.directory, ignore_errors=True)

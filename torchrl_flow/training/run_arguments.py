@@ -4,56 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from torchrl_flow.training.metrics import WandbMode
+from torchrl_flow.training.option_values import Installed, RunName, WritableDirectory, WritableFile
+from torchrl_flow.training.options import Count, Seed, check_options
 from torchrl_flow.training.randomness import seed_everything
 
-__all__ = ["RunArgs"]
+__all__ = ["RunArgs", "require_device", "resolve_device"]
+
+USABLE = "Use --device cpu, or auto for cuda where it is there."
 
 
 @dataclasses.dataclass(kw_only=True)
 class RunArgs:
-    """Name, place, seed, device and logging of a run; the base of every recipe's ``Args``."""
+    """Name, place, seed, device and logging of a run; the base of every recipe's ``Args``.
 
-    name: str | None = None
+    The types of a recipe's fields say what they may be (see ``torchrl_flow.training.options``), and :meth:`prepare`
+    refuses what they may not.
+    """
+
+    name: RunName | None = None
     """name of the run; recipe, task and seed where none is given"""
-    runs: str = "runs"
+    runs: WritableDirectory = "runs"
     """directory of the runs"""
-    results: str | None = "runs/results.csv"
+    results: WritableFile | None = "runs/results.csv"
     """table of results; the rows of this run replace those that it wrote before"""
     label: str | None = None
     """what the table of results calls this variant"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the networks and of training"""
     device: str = "cpu"
-    """device of networks and batches"""
-    threads: int = 1
+    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    threads: Count = 1
     """CPU threads"""
-    wandb: WandbMode | None = None
+    wandb: Annotated[WandbMode | None, Installed("wandb", "wandb")] = None
     """log to Weights & Biases"""
     wandb_project: str = "torchrl_flow"
     """project in Weights & Biases"""
     wandb_group: str | None = None
     """group in Weights & Biases, such as the seeds of one configuration"""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, Installed("tensorboard", "plot")] = False
     """log to TensorBoard"""
     resume: bool = False
     """go on with a run that was stopped, or make a finished one longer"""
 
     def prepare(self) -> None:
-        """Set the number of CPU threads and seed all generators.
+        """Check all options, settle the device, set the number of CPU threads and seed all generators.
 
         Raises:
-            SystemExit: if the device is not there, or there are no threads.
+            SystemExit: naming the first option that is out of its range, or contradicts another one.
         """
-        if self.threads < 1:
-            raise SystemExit(f"--threads must be at least 1, got {self.threads}.")
-        require_device(self.device)
+        check_options(self, here=False)
+        self.check()
+        check_options(self, here=True)
+        self.device = resolve_device(self.device)
         torch.set_num_threads(self.threads)
         seed_everything(self.seed)
+
+    def check(self) -> None:
+        """Refuse options that contradict each other; a recipe says here which do.
+
+        Raises:
+            SystemExit: naming them.
+        """
 
     def run_directory(self, default_name: str) -> Path:
         """Return the directory of the run, ``default_name`` where it has no name of its own."""
@@ -70,6 +86,18 @@ class RunArgs:
         }
 
 
+def resolve_device(device: str) -> str:
+    """Return the device that is meant: ``auto`` is ``cuda`` where there is one, and else ``cpu``.
+
+    Raises:
+        SystemExit: naming a device that torch does not know or that this machine lacks, and those that work.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    require_device(device)
+    return device
+
+
 def require_device(device: str) -> None:
     """Refuse a device that torch does not know or that this machine lacks.
 
@@ -81,6 +109,6 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        raise SystemExit(f"--device {device} cannot be used here ({reason}). Use --device cpu.") from None
+        raise SystemExit(f"--device {device} cannot be used here ({reason}). {USABLE}") from None
     if kind == "meta":
-        raise SystemExit("--device meta holds no numbers. Use --device cpu.")
+        raise SystemExit(f"--device meta holds no numbers. {USABLE}")

@@ -16,6 +16,8 @@ from torchrl_flow.data.npz_stream import NpzStream
 from torchrl_flow.envs.sardine import make_sardine_env
 from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
+from torchrl_flow.training.option_values import WritableFile
+from torchrl_flow.training.options import Count, NonNegative, Seed, check_options
 from torchrl_flow.training.progress import Progress
 from torchrl_flow.training.randomness import isolated_rng
 from torchrl_flow.training.refusals import refusals_in_one_line
@@ -48,13 +50,13 @@ class CollectSardineArgs:
 
     env: str = "SlateTopK-Bored-v0"
     """name registered under sardine/"""
-    episodes: int = 500
+    episodes: Count = 500
     """episodes of 100 steps"""
-    noise: float = 0.3
+    noise: NonNegative = 0.3
     """blur of the interests that the logging policy ranks by"""
-    output: str | None = None
+    output: WritableFile | None = None
     """file to write; data/ENV-EPISODES.npz where none is given"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of users and policy"""
 
     @property
@@ -64,6 +66,7 @@ class CollectSardineArgs:
 
     def __call__(self) -> None:
         """Collect and print the path."""
+        check_options(self)
         with refusals_in_one_line():
             path = collect_sardine(self)
         print(path.resolve())

@@ -18,6 +18,8 @@ from torchrl_flow.modules.belief_encoder import BeliefEncoder, BeliefEncoderConf
 from torchrl_flow.modules.slate_ranker import SlateRanker, SlateRankerConfig
 from torchrl_flow.training.checkpoint_reader import load_checkpoint
 from torchrl_flow.training.finite import gradient_step
+from torchrl_flow.training.option_values import SlateEnvName, WritableFile
+from torchrl_flow.training.options import Count, NonNegative, Positive, Seed, check_options
 from torchrl_flow.training.randomness import seed_everything
 from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.run import Run
@@ -34,35 +36,35 @@ _LOG_EVERY = 50
 class SlateModelsArgs:
     """Train belief encoder and ranker of a slate env; takes about five minutes on one core for 1,000 items."""
 
-    env: str = "diffuse_topdown"
+    env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.envs.slate.SLATE_ENVS"""
-    output: str | None = None
+    output: WritableFile | None = None
     """file to write; runs/slate_models/ENV.torchrl where none is given"""
-    num_items: int = 1000
+    num_items: Count = 1000
     """items of the catalogue"""
-    item_seed: int = 1
+    item_seed: Seed = 1
     """seed of the items"""
-    episodes: int = 1024
+    episodes: Count = 1024
     """logged episodes to train on, a quarter each by random, logged, medium and expert policies"""
-    belief_updates: int = 800
+    belief_updates: Count = 800
     """updates of the belief encoder, of 64 episodes each"""
-    belief_lr: float = 3e-3
+    belief_lr: Positive = 3e-3
     """learning rate of the belief encoder"""
-    ranker_updates: int = 4000
+    ranker_updates: Count = 4000
     """updates of the ranker"""
-    ranker_batch: int = 256
+    ranker_batch: Count = 256
     """slates per update of the ranker"""
-    ranker_lr: float = 1e-3
+    ranker_lr: Positive = 1e-3
     """learning rate of the ranker; it falls along a cosine"""
-    beta: float = 0.5
+    beta: NonNegative = 0.5
     """weight of the divergence: higher makes latents that a policy learns more easily and that keep less of a slate"""
-    click_weight: float = 0.5
+    click_weight: NonNegative = 0.5
     """weight of the click term"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of logs, networks and training"""
-    save_every: int = 200
+    save_every: Count = 200
     """updates between checkpoints, from which a run that was stopped goes on when it is called again"""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads"""
 
     @property
@@ -83,8 +85,10 @@ class SlateModelsArgs:
         """Train, report the quality and write the file; models that are there already are reported alone.
 
         Raises:
-            SystemExit: if the file is there and holds other models, or a stopped run of others is.
+            SystemExit: if an option is out of its range, the file is there and holds other models, or a stopped run of
+                others is.
         """
+        check_options(self)
         with refusals_in_one_line():
             models = self._finished() or train_slate_models(self, directory=self.partial)
             if not self.path.exists():

@@ -88,7 +88,7 @@ def load_steered(
 
 
 def steering_flow(
-    source: str | Path,
+    source: str | Path | TrainingCheckpoint,
     *,
     which: Which = "best",
     num_steps: int | None = None,
@@ -98,7 +98,7 @@ def steering_flow(
     """Load the flow that a run shall steer, with the sampling steps that it shall steer it at.
 
     Args:
-        source: checkpoint's file, or the directory of a run.
+        source: checkpoint, its file, or the directory of a run.
         which: of a run, the last checkpoint or the best one.
         num_steps: K, kept in the flow's description; that of ``init``, or else the flow's own, where ``None``.
         init: of an earlier stage; it must steer the same flow.

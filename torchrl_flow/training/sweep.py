@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from torchrl_flow._platform import is_alive
 from torchrl_flow.training.files import write_json
 from torchrl_flow.training.run import EVALUATION
 
 RunState = Literal["waiting", "running", "finished", "crashed"]
 
-__all__ = ["RunStatus", "SweepRun", "Variant", "plan_sweep", "run_status", "run_sweep", "select_variants"]
+__all__ = ["RunStatus", "SweepRun", "Variant", "gpu_share", "plan_sweep", "run_status", "run_sweep", "select_variants"]
 
 _has_ray = importlib.util.find_spec("ray") is not None
 _LOG_LINES = 5
@@ -155,6 +157,22 @@ def _option(name: str, value: Any) -> list[str]:
         return [flag if value else "--no-" + flag[2:]]
     values = value if isinstance(value, (list, tuple)) else [value]
     return [flag, *map(str, values)]
+
+
+def gpu_share(device: str, workers: int | None = None) -> float:
+    """Return the share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs without one.
+
+    Args:
+        device: of the runs: ``"auto"`` is a GPU where there is one.
+        workers: runs at a time; as many as there are CPUs where ``None``.
+
+    Examples:
+        >>> gpu_share("cpu")
+        0.0
+    """
+    if device != "auto" and not device.startswith("cuda"):
+        return 0.0
+    return min(1.0, torch.cuda.device_count() / (workers or os.cpu_count() or 1))
 
 
 def run_status(run: SweepRun) -> RunStatus:

@@ -11,7 +11,13 @@ from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.training.task_identity import PLANAR, require_num_envs
 from torchrl_flow.training.tasks import evaluation_env
 
-__all__ = ["make_training_env", "training_env_options"]
+__all__ = [
+    "evaluation_env_options",
+    "make_training_env",
+    "make_training_envs",
+    "policy_evaluation_env",
+    "training_env_options",
+]
 
 
 def training_env_options(
@@ -78,3 +84,76 @@ def make_training_env(
         task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
     )
     return evaluation_env(checkpoint, ignore_terminations=False, **options, **kwargs)
+
+
+def evaluation_env_options(
+    task: str, *, num_envs: int | None, sim_backend: str | None, obs_mode: str | None = "state"
+) -> dict[str, Any]:
+    """Return number of environments and simulation of an evaluation, as far as they are given.
+
+    Args:
+        task: ``"planar"`` or the ManiSkill id of a task.
+        num_envs: see :func:`training_env_options`; as many as suit the task where ``None``.
+        sim_backend: see :func:`training_env_options`.
+        obs_mode: what is observed.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so, saying what can be done.
+    """
+    if num_envs is None and sim_backend is None:
+        return {}
+    asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "obs_mode": obs_mode}
+    found = training_env_options(task, planar_envs=50, **asked)
+    return found if num_envs is not None else {name: value for name, value in found.items() if name != "num_envs"}
+
+
+def policy_evaluation_env(
+    checkpoint: TrainingCheckpoint, *, num_envs: int | None, sim_backend: str | None = None, **kwargs: Any
+) -> EnvBase:
+    """Make the environment to evaluate a checkpoint's policy in (:func:`evaluation_env`), simulated as asked for.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`evaluation_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``episodes``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    options = evaluation_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode)
+    return evaluation_env(checkpoint, **options, **kwargs)
+
+
+def make_training_envs(
+    checkpoint: TrainingCheckpoint,
+    *,
+    num_envs: int | None,
+    sim_backend: str | None = None,
+    planar_envs: int = 256,
+    episodes: int | None = None,
+    **kwargs: Any,
+) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
+
+    On a GPU ManiSkill evaluates with as many environments as it trains with, in the same simulation; elsewhere with as
+    many as suit the task.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`training_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
+        episodes: of the evaluation.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
+    found = training_env_options(task, obs_mode=obs_mode, **asked)
+    train_env = make_training_env(checkpoint, **asked, **kwargs)
+    on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
+    return train_env, evaluation_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)

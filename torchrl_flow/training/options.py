@@ -1,0 +1,271 @@
+"""What the options of recipes and commands may be, declared beside them and checked before any work.
+
+A field says it by its type, such as ``batch_size: Count = 256`` or ``gamma: Fraction = 0.99``; :func:`check_options`
+reads the types of a dataclass and refuses the first value that is out of its range. An own recipe declares other
+ranges with :class:`Range`, :class:`OneOf`, :class:`NotAbove` and :class:`NotEmpty` in ``typing.Annotated``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+
+__all__ = [
+    "Constraint",
+    "Count",
+    "Decay",
+    "Distinct",
+    "Fraction",
+    "NonNegative",
+    "NonNegativeInt",
+    "NotAbove",
+    "NotEmpty",
+    "OneOf",
+    "Positive",
+    "Range",
+    "Rate",
+    "SamplingSteps",
+    "Seed",
+    "Seeds",
+    "Sizes",
+    "check_options",
+    "nearest",
+    "option_name",
+    "option_problem",
+]
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """What a value must fulfil; ``problem`` says what it is not, given all options, or returns None.
+
+    One with a class attribute ``here = True`` asks for something of this machine, and is asked last.
+    """
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return what is wrong, such as ``"must be at least 1"``, or None."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, the ends included unless they are open; never NaN or infinite.
+
+    Examples:
+        >>> Range(0, 1, open_low=True).problem(0.0, None)
+        'must be above 0 and at most 1'
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return which range the value leaves, or None."""
+        del options
+        inside = math.isfinite(value)
+        if self.low is not None:
+            inside &= value > self.low if self.open_low else value >= self.low
+        if self.high is not None:
+            inside &= value < self.high if self.open_high else value <= self.high
+        return None if inside else f"must be {self._words()}"
+
+    def _words(self) -> str:
+        low = None if self.low is None else f"{'above' if self.open_low else 'at least'} {self.low}"
+        high = None if self.high is None else f"{'below' if self.open_high else 'at most'} {self.high}"
+        return " and ".join(word for word in (low, high) if word) or "a finite number"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The values named, and no other; a misspelt word is answered with the nearest one."""
+
+    values: tuple[Any, ...]
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return the values that are allowed, or None."""
+        del options
+        if value in self.values:
+            return None
+        meant = nearest(value, self.values) if isinstance(value, str) else None
+        hint = "" if meant is None else f" (did you mean {meant}?)"
+        return f"must be one of {', '.join(map(str, self.values))}{hint}"
+
+
+@dataclasses.dataclass(frozen=True)
+class NotEmpty:
+    """At least one element."""
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return that nothing is named, or None."""
+        del options
+        return None if len(value) else "must name at least one value"
+
+
+@dataclasses.dataclass(frozen=True)
+class Distinct:
+    """No element twice."""
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return which element comes twice, or None."""
+        del options
+        twice = next((item for item in value if value.count(item) > 1), None)
+        return None if twice is None else f"must name {twice} once"
+
+
+@dataclasses.dataclass(frozen=True)
+class NotAbove:
+    """At most the value of another option; nothing is compared where that one is None."""
+
+    other: str
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return what the value exceeds, or None."""
+        bound = getattr(options, self.other)
+        return None if bound is None or value <= bound else f"must be at most {option_name(self.other)} {bound}"
+
+
+Count = Annotated[int, Range(1)]
+"""A number of things of which there is at least one."""
+NonNegativeInt = Annotated[int, Range(0)]
+"""A number of things of which there may be none."""
+Positive = Annotated[float, Range(0, open_low=True)]
+"""A learning rate, a bound, a temperature."""
+NonNegative = Annotated[float, Range(0)]
+"""A weight or a scale that may be switched off."""
+Fraction = Annotated[float, Range(0, 1)]
+"""A discount, a share, a probability."""
+Rate = Annotated[float, Range(0, 1, open_low=True)]
+"""The rate at which an average follows: 1 copies, 0 would never move."""
+Decay = Annotated[float, Range(0, 1, open_high=True)]
+"""The decay of an average: 0 copies, 1 would never move."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""A seed that Python, NumPy and torch all take."""
+SamplingSteps = Annotated[int, OneOf((1, 2, 4, 8, 16))]
+"""Sampling steps of a flow: the step sizes that its network is trained on."""
+Seeds = Annotated[tuple[Seed, ...], NotEmpty(), Distinct()]
+"""Seeds of several runs, each once."""
+Sizes = Annotated[tuple[Count, ...], NotEmpty()]
+"""Widths of the hidden layers of a network."""
+
+
+def option_name(field: str) -> str:
+    """Return how a field is written on the command line.
+
+    Examples:
+        >>> option_name("batch_size")
+        '--batch-size'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def nearest(word: str, known: Iterable[Any]) -> str | None:
+    """Return which of the known words was probably meant, whatever its case and what follows it; None for none.
+
+    Examples:
+        >>> nearest("PickCube", ["PickCube-v1", "PushCube-v1"]), nearest("Planar", ["planar"])
+        ('PickCube-v1', 'planar')
+    """
+    words = {str(name).lower(): str(name) for name in known}
+    # A name without its version is nearer than the one of another task.
+    starting = sorted(name for name in words if name.startswith(word.lower()))
+    found = starting[:1] if word and starting else difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    return words[found[0]] if found else None
+
+
+def option_problem(
+    options: Any,
+    *,
+    skip: Collection[str] = (),
+    here: bool | None = None,
+    spell: Callable[[str], str] = option_name,
+) -> str | None:
+    """Return what is wrong with the first field of a dataclass that is out of its range, or None.
+
+    Args:
+        options: instance of a dataclass whose fields say by their types what they may be.
+        skip: fields that are not looked at.
+        here: ask only for what this machine has, such as files and packages (True), or only for the rest (False); all
+            where None, the machine last.
+        spell: how a field is called; as on the command line by default.
+
+    Examples:
+        >>> @dataclasses.dataclass
+        ... class Options:
+        ...     batch_size: Count = 256
+        ...     lr: Positive | None = 1e-3
+        >>> option_problem(Options(lr=float("nan")))
+        '--lr must be above 0, got nan.'
+    """
+    hints = _field_types(type(options))
+    fields = [field.name for field in dataclasses.fields(options) if field.name not in skip]
+    for machine in (False, True) if here is None else (here,):
+        for name in fields:
+            value = getattr(options, name)
+            problem = _problem(hints[name], value, options, machine)
+            if problem is not None:
+                return f"{spell(name)} {problem}, got {_shown(value)}."
+    return None
+
+
+def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> None:
+    """Refuse options that are out of their range, before anything is done.
+
+    Args:
+        options: instance of a dataclass whose fields say by their types what they may be.
+        skip: fields that are not looked at.
+        here: see :func:`option_problem`.
+
+    Raises:
+        SystemExit: naming the option, what is allowed, and what was given.
+    """
+    problem = option_problem(options, skip=skip, here=here)
+    if problem is not None:
+        raise SystemExit(problem)
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    """Return the types of the fields of a dataclass, with what they are annotated with."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        # A script that was run by its path is no module that could be looked up: its names are those of its functions.
+        names = getattr(vars(base).get("__init__"), "__globals__", None)
+        holder = types.SimpleNamespace(__annotations__=inspect.get_annotations(base))
+        found |= get_type_hints(holder, globalns=names, include_extras=True)
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return repr(value) if isinstance(value, str) and (not value or " " in value) else str(value)
+
+
+def _problem(hint: Any, value: Any, options: Any, here: bool) -> str | None:
+    """Return what is wrong with a value of a type, or None."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        constraints = [part for part in parts[1:] if isinstance(part, Constraint)]
+        # A range refuses what is not finite too, and says more.
+        ranged = any(isinstance(part, Range) for part in constraints)
+        found = None if ranged else _problem(parts[0], value, options, here)
+        asked = [part for part in constraints if getattr(part, "here", False) == here]
+        return found or next(filter(None, (part.problem(value, options) for part in asked)), None)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return None
+        problems = [_problem(part, value, options, here) for part in parts if part is not type(None)]
+        return None if None in problems else problems[0]
+    if origin is tuple and isinstance(value, Sequence):
+        return next(filter(None, (_problem(parts[0], item, options, here) for item in value)), None)
+    if here:
+        return None
+    if origin is Literal:
+        return OneOf(parts).problem(value, options)
+    return Range().problem(value, options) if hint is float else None
