@@ -45,7 +45,7 @@ def test_run_hands_options_and_help_to_the_recipe():
 def test_run_finds_the_scripts_that_a_recipe_imports(name, tmp_path):
     done = command("run", name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"{name}.py" in done.stdout
+    assert f"usage: python -m torchrl_flow run {name} " in done.stdout
 
 
 def test_unknown_recipe_names_those_there_are():
