@@ -72,7 +72,12 @@ def main(args: Args) -> None:
         seeds = range(10_000, 10_000 + args.episodes)
         result = evaluate(env, loss_module.ema_actor(), seeds, policy_kwargs=policy_kwargs, num_videos=4)
         print(f"K = {num_steps}: {result.summary()}")
-    print(write_video(args.output + video_suffix(), tile_episodes(result.videos)))
+    try:
+        suffix = video_suffix()
+    except RuntimeError as error:
+        print(f"No video. {error}")
+    else:
+        print(write_video(args.output + suffix, tile_episodes(result.videos)))
 
 
 if __name__ == "__main__":
