@@ -182,14 +182,25 @@ def _extension() -> Check:
 
         PrioritizedSampler(4, 0.7, 0.9)
     except Exception as error:
-        return Check(
-            name,
-            False,
-            _first_line(error),
-            "pip install --force-reinstall --no-deps torchrl   (its wheel must be for this torch and Python)",
-            effect,
-        )
+        return Check(name, False, *_extension_problem(error), effect)
     return Check(name, True, "PrioritizedSampler can be made")
+
+
+def _extension_problem(error: Exception) -> tuple[str, str]:
+    """Why TorchRL's compiled part is not there, and the command that mends it."""
+    try:
+        importlib.import_module("torchrl._torchrl")
+    except ImportError as found:
+        if "undefined symbol" in str(found) or "DLL load failed" in str(found):
+            here = metadata.version("torch")
+            return (
+                f"TorchRL's wheel was built for another version of torch than {here}",
+                f"pip install --force-reinstall --no-deps --no-binary torchrl --no-build-isolation "
+                f"torchrl=={metadata.version('torchrl')}   (builds it here, with a C++ compiler, cmake and ninja; or "
+                "install the torch that its release notes name)",
+            )
+        error = found
+    return _first_line(error), "pip install --force-reinstall --no-deps torchrl"
 
 
 def _cuda() -> Check:

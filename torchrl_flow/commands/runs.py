@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.commands.run_files import RunFiles, age, find_runs, text_table
 
 __all__ = ["RunsArgs"]
@@ -41,8 +42,9 @@ class RunsArgs:
         kept = [run for run in found if self.task in (None, run.task) and self.recipe in (None, run.recipe)]
         if not kept:
             tasks, recipes = sorted({run.task for run in found}), sorted({run.recipe for run in found})
+            hint = did_you_mean(self.task or "", tasks) or did_you_mean(self.recipe or "", recipes)
             raise SystemExit(
-                f"No run in {self.folder} is of these; there are the tasks {', '.join(tasks)} and the recipes "
+                f"No run in {self.folder} is of these.{hint} There are the tasks {', '.join(tasks)} and the recipes "
                 f"{', '.join(recipes)}."
             )
         header = ("run", "recipe", "task", "seed", "steps", "env steps", "success", "state", "age")
