@@ -18,6 +18,7 @@ from torchrl_flow.commands.run_files import text_table
 __all__ = ["RECIPE_NEEDS", "Check", "DoctorArgs", "examine", "recipe_lines"]
 
 CORE = ("numpy", "torch", "tensordict", "torchrl", "gymnasium", "h5py", "jinja2", "tqdm", "tyro")
+OPTIONAL = ("matplotlib", "imageio_ffmpeg", "PIL", "tensorboard", "wandb", "ray", "sardine")
 VULKAN = (
     "make cpu-rendering   (Debian, in a checkout; else install a Vulkan driver: libvulkan1 and mesa-vulkan-drivers)"
 )
@@ -123,10 +124,7 @@ def recipe_lines(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
 def examine() -> list[Check]:
     """Try everything; the core comes first."""
     simulates = all(map(is_installed, ("mani_skill", "sapien")))
-    packages = [
-        name for name in ("matplotlib", "imageio_ffmpeg", "PIL", "tensorboard", "wandb", "ray") if is_installed(name)
-    ]
-    packages += ["sardine"] if is_installed("sardine") else []
+    packages = [name for name in OPTIONAL if is_installed(name)]
     # They run while the core is tried here.
     probes = [Probe(["state", "planner", "rendering"] if simulates else []), Probe(packages)]
     core = _core()
