@@ -162,13 +162,15 @@ def test_what_is_no_seed_of_one_configuration_is_said(tmp_path, capsys, monkeypa
     CompareArgs(("runs",))()
     assert "Note" not in capsys.readouterr().out
     write_run(tmp_path / "runs" / "c", seed=1, lr=0.5)
-    write_run(tmp_path / "runs" / "d", seed=2, success=None)
+    write_run(tmp_path / "runs" / "d", seed=2, success=None, curve=((50, 0.1),))
     CompareArgs(("runs",))()
     out = capsys.readouterr().out
     assert "lr: 0.1, 0.5" in out
     assert "seeds come more than once" in out
     assert "not evaluated yet, and in the curves alone: d" in out
     assert "3 of 4" in out
+    # A run that goes on counts in no mean of the table.
+    assert "| 200 |" in out
 
 
 def test_comparison_refuses_what_is_no_run_and_names_likely_ones(tmp_path, monkeypatch):

@@ -115,6 +115,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def _digits(values: Sequence[float]) -> int:
+    """Digits behind the point of returns: three where they are small."""
+    return 3 if all(abs(value) < 10 for value in values) else 1
+
+
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
     names = [name for name in _FIGURES if any(group.figure(name) for group in groups)]
@@ -122,12 +127,12 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in groups:
         once = group.figure("success_once") or group.figure("return")
-        digits = 3 if group.figure("success_once") else 1
-        steps = [run.last["train/env_steps"] for run in group.runs if "train/env_steps" in run.last]
+        digits = 3 if group.figure("success_once") else _digits(once)
+        done = [run for run in group.runs if run.evaluations is not None]
+        steps = [run.last["train/env_steps"] for run in done if "train/env_steps" in run.last]
         cells = [_cell(group, name) for name in names]
         span = f"{min(once):.{digits}f} to {max(once):.{digits}f}" if len(once) > 1 else ""
-        evaluated = sum(run.evaluations is not None for run in group.runs)
-        seeds = str(len(group.runs)) if evaluated == len(group.runs) else f"{evaluated} of {len(group.runs)}"
+        seeds = str(len(done)) if len(done) == len(group.runs) else f"{len(done)} of {len(group.runs)}"
         rows.append(
             [group.name, group.runs[0].task, seeds, *cells, span, f"{statistics.fmean(steps):.0f}" if steps else ""]
         )
@@ -136,7 +141,7 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(group: Group, name: str) -> str:
     values = group.figure(name)
-    text = _spread(values, 1 if name == "return" else 3)
+    text = _spread(values, _digits(values) if name == "return" else 3)
     own = next((run.own for run in group.runs if run.evaluations is not None), {})
     if len(values) == 1 and f"{name}_low" in own:
         text += f" [{own[f'{name}_low']:.3f}, {own[f'{name}_high']:.3f}]"
