@@ -37,8 +37,9 @@ def test_what_needs_no_torch_answers_at_once(words):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    # Processor time: what a machine without other work takes.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    # Processor time: what a machine without other work takes. Arguments that tyro parses take its import besides.
+    limit = 1.0 if words[:1] == ["runs"] else 0.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
 
 
 def test_importing_the_package_imports_nothing_heavy():

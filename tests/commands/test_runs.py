@@ -167,7 +167,7 @@ def test_what_is_no_seed_of_one_configuration_is_said(tmp_path, capsys, monkeypa
     out = capsys.readouterr().out
     assert "lr: 0.1, 0.5" in out
     assert "seeds come more than once" in out
-    assert "not evaluated yet, and in the curves alone: d" in out
+    assert "not evaluated yet, and left out beside runs that are: d" in out
     assert "3 of 4" in out
     # A run that goes on counts in no mean of the table.
     assert "| 200 |" in out

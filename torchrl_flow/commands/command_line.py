@@ -51,7 +51,8 @@ COMMANDS = {
         "torchrl_flow.training:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
     ),
     "doctor": Command(
-        "torchrl_flow.commands.doctor:DoctorArgs", "Tell what works on this machine, and what mends the rest."
+        "torchrl_flow.commands.doctor:DoctorArgs",
+        "Tell what works on this machine, and what mends the rest (also: versions).",
     ),
 }
 ALIASES = {"versions": "doctor"}

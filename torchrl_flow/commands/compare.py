@@ -37,9 +37,14 @@ class Group:
     name: str
     runs: tuple[RunFiles, ...]
 
+    @property
+    def done(self) -> tuple[RunFiles, ...]:
+        """The runs that were evaluated; a curve would end where an unfinished one has got to."""
+        return tuple(run for run in self.runs if run.evaluations is not None)
+
     def figure(self, name: str) -> list[float]:
         """Return a figure of each evaluated run that has it."""
-        return [run.own[name] for run in self.runs if run.evaluations is not None and name in run.own]
+        return [run.own[name] for run in self.done if name in run.own]
 
 
 @dataclasses.dataclass
@@ -78,7 +83,7 @@ class CompareArgs:
         metric, drawing = pick_metric([run for group in groups for run in group.runs], self.metric), ""
         curves: dict[str, SeedCurve] = {}
         for group in groups:
-            curve = None if metric is None else seed_curve(group.runs, metric, self.against)
+            curve = None if metric is None else seed_curve(group.done or group.runs, metric, self.against)
             if curve is not None:
                 curves[group.name] = curve
         if metric is None:
@@ -128,7 +133,7 @@ def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     for group in groups:
         once = group.figure("success_once") or group.figure("return")
         digits = 3 if group.figure("success_once") else _digits(once)
-        done = [run for run in group.runs if run.evaluations is not None]
+        done = group.done
         steps = [run.last["train/env_steps"] for run in done if "train/env_steps" in run.last]
         cells = [_cell(group, name) for name in names]
         span = f"{min(once):.{digits}f} to {max(once):.{digits}f}" if len(once) > 1 else ""
@@ -183,7 +188,7 @@ def _missing(groups: Sequence[Group]) -> list[str]:
     open_runs = [run for group in groups for run in group.runs if run.evaluations is None or run.problem]
     notes = [f"Note: {run.problem}." for run in open_runs if run.problem]
     names = ", ".join(run.name for run in open_runs if not run.problem)
-    return [*notes, f"Note: not evaluated yet, and in the curves alone: {names}."] if names else notes
+    return [*notes, f"Note: not evaluated yet, and left out beside runs that are: {names}."] if names else notes
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
