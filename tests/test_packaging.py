@@ -63,9 +63,12 @@ def test_names_of_the_top_level_are_the_rooms_own():
 def built(tmp_path_factory):
     """A wheel and an sdist, built from a copy: building leaves files behind."""
     folder = tmp_path_factory.mktemp("build")
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "runs", "data", "demos", "wandb", "build", "dist", "*.egg-info", "__pycache__", "_build"
-    )
+    beside = {".git", ".venv", "runs", "data", "demos", "wandb", "build", "dist"}
+
+    def ignored(directory, names):
+        made = {name for name in names if name == "__pycache__" or name.endswith(".egg-info")}
+        return made | (beside & set(names) if Path(directory) == ROOT else set())
+
     shutil.copytree(ROOT, folder / "source", ignore=ignored)
     code = "import setuptools.build_meta as b; b.build_wheel('..'); b.build_sdist('..')"
     subprocess.run([sys.executable, "-c", code], cwd=folder / "source", check=True, capture_output=True)
