@@ -46,18 +46,20 @@ lint: $(VENV)/.installed ## Style
 types: $(VENV)/.installed ## Types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(VENV)/.installed ## Rewrite files in the house's style
+format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed ## The documentation, in docs/_build
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/python docs/make_tables.py --check
-	$(BIN)/python -m sphinx -q docs docs/_build
+	$(BIN)/python docs/make_figures.py --check
+	rm -rf docs/generated docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
 
 cpu-rendering: ## Install what rendering without a GPU needs on Debian (asks for root)
 	bash scripts/cpu-rendering.sh $(BIN)/python
 
 clean: ## Remove what building and testing left, but neither runs nor demonstrations
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/generated *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

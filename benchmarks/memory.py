@@ -26,10 +26,12 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_flow.modules import (
+    FlowActor,
     FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
     StateValueConfig,
+    flow_on_features,
     make_flow_actor,
     make_noise_net,
     make_state_value,
@@ -67,7 +69,7 @@ class Args:
     """One measurement as JSON, for the process that takes it."""
 
 
-def make(args: Args, obs: str, features_key: str | None = None) -> NoisyFlowActor:
+def make(args: Args, obs: str) -> FlowActor:
     config = FlowActorConfig(
         action_dim=ACTION_DIM,
         state_dim=STATE_DIM,
@@ -78,9 +80,11 @@ def make(args: Args, obs: str, features_key: str | None = None) -> NoisyFlowActo
         width=args.width,
         num_steps=args.num_steps,
     )
-    actor = make_flow_actor(config).to(args.device)
-    noise_net = make_noise_net(NoiseNetConfig(), actor)
-    return NoisyFlowActor(actor, noise_net, train_encoder=args.train_encoder, features_key=features_key)
+    return make_flow_actor(config).to(args.device)
+
+
+def add_noise(args: Args, actor: FlowActor) -> NoisyFlowActor:
+    return NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(), actor), train_encoder=args.train_encoder)
 
 
 def rollout(args: Args, obs: str, size: int, *, features: bool) -> TensorDictBase:
@@ -89,9 +93,10 @@ def rollout(args: Args, obs: str, size: int, *, features: bool) -> TensorDictBas
     base = make_task_env("planar", obs_mode=mode, num_envs=size, device=args.device)
     keys = observation_keys(mode)
     env = make_chunk_env(base, obs_horizon=1, act_horizon=args.act_horizon, gamma=0.99, obs_keys=keys)
-    actor = make(args, obs, "features" if features else None)
+    flow = make(args, obs)
     if features:
-        append_features(env, actor.flow_actor.encoder)
+        append_features(env, flow)
+    actor = add_noise(args, flow_on_features(flow) if features else flow)
     kept = [*actor.in_keys, "flow"]
     after = [*actor.in_keys, "reward", "done", "terminated", "steps_to_next_obs"]
     rollouts = ChunkRollouts(env, actor, args.rollout_steps, keep=kept, keep_next=after)
@@ -100,7 +105,7 @@ def rollout(args: Args, obs: str, size: int, *, features: bool) -> TensorDictBas
 
 def update(args: Args, obs: str, size: int) -> None:
     """Take one gradient step on `size` chunks."""
-    actor = make(args, obs)
+    actor = add_noise(args, make(args, obs))
     value = make_state_value(StateValueConfig(), actor.flow_actor)
     loss_module = ClipPPOLoss(actor, value)  # pyright: ignore[reportArgumentType]
     data = TensorDict(observation=torch.randn(size, 1, STATE_DIM), batch_size=[size]).to(args.device)

@@ -20,7 +20,7 @@ from torchrl_flow.training import markdown_table, mean_and_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates")
+_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview")
 WITH_TABLES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 HEAD = """# Results and timings
 
@@ -129,7 +129,38 @@ def returns_table(found: list[dict[str, str]]) -> str:
     return markdown_table(["", *tasks], body) + "\n"
 
 
-TABLES = {"results": learning_table, "summary": summary_table, "returns": returns_table}
+STAGES = {
+    ("awsc", "1"): "cloned: AWSC, stage 1",
+    ("awsc", "2"): "AWSC, offline",
+    ("awsc", "3"): "AWSC, online",
+    ("dsrl_ppo", "1"): "DSRL, offline",
+    ("dsrl_ppo", "2"): "DSRL, online PPO",
+    ("dsrl_sac", "2"): "DSRL, online SAC",
+    ("reinflow", "K=4"): "ReinFlow",
+}
+"""What the brief table calls a recipe's stage."""
+
+
+def brief_table(found: list[dict[str, str]]) -> str:
+    """Write mean success and its deviation over (so many) seeds, algorithms against tasks.
+
+    Where a seed was evaluated twice, the evaluation over fewer episodes counts, which all seeds have.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in found))
+    body = []
+    for key in dict.fromkeys((row["recipe"], row["stage"]) for row in found):
+        cells = []
+        for task in tasks:
+            mine = [row for row in found if (row["recipe"], row["stage"], row["task"]) == (*key, task)]
+            mine.sort(key=lambda row: -int(row["episodes"]))
+            values = list({row["seed"]: float(row["success_once"]) for row in mine}.values())
+            deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{deviation} ({len(values)})" if values else "")
+        body.append([STAGES.get(key, " ".join(key)), *cells])
+    return markdown_table(["success (seeds)", *tasks], body) + "\n"
+
+
+TABLES = {"results": learning_table, "summary": summary_table, "returns": returns_table, "brief": brief_table}
 """Kinds of tables that a page can ask for."""
 
 
@@ -137,7 +168,7 @@ def fill(page: str, found: list[dict[str, str]]) -> str:
     """Write the tables that a page asks for: ``<!-- results column=value|value ... -->`` to ``<!-- end -->``.
 
     Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of
-    ``results`` asks for one line a stage instead of one a row, ``returns`` for recipes against tasks.
+    ``results`` asks for one line a stage instead of one a row, ``returns`` and ``brief`` for recipes against tasks.
     """
 
     def block(match: re.Match[str]) -> str:

@@ -67,8 +67,8 @@ class Args(training.RunArgs):
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
     advantage: Literal["critic", "td"] | None = None
-    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
-    and possible with that alone)"""
+    """advantage of a chunk: Q of the critic, or the temporal difference (td; needs the baseline policy, and is its
+    default)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -86,7 +86,7 @@ class Args(training.RunArgs):
     best_of: tuple[int, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
     noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
+    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: int = 1000
@@ -183,7 +183,7 @@ def main(args: Args) -> training.EvaluationResult:
     checkpoint = training.load_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
-    env = training.evaluation_env(checkpoint, **asked)
+    env = training.evaluation_env(checkpoint, episodes=args.eval_episodes, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)

@@ -45,7 +45,7 @@ class Args:
     eval_episodes: int = 100
     """episodes of each evaluation"""
     noise_scales: tuple[float, ...] = (0.5,)
-    """also evaluate each policy with the noise that it starts from scaled so"""
+    """also evaluate each policy with its initial noise multiplied by these"""
     best_of: tuple[int, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     workers: int | None = None

@@ -151,9 +151,8 @@ def main(args: Args) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     training.seed_everything(0)
     checkpoint, own, loss_module, buffer = load(args)
-    planar = checkpoint.task["task"] == training.PLANAR
     options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
-    env = training.evaluation_env(checkpoint, num_envs=min(args.episodes, 100) if planar else None, **options)
+    env = training.evaluation_env(checkpoint, episodes=args.episodes, **options)
     found: dict[str, Tensor] = {}
     found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, own.gamma)
     demos = part(buffer, 0, buffer.num_demo_rows, args.rows)

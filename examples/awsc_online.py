@@ -64,7 +64,9 @@ class Args(training.RunArgs):
     chunks: int = 4000
     """chunks to execute online"""
     num_envs: int | None = None
-    """environments; where none is given 64 of the planar task, and the one that ManiSkill has on the CPU"""
+    """environments; where none is given 64 of the planar task, and one of ManiSkill"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     chunks_per_batch: int | None = None
     """chunks between updates with one environment, 8 where none is given; several have one each"""
     utd_ratio: float = 1.0
@@ -102,8 +104,8 @@ class Args(training.RunArgs):
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
     advantage: Literal["critic", "td"] | None = None
-    """what a chunk is worth: the critic's opinion of it, or what came of it (td, the default with the baseline policy,
-    and possible with that alone)"""
+    """advantage of a chunk: Q of the critic, or the temporal difference (td; needs the baseline policy, and is its
+    default)"""
     num_baseline_samples: int = 1
     """chunks of the policy in a state, for its value"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
@@ -121,7 +123,7 @@ class Args(training.RunArgs):
     best_of: tuple[int, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
     noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
+    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
     eval_episodes: int = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: int = 50
@@ -202,24 +204,21 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
     )
 
 
-def num_envs_of(args: Args, checkpoint: training.TrainingCheckpoint) -> int | None:
-    """Return the number of environments to collect in, None for one without a batch dimension."""
-    task = checkpoint.task["task"]
-    number = PLANAR_ENVS if args.num_envs is None and task == training.PLANAR else args.num_envs
-    try:
-        training.require_num_envs(task, number)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    if number is not None and args.chunks_per_batch is not None:
-        raise SystemExit(f"--chunks-per-batch has no effect with {number} environments: leave it out.")
-    return number
+def simulation_of(args: Args, checkpoint: training.TrainingCheckpoint) -> dict[str, Any]:
+    """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
+    task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
+    given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    options = training.training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
+    if options["num_envs"] is not None and args.chunks_per_batch is not None:
+        raise SystemExit(f"--chunks-per-batch has no effect with {options['num_envs']} environments: leave it out.")
+    return options
 
 
 def make_rollouts(
     args: Args, checkpoint: training.TrainingCheckpoint, loss_module: AWFlowLoss
 ) -> training.ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
-    limits: dict[str, Any] = {"num_envs": num_envs_of(args, checkpoint), "max_episode_steps": args.max_episode_steps}
+    limits: dict[str, Any] = {**simulation_of(args, checkpoint), "max_episode_steps": args.max_episode_steps}
     env = training.evaluation_env(checkpoint, gamma=args.gamma, ignore_terminations=False, **limits)
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
@@ -271,10 +270,10 @@ def main(args: Args) -> training.EvaluationResult:
         raise SystemExit("Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale).")
     args.prepare()
     checkpoint = training.load_checkpoint(args.policy, which=args.which)
-    num_envs_of(args, checkpoint)
+    simulation_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
-    env = training.evaluation_env(checkpoint, **asked)
+    env = training.evaluation_env(checkpoint, episodes=args.eval_episodes, **asked)
     task = training.task_info(env)
     source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)

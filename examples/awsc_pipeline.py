@@ -57,7 +57,7 @@ class Args:
     num_demos: int = 100
     """demonstrations"""
     quality: str = "mixed"
-    """of the demonstrations: mixed or expert"""
+    """quality of the demonstrations: mixed or expert"""
     seeds: tuple[int, ...] = (0,)
     """one pipeline for each"""
     workers: int = 1
@@ -65,7 +65,7 @@ class Args:
     scale: float = 1.0
     """factor on the budgets of all stages; small for a trial"""
     noise_scales: tuple[float, ...] = (0.5,)
-    """also evaluate each stage with the noise that the policy starts from scaled so"""
+    """also evaluate each stage with the initial noise multiplied by these"""
     best_of: tuple[int, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: int | None = None

@@ -56,11 +56,11 @@ class Args(training.RunArgs):
     num_qs: int = 10
     """members of a critic that is trained here"""
     critic_sizes: tuple[int, ...] = (128, 128)
-    """its hidden layers"""
+    """hidden layers of the critic"""
     critic_iterations: int = 3000
     """gradient steps of the critic, where the checkpoint has none"""
     critic_lr: float = 3e-4
-    """its learning rate"""
+    """learning rate of the critic"""
     tau: float = 0.01
     """rate of the target critic"""
     gamma: float = 0.99
@@ -68,7 +68,7 @@ class Args(training.RunArgs):
     iterations: int = 1000
     """gradient steps of the latent policy"""
     lr: float = 3e-4
-    """its learning rate"""
+    """learning rate of the latent policy"""
     num_candidates: int = 16
     """M, latents of the prior per observation"""
     beta: float = 1.0

@@ -74,7 +74,7 @@ class Args(training.RunArgs):
     """environments that run side by side, 0 for one that is not batched; 128 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda"""
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: int | None = None
     """time limit of an episode; that of the policy's task where none is given"""
     rollout: int = 13

@@ -43,7 +43,7 @@ class Args(training.RunArgs):
     width: int = 256
     """width of the velocity network"""
     depth: int = 3
-    """its residual blocks"""
+    """residual blocks of the velocity network"""
     num_steps: int = 4
     """sampling steps K: a power of two up to 16"""
     lr: float = 1e-3

@@ -39,6 +39,7 @@ from torchrl_flow.modules import (
     NoisyFlowActor,
     StateValue,
     StateValueConfig,
+    flow_on_features,
     make_noise_net,
     make_state_value,
 )
@@ -68,9 +69,9 @@ class Args(training.RunArgs):
     total_env_steps: int = 1_000_000
     """environment steps of training"""
     num_envs: int = 1
-    """environments that are stepped together; above 1 ManiSkill needs physx_cuda"""
-    sim_backend: str = "physx_cuda"
-    """ManiSkill's simulation where num_envs is above 1"""
+    """environments that are stepped together"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     rollout_steps: int = 128
     """chunks per environment and iteration"""
     epochs: int = 4
@@ -106,7 +107,7 @@ class Args(training.RunArgs):
     sigma_min: float = 0.01
     """lower bound of the noise, in units of normalised actions"""
     sigma_max: float = 0.3
-    """its upper bound at the start"""
+    """upper bound of the noise at the start"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound falls"""
     noise_decay_steps: int = 500_000
@@ -127,15 +128,13 @@ class Args(training.RunArgs):
 
 def make_env(args: Args, checkpoint: training.TrainingCheckpoint, *, train: bool) -> EnvBase:
     """Make the policy's environment: in training episodes end with success, in evaluation at the time limit."""
-    options: dict[str, Any] = {"ignore_terminations": not train, "num_envs": args.num_envs if train else None}
-    options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
+    options: dict[str, Any] = {"max_episode_steps": args.max_episode_steps, "gamma": args.gamma}
+    options |= {"task": args.task, "control_mode": args.control_mode}
     if checkpoint.task["task"] == training.PLANAR:
-        options |= {"num_envs": args.num_envs if train else 50, "device": args.device}
-    elif args.num_envs == 1:
-        options["num_envs"] = None
-    elif train:
-        options["sim_backend"] = args.sim_backend
-    return training.evaluation_env(checkpoint, gamma=args.gamma, **options)
+        options["device"] = args.device
+    if not train:
+        return training.evaluation_env(checkpoint, episodes=args.eval_episodes, **options)
+    return training.make_training_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -145,7 +144,7 @@ def keeps_features(args: Args, actor: FlowActor) -> bool:
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:
     """Build the noise around the flow, and the value of states on the features of its encoder."""
-    features_key = "features" if keeps_features(args, actor) else None
+    actor = flow_on_features(actor) if keeps_features(args, actor) else actor
     noise_net = make_noise_net(NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max), actor)
     noisy = NoisyFlowActor(
         actor,
@@ -153,9 +152,8 @@ def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateVa
         log_prob_reduction=args.log_prob_reduction,
         mean_bound=args.mean_bound,
         train_encoder=args.train_encoder,
-        features_key=features_key,
     )
-    return noisy, make_state_value(StateValueConfig(), actor, features_key=features_key)
+    return noisy, make_state_value(StateValueConfig(), actor)
 
 
 def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[ReinFlowPPOLoss, GAE]:
@@ -185,10 +183,10 @@ def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[Rei
     return loss_module, gae
 
 
-def make_rollouts(args: Args, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
+def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
     """Let the noisy policy act; observations are kept as the networks read them."""
-    if keeps_features(args, noisy.flow_actor):
-        training.append_features(env, noisy.flow_actor.encoder)
+    if keeps_features(args, actor):
+        training.append_features(env, actor)
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
     return training.ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
@@ -240,7 +238,7 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
     loss_module, gae = make_loss(args, noisy, value)
-    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, noisy, env)
+    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, actor, noisy, env)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))

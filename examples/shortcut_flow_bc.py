@@ -45,13 +45,13 @@ class Args(training.RunArgs):
     """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
     end-effector deltas"""
     quality: str | None = None
-    """quality of those that are made: expert or mixed; mixed for the planar task where none is given, else expert"""
+    """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
     width: int = 256
-    """its width; see FlowActorConfig"""
+    """width of the velocity network: hidden units (mlp), token size (dit) or channels of the finest level (unet)"""
     depth: int = 3
-    """its depth"""
+    """blocks (mlp, dit) or levels (unet) of the velocity network"""
     obs_horizon: int = 1
     """frames of history that the policy sees; planner demonstrations teach it to copy its velocity from two"""
     pred_horizon: int = 16
@@ -67,13 +67,13 @@ class Args(training.RunArgs):
     lr: float = 1e-3
     """learning rate at its peak; warm-up of 200 steps, then a cosine"""
     weight_decay: float = 1e-4
-    """of AdamW"""
+    """weight decay of AdamW"""
     ema: float = 0.999
     """decay of the averaged policy"""
     state_noise: float = 0.03
     """training noise on normalised states"""
     noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so; below 1 it keeps closer to its mode"""
+    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
     eval_episodes: int = 50
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: int = 1000
@@ -118,16 +118,15 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
 
 def make_env(args: Args, source: training.DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
-    return training.make_task_chunk_env(
+    return training.make_evaluation_env(
         args.task,
+        episodes=args.eval_episodes,
         obs_mode=args.obs_mode,
         control_mode=args.control_mode or source.control_mode,
         max_episode_steps=args.max_episode_steps,
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
-        num_envs=50 if args.task == training.PLANAR else None,
-        ignore_terminations=True,
     )
 
 

@@ -45,7 +45,7 @@ class Args(training.RunArgs):
     policy_noise: float = 0.05
     """scale of the noise on target actions, where the box is [-1, 1]"""
     noise_clip: float = 0.1
-    """its bound"""
+    """bound on the noise on target actions"""
     policy_freq: int = 2
     """critic updates per policy update"""
     lr: float = 3e-4

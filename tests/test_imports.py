@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "torchrl_flow"
-ROOMS = {
+PACKAGES = {
     "functional": set(),
     "modules": {"functional"},
     "objectives": {"functional"},
@@ -46,21 +46,21 @@ def imported_names(path: Path) -> list[str]:
     return visitor.names
 
 
-def files(room: str) -> list[Path]:
-    found = sorted((PACKAGE / room).rglob("*.py"))
-    assert found, f"no files in {room}"
+def files(package: str) -> list[Path]:
+    found = sorted((PACKAGE / package).rglob("*.py"))
+    assert found, f"no files in {package}"
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_only_what_lies_below_them(room):
-    for path in files(room):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_lies_below_them(package):
+    for path in files(package):
         for name in imported_names(path):
             parts = name.split(".")
             if parts[0] in ("examples", "benchmarks", "tests"):
                 pytest.fail(f"{path} imports {name}")
-            if parts[0] == "torchrl_flow" and len(parts) > 1 and parts[1] in ROOMS:
-                assert parts[1] in ROOMS[room] | {room}, f"{path.relative_to(ROOT)} imports {name}"
+            if parts[0] == "torchrl_flow" and len(parts) > 1 and parts[1] in PACKAGES:
+                assert parts[1] in PACKAGES[package] | {package}, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_functional_imports_torch_alone():
@@ -74,21 +74,21 @@ def test_functional_imports_torch_alone():
 
 def test_importing_the_library_does_not_import_optional_packages():
     heavy = ("mani_skill", "sapien", "wandb", "matplotlib", "imageio", "ray", "tensorboard")
-    rooms = ", ".join(f"torchrl_flow.{room}" for room in ROOMS)
+    packages = ", ".join(f"torchrl_flow.{package}" for package in PACKAGES)
     # TorchRL itself imports ray where it is installed: what it brings is not ours.
-    code = f"import sys, torchrl.data\nbefore = set(sys.modules)\nimport {rooms}\n"
+    code = f"import sys, torchrl.data\nbefore = set(sys.modules)\nimport {packages}\n"
     code += f"print([m for m in {heavy!r} if m in sys.modules and m not in before])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]", out.stdout
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_names_exist_and_are_documented(room):
-    module = __import__(f"torchrl_flow.{room}", fromlist=["__all__"])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_exist_and_are_documented(package):
+    module = __import__(f"torchrl_flow.{package}", fromlist=["__all__"])
     # Constants, classes, functions, each in alphabetical order; none twice.
     assert list(module.__all__) == sorted(set(module.__all__), key=lambda n: (not n.isupper(), n[0].islower(), n))
     assert module.__all__
     for name in module.__all__:
         value = getattr(module, name)
         if callable(value) and getattr(value, "__module__", "").startswith("torchrl_flow"):
-            assert value.__doc__, f"{room}.{name} has no docstring"
+            assert value.__doc__, f"{package}.{name} has no docstring"

@@ -15,8 +15,8 @@ from torchrl.envs import ParallelEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_flow.envs import ManiSkillEnv, ManiSkillWrapper
-from torchrl_flow.envs._maniskill_check import RenderDeviceError, maniskill_installed
-from torchrl_flow.envs.headless import headless
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.requirements import RenderDeviceError, maniskill_installed
 
 pytestmark = pytest.mark.skipif(
     not maniskill_installed(), reason="ManiSkill is not installed: pip install 'torchrl-flow[maniskill]'"
@@ -210,7 +210,7 @@ def test_task_info_and_dense_rewards():
         ({"obs_mode": "rgbd"}, r"obs_mode='rgbd' is not one of 'state', 'rgb', 'rgb\+state'"),
         ({"sim_backend": "gpu"}, r"sim_backend='gpu' is neither 'physx_cpu' nor 'physx_cuda'"),
         ({"num_envs": 0}, r"num_envs=0 must be at least 1, or None"),
-        ({"num_envs": 2}, r"num_envs=2 is not possible with sim_backend='physx_cpu'.*ParallelEnv"),
+        ({"num_envs": 2, "obs_mode": "rgb"}, r"num_envs=2 with sim_backend='physx_cpu'.*ParallelEnv"),
         ({"obs_mode": "rgb", "visuals": False}, r"visuals=False leaves nothing to render for obs_mode='rgb'"),
     ],
 )
@@ -248,7 +248,7 @@ def test_headless_restores_exactly_what_it_replaced():
         raise ValueError("inside")
     assert owners[0].RenderMaterial is material
     with pytest.raises(RuntimeError, match=r"without headless\.enable"):
-        importlib.import_module("torchrl_flow.envs.headless").disable()
+        importlib.import_module("torchrl_flow.envs.maniskill.headless").disable()
 
 
 def test_all_tasks_run_where_there_is_no_vulkan_device():
@@ -256,7 +256,7 @@ def test_all_tasks_run_where_there_is_no_vulkan_device():
     code = f"""
 import torch
 from torchrl_flow.envs import ManiSkillEnv
-from torchrl_flow.envs._maniskill_check import RenderDeviceError, detect_render_backend
+from torchrl_flow.envs.maniskill.requirements import RenderDeviceError, detect_render_backend
 
 torch.set_num_threads(1)
 assert detect_render_backend() == "none"

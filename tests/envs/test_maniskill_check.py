@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow.envs import _maniskill_check as check
+from torchrl_flow.envs.maniskill import requirements as check
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_flow.envs import ManiSkillEnv
-from torchrl_flow.envs._maniskill_check import detect_render_backend, maniskill_installed
+from torchrl_flow.envs.maniskill.requirements import detect_render_backend, maniskill_installed
 from torchrl_flow.functional.observation import flatten_state
 
 pytestmark = pytest.mark.rgb

@@ -20,19 +20,22 @@ def test_what_the_batch_s_baseline_does_not_use_is_refused(recipe, options):
         recipe.main(recipe.Args(policy="nowhere", baseline="batch", **options))
 
 
-def of_task(task) -> Any:
-    return SimpleNamespace(task={"task": task})
+def of_task(task, obs_mode="state") -> Any:
+    return SimpleNamespace(task={"task": task, "obs_mode": obs_mode})
 
 
 def test_environments_that_a_task_cannot_have_are_refused():
     args = awsc_online.Args
-    assert awsc_online.num_envs_of(args("x"), of_task("planar")) == 64
-    assert awsc_online.num_envs_of(args("x", num_envs=3), of_task("planar")) == 3
-    assert awsc_online.num_envs_of(args("x", chunks_per_batch=3), of_task("PickCube-v1")) is None
-    with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1'"):
-        awsc_online.num_envs_of(args("x", num_envs=50), of_task("PickCube-v1"))
+    found = awsc_online.simulation_of
+    assert found(args("x"), of_task("planar"))["num_envs"] == 64
+    assert found(args("x", num_envs=3), of_task("planar"))["num_envs"] == 3
+    assert found(args("x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
+    on_cpu = args("x", num_envs=50, sim_backend="physx_cpu")
+    assert found(on_cpu, of_task("PickCube-v1")) == {"num_envs": 50, "sim_backend": "physx_cpu"}
+    with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'"):
+        found(on_cpu, of_task("PickCube-v1", "rgb"))
     with pytest.raises(SystemExit, match="--chunks-per-batch has no effect with 64 environments"):
-        awsc_online.num_envs_of(args("x", chunks_per_batch=3), of_task("planar"))
+        found(args("x", chunks_per_batch=3), of_task("planar"))
 
 
 def demos(folder, mode):
@@ -43,7 +46,7 @@ def demos(folder, mode):
 
 def test_control_mode_and_time_limit_reach_the_environment(tmp_path, monkeypatch):
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(training, "make_task_chunk_env", lambda task, **options: made.append(options))
+    monkeypatch.setattr(training, "make_evaluation_env", lambda task, **options: made.append(options))
 
     def options(**given):
         args = shortcut_flow_bc.Args(task="PickCube-v1", **given)

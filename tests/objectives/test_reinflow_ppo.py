@@ -14,10 +14,12 @@ from tests.contract.kit import LossContract
 from torchrl_flow.envs import PlanarPickPlaceEnv
 from torchrl_flow.functional import max_sigma_schedule
 from torchrl_flow.modules import (
+    FEATURES_KEY,
     FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
     StateValueConfig,
+    flow_on_features,
     make_flow_actor,
     make_noise_net,
     make_state_value,
@@ -25,21 +27,22 @@ from torchrl_flow.modules import (
 from torchrl_flow.objectives import FlowAnchorLoss, ReinFlowPPOLoss
 from torchrl_flow.training import ChunkRollouts, append_features, make_chunk_env, minibatches
 
-KEPT = ("observation", "pixels", "features", "flow")
+KEPT = ("observation", "pixels", FEATURES_KEY, "flow")
 KEPT_NEXT = (*KEPT[:3], "reward", "done", "terminated", "steps_to_next_obs")
 PPO = {"clip_epsilon": 0.1, "entropy_coeff": 0.02, "critic_coeff": 0.5, "loss_critic_type": "l2"}
 
 
-def make(pixels=False, features_key=None, **kwargs):
+def make(pixels=False, features=False, **kwargs):
     torch.manual_seed(0)
     sizes = {"action_dim": 3, "obs_horizon": 1, "pred_horizon": 8, "act_horizon": 4, "width": 16, "depth": 1}
     images = {"pixels_size": (64, 64), "pixel_features": 8} if pixels else {}
     flow = make_flow_actor(FlowActorConfig(**sizes, state_dim=12, num_steps=2, **images))
     for parameter in flow.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
-    noise_net = make_noise_net(NoiseNetConfig((8,)), flow)
-    noisy = NoisyFlowActor(flow, noise_net, features_key=features_key, **kwargs)
-    return noisy, make_state_value(StateValueConfig((16,)), flow, features_key=features_key)
+    reader = flow_on_features(flow) if features else flow
+    noisy = NoisyFlowActor(reader, make_noise_net(NoiseNetConfig((8,)), flow), **kwargs)
+    value = make_state_value(StateValueConfig((16,)), reader)
+    return (noisy, value, flow) if features else (noisy, value)
 
 
 def make_env(num_envs=4, pixels=False):
@@ -240,13 +243,13 @@ def test_progress_is_part_of_the_state_dict():
 
 def test_features_in_place_of_pixels_give_the_same_numbers_in_a_tenth_of_the_bytes():
     found, sizes = [], []
-    for key in (None, "features"):
-        noisy, value = make(pixels=True, features_key=key)
+    for features in (False, True):
+        noisy, value, *flow = make(pixels=True, features=features)
         env = make_env(pixels=True)
-        if key is not None:
-            append_features(env, noisy.flow_actor.encoder)
-        kept = KEPT if key is None else ("features", "flow")
-        after = KEPT_NEXT if key is None else ("features", *KEPT_NEXT[3:])
+        if features:
+            append_features(env, flow[0])
+        kept = (FEATURES_KEY, "flow") if features else KEPT
+        after = (FEATURES_KEY, *KEPT_NEXT[3:]) if features else KEPT_NEXT
         torch.manual_seed(1)
         data = ChunkRollouts(env, noisy, 6, keep=kept, keep_next=after, seed=0).collect()
         assert bool(data["next", "done"].any()), "no reset in between"
@@ -269,14 +272,14 @@ def test_features_in_place_of_pixels_give_the_same_numbers_in_a_tenth_of_the_byt
 
 
 def test_rollouts_of_features_go_on_from_their_state_to_the_bit():
-    kept = {"keep": ("features", "flow"), "keep_next": ("features", *KEPT_NEXT[3:])}
+    kept = {"keep": (FEATURES_KEY, "flow"), "keep_next": (FEATURES_KEY, *KEPT_NEXT[3:])}
     found = []
     for resumed in (False, True):
-        noisy, _ = make(pixels=True, features_key="features")
+        noisy, _, flow = make(pixels=True, features=True)
         rollouts = []
         for _ in range(1 + resumed):
             env = make_env(num_envs=2, pixels=True)
-            append_features(env, noisy.flow_actor.encoder)
+            append_features(env, flow)
             rollouts.append(ChunkRollouts(env, noisy, 2, seed=0, **kept))
         torch.manual_seed(1)
         rollouts[0].collect()
@@ -291,14 +294,13 @@ def test_rollouts_of_features_go_on_from_their_state_to_the_bit():
 
 
 def test_the_env_says_what_its_features_are():
-    noisy, _ = make(pixels=True, features_key="features")
+    _, _, flow = make(pixels=True, features=True)
     env = make_env(num_envs=2, pixels=True)
-    append_features(env, noisy.flow_actor.encoder)
+    append_features(env, flow)
     check_env_specs(env)
-    size = noisy.flow_actor.encoder.out_features
-    assert env.observation_spec["features"].shape == (2, size)
+    assert env.observation_spec[FEATURES_KEY].shape == (2, 1, flow.encoder.out_features)
     data = env.reset()
-    torch.testing.assert_close(data["features"], noisy.flow_actor.features(data).detach())
+    torch.testing.assert_close(data[FEATURES_KEY].squeeze(1), flow.features(data).detach())
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,6 @@ def test_the_env_says_what_its_features_are():
         (lambda: ReinFlowPPOLoss(*make(), noise_schedule="linear", noise_decay_steps=0), "decay_steps"),
         (lambda: ReinFlowPPOLoss(*make()).set_env_steps(-1), "step"),
         (lambda: ReinFlowPPOLoss(*make()).anchor_loss(collected(*make())), "anchor_coeff above 0"),
-        (lambda: make(features_key="features", train_encoder=True), "features_key"),
     ],
 )
 def test_refusals(call, match):

@@ -19,7 +19,7 @@ planner = all(importlib.util.find_spec(name) for name in ("mani_skill", "mplib")
 pytestmark = pytest.mark.skipif(not planner, reason="needs mani_skill and mplib")
 
 if planner:
-    from torchrl_flow.envs.headless import headless
+    from torchrl_flow.envs.maniskill.headless import headless
     from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations, make_planner_env
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
-from torchrl_flow.envs._maniskill_check import maniskill_installed
+from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations
 from torchrl_flow.training.motion_planning import Motion
 from torchrl_flow.training.retiming import Retiming, resample_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -20,11 +21,19 @@ from tests.doctored import TABLES, Payload
 from torchrl_flow.data import DataError
 from torchrl_flow.envs.sardine import make_sardine_env
 from torchrl_flow.envs.slate import ItemCatalogue
-from torchrl_flow.modules import BeliefEncoder, BeliefEncoderConfig, SlateRanker, SlateRankerConfig
+from torchrl_flow.modules import (
+    BeliefEncoder,
+    BeliefEncoderConfig,
+    FlowActorConfig,
+    SlateRanker,
+    SlateRankerConfig,
+    make_flow_actor,
+)
 from torchrl_flow.training import (
     CheckpointDirectory,
     load_checkpoint,
     load_policy,
+    offline_task,
     save_checkpoint,
 )
 from torchrl_flow.training.collect_slates import relabel_slates
@@ -498,3 +507,30 @@ def test_slates_that_would_fill_the_memory_are_not_unpacked(slate_models, tmp_pa
 def test_the_name_of_an_environment_imports_nothing():
     with pytest.raises(ValueError, match="alone, such as"):
         make_sardine_env("x:SlateTopK-Bored-v0")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"width": "wide"}, "'str'"),
+        ({"width": -3}, "width"),
+        ({"network": "pickle"}, "pickle"),
+        ({"pred_horizon": None}, "NoneType"),
+    ],
+)
+def test_a_policy_that_cannot_be_built_is_refused_with_the_field(tmp_path, change, part):
+    config = FlowActorConfig(action_dim=2, state_dim=3, width=8, depth=1)
+    fields = {**dataclasses.asdict(config), **change}
+    path = save_checkpoint(
+        tmp_path / "a.torchrl", modules={"policy": make_flow_actor(config)}, actor_config=fields, rng=False
+    )
+    refused(lambda: load_policy(path), str(path), "'actor_config'", part)
+
+
+def test_a_file_of_data_does_not_choose_what_is_imported(tmp_path):
+    arrays = {name: np.zeros((4, 2), "f4") for name in ("observations", "next_observations", "actions")}
+    arrays |= {"rewards": np.zeros(4, "f4"), "terminals": np.array([0, 0, 0, 1], bool)}
+    np.savez(tmp_path / "a.npz", **arrays, metadata=json.dumps({"env": "gym/this_module_runs_code:Env-v0"}))
+    with pytest.raises(DataError, match="this_module_runs_code"):
+        offline_task(tmp_path / "a.npz")

@@ -33,6 +33,10 @@ COMMANDS = {
     "evaluate": Command(
         "torchrl_flow.training:EvaluateArgs", "Evaluate the policy of a run over fixed seeds and write a report."
     ),
+    "check-batch": Command(
+        "torchrl_flow.training:CheckBatchArgs",
+        "Compare many ManiSkill environments in one CPU process with single ones, bit for bit.",
+    ),
     "curves": Command(
         "torchrl_flow.training:CurvesArgs",
         "Draw a metric of several runs against environment steps or seconds, as an SVG file.",
@@ -60,7 +64,7 @@ GROUPS = {
     "recipes": ("recipes", "run"),
     "runs": ("runs", "compare", "report", "evaluate", "curves"),
     "data": ("make-demos", "slate-models", "collect-slates", "relabel-slates", "collect-sardine"),
-    "this machine": ("doctor",),
+    "this machine": ("doctor", "check-batch"),
 }
 OWN = {"recipes": "List the recipes.", "run": "Run a recipe: `run NAME [OPTIONS]`."}
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")

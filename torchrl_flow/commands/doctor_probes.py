@@ -80,7 +80,7 @@ class Probe:
         self._error = ""
         if not self.names:
             return
-        checks = Path(__file__).resolve().parents[1] / "envs" / "_maniskill_check.py"
+        checks = Path(__file__).resolve().parents[1] / "envs" / "maniskill" / "requirements.py"
         flags = ["-P"] if getattr(sys.flags, "safe_path", False) else []
         try:
             self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A replay buffer of demonstrations and online data, with so many of each in every batch."""
+"""A replay buffer of demonstrations and online data, with an exact share of each in every batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.chunks import ChunkStorage
 from torchrl_flow.data.mixed_storage import MixedStorage, OnlineWriter
 from torchrl_flow.data.online_rows import StepRows, TransitionRows
@@ -88,6 +89,8 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         ...     buffer.sample()["is_demo"].sum().item(), buffer.write_count, len(buffer)
         (6, 5, 13)
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorStorage
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.data.safe_replay import CheckedReplayBuffer
@@ -217,6 +218,8 @@ class NpzReplayBuffer(CheckedReplayBuffer):
         >>> len(data), data.sample()["next", "observation"].shape
         (5, torch.Size([4, 3]))
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Exactly so many rows of each batch from one part of a mixed storage, and the rest from the other."""
+"""A sampler that draws an exact share of every batch from one part of a mixed storage, and the rest from the other."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.data import RandomSampler, SamplerWithoutReplacement, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.json_check import read_json
 from torchrl_flow.data.mixed_storage import MixedStorage, drawable
@@ -68,7 +69,7 @@ class LinearRatio:
     num_batches: int
 
     def __post_init__(self) -> None:
-        """Refuses what is no ratio."""
+        """Checks the fields."""
         for name in ("start", "end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
@@ -116,6 +117,8 @@ class RatioSampler(Sampler):
         >>> buffer.sample()["is_demo"].sum().item()
         6
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

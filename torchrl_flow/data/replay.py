@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torchrl.data import ImmutableDatasetWriter, RandomSampler
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.data.chunks import ChunkStorage
 from torchrl_flow.data.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.store import DemoStore, warn_if_fewer
@@ -48,6 +49,8 @@ class DemoReplayBuffer(CheckedReplayBuffer):
         >>> batch["observation"].shape, batch["action_chunk"].shape, batch["next", "reward"].shape
         (torch.Size([16, 1, 3]), torch.Size([16, 4, 2]), torch.Size([16, 1]))
     """
+
+    __signature__ = InitSignature()
 
     def __init__(
         self,

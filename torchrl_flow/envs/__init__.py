@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from torchrl_flow.envs._maniskill_check import ManiSkillUnavailableError, RenderDeviceError
 from torchrl_flow.envs._planar_demonstrator import DEMO_QUALITIES, PlanarDemonstrator
 from torchrl_flow.envs._planar_demos import collect_demonstrations
 from torchrl_flow.envs._planar_dynamics import PlanarGeometry
-from torchrl_flow.envs.maniskill import ManiSkillEnv, ManiSkillWrapper
+from torchrl_flow.envs.maniskill import (
+    BatchUnsupportedError,
+    ManiSkillEnv,
+    ManiSkillUnavailableError,
+    ManiSkillWrapper,
+    RenderDeviceError,
+    maniskill_renders,
+)
 from torchrl_flow.envs.planar import PlanarPickPlaceEnv
 from torchrl_flow.envs.slate import (
     SLATE_ENVS,
@@ -26,6 +32,7 @@ __all__ = [
     "DEMO_QUALITIES",
     "SLATE_ENVS",
     "SLATE_POLICIES",
+    "BatchUnsupportedError",
     "BeliefState",
     "ItemCatalogue",
     "LatentSlate",
@@ -44,4 +51,5 @@ __all__ = [
     "latent_slate_env",
     "make_catalogue",
     "make_slate_policy",
+    "maniskill_renders",
 ]

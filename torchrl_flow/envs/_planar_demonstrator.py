@@ -63,6 +63,7 @@ DEMO_QUALITIES: dict[str, dict[str, float]] = {
     "poor": {"poor": 1.0},
     "mixed": {"expert": 0.1, "medium": 0.5, "poor": 0.4},
 }
+"""Qualities of the planar task's demonstrations, by name."""
 
 _VIA, _REACH, _CLOSE, _ENTRY, _EXIT, _CARRY, _OPEN = range(7)
 _VIA_CLEARANCE = 0.035

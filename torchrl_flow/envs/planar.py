@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs._counter_rng import counter_uniform, splitmix64
 from torchrl_flow.envs._planar_dynamics import (
     ACTION_DIM,
@@ -90,6 +91,7 @@ class PlanarPickPlaceEnv(EnvBase):
         True
     """
 
+    __signature__ = InitSignature()
     _supports_set_state = True
     _state: Tensor  # [*B, 12]
     _elapsed: Tensor  # [*B, 1], steps since the last reset

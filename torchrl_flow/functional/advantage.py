@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 AdvantageNorm = Literal["none", "std", "mad"]
+"""How advantages are scaled: not at all, by their standard deviation, or by their median absolute deviation."""
 Weighting = Literal["exp", "softmax", "binary"]
+"""How advantages become weights: exponentials, a softmax over the batch, or 1 where the advantage is positive."""
 
 __all__ = ["AdvantageNorm", "Weighting", "advantage_weights", "batch_advantage", "effective_sample_size"]
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 LogProbReduction = Literal["mean", "sum"]
+"""Whether a chain's log-probability is averaged or summed over steps, chunk and action dimensions."""
 NoiseSchedule = Literal["constant", "linear", "exponential"]
+"""How the bound on the noise decays during training."""
 
 __all__ = [
     "LogProbReduction",

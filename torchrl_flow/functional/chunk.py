@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 ChunkAlignment = Literal["newest", "oldest"]
+"""Whether a chunk starts at the newest or at the oldest observation's step."""
 ALIGNMENTS = ("newest", "oldest")
 
 

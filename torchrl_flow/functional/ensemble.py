@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 EnsembleReduction = Literal["min", "mean", "ucb"]
+"""How an ensemble's values become one: minimum over a random subset, mean, or an upper confidence bound."""
 
 __all__ = ["EnsembleReduction", "reduce_ensemble", "subset_min", "take_best", "upper_confidence_bound"]
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SteerMode = Literal["full", "act_horizon", "tied"]
+"""Which noise a latent policy chooses: all of it, that of the executed steps, or one vector for all steps."""
 
 __all__ = [
     "SteerMode",

@@ -26,7 +26,6 @@ from torchrl_flow.modules.latent_policy import LatentGaussianPolicy, LatentPolic
 from torchrl_flow.modules.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
 from torchrl_flow.modules.noisy_flow_actor import NoisyFlowActor
 from torchrl_flow.modules.normalizer import Normalizer, NormalizerMode
-from torchrl_flow.modules.observation_features import ObservationFeatures
 from torchrl_flow.modules.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
 from torchrl_flow.modules.scaled_noise import ScaledNoise
 from torchrl_flow.modules.single_step import SingleStepActor
@@ -70,7 +69,6 @@ __all__ = [
     "Normalizer",
     "NormalizerMode",
     "ObservationEncoder",
-    "ObservationFeatures",
     "PixelEncoder",
     "PriorMixture",
     "QEnsemble",

@@ -18,7 +18,9 @@ from torchrl_flow.modules.velocity_mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity_unet import ShortCutVelocityUNet1D
 
 VelocityNetwork = Literal["mlp", "unet", "dit"]
+"""Name of a velocity network: MLP, U-Net or transformer."""
 Statistics = Mapping[str, Mapping[str, Tensor]]
+"""Statistics of a data set: name of the statistic and tensor, by key."""
 
 __all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"]
 
@@ -71,7 +73,7 @@ class FlowActorConfig:
     """Features per frame of the image encoder."""
 
     def __post_init__(self) -> None:
-        """Refuse what no actor can be built from."""
+        """Check the fields."""
         if self.state_dim is None and self.pixels_size is None:
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
         if self.network not in ("mlp", "unet", "dit"):

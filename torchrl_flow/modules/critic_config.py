@@ -35,7 +35,7 @@ class CriticConfig:
     """Whether the critic reads the features of the frozen actor's encoder; else it has an encoder."""
 
     def __post_init__(self) -> None:
-        """Refuse what no critic can be built from."""
+        """Check the fields."""
         if self.num_qs < 1 or min(self.hidden_sizes, default=1) < 1:
             raise ValueError(f"num_qs and hidden_sizes must be at least 1, got {self.num_qs}, {self.hidden_sizes}.")
         if self.share_encoder and self.on_features:

@@ -80,7 +80,7 @@ class FlowTimeEmbedding(nn.Module):
 def check_velocity_inputs(
     sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor, *, shape: tuple[int, int, int]
 ) -> None:
-    """Refuse what a velocity network would otherwise broadcast or misread.
+    """Check the shapes of a velocity network's inputs, which it would otherwise broadcast or misread.
 
     Args:
         sample: must be ``[B, H, A]``.

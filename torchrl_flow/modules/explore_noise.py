@@ -128,7 +128,7 @@ class NoiseNetConfig:
     """Upper bound of the noise at the start of training."""
 
     def __post_init__(self) -> None:
-        """Refuse what no noise network can be built from."""
+        """Check the fields."""
         if not 0 < self.sigma_min <= self.sigma_max:
             raise ValueError(f"0 < sigma_min <= sigma_max is needed, got {self.sigma_min} and {self.sigma_max}.")
 

@@ -52,8 +52,8 @@ def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGa
         )
         for _ in range(config.num_qs)
     ]
-    # Values of sparse rewards are far below the 1 of the usual start, whose noise a policy would climb and a target
-    # would then carry on: start near 0.
+    # With sparse rewards true values are near 0, but those of a new network have a size of about 1. A policy would
+    # maximise these random differences, and the targets would keep them: start near 0.
     for critic in critics:
         critic.head.weight.data.mul_(0.01)
     device = next(actor.parameters()).device

@@ -18,6 +18,7 @@ from torchrl_flow.modules.frozen_features import frozen_features
 from torchrl_flow.modules.latent_policy import LatentGaussianPolicy
 
 AliasMode = Literal["inversion", "retrieval", "reversal"]
+"""How a latent is found for a recorded chunk: by inversion, by retrieval, or by the reversed flow."""
 
 __all__ = ["AliasConfig", "AliasMode", "NoiseAliaser"]
 
@@ -37,16 +38,16 @@ class AliasConfig:
     steps: int = 30
     """Gradient steps (inversion)."""
     lr: float = 0.1
-    """Their rate, which falls to a tenth (inversion)."""
+    """Learning rate of the gradient steps, which falls to a tenth of this (inversion)."""
     prior_coef: float = 1e-3
-    """Weight of the latent's square beside the error (inversion)."""
+    """Weight of the squared latent in the loss (inversion)."""
     candidates: int = 128
-    """Draws of a row (retrieval)."""
+    """Draws for each row (retrieval)."""
     reverse_steps: int = 64
-    """Steps backwards, at the instantaneous velocity (reversal)."""
+    """Backward steps, with the instantaneous velocity (reversal)."""
 
     def __post_init__(self) -> None:
-        """Refuse what finds nothing."""
+        """Check the fields."""
         if self.mode not in ("inversion", "retrieval", "reversal"):
             raise ValueError(f"mode must be 'inversion', 'retrieval' or 'reversal', got {self.mode!r}.")
         for name in ("starts", "steps", "candidates", "reverse_steps"):

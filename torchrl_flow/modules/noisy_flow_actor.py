@@ -47,9 +47,6 @@ class NoisyFlowActor(TensorDictModuleBase):
             :func:`~torchrl_flow.functional.chain_log_prob`.
         mean_bound: clamp the steps' means to ``[-mean_bound, mean_bound]``; ``None`` for no clamp.
         train_encoder: let the policy's loss train the encoder.
-        features_key: read the encoded observation ``[*B, C]`` from here, and no observation, as
-            :class:`~torchrl_flow.modules.ObservationFeatures` writes it; ``None`` to encode observations. For a frozen
-            encoder: rows then need no pixels, and nothing is encoded twice.
         chain_noise_key: key of the optional noise of the steps.
         x_key: key of the points that the steps start from.
         x_next_key: key of the points that they end at.
@@ -82,16 +79,14 @@ class NoisyFlowActor(TensorDictModuleBase):
         log_prob_reduction: LogProbReduction = "mean",
         mean_bound: float | None = None,
         train_encoder: bool = False,
-        features_key: NestedKey | None = None,
         chain_noise_key: NestedKey = "chain_noise",
         x_key: NestedKey = ("flow", "x"),
         x_next_key: NestedKey = ("flow", "x_next"),
         log_prob_key: NestedKey = ("flow", "log_prob"),
     ) -> None:
-        self.chain_noise_key, self.features_key = chain_noise_key, features_key
+        self.chain_noise_key = chain_noise_key
         self.x_key, self.x_next_key, self.log_prob_key = x_key, x_next_key, log_prob_key
-        read = list(flow_actor.in_keys) if features_key is None else [features_key]
-        self.in_keys = read  # pyright: ignore[reportAttributeAccessIssue]
+        self.in_keys = list(flow_actor.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
         written = [x_key, x_next_key, log_prob_key]
         self.out_keys = [*flow_actor.out_keys, *written]  # pyright: ignore[reportAttributeAccessIssue]
         # What TorchRL's losses take as their keys for the action and its log-probability.
@@ -105,32 +100,13 @@ class NoisyFlowActor(TensorDictModuleBase):
             raise ValueError(f"log_prob_reduction must be 'mean' or 'sum', got {log_prob_reduction!r}.")
         if mean_bound is not None and mean_bound <= 0:
             raise ValueError(f"mean_bound must be above 0 or None, got {mean_bound}.")
-        if features_key is not None and train_encoder:
-            raise ValueError(
-                "train_encoder=True needs observations: leave features_key out, which is of a frozen encoder."
-            )
         self.flow_actor, self.noise_net = flow_actor, noise_net
         self.num_steps = flow_actor._check_num_steps(flow_actor.num_steps if num_steps is None else num_steps)
         self.log_prob_reduction: LogProbReduction = log_prob_reduction
         self.mean_bound, self.train_encoder = mean_bound, train_encoder
 
-    def batch_shape(self, tensordict: TensorDictBase) -> torch.Size:
-        """Return the shape ``[*B]`` of a batch, by what is read of it."""
-        if self.features_key is not None:
-            return tensordict[self.features_key].shape[:-1]
-        return self.flow_actor.encoder.batch_shape(tensordict)
-
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the encoded observations ``[B, C]`` of a batch of any shape, with a gradient where it is trained.
-
-        Raises:
-            ValueError: if the features that are read are of another size.
-        """
-        if self.features_key is not None:
-            features, size = tensordict[self.features_key], self.flow_actor.encoder.out_features
-            if features.shape[-1] != size:
-                raise ValueError(f"{self.features_key!r} must have shape [*B, {size}], got {list(features.shape)}.")
-            return features.reshape(-1, size)
+        """Return the encoded observations ``[B, C]`` of a batch of any shape, with a gradient where it is trained."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
@@ -181,7 +157,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         Raises:
             ValueError: if the chain's shape is not ``[*B, K, H, A]``.
         """
-        batch = self.batch_shape(tensordict)
+        batch = self.flow_actor.encoder.batch_shape(tensordict)
         x = tensordict[self.x_key]
         shape = (*batch, self.num_steps, *self.flow_actor.noise_shape)
         if tuple(x.shape) != shape:
@@ -205,7 +181,7 @@ class NoisyFlowActor(TensorDictModuleBase):
             ValueError: if a shape does not fit.
         """
         flow = self.flow_actor
-        batch = self.batch_shape(tensordict)
+        batch = self.flow_actor.encoder.batch_shape(tensordict)
         features = self.features(tensordict)
         start = flow._noise(tensordict, batch, features)
         chain_noise = self._chain_noise(tensordict, batch, features)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NormalizerMode = Literal["minmax", "meanstd", "quantile", "identity"]
+"""Which statistics a normaliser is built from."""
 
 __all__ = ["Normalizer", "NormalizerMode"]
 

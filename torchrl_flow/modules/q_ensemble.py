@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from torchrl_flow.modules.flow_actor import FlowActor
 
 EnsembleCompute = Literal["auto", "loop", "batched"]
+"""How an ensemble's members are computed: in a loop, batched, or as is faster on the device."""
 EnsembleInit = Literal["orthogonal", "default"]
+"""Initial weights of an ensemble: orthogonal, or those of ``torch.nn.Linear``."""
 EnsembleActivation = Literal["mish", "tanh", "relu"]
+"""Activation after each hidden layer of an ensemble."""
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"mish": mish, "tanh": torch.tanh, "relu": torch.relu}
 
 __all__ = ["EnsembleActivation", "EnsembleCompute", "EnsembleInit", "QEnsemble"]

@@ -43,7 +43,7 @@ class StatePolicyConfig:
     """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be built from."""
+        """Check the fields."""
         if self.kind not in ("deterministic", "gaussian"):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:

@@ -35,11 +35,9 @@ class StateValue(TensorDictModuleBase):
     Keyword Args:
         hidden_sizes: widths of the hidden layers.
         value_key: key of the output.
-        features_key: read the encoded observation ``[*B, C]`` from here, and no observation, as
-            :class:`~torchrl_flow.modules.ObservationFeatures` writes it; ``None`` to encode observations.
 
     Raises:
-        ValueError: if a width is below 1, or features that are read are of another size.
+        ValueError: if a width is below 1.
 
     Examples:
         >>> import torch
@@ -56,11 +54,9 @@ class StateValue(TensorDictModuleBase):
         *,
         hidden_sizes: Sequence[int] = (256, 256, 256),
         value_key: NestedKey = "state_value",
-        features_key: NestedKey | None = None,
     ) -> None:
-        self.value_key, self.features_key = value_key, features_key
-        read = list(encoder.in_keys) if features_key is None else [features_key]
-        self.in_keys = read  # pyright: ignore[reportAttributeAccessIssue]
+        self.value_key = value_key
+        self.in_keys = list(encoder.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
         self.out_keys = [value_key]  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__()
         if min(hidden_sizes, default=1) < 1:
@@ -76,12 +72,6 @@ class StateValue(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the value of each observation."""
-        if self.features_key is not None:
-            features = tensordict[self.features_key]
-            if features.shape[-1] != self.encoder.out_features:
-                wanted = f"[*B, {self.encoder.out_features}]"
-                raise ValueError(f"{self.features_key!r} must have shape {wanted}, got {list(features.shape)}.")
-            return tensordict.set(self.value_key, self.head(features))
         batch = self.encoder.batch_shape(tensordict)
         with torch.no_grad():
             features = self.encoder(*self.encoder.preprocess(tensordict))
@@ -113,20 +103,16 @@ class StateValueConfig:
         return cls(**{name: tuple(value) for name, value in values.items()})
 
 
-def make_state_value(
-    config: StateValueConfig, actor: FlowActor, *, features_key: NestedKey | None = None
-) -> StateValue:
+def make_state_value(config: StateValueConfig, actor: FlowActor) -> StateValue:
     """Build the state value that reads an actor's encoder.
 
     Args:
         config: the description.
         actor: the actor; its device is the value's.
-        features_key: see :class:`StateValue`.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
         >>> make_state_value(StateValueConfig(), make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))).in_keys
         ['observation']
     """
-    value = StateValue(actor.encoder, hidden_sizes=config.hidden_sizes, features_key=features_key)
-    return value.to(next(actor.parameters()).device)
+    return StateValue(actor.encoder, hidden_sizes=config.hidden_sizes).to(next(actor.parameters()).device)

@@ -40,8 +40,8 @@ class AWFlowLoss(ChunkCriticObjective):
     critic's values of the data's own chunks: rows compete with one another, so that chunks in states near the goal
     outweigh all others where rewards are sparse. With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)`` with
     ``a_i`` from the averaged actor in the same state, the advantage proper. With ``advantage="td"`` the first term is
-    not the critic's opinion of the chunk but what came of it, ``R + gamma^k (1 - terminated) V(s')``, V being that
-    mean of Q: it asks of the critic to tell states apart and not chunks, which is easier by far.
+    not Q of the chunk but ``R + gamma^k (1 - terminated) V(s')``, where V is that mean of Q: the temporal-difference
+    advantage. It needs a critic that ranks states, which is much easier than ranking chunks of one state.
 
     Critic: ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the averaged actor,
     through TorchRL's value estimator. R and k are the chunk's return and executed steps, as

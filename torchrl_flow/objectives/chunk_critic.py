@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, QEnsemble
 
 EncoderGrad = Literal["actor", "critic", "both"]
+"""Which loss trains an encoder that actor and critic share."""
 
 __all__ = ["ChunkCriticObjective", "EncoderGrad"]
 

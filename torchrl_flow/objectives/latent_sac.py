@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, LatentGaussianPolicy, QEnsemble
 
 DistillationMode = Literal["forward", "aliased", "both"]
+"""Which pairs of noise and action train the critic of noise: forward, aliased, or both."""
 
 __all__ = ["DistillationMode", "DistilledSACLoss", "LatentSACLoss"]
 

@@ -234,7 +234,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         start, actor = self.anchor_flow, self.actor_network
         if start is None:
             raise ValueError("this loss has no anchor: build it with anchor_coeff above 0.")
-        batch = actor.batch_shape(tensordict)
+        batch = actor.flow_actor.encoder.batch_shape(tensordict)
         with self.actor_network_params.to_module(actor, preserve_module_state=False):
             features = actor.features(tensordict)
             noise = self._anchor_noise(tensordict, batch, features)

@@ -1,4 +1,7 @@
-"""Evaluation, checkpoints, metrics and reports of training runs."""
+"""Everything around a training loop: runs, checkpoints, evaluation, metrics, reports, sweeps, demonstrations.
+
+The loops themselves are in the recipes.
+"""
 
 from torchrl_flow.training.acting_policy import (
     POLICY_KINDS,
@@ -8,6 +11,7 @@ from torchrl_flow.training.acting_policy import (
     policy_kind,
     run_labels,
 )
+from torchrl_flow.training.check_batch import CheckBatchArgs
 from torchrl_flow.training.checkpoint import CheckpointDirectory, save_checkpoint
 from torchrl_flow.training.checkpoint_reader import (
     TrainingCheckpoint,
@@ -91,10 +95,12 @@ from torchrl_flow.training.task_identity import (
 )
 from torchrl_flow.training.tasks import (
     LATENT_POLICY,
+    default_num_envs,
     evaluation_env,
     flow_config,
     load_critic,
     load_policy,
+    make_evaluation_env,
     make_task_chunk_env,
     make_task_env,
     observation_keys,
@@ -113,6 +119,7 @@ __all__ = [
     "PLANAR",
     "POLICY_KINDS",
     "RESULT_COLUMNS",
+    "CheckBatchArgs",
     "CheckpointDirectory",
     "ChunkRollouts",
     "CollectSardineArgs",
@@ -167,6 +174,7 @@ __all__ = [
     "compare_stages",
     "conclude",
     "conclude_offline",
+    "default_num_envs",
     "draw_curves",
     "episode_returns",
     "evaluate",
@@ -191,6 +199,7 @@ __all__ = [
     "macro_transitions",
     "make_chunk_env",
     "make_demonstrations",
+    "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
     "make_training_env",

@@ -5,8 +5,8 @@ by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), opti
 anything else with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators
 (``rng``). All that is JSON (config, task, actor config, counters, versions) lies in the manifest, readable
 without loading a tensor. Tensors are read with ``weights_only=True``. Reading is in
-:mod:`torchrl_flow.training.checkpoint_reader`, what is checked before in
-:mod:`torchrl_flow.training.checkpoint_check`.
+``torchrl_flow.training.checkpoint_reader``, what is checked before in
+``torchrl_flow.training.checkpoint_check``.
 """
 
 from __future__ import annotations

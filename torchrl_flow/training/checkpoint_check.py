@@ -19,6 +19,7 @@ from torchrl_flow.data.replay_check import PREFETCH, check_dump, is_empty_prefet
 __all__ = [
     "CheckedDumpAdapter",
     "CheckedStateDictAdapter",
+    "building",
     "check_checkpoint",
     "check_manifest_fields",
     "read_manifest",
@@ -182,6 +183,26 @@ def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
     configs = own["metadata"].get("module_configs", {})
     if not isinstance(configs, dict):
         raise CheckpointError(f"{path}: the manifest's 'module_configs' must be an object.")
+
+
+@contextmanager
+def building(path: Path, field: str) -> Iterator[None]:
+    """Name the file and the field where a network cannot be built from what a checkpoint says of it.
+
+    Args:
+        path: of the checkpoint.
+        field: of the manifest that describes the network.
+
+    Raises:
+        CheckpointError: in place of an error over types, values or missing fields.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, MemoryError, RuntimeError) as error:
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise CheckpointError(f"{path}: no network can be built from {field!r} ({reason}).") from error
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class TrainingCheckpoint:
 def load_checkpoint(
     path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
 ) -> TrainingCheckpoint:
-    """Open a checkpoint, refusing by name and reason what is none.
+    """Open a checkpoint; a file that is not one is refused with the reason.
 
     Args:
         path: file written by :func:`save_checkpoint`, or the directory of a run.

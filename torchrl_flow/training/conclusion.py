@@ -162,7 +162,7 @@ def conclude(
     if run is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
-        # A number of sampling steps is told where there are several to tell apart.
+        # The stage names the number of sampling steps only if several were evaluated.
         labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
         columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}

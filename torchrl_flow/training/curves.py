@@ -26,15 +26,15 @@ class CurvesArgs:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """directories of runs"""
     metric: str = "train/success"
-    """what to draw"""
+    """metric on the y axis"""
     against: str = "train/env_steps"
-    """what is to the right; the run's own steps where a run has no such metric"""
+    """metric on the x axis; the run's own steps if a run has no such metric"""
     window: int = 1
-    """values that are averaged to one"""
+    """number of consecutive values that are averaged"""
     reaches: float | None = None
-    """also print where each run first reaches this value, by the metric to the right and by seconds of training"""
+    """also print where each run first reaches this value, in the metric on the x axis and in seconds of training"""
     title: str | None = None
-    """heading; the metric where none is given"""
+    """heading; the metric by default"""
     output: str = "curves.svg"
     """file to write"""
 
@@ -52,7 +52,7 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     Args:
         folder: the run.
         metric: its name.
-        against: name of the metric to the right; the run's own steps where there is none of that name.
+        against: metric on the x axis; the run's own steps if there is no metric of that name.
         window: values averaged to one, and their places likewise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the maker of demonstrations is asked for, and what it says in the end."""
+"""Arguments and report of the program that makes demonstrations."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class MakeDemosReport:
     seconds: float
 
     def summary(self) -> str:
-        """Returns one line that says it."""
+        """Returns the report as one line."""
         solved = "" if self.success_rate == 1 else f", {self.success_rate:.0%} of them successful,"
         failed = ", ".join(f"{count} {stage}" for stage, count in self.failures.items()) or "none"
         return (

@@ -10,10 +10,9 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.data import TensorSpec, Unbounded
 from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
-from torchrl.envs.transforms import ModuleTransform
 
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
-from torchrl_flow.modules import ObservationEncoder, ObservationFeatures
+from torchrl_flow.modules import FEATURES_KEY, FlowActor, write_features
 from torchrl_flow.training.video import FrameRecorder
 
 __all__ = ["append_features", "base_env", "make_chunk_env", "reset_with_seeds"]
@@ -74,7 +73,7 @@ def make_chunk_env(
 
 
 def base_env(env: EnvBase) -> EnvBase:
-    """Return the environment below all transforms: what holds the simulation, for a checkpoint that shall hold it too.
+    """Return the environment below all transforms, which holds the state of the simulation and is what to checkpoint.
 
     A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
     """
@@ -122,31 +121,38 @@ def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
         ) from error
 
 
-class _Features(ModuleTransform):
+class _Features(Transform):
     """Encodes what an env observes, at resets too."""
 
-    def __init__(self, module: ObservationFeatures) -> None:
-        super().__init__(module=module, no_grad=True)
+    def __init__(self, actor: FlowActor) -> None:
+        super().__init__(in_keys=list(actor.encoder.in_keys), out_keys=[FEATURES_KEY])
+        # Not a submodule: the transform's state is that of the env, and the actor's is its own.
+        self.__dict__["_actor"] = actor
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        actor: FlowActor = self.__dict__["_actor"]
+        observed, device = next_tensordict.select(*self.in_keys), next(actor.parameters()).device
+        features = write_features(actor, observed.to(device))[FEATURES_KEY]
+        return next_tensordict.set(FEATURES_KEY, features.to(observed[self.in_keys[0]].device))
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)
 
     def transform_observation_spec(self, observation_spec: Any) -> TensorSpec:
-        module: Any = self.module
-        shape = torch.Size([*observation_spec.shape, module.encoder.out_features])
-        observation_spec[module.features_key] = Unbounded(shape, device=observation_spec.device)
+        shape = torch.Size([*observation_spec.shape, 1, self.__dict__["_actor"].encoder.out_features])
+        observation_spec[FEATURES_KEY] = Unbounded(shape, device=observation_spec.device)
         return observation_spec
 
 
-def append_features(env: TransformedEnv, encoder: ObservationEncoder, *, features_key: str = "features") -> None:
-    """Let an environment give the features ``[*B, C]`` of its observations, of a frozen encoder.
+def append_features(env: TransformedEnv, actor: FlowActor) -> None:
+    """Let an environment give the features ``[*B, 1, C]`` of its observations, of a flow whose encoder is frozen.
 
-    Rollouts then need not keep the observations that they were made from, and each is encoded once. In an environment
-    of :func:`make_chunk_env` what a chunk ends with is encoded.
+    They are entry :data:`~torchrl_flow.modules.FEATURES_KEY`, which :func:`~torchrl_flow.modules.flow_on_features`
+    reads. Rollouts then need not keep the observations that they were made from, and each is encoded once. In an
+    environment of :func:`make_chunk_env` what a chunk ends with is encoded.
 
     Args:
         env: gains the entry, in place.
-        encoder: held, not copied; no gradient reaches it.
-        features_key: the entry.
+        actor: held, not copied; no gradient reaches its encoder.
     """
-    env.append_transform(_Features(ObservationFeatures(encoder, features_key=features_key)))
+    env.append_transform(_Features(actor))

@@ -19,6 +19,7 @@ from torchrl_flow.training.offline_task import OfflineTask
 from torchrl_flow.training.refusals import refusals_in_one_line
 from torchrl_flow.training.results import record_results
 from torchrl_flow.training.run import EVALUATION
+from torchrl_flow.training.task_identity import PLANAR
 from torchrl_flow.training.tasks import evaluation_env
 from torchrl_flow.training.training_env import training_env_options
 
@@ -46,11 +47,11 @@ class EvaluateArgs:
     compare_steps: tuple[int, ...] = ()
     """further numbers of sampling steps to evaluate at"""
     noise_scales: tuple[float, ...] = ()
-    """also evaluate with the noise that the policy starts from scaled so"""
+    """also evaluate with the initial noise multiplied by these"""
     num_envs: int | None = None
-    """sub-environments, where the task can be batched"""
+    """sub-environments; the result is the same for any number on a CPU, and of ManiSkill's one alone films"""
     sim_backend: str | None = None
-    """ManiSkill's simulation; physx_cuda for more than one sub-environment"""
+    """ManiSkill's simulation: physx_cpu, or physx_cuda, which is the default for several on a machine that has it"""
     max_episode_steps: int | None = None
     """time limit of an episode; that of the run where none is given"""
     num_videos: int = 4
@@ -120,11 +121,21 @@ class EvaluateArgs:
         options: dict[str, Any] = {"max_episode_steps": self.max_episode_steps}
         if self.num_envs is not None or self.sim_backend is not None:
             simulation: dict[str, Any] = {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
-            options |= training_env_options(checkpoint.task["task"], planar_envs=50, **simulation)
+            task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
+            found = training_env_options(task, planar_envs=50, obs_mode=obs_mode, **simulation)
+            options |= found if self.num_envs is not None else {k: v for k, v in found.items() if k != "num_envs"}
+        if (
+            self.num_videos == 0
+            and checkpoint.task.get("task") != PLANAR
+            and checkpoint.task.get("obs_mode") == "state"
+        ):
+            options["visuals"] = False
+        env = evaluation_env(checkpoint, episodes=episodes, **options)
+        print(f"{env.batch_size.numel()} environments at a time", flush=True)
         result, report = conclude(
             output,
             policy,
-            evaluation_env(checkpoint, **options),
+            env,
             range(self.first_seed, self.first_seed + episodes),
             task=checkpoint.task,
             **self._labels(checkpoint),

@@ -42,7 +42,8 @@ def evaluate(
     that it does not matter which episodes run beside it; another policy draws from the global generators, seeded
     for each group of episodes. They are put back afterwards, so that evaluating or not leaves training the same. A
     batched env runs as many episodes at a time as it has sub-environments; where the last group is smaller it is
-    padded and the padding dropped. Use an env of its own for evaluation, as it is left in the middle of things.
+    padded and the padding dropped. Use a separate env for evaluation, because it is left in the middle of an
+    episode.
 
     With ManiSkill's protocol (``ignore_terminations=True``) every episode runs to the time limit:
     ``success_once`` tells whether any env step succeeded, ``success_at_end`` whether the last one did.

@@ -1,4 +1,4 @@
-"""What an evaluation measured, as numbers, metrics and tables."""
+"""Result of an evaluation, as numbers, metrics and tables."""
 
 from __future__ import annotations
 

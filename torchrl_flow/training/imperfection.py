@@ -62,7 +62,7 @@ class Imperfection:
     end_probability: float = 0.4
 
     def __post_init__(self) -> None:
-        """Refuse what is no chance."""
+        """Check the fields."""
         for name in ("share", "stop_probability", "end_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")

@@ -44,7 +44,7 @@ class LossGroup:
     target_updater: TargetNetUpdater | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what makes no update."""
+        """Checks the fields."""
         self.losses = (self.losses,) if isinstance(self.losses, str) else tuple(self.losses)
         if not self.losses:
             raise ValueError("losses must name at least one output of the loss module, got none.")

@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium
 from tqdm import tqdm
 
-from torchrl_flow.envs._maniskill_check import require_motion_planner, require_render_backend
-from torchrl_flow.envs.headless import headless
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.requirements import require_motion_planner, require_render_backend
 from torchrl_flow.training.demo_arguments import VISUAL_OBS_MODES, MakeDemosArgs, MakeDemosReport, check_arguments
 from torchrl_flow.training.demo_ledger import Attempt, DemoLedger
 from torchrl_flow.training.imperfection import Imperfection
@@ -120,7 +120,7 @@ def make_planner_env(
 ) -> gymnasium.Env:
     """Makes the plain ManiSkill environment, simulated on the CPU and without a time limit.
 
-    Without a render backend it must be made, and reset, inside :func:`~torchrl_flow.envs.headless.headless`.
+    Without a render backend it must be made, and reset, inside :func:`~torchrl_flow.envs.maniskill.headless.headless`.
     """
     import mani_skill.envs  # noqa: F401  (registers the tasks)
 

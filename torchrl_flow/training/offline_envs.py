@@ -151,6 +151,11 @@ def offline_task(
     if recorded in SLATE_ENVS and env is not None and env != recorded:
         raise ValueError(f"{data} was logged in {recorded}, not in {env}: leave --env out, or make it {NO_ENV}.")
     name = env if env is not None else recorded
+    if env is None and isinstance(name, str) and ":" in name:
+        raise DataError(
+            f"{data} names the environment {name!r}, of which Gymnasium would import what stands before the colon: "
+            "name it yourself (--env) if you trust it."
+        )
     if isinstance(name, str) and name.startswith(SARDINE_PREFIX) and models is None:
         return SardineTask(data, env=name, **options)
     if isinstance(name, str) and name.startswith(GYM_PREFIX) and models is None:

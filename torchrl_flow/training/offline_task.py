@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_flow.data.npz import NpzReplayBuffer
+from torchrl_flow.data.npz_file import open_npz, read_member
 from torchrl_flow.modules.action_box import ActionBox
 
 __all__ = ["EVALUATION_SEED", "OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
@@ -168,6 +169,10 @@ class OfflineTask:
         return {"behaviour": float(np.mean(found))} if len(found) else {}
 
 
+EPISODE_ARRAYS = ("rewards", "terminals", "timeouts", "observations", "next_observations")
+"""Arrays of a file that tell where episodes end."""
+
+
 def episode_returns(path: str | Path) -> list[float]:
     """Return the undiscounted returns of the whole episodes in an ``.npz`` file of transitions, in its order.
 
@@ -175,13 +180,15 @@ def episode_returns(path: str | Path) -> list[float]:
     follows the last end is no whole episode. Rows of which most are not followed by their next observation are in no
     order, and make no episodes.
     """
-    with np.load(path, allow_pickle=False) as file:
-        rewards = file["rewards"].reshape(-1).astype(np.float64)
-        ends = file["terminals"].reshape(-1) != 0
-        if "timeouts" in file.files:
-            ends |= file["timeouts"].reshape(-1) != 0
-        if "next_observations" in file.files:
-            broken = (file["next_observations"][:-1] != file["observations"][1:]).any(-1) & ~ends[:-1]
+    path = Path(path)
+    with open_npz(path) as file:
+        read = {name: read_member(path, file, name) for name in EPISODE_ARRAYS if name in file.files}
+        rewards = read["rewards"].reshape(-1).astype(np.float64)
+        ends = read["terminals"].reshape(-1) != 0 if "terminals" in read else np.zeros(len(rewards), dtype=bool)
+        if "timeouts" in read:
+            ends |= read["timeouts"].reshape(-1) != 0
+        if "next_observations" in read:
+            broken = (read["next_observations"][:-1] != read["observations"][1:]).any(-1) & ~ends[:-1]
             if broken.sum() > 0.5 * len(broken):
                 return []
             ends[:-1] |= broken

@@ -22,10 +22,12 @@ RESULT_COLUMNS = (
     "recipe", "task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "return",
     "env_steps", "wall_s", "command", "commit", "date",
 )  # fmt: skip
+"""Columns of ``results.csv``."""
 BENCHMARK_COLUMNS = (
     "pair", "mode", "device", "threads", "ours_ms", "reference_ms", "ratio", "ratio_low", "ratio_high",
     "command", "commit", "date",
 )  # fmt: skip
+"""Columns of ``benchmarks/results.csv``."""
 
 RESULT_ROWS = "result_rows.json"
 """File of a run with the rows of results.csv that it has written, by stage."""

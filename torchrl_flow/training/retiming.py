@@ -53,7 +53,7 @@ class Retiming:
     push_size: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what makes no motion."""
+        """Check the fields."""
         if not 0 < self.speed <= 1:
             raise ValueError(f"speed must lie in (0, 1], the controller's largest action being 1, got {self.speed}.")
         if self.dwell < 0 or self.push_size < 0:

@@ -120,7 +120,8 @@ class ChunkRollouts:
         if self._carry is None:
             return {}
         base = base_env(self.env)
-        if not getattr(base, "_supports_set_state", False):
+        # TorchRL's own mark of an env whose state can be set, and that of one that plays its episodes again.
+        if not (getattr(base, "supports_resumption", False) or getattr(base, "_supports_set_state", False)):
             return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
         # A transformed env has in its own state that of its transforms alone, such as the frames of a history.

@@ -26,7 +26,7 @@ __all__ = ["Run"]
 _log = logging.getLogger(__name__)
 
 
-#: Fields of a recipe's configuration that decide about what comes after training alone.
+#: Fields of a recipe's configuration that affect only what happens after training.
 AFTER_TRAINING = (
     "resume",
     "results",
@@ -46,6 +46,7 @@ BOOKKEEPING = (
 )
 #: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
+"""Name of the file that a finished run leaves in its directory."""
 
 
 class Run:

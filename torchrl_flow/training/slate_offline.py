@@ -1,4 +1,4 @@
-"""What the offline baselines of the slate recommender share: data, environment, evaluation, references, diagnostics."""
+"""Parts shared by the offline baselines of the slate recommender: data, environment, evaluation, diagnostics."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torchrl_flow.data.npz import NpzReplayBuffer, read_npz_metadata
 from torchrl_flow.envs.slate import SLATE_POLICIES, SlateEnv, SlatePolicyName
 from torchrl_flow.modules.action_box import ActionBox
 from torchrl_flow.modules.state_policy import StatePolicyConfig, make_state_policy
+from torchrl_flow.training.checkpoint_check import building
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
 from torchrl_flow.training.collect_slates import SLATE_FORMAT
 from torchrl_flow.training.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
@@ -231,7 +232,8 @@ def load_state_policy(
     config: Mapping[str, Any] | None = checkpoint.module_configs.get("state_policy")
     if config is None:
         raise CheckpointError(f"{checkpoint.path} holds no policy of states, only {sorted(checkpoint.roles)}.")
-    policy = make_state_policy(StatePolicyConfig(**{**config, "hidden_sizes": tuple(config["hidden_sizes"])}))
+    with building(checkpoint.path, "module_configs.state_policy"):
+        policy = make_state_policy(StatePolicyConfig(**{**config, "hidden_sizes": tuple(config["hidden_sizes"])}))
     checkpoint.restore(modules={"policy": policy})
     return (in_data_units(policy, checkpoint) if data_units else policy).eval(), checkpoint
 

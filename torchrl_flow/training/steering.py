@@ -1,4 +1,4 @@
-"""What recipes that steer a frozen flow share: loading policies, demonstrations and their latents."""
+"""Functions shared by the recipes that steer a frozen flow: loading policies, demonstrations and their latents."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torchrl_flow.modules import (
     SteeredFlowActor,
     make_latent_policy,
 )
+from torchrl_flow.training.checkpoint_check import building
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.training.demo_source import DemoSource
 from torchrl_flow.training.progress import Progress
@@ -66,8 +67,9 @@ def load_latent_policy(
             f"{checkpoint.path} holds no latent policy, only {', '.join(checkpoint.roles) or 'nothing'}: it was "
             "written by a stage that steers nothing. Name a run of examples/dsrl_*.py."
         )
-    config = LatentPolicyConfig.from_dict(checkpoint.module_configs[LATENT_POLICY])
-    policy = make_latent_policy(dataclasses.replace(config, **changes), actor)
+    with building(checkpoint.path, f"module_configs.{LATENT_POLICY}"):
+        config = LatentPolicyConfig.from_dict(checkpoint.module_configs[LATENT_POLICY])
+        policy = make_latent_policy(dataclasses.replace(config, **changes), actor)
     checkpoint.restore(modules={LATENT_POLICY: policy})
     return policy, checkpoint
 

@@ -35,9 +35,9 @@ class NamedLossStepper(OptimizationStepper):
     or as ``optimization_stepper`` of TorchRL's :class:`~torchrl.trainers.Trainer`, which then needs no optimizer. In
     an update, the groups without a method come first, by one forward and one backward pass over the sum of what is
     due of them; then those with a method, one after the other, each seeing what the ones before have changed. A
-    parameter is trained by the group whose optimiser holds it, whatever losses its gradient has come from by then.
+    parameter is updated only by the group whose optimiser holds it, with all gradients it has received by then.
 
-    Gradients are clipped by group; the Trainer's own ``clip_norm`` has no say here, nor has its ``optimizer``. With
+    Gradients are clipped by group; the Trainer's own ``clip_norm`` and ``optimizer`` are ignored. With
     ``utd_ratio`` a Trainer's ``optim_steps_per_batch`` must be 1: each step does all the updates that are due,
     none or several, on batches that it draws itself from the trainer's replay buffer (without it, one update on the
     batch it is given). With ``pretrain_steps`` the Trainer trains on its replay buffer before the first collection

@@ -39,9 +39,9 @@ class Variant:
     """One configuration of a sweep."""
 
     name: str
-    """What it is called."""
+    """Name of the variant."""
     category: str
-    """What it is compared with, beside the baseline."""
+    """Variants that it is compared with, beside the baseline."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the script that differ from the baseline's."""
 
@@ -77,7 +77,7 @@ class SweepRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """What became of a run so far."""
+    """State of a run of the sweep."""
 
     run: SweepRun
     state: RunState

@@ -1,4 +1,4 @@
-"""What a sweep shows: how each configuration compares with the baseline, as a table, curves and a page."""
+"""Report of a sweep: each configuration compared with the baseline, as a table, curves and a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one task from another, and the refusal of demonstrations and options that do not fit it."""
+"""Identity of a task, and checks that demonstrations and options fit it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.envs._maniskill_check import maniskill_installed
+from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 from torchrl_flow.training.envs import base_env
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 PLANAR = "planar"
+"""Name of the planar task."""
 SIZES = ("state_dim", "pixels_size", "action_dim")
 """Fields of a task's identity that its environment's specs give."""
 
@@ -119,17 +120,21 @@ def require_task_name(task: str) -> None:
         raise ValueError(f"there is no task {task!r}.{hint}")
 
 
-def require_num_envs(task: str, num_envs: int | None, sim_backend: str = "physx_cpu") -> None:
+def require_num_envs(
+    task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
+) -> None:
     """Refuse sub-environments that a task cannot have.
 
     Raises:
-        ValueError: for more than one of ManiSkill on the CPU, or a misspelt task.
+        ValueError: for more than one of ManiSkill that renders on the CPU, or a misspelt task.
     """
     require_task_name(task)
-    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu":
+    renders = "rgb" in (obs_mode or "state")
+    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(
-            f"num_envs={num_envs} is not possible for {task!r}: ManiSkill simulates one environment a process on the "
-            f"CPU. Leave num_envs (--num-envs) out; several are possible for the task {PLANAR!r}."
+            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
+            "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "
+            "torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torchrl.checkpoint import CheckpointError
 from torchrl.envs import EnvBase
 
-from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
+from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv, PlanarPickPlaceEnv, maniskill_renders
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.training.checkpoint import as_json
+from torchrl_flow.training.checkpoint_check import building
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint, require_task
 from torchrl_flow.training.envs import make_chunk_env
 from torchrl_flow.training.task_identity import PLANAR, require_num_envs, task_info
@@ -27,10 +29,12 @@ PLANAR_CONTROL_MODE = "delta_position"
 __all__ = [
     "LATENT_POLICY",
     "ObsMode",
+    "default_num_envs",
     "evaluation_env",
     "flow_config",
     "load_critic",
     "load_policy",
+    "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
@@ -69,7 +73,7 @@ def make_task_env(
         task: ``"planar"`` or the ManiSkill id of a task.
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
-        num_envs: sub-environments; ``None`` for one, unbatched, which is all that ManiSkill has on the CPU.
+        num_envs: sub-environments; ``None`` for one, unbatched.
         max_episode_steps: time limit; the task's own where ``None``.
         ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
         **kwargs: passed to the environment.
@@ -78,7 +82,7 @@ def make_task_env(
         ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
     """
     observation_keys(obs_mode)
-    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"))
+    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"), obs_mode)
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
     if task == PLANAR:
@@ -115,7 +119,8 @@ def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
     """
     if not checkpoint.actor_config:
         raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    with building(checkpoint.path, "actor_config"):
+        config = FlowActorConfig.from_dict(checkpoint.actor_config)
     # Older files of steered flows have the K of --num-steps among the script's arguments alone.
     steered = LATENT_POLICY in checkpoint.module_configs
     num_steps = checkpoint.config.get("num_steps") if steered else None
@@ -157,7 +162,9 @@ def rebuild_flow(
     checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
 ) -> FlowActor:
     """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
-    actor = make_flow_actor(flow_config(checkpoint))
+    config = flow_config(checkpoint)
+    with building(checkpoint.path, "actor_config"):
+        actor = make_flow_actor(config)
     if role is None:
         role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
     checkpoint.restore(modules={role: actor})
@@ -213,7 +220,8 @@ def load_critic(
     require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
     if role is None:
         role = "target_critic" if "target_critic" in checkpoint.roles else "critic"
-    critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
+    with building(checkpoint.path, "module_configs.critic"):
+        critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
     checkpoint.restore(modules={role: critic})
     return critic, checkpoint
 
@@ -243,12 +251,67 @@ def make_task_chunk_env(
     )
 
 
-def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwargs: Any) -> EnvBase:
+def default_num_envs(
+    task: str, obs_mode: str | None = "state", episodes: int | None = None, visuals: bool | None = None
+) -> int | None:
+    """Return how many sub-environments an evaluation runs at a time; its result is the same for any number.
+
+    Args:
+        task: name of the task.
+        obs_mode: what is observed.
+        episodes: of the evaluation; the number divides them without a small rest.
+        visuals: whether the environment shall be able to film; ``None`` where the machine can.
+
+    Returns:
+        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, where it renders: only
+        single ones do.
+
+    Examples:
+        >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
+        (50, None)
+        >>> default_num_envs("PickCube-v1", episodes=60, visuals=False)
+        20
+    """
+    most = 50 if task == PLANAR else 25
+    if task != PLANAR:
+        renders = "rgb" in (obs_mode or "state")
+        if renders or visuals or (visuals is None and maniskill_renders()):
+            return None
+    return most if episodes is None else math.ceil(episodes / math.ceil(episodes / most))
+
+
+def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any) -> EnvBase:
+    """Make the chunk environment to evaluate in, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
+    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
+
+    Args:
+        task: as in :func:`make_task_env`.
+        episodes: how many will be played, for the default of ``num_envs``.
+        **kwargs: passed to :func:`make_task_chunk_env`.
+    """
+    kwargs.setdefault("ignore_terminations", True)
+    if "num_envs" in kwargs or str(kwargs.get("sim_backend", "physx_cpu")) != "physx_cpu":
+        return make_task_chunk_env(task, **kwargs)
+    number = default_num_envs(task, kwargs.get("obs_mode"), episodes, kwargs.get("visuals"))
+    try:
+        return make_task_chunk_env(task, num_envs=number, **kwargs)
+    except BatchUnsupportedError:
+        return make_task_chunk_env(task, **kwargs)
+
+
+def evaluation_env(
+    checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, episodes: int | None = None, **kwargs: Any
+) -> EnvBase:
     """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`make_evaluation_env`.
 
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
+        episodes: how many will be played, for the default of ``num_envs``.
         **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
             checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
 
@@ -268,9 +331,8 @@ def evaluation_env(checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, **kwa
     config = flow_config(checkpoint)
     # The planar task has one control mode: another one in the checkpoint is named below, with both values.
     wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
-    wanted |= {"ignore_terminations": True, "num_envs": 50 if task["task"] == PLANAR else None}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
-    env = make_task_chunk_env(gamma=gamma, **horizons, **{**wanted, **kwargs})
+    env = make_evaluation_env(gamma=gamma, episodes=episodes, **horizons, **{**wanted, **kwargs})
     found = task_info(env)
     require_task(checkpoint, found)
     sizes = {name: found[name] for name in ("state_dim", "action_dim", "pixels_size") if name in found}

@@ -8,14 +8,14 @@ import torch
 from torchrl.envs import EnvBase
 
 from torchrl_flow.training.checkpoint_reader import TrainingCheckpoint
-from torchrl_flow.training.task_identity import PLANAR
+from torchrl_flow.training.task_identity import PLANAR, require_num_envs
 from torchrl_flow.training.tasks import evaluation_env
 
 __all__ = ["make_training_env", "training_env_options"]
 
 
 def training_env_options(
-    task: str, *, num_envs: int | None, sim_backend: str | None, planar_envs: int
+    task: str, *, num_envs: int | None, sim_backend: str | None, planar_envs: int, obs_mode: str | None = "state"
 ) -> dict[str, Any]:
     """Return number of environments and simulation for a task.
 
@@ -23,8 +23,10 @@ def training_env_options(
         task: ``"planar"`` or the ManiSkill id of a task.
         num_envs: environments that are stepped together; 0 and, with ManiSkill, 1 for one that is not batched; the
             task's usual number where ``None``.
-        sim_backend: ManiSkill's simulation; what the number of environments needs where ``None``.
+        sim_backend: ManiSkill's simulation; where ``None`` physx_cuda for several environments on a machine with a
+            CUDA device, and else physx_cpu, which simulates several in this process.
         planar_envs: the planar task's usual number.
+        obs_mode: what is observed; images of several environments need physx_cuda.
 
     Raises:
         SystemExit: if the task cannot be simulated so, saying what can be done.
@@ -35,20 +37,18 @@ def training_env_options(
         if sim_backend is not None:
             raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: the planar task has one simulation.")
         return {"num_envs": (planar_envs if num_envs is None else num_envs) or None}
-    backend = sim_backend or ("physx_cuda" if (num_envs or 1) > 1 else "physx_cpu")
+    on_gpu = (num_envs or 1) > 1 and torch.cuda.is_available()
+    backend = sim_backend or ("physx_cuda" if on_gpu else "physx_cpu")
     if backend.split(":")[0] not in ("physx_cpu", "physx_cuda"):
         raise SystemExit(f"--sim-backend must be physx_cpu or physx_cuda (physx_cuda:1, ...), got {backend}.")
     if backend.startswith("physx_cuda") and not torch.cuda.is_available():
-        asked = f"--num-envs {num_envs}" if sim_backend is None else f"--sim-backend {sim_backend}"
         raise SystemExit(
-            f"{asked} of {task} needs ManiSkill's physx_cuda, and there is no CUDA device: give --num-envs 1, which "
-            "physx_cpu simulates."
+            f"--sim-backend {sim_backend} of {task} needs a CUDA device, and there is none: leave it out for physx_cpu."
         )
-    if (num_envs or 1) > 1 and backend == "physx_cpu":
-        raise SystemExit(
-            f"--num-envs {num_envs} of {task} is not possible with --sim-backend physx_cpu, which simulates one "
-            "environment: give --num-envs 1, or --sim-backend physx_cuda on a machine with a CUDA device."
-        )
+    try:
+        require_num_envs(task, num_envs, backend, obs_mode)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     return {"num_envs": num_envs if (num_envs or 1) > 1 else None, "sim_backend": backend}
 
 
@@ -73,5 +73,8 @@ def make_training_env(
         SystemExit: if the task cannot be simulated so.
     """
     task = str(checkpoint.task.get("task"))
-    options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs)
+    obs_mode = checkpoint.task.get("obs_mode")
+    options = training_env_options(
+        task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
+    )
     return evaluation_env(checkpoint, ignore_terminations=False, **options, **kwargs)

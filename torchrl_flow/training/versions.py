@@ -1,4 +1,4 @@
-"""What a run was made with: versions, command, commit, date."""
+"""Provenance of a run: versions, command, commit, date."""
 
 from __future__ import annotations
 

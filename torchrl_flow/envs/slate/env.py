@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs._counter_rng import counter_normal, counter_uniform, splitmix64
 from torchrl_flow.envs.slate import _dynamics as dynamics
 from torchrl_flow.envs.slate._catalogue import ItemCatalogue
@@ -72,6 +73,7 @@ class SlateEnv(EnvBase):
         True
     """
 
+    __signature__ = InitSignature()
     _user: Tensor  # [*B, D], interests
     _timers: Tensor  # [*B, topics], steps for which a topic still bores, of the step to come
     _entries: Tensor  # [*B, 10], the click history of the step to come

@@ -15,6 +15,7 @@ from torchrl_flow.envs.slate._dynamics import effective_user
 
 SlatePolicyName = Literal["random", "sto", "logged", "medium", "expert"]
 SLATE_POLICIES = get_args(SlatePolicyName)
+"""Names of the reference policies of the slate recommender."""
 
 __all__ = ["SLATE_POLICIES", "SlatePolicy", "SlatePolicyName", "diverse_slate", "make_slate_policy"]
 

@@ -1,4 +1,4 @@
-"""What a chunk transform asks of the environment, and what it makes of its reward spec."""
+"""Requirements of a chunk transform on its environment, and the spec of the summed rewards."""
 
 from __future__ import annotations
 

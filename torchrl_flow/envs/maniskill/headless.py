@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from torchrl_flow.envs._maniskill_check import _import, require_maniskill
+from torchrl_flow.envs.maniskill.requirements import _import, require_maniskill
 
 _RENDER_CLASSES = ("RenderMaterial", "RenderTexture2D")
 _RENDER_MODULES = (

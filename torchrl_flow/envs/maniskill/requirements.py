@@ -1,4 +1,4 @@
-"""What ManiSkill needs of the machine, and the command that mends what is missing."""
+"""Checks of what ManiSkill needs on a machine; errors name the command that installs what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IMPORT_NOISE = (".*pkg_resources.*", ".*system libvulkan.*", ".*Failed to find 
 
 
 class ManiSkillUnavailableError(ImportError):
-    """ManiSkill cannot be imported here; the message is one line that names the command that mends it."""
+    """ManiSkill cannot be imported here; the message is one line that names the command to run."""
 
 
 class RenderDeviceError(RuntimeError):
@@ -114,6 +114,11 @@ def detect_render_backend() -> str:
         return "none"
     finally:
         render.set_log_level(os.getenv("MS_RENDERER_LOG_LEVEL", "warn"))  # as ManiSkill does
+
+
+def maniskill_renders() -> bool:
+    """Tells whether ManiSkill is installed here and can render."""
+    return maniskill_installed() and detect_render_backend() != "none"
 
 
 def require_render_backend(purpose: str) -> str:

@@ -6,34 +6,33 @@ from typing import Any
 
 import torch
 
-from torchrl_flow.envs._maniskill_build import (
-    MAX_EPISODE_STEPS,
-    OBS_MODES,
+from torchrl_flow.envs.maniskill.build import (
     check_arguments,
     check_task,
     default_max_episode_steps,
     make_env,
+    reconfiguration_of_one,
     resolve_visuals,
 )
-from torchrl_flow.envs._maniskill_check import require_maniskill
-from torchrl_flow.envs._maniskill_wrapper import ManiSkillWrapper
+from torchrl_flow.envs.maniskill.requirements import require_maniskill
+from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
 
-__all__ = ["MAX_EPISODE_STEPS", "OBS_MODES", "ManiSkillEnv", "ManiSkillWrapper"]
+__all__ = ["ManiSkillEnv"]
 
 
 class ManiSkillEnv(ManiSkillWrapper):
     """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
 
     In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
-    observations and rewards (:mod:`torchrl_flow.envs.headless`).
+    observations and rewards (``torchrl_flow.envs.maniskill.headless``).
 
     Args:
         task: ManiSkill id of the task, such as ``"PickCube-v1"``.
 
     Keyword Args:
         num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
-            More than one needs ``sim_backend="physx_cuda"``: on the CPU, put several in a
-            :class:`~torchrl.envs.ParallelEnv`.
+            On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
+            (``torchrl_flow.envs.maniskill.physx_batch``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
         control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
@@ -49,18 +48,22 @@ class ManiSkillEnv(ManiSkillWrapper):
         render_size: height and width of ``pixels``, or one int for both. Default: the camera's own, 128 as a
             rule.
         robot_uids: robot. Default: the task's own.
-        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's
-            own.
+        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's own, which
+            for some (PegInsertionSide) is 1 alone and 0 for many. Many sub-environments on a CPU take that of one
+            where ``ignore_terminations`` ends their episodes together, so that an evaluation plays the same episodes.
         visuals: whether to build what can be seen, which takes a Vulkan device. Default: ``None``, where the
             observations have pixels or there is such a device.
         device: where actions come from and tensors go to. Default: the device of the simulation.
+        threads: CPU threads that step the sub-environments of ``"physx_cpu"``. Default: ``torch.get_num_threads()``.
+        clean_resets: whether a reset leaves nothing of earlier episodes in the simulation, so that an episode depends
+            on its seed and actions alone. Default: yes on a CPU; not possible on a GPU.
         seed: first seed of the environment's generator. Default: drawn from the operating system.
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:
-        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command that mends it.
-        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command that
-            mends it.
+        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command to run.
+        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command to
+            run.
         ValueError: when an argument is not among those allowed.
 
     Examples:
@@ -86,10 +89,12 @@ class ManiSkillEnv(ManiSkillWrapper):
         reconfiguration_freq: int | None = None,
         visuals: bool | None = None,
         device: torch.device | str | int | None = None,
+        threads: int | None = None,
+        clean_resets: bool | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_arguments(num_envs, obs_mode, sim_backend, visuals)
+        check_arguments(num_envs, obs_mode, sim_backend, visuals, threads)
         require_maniskill()
         check_task(task)
         if robot_uids is not None:
@@ -97,10 +102,14 @@ class ManiSkillEnv(ManiSkillWrapper):
         if render_size is not None:
             height, width = (render_size, render_size) if isinstance(render_size, int) else render_size
             kwargs["sensor_configs"] = {**kwargs.get("sensor_configs", {}), "height": height, "width": width}
+        many_on_cpu = (num_envs or 1) > 1 and sim_backend == "physx_cpu"
+        if many_on_cpu and ignore_terminations and reconfiguration_freq is None:
+            reconfiguration_freq = reconfiguration_of_one(task)
         env = make_env(
             task,
-            resolve_visuals(obs_mode, visuals),
+            not many_on_cpu and resolve_visuals(obs_mode, visuals),
             num_envs=num_envs or 1,
+            threads=threads,
             obs_mode=obs_mode,
             control_mode=control_mode,
             sim_backend=sim_backend,
@@ -115,5 +124,6 @@ class ManiSkillEnv(ManiSkillWrapper):
             device=device,
             camera=camera,
             ignore_terminations=ignore_terminations,
+            clean_resets=clean_resets,
             seed=seed,
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import torch
+
+from torchrl_flow.envs.maniskill.replay import EpisodeLog
 
 _SEED_RANGE = 2**31 - 1
 
@@ -23,9 +25,15 @@ class EpisodeResets:
         env: the environment made by ``gymnasium.make``.
         num_envs: number of its sub-environments.
         device: device of the simulation.
+        renew: called with the rows that are reset before they are, where their scenes are not rebuilt.
     """
 
-    def __init__(self, env: Any, num_envs: int, device: torch.device) -> None:
+    def __init__(
+        self, env: Any, num_envs: int, device: torch.device, renew: Callable[[Iterable[int]], None] | None = None
+    ) -> None:
+        self._renew = renew
+        self.log: EpisodeLog | None = None
+        """Set by the environment where episodes are functions of what is noted in it."""
         self._env = env
         self._num_envs = num_envs
         self._device = device
@@ -61,22 +69,79 @@ class EpisodeResets:
                 "their episodes end together."
             )
         options = dict(options or {})
-        if env_state is not None:
-            options["reset_to_env_states"] = {"env_states": self._batch_state(env_state, ids)}
+        states = None if env_state is None else self._batch_state(env_state, ids)
+        if seed is None and self.log is None:
+            return self._reset_unseeded(ids, options if states is None else _to_states(options, states))
         if seed is None:
-            return self._reset_unseeded(ids, options)
-        self._reseed_numpy = True
-        seeds = self._check_seeds(seed)
-        if self._num_envs == 1 or self.reconfigures or env_state is not None:
+            # Seeds for all that is drawn, so that it can be done again. They draw together, which is the fastest.
+            seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
+        else:
+            self._reseed_numpy = True
+            seeds = self._check_seeds(seed)
+        arguments = {"seeds": seeds, "together": seed is None, "env_state": states, "options": options}
+        if self.log is not None:
+            self.log.reset(None if ids is None else ids.tolist(), arguments)
+        return self._reset_seeded(ids, **arguments)
+
+    def _reset_seeded(
+        self,
+        ids: torch.Tensor | None,
+        *,
+        seeds: list[int],
+        together: bool,
+        env_state: dict[str, Any] | None,
+        options: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any]]:
+        options = options if env_state is None else _to_states(options, env_state)
+        if self._num_envs == 1 or together or env_state is not None:
             return self._reset_once(ids, options, seeds)
-        return self._reset_one_by_one(ids, options, seeds)
+        if not self._rebuilds_now(options):
+            return self._reset_one_by_one(ids, options, seeds)
+        # First all scenes, each with what its seed draws from NumPy, then the episodes in them.
+        self._reset_once(ids, options, seeds)
+        with self._as_built():
+            return self._reset_one_by_one(ids, options, seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it takes to go on in the middle of the episodes; empty where that cannot be told."""
+        if self.log is None:
+            return {}
+        return {"episodes": self.log.state_dict(), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Play the episodes of :meth:`state_dict` up to where they were."""
+        if self.log is None:
+            raise RuntimeError("this environment keeps no log of its episodes to play them again with.")
+        self.log.load_state_dict(state["episodes"])
+
+        def reset(rows: list[int] | None, arguments: dict[str, Any]) -> None:
+            self._reset_seeded(None if rows is None else torch.tensor(rows, device=self._device), **arguments)
+
+        self.log.play(reset, self._env.step)
+        self._generator.set_state(state["generator"])
+
+    @contextlib.contextmanager
+    def _as_built(self) -> Iterator[None]:
+        """Counts no reset towards the next rebuilding."""
+        env = self._env.unwrapped
+        freq, env.reconfiguration_freq = env.reconfiguration_freq, 0
+        try:
+            yield
+        finally:
+            env.reconfiguration_freq = freq
 
     def _reset_once(
         self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int] | None
     ) -> tuple[Any, dict[str, Any]]:
         if ids is not None:
             options = {**options, "env_idx": ids}
+        if self._renew is not None and not self._rebuilds_now(options):
+            self._renew(range(self._num_envs) if ids is None else ids.tolist())
         return self._env.reset(seed=seeds, options=options)
+
+    def _rebuilds_now(self, options: Mapping[str, Any]) -> bool:
+        counter = getattr(self._env.unwrapped, "_reconfig_counter", None)
+        return bool(options.get("reconfigure", False)) or (self.reconfigures and counter == 0)
 
     def _reset_one_by_one(
         self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int]
@@ -84,9 +149,15 @@ class EpisodeResets:
         # Only alone does a sub-environment draw from torch what it would draw in a batch of one. Even then
         # ManiSkill takes as many seeds as there are: the first is torch's, the one at its index is NumPy's.
         result: tuple[Any, dict[str, Any]] = (None, {})
-        for index in range(self._num_envs) if ids is None else ids.tolist():
-            one = torch.tensor([index], device=self._device)
-            result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
+        rows = list(range(self._num_envs)) if ids is None else ids.tolist()
+        env = self._env.unwrapped
+        try:
+            for index in rows:
+                one = torch.tensor([index], device=self._device)
+                env.observes = index == rows[-1]  # each observes the whole batch: the last one is what counts
+                result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
+        finally:
+            env.observes = True
         return result
 
     def _reset_unseeded(self, ids: torch.Tensor | None, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -126,6 +197,20 @@ class EpisodeResets:
                 )
             batched[key] = rows if ids is None else rows[ids]
         return batched
+
+
+def copy_state(tree: Mapping[str, Any], batch_size: torch.Size) -> dict[str, Any]:
+    """Copies a nested state, with ``[num_envs, d]`` entries, to ``[*batch_size, d]``."""
+    return {
+        key: copy_state(value, batch_size)
+        if isinstance(value, Mapping)
+        else value.clone().reshape(*batch_size, *value.shape[1:])
+        for key, value in tree.items()
+    }
+
+
+def _to_states(options: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "reset_to_env_states": {"env_states": states}}
 
 
 @contextlib.contextmanager

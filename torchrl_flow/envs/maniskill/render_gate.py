@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+
+from torchrl_flow.envs.maniskill.requirements import RenderDeviceError
 
 
 class RenderGate:
@@ -57,3 +60,15 @@ class RenderGate:
         if self._stale and bool(done.any()):
             self._open = True
             observation["sensor_data"] = self()
+
+
+def render_view(env: Any, batch_size: torch.Size) -> np.ndarray:
+    """Renders the scenes with the task's camera for viewing, uint8 ``[*B, height, width, 3]``.
+
+    Raises:
+        RenderDeviceError: when the task has no such camera.
+    """
+    image = env.unwrapped.render_rgb_array()
+    if image is None:
+        raise RenderDeviceError("render() found no camera for viewing: the task defines none.")
+    return torch.as_tensor(image).cpu().numpy().astype(np.uint8).reshape(*batch_size, *image.shape[1:])

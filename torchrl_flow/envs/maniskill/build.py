@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from torchrl_flow._suggest import close_names
-from torchrl_flow.envs._maniskill_check import detect_render_backend, require_render_backend
-from torchrl_flow.envs.headless import headless
+from torchrl_flow.envs.maniskill.batched import make_batched
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.requirements import detect_render_backend, require_render_backend
 
 OBS_MODES = ("state", "rgb", "rgb+state")
 
@@ -26,7 +27,9 @@ MAX_EPISODE_STEPS = {
 """Time limits that leave planner demonstrations room to succeed; the registered ones (50 to 100) do not."""
 
 
-def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None) -> None:
+def check_arguments(
+    num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None, threads: int | None = None
+) -> None:
     """Refuses arguments that no machine, or not this one, can serve.
 
     Raises:
@@ -42,11 +45,18 @@ def check_arguments(num_envs: int | None, obs_mode: str, sim_backend: str, visua
         raise ValueError(
             f"num_envs={num_envs} must be at least 1, or None for an environment without a batch dimension."
         )
-    if (num_envs or 1) > 1 and sim_backend == "physx_cpu":
+    if (num_envs or 1) > 1 and sim_backend == "physx_cpu" and "rgb" in obs_mode:
         raise ValueError(
-            f"num_envs={num_envs} is not possible with sim_backend='physx_cpu', which simulates one "
-            "environment a process: use torchrl.envs.ParallelEnv, or sim_backend='physx_cuda'."
+            f"num_envs={num_envs} with sim_backend='physx_cpu' simulates states, and obs_mode={obs_mode!r} renders: "
+            "put single environments in a torchrl.envs.ParallelEnv, use sim_backend='physx_cuda', or 'state'."
         )
+    if (num_envs or 1) > 1 and sim_backend == "physx_cpu" and visuals:
+        raise ValueError(
+            f"num_envs={num_envs} with sim_backend='physx_cpu' is simulated without visuals: leave visuals out, or "
+            "make a single environment to render."
+        )
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1, or None for torch.get_num_threads().")
     if sim_backend.startswith("physx_cuda") and not torch.cuda.is_available():
         raise ValueError(f"sim_backend={sim_backend!r} needs a CUDA device and torch finds none: use 'physx_cpu'.")
     if visuals is False and "rgb" in obs_mode:
@@ -88,6 +98,31 @@ def default_max_episode_steps(task: str) -> int | None:
     return MAX_EPISODE_STEPS.get(task, REGISTERED_ENVS[task].max_episode_steps)
 
 
+def reconfiguration_of_one(task: str) -> int:
+    """Returns after how many resets a task rebuilds its scene where it is simulated alone, 0 for never.
+
+    Some tasks decide by the number of sub-environments, which makes another task of a batch.
+    """
+    from mani_skill.envs.sapien_env import BaseEnv
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    class Asked(Exception):  # noqa: N818  # it carries the answer
+        pass
+
+    class Ask(BaseEnv):
+        def __init__(self, *args: Any, reconfiguration_freq: int | None = None, **kwargs: Any) -> None:
+            raise Asked(reconfiguration_freq or 0)
+
+    registered = REGISTERED_ENVS[task]
+    try:
+        # Behind the task's own classes and before ManiSkill's in the order of their constructors.
+        bases: Any = (registered.cls, Ask)
+        type("Probe", bases, {})(num_envs=1, **(registered.default_kwargs or {}))
+    except Asked as answer:
+        return int(answer.args[0])
+    return 0
+
+
 def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
     """Decides whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
     device.
@@ -103,14 +138,23 @@ def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
     return detect_render_backend() != "none" if visuals is None else visuals
 
 
-def make_env(task: str, visuals: bool, **kwargs: Any) -> Any:
+def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threads: int | None, **kwargs: Any) -> Any:
     """Makes the gymnasium environment of a task, with or without visuals."""
     import gymnasium
 
     kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
     kwargs.setdefault("render_backend", detect_render_backend() if visuals else "none")
     with headless(not visuals), _quiet_build():
-        return gymnasium.make(task, **kwargs)
+        if num_envs > 1 and sim_backend == "physx_cpu":
+            threads = torch.get_num_threads() if threads is None else threads
+            env = make_batched(task, num_envs, threads, sim_backend=sim_backend, **kwargs)
+        else:
+            env = gymnasium.make(task, num_envs=num_envs, sim_backend=sim_backend, **kwargs)
+    # A fifth of a single environment's time is autograd's. Whoever steps it goes through these, as tensors that were
+    # made in inference mode cannot be changed outside of it.
+    base: Any = env.unwrapped
+    base.step, base.reset = torch.inference_mode()(base.step), torch.inference_mode()(base.reset)
+    return env
 
 
 @contextlib.contextmanager

@@ -1,0 +1,208 @@
+"""Speed of many ManiSkill environments in one CPU process, against what ManiSkill offers on a CPU.
+
+    python benchmarks/maniskill_batch.py
+    python benchmarks/maniskill_batch.py --tasks PickCube-v1 --num-envs 32 --results benchmarks/results.csv
+
+Everything is measured in turns in the same process and state: a few control steps with random actions of each
+contender, round after round. Compared are milliseconds an environment step, of CPU time and of the clock, of
+
+- ManiSkill's own single environment, stepped as its documentation does;
+- ``gymnasium.vector.AsyncVectorEnv`` over two processes of one environment each, as several are usually had on a CPU;
+- ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
+- the floor: the steps of PhysX alone that a control step of that environment takes.
+
+CPU time is the measure on a machine that others use too. It counts all threads and processes. The memory of each is
+what an environment adds to the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+
+from torchrl_flow.envs import ManiSkillEnv
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.training import append_benchmark
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclasses.dataclass
+class Args:
+    """What to measure."""
+
+    tasks: tuple[str, ...] = ("PickCube-v1", "LiftPegUpright-v1", "StackCube-v1", "PushCube-v1")
+    """ManiSkill ids"""
+    num_envs: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """numbers of sub-environments"""
+    threads: tuple[int, ...] = (1, 2)
+    """threads that step them"""
+    rounds: int = 5
+    """turns"""
+    env_steps: int = 128
+    """environment steps of a contender in a turn, at least one step of all its sub-environments"""
+    processes: int = 2
+    """of AsyncVectorEnv; 0 leaves it out"""
+    control_mode: str = "pd_ee_delta_pose"
+    """controller"""
+    results: str | None = None
+    """results.csv to append a row to for each pair"""
+
+
+class Contender:
+    """Something that steps environments, and the times that it took."""
+
+    def __init__(
+        self, label: str, threads: int, num_envs: int, step: Callable[[], Any], pids: Sequence[int] = ()
+    ) -> None:
+        self.label, self.threads, self.num_envs, self._step, self._pids = label, threads, num_envs, step, pids
+        self.cpu_ms: list[float] = []
+        self.wall_ms: list[float] = []
+
+    def measure(self, env_steps: int) -> None:
+        """Step, and note milliseconds an environment step."""
+        calls = max(1, env_steps // self.num_envs)
+        cpu, wall = time.process_time() + _cpu_of(self._pids), time.perf_counter()
+        for _ in range(calls):
+            self._step()
+        wall = time.perf_counter() - wall
+        cpu = time.process_time() + _cpu_of(self._pids) - cpu
+        self.cpu_ms.append(1e3 * cpu / calls / self.num_envs)
+        self.wall_ms.append(1e3 * wall / calls / self.num_envs)
+
+
+def _cpu_of(pids: Sequence[int]) -> float:
+    """Seconds of CPU time of processes."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / _TICKS
+
+
+def _megabytes() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _actions(shape: Sequence[int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(*shape, generator=generator) * 2 - 1 for _ in range(64)]
+
+
+def _single(task: str, control_mode: str) -> gymnasium.Env:
+    from mani_skill.utils.wrappers import CPUGymWrapper
+
+    with headless():
+        options: dict[str, Any] = {"obs_mode": "state", "reward_mode": "sparse", "render_backend": "none"}
+        env = gymnasium.make(task, control_mode=control_mode, max_episode_steps=100_000, **options)
+    return CPUGymWrapper(env)
+
+
+def maniskill(task: str, control_mode: str) -> Contender:
+    """ManiSkill's single environment."""
+    env = _single(task, control_mode).unwrapped
+    env.reset(seed=0)
+    actions, count = _actions(env.action_space.shape or ()), iter(range(10**9))
+    return Contender("ManiSkill's single environment", 1, 1, lambda: env.step(actions[next(count) % 64]))
+
+
+def processes(task: str, control_mode: str, number: int) -> Contender:
+    """``AsyncVectorEnv`` over processes of one environment."""
+    env = gymnasium.vector.AsyncVectorEnv([lambda: _single(task, control_mode)] * number, context="spawn")
+    env.reset(seed=0)
+    actions, count = [a.numpy().astype(np.float32) for a in _actions(env.action_space.shape or ())], iter(range(10**9))
+    pids = [int(process.pid or 0) for process in env.processes]
+    return Contender(
+        f"AsyncVectorEnv, {number} processes", number, number, lambda: env.step(actions[next(count) % 64]), pids
+    )
+
+
+def batch(task: str, control_mode: str, num_envs: int, threads: int) -> tuple[Contender, Contender | None, float]:
+    """Ours, the floor under it, and megabytes an environment."""
+    before = _megabytes()
+    options: dict[str, Any] = {"visuals": False, "max_episode_steps": 100_000, "control_mode": control_mode, "seed": 0}
+    env = ManiSkillEnv(task, num_envs=num_envs, threads=threads, **options)
+    grown = (_megabytes() - before) / num_envs
+    state = env.reset()
+    actions, count = _actions(env.action_spec.shape), iter(range(10**9))
+
+    def step() -> None:
+        nonlocal state
+        state = env.step(state.set("action", actions[next(count) % 64]))["next"]
+
+    base = env._env.unwrapped
+    systems = getattr(base.scene.px, "systems", [base.scene.px])
+
+    def physics() -> None:
+        for system in systems:
+            for _ in range(base._sim_steps_per_control):
+                system.step()
+
+    ours = Contender(f"N = {num_envs}", threads, num_envs, step)
+    return ours, Contender(f"PhysX alone, N = {num_envs}", 1, num_envs, physics) if threads == 1 else None, grown
+
+
+def measure(args: Args, task: str, *, with_memory: bool) -> None:
+    """Measure one task and print a line for each contender; memory only as long as none was freed to be used again."""
+    reference = maniskill(task, args.control_mode)
+    contenders = [reference]
+    if args.processes:
+        contenders.append(processes(task, args.control_mode, args.processes))
+    memory: dict[str, float] = {}
+    for num_envs in args.num_envs:
+        for threads in args.threads if num_envs > 1 else args.threads[:1]:
+            ours, floor, memory[f"N = {num_envs}"] = batch(task, args.control_mode, num_envs, threads)
+            contenders += [ours] if floor is None else [ours, floor]
+    for turn in range(args.rounds + 1):
+        for contender in contenders:
+            contender.measure(args.env_steps)
+            if turn == 0:  # warms up
+                contender.cpu_ms.clear()
+                contender.wall_ms.clear()
+    print(f"\n{task}: milliseconds an environment step, median of {args.rounds} turns")
+    print(f"{'':40} threads   CPU    clock   times faster: CPU [least, most], clock   memory of each")
+    for one in contenders:
+        cpu = [r / c for r, c in zip(reference.cpu_ms, one.cpu_ms, strict=True)]
+        wall = [r / c for r, c in zip(reference.wall_ms, one.wall_ms, strict=True)]
+        megabytes = f"{memory[one.label]:.1f} MB" if with_memory and one.label in memory else ""
+        clock = statistics.median(wall)
+        times = statistics.median(one.cpu_ms), statistics.median(one.wall_ms)
+        print(
+            f"{one.label:40} {one.threads:7d} {times[0]:7.3f} {times[1]:7.3f}   "
+            f"{statistics.median(cpu):8.2f} [{min(cpu):.2f}, {max(cpu):.2f}] {clock:14.2f} {megabytes}"
+        )
+        if args.results is not None and one is not reference:
+            ratios = sorted(1 / ratio for ratio in cpu)
+            ours = one.label in memory
+            append_benchmark(
+                args.results,
+                pair=f"{'ManiSkillEnv' if ours else one.label} / ManiSkill's single environment, {task}",
+                mode=f"CPU time an env step, {one.label}, {memory[one.label]:.1f} MB each"
+                if ours
+                else "CPU time an env step",
+                device="cpu",
+                threads=one.threads,
+                ours_ms=statistics.median(one.cpu_ms),
+                reference_ms=statistics.median(reference.cpu_ms),
+                ratio=statistics.median(ratios),
+                ratio_low=ratios[0],
+                ratio_high=ratios[-1],
+            )
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Args, description=__doc__)
+    torch.set_num_threads(1)
+    for number, name in enumerate(arguments.tasks):
+        measure(arguments, name, with_memory=number == 0)

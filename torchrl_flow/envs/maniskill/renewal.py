@@ -1,0 +1,100 @@
+"""A start that earlier episodes leave nothing behind in.
+
+PhysX keeps contact and friction caches, an order of pairs, and counters until sleep from step to step. Setting poses
+and velocities anew clears only some of them, so that an episode in contact depends on those that the same simulation
+ran before. Here the bodies move to a new, empty ``PhysxCpuSystem``, in the order in which they were added to the first,
+and are set to where they were when the scene was built. What follows is equal, bit for bit, to the same episode in an
+environment that was just made, at a small part of the time that building a scene takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from torchrl_flow.envs.maniskill.layout import BatchLayout
+from torchrl_flow.envs.maniskill.physx_batch import PhysxCpuBatch
+
+__all__ = ["SceneRenewal", "can_renew"]
+
+
+def can_renew(env: Any) -> bool:
+    """Tell whether an environment is one of ManiSkill's that is simulated on the CPU."""
+    px = getattr(getattr(env, "scene", None), "px", None)
+    return type(px).__name__ in ("PhysxCpuSystem", "PhysxCpuBatch")
+
+
+class SceneRenewal:
+    """Renews the scenes of a ManiSkill environment that is simulated on the CPU.
+
+    Args:
+        env: the unwrapped environment.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        self._scene: Any = None
+        self._starts: list[_Start] = []
+
+    def __call__(self, rows: Iterable[int]) -> None:
+        """Give sub-environments new, unused scenes; to be called before they are reset."""
+        import sapien
+        import sapien.physx as physx
+
+        scene: Any = self._env.scene
+        px: Any = scene.px
+        batched = isinstance(px, PhysxCpuBatch)
+        if batched:
+            px.finish()
+        if scene is not self._scene:  # rebuilt, or looked at for the first time
+            self._scene = scene
+            self._starts = [_Start(sub_scene) for sub_scene in scene.sub_scenes]
+        # The settings that a new system takes are global: those of the environment that was built last.
+        self._env._set_scene_config()
+        for row in rows:
+            old = scene.sub_scenes[row]
+            system = physx.PhysxCpuSystem()
+            system.timestep = old.physx_system.timestep
+            new = sapien.Scene([system, *([old.render_system] if scene.can_render() else [])])
+            entities = list(old.entities)
+            for entity in entities:
+                old.remove_entity(entity)
+            for entity in entities:
+                new.add_entity(entity)
+            self._starts[row].restore(new)
+            if batched:
+                px.replace(row, new)
+            else:
+                scene.sub_scenes[row], scene.px = new, system
+
+
+class _Start:
+    """Where everything in a scene was when it was built."""
+
+    def __init__(self, scene: Any) -> None:
+        self._layout = BatchLayout([scene], [scene.physx_system])
+        self._first = self._read(scene)
+
+    def _read(self, scene: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        joints = self._layout.joint_shape
+        arrays = np.zeros((len(self._layout.bodies), 13), np.float32), *np.zeros((2, *joints), np.float32)
+        self._layout.read([scene], [scene.physx_system], *arrays)
+        return arrays
+
+    def restore(self, scene: Any) -> None:
+        """Put back what is elsewhere now; what is not is not written, which would round it once more."""
+        layout, (bodies, qpos, qvel) = self._layout, self._first
+        now, now_qpos, now_qvel = self._read(scene)
+        changed = now != bodies
+        for row in np.flatnonzero(changed[:, :7].any(1) & layout.has_pose):
+            layout.set_pose(row, bodies[row, :3], bodies[row, 3:7])
+        for row in np.flatnonzero(changed[:, 7:].any(1) & layout.has_velocity):
+            layout.set_linear_velocity(row, bodies[row, 7:10])
+            layout.set_angular_velocity(row, bodies[row, 10:])
+        for row in np.flatnonzero((now_qpos != qpos).any(1)):
+            layout.articulations[row].qpos = qpos[row, : layout.articulations[row].dof]
+        for row in np.flatnonzero((now_qvel != qvel).any(1)):
+            layout.articulations[row].qvel = qvel[row, : layout.articulations[row].dof]
+        layout.wake_up()
