@@ -16,9 +16,9 @@ help: ## List the targets
 
 # torch is named first and exactly: an open range would take the newest build with gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} will not do: ManiSkill has wheels for 3.10 to 3.12. Run: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = v >= (3, 10) and (v <= (3, 12) or "maniskill" not in "$(EXTRAS)"); sys.exit(0 if ok else f"Python {v[0]}.{v[1]} will not do: ManiSkill has wheels for 3.10 to 3.12. Run: make PYTHON=python3.11 $(MAKECMDGOALS)" + (", or leave ManiSkill out: make EXTRAS=wandb,sweep,plot,dev $(MAKECMDGOALS)" if v > (3, 12) else ""))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" "numpy<2"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" $(if $(findstring maniskill,$(EXTRAS)),"numpy<2")
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 

@@ -71,7 +71,7 @@ class Args:
     eval_episodes: training.Count | None = None
     """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
     eval_every: training.NonNegativeInt = 0
-    """steps between evaluations during training; with any, each stage starts from the best checkpoint of the one before"""
+    """steps between evaluations during training; with any, each stage starts from the best policy of the one before"""
     num_videos: training.NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
     device: str = "cpu"

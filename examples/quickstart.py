@@ -5,10 +5,12 @@ python examples/quickstart.py
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from typing import Any
 
 import torch
+import tyro
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
@@ -17,36 +19,66 @@ from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.training import Progress, evaluate, make_chunk_env, tile_episodes, video_suffix, write_video
 
-torch.manual_seed(0)
-torch.set_num_threads(1)
-horizons: dict[str, Any] = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
 
-# Demonstrations of mixed quality, folded into action chunks as they are sampled.
-store = DemoStore.from_episodes(collect_demonstrations(200, quality="mixed"), tempfile.mkdtemp() + "/demos")
-buffer = DemoReplayBuffer(store, batch_size=256, next_obs=False, padding="hold", mask_padding=False, **horizons)
+@dataclasses.dataclass
+class Args:
+    """What the recipe can be told on the command line."""
 
-# One policy object: encoder, normalisers, velocity network, sampler.
-config = FlowActorConfig(action_dim=3, state_dim=store.frames["observation"].shape[-1], width=256, **horizons)
-actor = make_flow_actor(config, statistics=store.statistics(), action_low=-torch.ones(3), action_high=torch.ones(3))
-loss_module = ShortCutFlowLoss(actor)
-average = SoftUpdate(loss_module, eps=0.99)
-optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3, fused=True)
+    iterations: int = 1200
+    """gradient steps"""
+    episodes: int = 100
+    """episodes of each evaluation"""
+    output: str = "quickstart"
+    """video to write; its suffix is that of what this machine can write"""
+    seed: int = 0
+    """seed of the networks and of training"""
 
-with Progress(total=1200, description="clone") as bar:
-    for _ in range(1200):
-        loss = loss_module(buffer.sample())["loss_flow"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.step()
-        bar.update(loss=loss.item())
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.episodes) < 1:
+            raise SystemExit(f"--iterations and --episodes must be at least 1, got {self.iterations}, {self.episodes}.")
 
-# 100 episodes at a time; one transition of this environment is a whole chunk.
-env = PlanarPickPlaceEnv(100, ignore_terminations=True)
-env = make_chunk_env(env, obs_horizon=2, act_horizon=8, gamma=0.99)
-for num_steps in (1, 4):
-    policy_kwargs = {"num_steps": num_steps}
-    seeds = range(10_000, 10_100)
-    result = evaluate(env, loss_module.ema_actor(), seeds, policy_kwargs=policy_kwargs, num_videos=4)
-    print(f"K = {num_steps}: {result.summary()}")
-print(write_video("quickstart" + video_suffix(), tile_episodes(result.videos)))
+
+def main(args: Args) -> None:
+    """Clone, evaluate with one and with four sampling steps, and film the first episodes."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)
+    horizons: dict[str, Any] = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
+
+    # Demonstrations of mixed quality, folded into action chunks as they are sampled.
+    store = DemoStore.from_episodes(collect_demonstrations(200, quality="mixed"), tempfile.mkdtemp() + "/demos")
+    buffer = DemoReplayBuffer(store, batch_size=256, next_obs=False, padding="hold", mask_padding=False, **horizons)
+
+    # One policy object: encoder, normalisers, velocity network, sampler.
+    config = FlowActorConfig(action_dim=3, state_dim=store.frames["observation"].shape[-1], width=256, **horizons)
+    actor = make_flow_actor(config, statistics=store.statistics(), action_low=-torch.ones(3), action_high=torch.ones(3))
+    loss_module = ShortCutFlowLoss(actor)
+    average = SoftUpdate(loss_module, eps=0.99)
+    optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3, fused=True)
+
+    with Progress(total=args.iterations, description="clone") as bar:
+        for _ in range(args.iterations):
+            loss = loss_module(buffer.sample())["loss_flow"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            average.step()
+            bar.update(loss=loss.item())
+
+    # All episodes side by side; one transition of this environment is a whole chunk.
+    env = PlanarPickPlaceEnv(args.episodes, ignore_terminations=True)
+    env = make_chunk_env(env, obs_horizon=2, act_horizon=8, gamma=0.99)
+    for num_steps in (1, 4):
+        policy_kwargs = {"num_steps": num_steps}
+        seeds = range(10_000, 10_000 + args.episodes)
+        result = evaluate(env, loss_module.ema_actor(), seeds, policy_kwargs=policy_kwargs, num_videos=4)
+        print(f"K = {num_steps}: {result.summary()}")
+    try:
+        suffix = video_suffix()
+    except RuntimeError as error:
+        print(f"No video. {error}")
+    else:
+        print(write_video(args.output + suffix, tile_episodes(result.videos)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,72 +1,156 @@
-"""Flow policies on action chunks, as TorchRL components."""
+"""Flow policies on action chunks, as TorchRL components.
+
+A name is imported when it is first asked for (PEP 562), so that importing the package takes no time.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from torchrl_flow._version import __version__
-from torchrl_flow.data import (
-    ChunkStorage,
-    DemoReplayBuffer,
-    DemoStore,
-    MixedReplayBuffer,
-    MixedStorage,
-    RatioSampler,
-    load_demonstrations,
-)
-from torchrl_flow.envs import (
-    ManiSkillEnv,
-    ManiSkillWrapper,
-    PlanarPickPlaceEnv,
-    SMDPChunk,
-    collect_demonstrations,
-    history_transforms,
-)
-from torchrl_flow.modules import (
-    BestOfN,
-    CriticConfig,
-    FlowActor,
-    FlowActorConfig,
-    LatentGaussianPolicy,
-    LatentPolicyConfig,
-    NoiseAliaser,
-    NoiseNetConfig,
-    NoisyFlowActor,
-    Normalizer,
-    ObservationEncoder,
-    PixelEncoder,
-    QEnsemble,
-    ShortCutVelocityDiT,
-    ShortCutVelocityMLP,
-    ShortCutVelocityUNet1D,
-    SteeredFlowActor,
-    make_critic,
-    make_flow_actor,
-    make_latent_policy,
-    make_noise_net,
-)
-from torchrl_flow.objectives import (
-    AWFlowLoss,
-    ChunkCriticLoss,
-    DistilledSACLoss,
-    FlowAnchorLoss,
-    LatentAWMLELoss,
-    LatentSACLoss,
-    ReinFlowPPOLoss,
-    ShortCutFlowLoss,
-)
-from torchrl_flow.training import (
-    Run,
-    conclude,
-    evaluate,
-    load_acting_policy,
-    load_checkpoint,
-    load_critic,
-    load_policy,
-    load_steered,
-    make_chunk_env,
-    make_demonstrations,
-    make_task_env,
-    save_checkpoint,
-)
+
+if TYPE_CHECKING:
+    from torchrl_flow import data as data
+    from torchrl_flow import envs as envs
+    from torchrl_flow import functional as functional
+    from torchrl_flow import modules as modules
+    from torchrl_flow import objectives as objectives
+    from torchrl_flow import training as training
+    from torchrl_flow.data import (
+        ChunkStorage,
+        DemoReplayBuffer,
+        DemoStore,
+        MixedReplayBuffer,
+        MixedStorage,
+        RatioSampler,
+        load_demonstrations,
+    )
+    from torchrl_flow.envs import (
+        ManiSkillEnv,
+        ManiSkillWrapper,
+        PlanarPickPlaceEnv,
+        SMDPChunk,
+        collect_demonstrations,
+        history_transforms,
+    )
+    from torchrl_flow.modules import (
+        BestOfN,
+        CriticConfig,
+        FlowActor,
+        FlowActorConfig,
+        LatentGaussianPolicy,
+        LatentPolicyConfig,
+        NoiseAliaser,
+        NoiseNetConfig,
+        NoisyFlowActor,
+        Normalizer,
+        ObservationEncoder,
+        PixelEncoder,
+        QEnsemble,
+        ShortCutVelocityDiT,
+        ShortCutVelocityMLP,
+        ShortCutVelocityUNet1D,
+        SteeredFlowActor,
+        make_critic,
+        make_flow_actor,
+        make_latent_policy,
+        make_noise_net,
+    )
+    from torchrl_flow.objectives import (
+        AWFlowLoss,
+        ChunkCriticLoss,
+        DistilledSACLoss,
+        FlowAnchorLoss,
+        LatentAWMLELoss,
+        LatentSACLoss,
+        ReinFlowPPOLoss,
+        ShortCutFlowLoss,
+    )
+    from torchrl_flow.training import (
+        Run,
+        conclude,
+        evaluate,
+        load_acting_policy,
+        load_checkpoint,
+        load_critic,
+        load_policy,
+        load_steered,
+        make_chunk_env,
+        make_demonstrations,
+        make_task_env,
+        save_checkpoint,
+    )
+
+# Where each name lies; the same names as above, which type checkers read.
+_EXPORTS = {
+    "data": (
+        "ChunkStorage",
+        "DemoReplayBuffer",
+        "DemoStore",
+        "MixedReplayBuffer",
+        "MixedStorage",
+        "RatioSampler",
+        "load_demonstrations",
+    ),
+    "envs": (
+        "ManiSkillEnv",
+        "ManiSkillWrapper",
+        "PlanarPickPlaceEnv",
+        "SMDPChunk",
+        "collect_demonstrations",
+        "history_transforms",
+    ),
+    "modules": (
+        "BestOfN",
+        "CriticConfig",
+        "FlowActor",
+        "FlowActorConfig",
+        "LatentGaussianPolicy",
+        "LatentPolicyConfig",
+        "NoiseAliaser",
+        "NoiseNetConfig",
+        "NoisyFlowActor",
+        "Normalizer",
+        "ObservationEncoder",
+        "PixelEncoder",
+        "QEnsemble",
+        "ShortCutVelocityDiT",
+        "ShortCutVelocityMLP",
+        "ShortCutVelocityUNet1D",
+        "SteeredFlowActor",
+        "make_critic",
+        "make_flow_actor",
+        "make_latent_policy",
+        "make_noise_net",
+    ),
+    "objectives": (
+        "AWFlowLoss",
+        "ChunkCriticLoss",
+        "DistilledSACLoss",
+        "FlowAnchorLoss",
+        "LatentAWMLELoss",
+        "LatentSACLoss",
+        "ReinFlowPPOLoss",
+        "ShortCutFlowLoss",
+    ),
+    "training": (
+        "Run",
+        "conclude",
+        "evaluate",
+        "load_acting_policy",
+        "load_checkpoint",
+        "load_critic",
+        "load_policy",
+        "load_steered",
+        "make_chunk_env",
+        "make_demonstrations",
+        "make_task_env",
+        "save_checkpoint",
+    ),
+}
+_ROOMS = ("data", "envs", "functional", "modules", "objectives", "training")
+_ROOM_OF = {name: room for room, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "AWFlowLoss",
@@ -125,3 +209,18 @@ __all__ = [
     "make_task_env",
     "save_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and keep it."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

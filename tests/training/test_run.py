@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_a_run_leaves_what_it_was_made_with(tmp_path):
     assert "torchrl" in json.loads((tmp_path / "a" / "versions.json").read_text())
     (start,) = json.loads((tmp_path / "a" / "provenance.json").read_text())
     assert start["step"] == 0
-    assert set(start) == {"step", "command", "commit", "date"}
+    assert set(start) == {"step", "command", "commit", "date", "recipe", "task"}
+    assert start["recipe"] == Path(__file__).stem
     assert load_checkpoint(tmp_path / "a").counters == {"step": 20}
     assert load_checkpoint(tmp_path / "a").metadata["wall_s"] > 0
 

@@ -14,6 +14,10 @@ from torchrl_flow.training import collect_versions, command_line
         ("{cwd}/examples/a.py", "python examples/a.py --name 'x y'"),
         ("/elsewhere/a.py", "python /elsewhere/a.py --name 'x y'"),
         ("pytest", "pytest --name 'x y'"),
+        ("torchrl-flow run iql", "torchrl-flow run iql --name 'x y'"),
+        ("python -m torchrl_flow run iql", "python -m torchrl_flow run iql --name 'x y'"),
+        ("/venv/bin/torchrl-flow", "torchrl-flow --name 'x y'"),
+        ("/with spaces/a.py", "python '/with spaces/a.py' --name 'x y'"),
     ],
 )
 def test_command_names_the_program_from_where_it_was_called(tmp_path, monkeypatch, program, expected):

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.training.demo_recording import RebuiltEnv, RecordedEpisode, RecordingEnv, equal_trees
 
 __all__ = [
@@ -206,7 +207,10 @@ def solver_for(task: str) -> Callable[..., Any]:
     from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
 
     if task not in MP_SOLUTIONS:
-        raise ValueError(f"task={task!r} has no motion planner in ManiSkill; those that have: {sorted(MP_SOLUTIONS)}.")
+        raise ValueError(
+            f"task={task!r} has no motion planner in ManiSkill.{did_you_mean(task, MP_SOLUTIONS)} Those that have: "
+            f"{', '.join(sorted(MP_SOLUTIONS))}."
+        )
     return MP_SOLUTIONS[task]
 
 

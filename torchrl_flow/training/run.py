@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -53,7 +54,7 @@ EVALUATION = "evaluation.json"
 class Run:
     """One training run in a directory of its own.
 
-    The directory holds ``config.json``, ``versions.json``, ``provenance.json`` (command, commit and date of
+    The directory holds ``config.json``, ``versions.json``, ``provenance.json`` (command, recipe, commit and date of
     the start and of every resumption), ``metrics.csv``, ``checkpoints/`` and whatever the script adds. The
     training loop stays the script's: it iterates over :meth:`steps`, which restores, saves, shows progress
     and answers signals. TorchRL's ``Trainer`` is not used: it owns the loop, and its hooks would hide it.
@@ -115,6 +116,7 @@ class Run:
     ) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
+        self.recipe = _calling_script()
         self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.keep_best = keep_best
@@ -184,7 +186,8 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / "provenance.json"
         starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        starts.append({"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()})
+        start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
+        starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
         self.write_json("config.json", self.config)
         self.write_json("versions.json", collect_versions())
         self.write_json("provenance.json", starts)
@@ -340,3 +343,12 @@ class Run:
         if kind is not None and self._new and self.step == 0:
             # It was refused before its first step: there is nothing to look at or to go on with.
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _calling_script() -> str:
+    """Name of the script that makes the run: a recipe that another one calls is told by its own name."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return "" if file.startswith("<") else Path(file).stem

@@ -11,7 +11,9 @@ from torch import Tensor
 from torchrl.data.tensor_specs import Bounded
 from torchrl.envs import EnvBase
 
+from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 from torchrl_flow.training.envs import base_env
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "padding_of",
     "require_demonstrations_of",
     "require_num_envs",
+    "require_task_name",
     "task_info",
 ]
 
@@ -103,14 +106,29 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, torch.Size)) else value
 
 
+def require_task_name(task: str) -> None:
+    """Refuse a misspelt name of the planar task; ManiSkill tells those of its own where it is installed.
+
+    Raises:
+        ValueError: naming the task that was probably meant.
+    """
+    if task == PLANAR:
+        return
+    hint = did_you_mean(task, [PLANAR])
+    # Where ManiSkill is, a name that is like it may be that of a task that the user has registered.
+    if task.lower() == PLANAR or (hint and not maniskill_installed()):
+        raise ValueError(f"there is no task {task!r}.{hint}")
+
+
 def require_num_envs(
     task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
 ) -> None:
     """Refuse sub-environments that a task cannot have.
 
     Raises:
-        ValueError: for more than one of ManiSkill that renders on the CPU.
+        ValueError: for more than one of ManiSkill that renders on the CPU, or a misspelt task.
     """
+    require_task_name(task)
     renders = "rgb" in (obs_mode or "state")
     if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torchrl_flow
 
 __all__ = ["collect_versions", "command_line", "git_commit", "today"]
 
+# `sys.argv[0]` of a recipe that the command line started, which shows it in usage lines.
+_STARTED_BY_COMMAND = re.compile(r"(torchrl-flow|python -m torchrl_flow) run \w+")
 _PACKAGES = ("torch", "torchrl", "tensordict", "numpy", "gymnasium", "mani_skill", "sapien")
 
 
@@ -43,6 +46,11 @@ def command_line() -> str:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     else:
         script = sys.argv[0]
+        started = _STARTED_BY_COMMAND.fullmatch(script)
+        if started:
+            return shlex.join([*started[0].split(), *sys.argv[1:]])
+        if Path(script).stem == "torchrl-flow":
+            script = "torchrl-flow"
         if Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd()):
             script = str(Path(script).relative_to(Path.cwd()))
         program = ["python", script] if script.endswith(".py") else [script]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from torchrl_flow._suggest import close_names
 from torchrl_flow.envs.maniskill.batched import make_batched
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import detect_render_backend, require_render_backend
@@ -77,7 +77,8 @@ def check_task(task: str) -> None:
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     if task not in REGISTERED_ENVS:
-        close = difflib.get_close_matches(task, REGISTERED_ENVS, n=3)
+        # The planar task is no task of ManiSkill, but what a misspelt name may have meant.
+        close = close_names(task, ["planar", *REGISTERED_ENVS])
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see ManiSkill's list of tasks."
         raise ValueError(f"task={task!r} is not a task of ManiSkill: {hint}")
     sources: list[str] = []

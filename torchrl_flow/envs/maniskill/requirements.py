@@ -35,7 +35,10 @@ class RenderDeviceError(RuntimeError):
 
 def maniskill_installed() -> bool:
     """Tells whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
-    return all(importlib.util.find_spec(name) is not None for name in ("mani_skill", "sapien"))
+    try:
+        return all(importlib.util.find_spec(name) is not None for name in ("mani_skill", "sapien"))
+    except (ImportError, ValueError):  # something hides it
+        return False
 
 
 def _import(name: str) -> ModuleType:

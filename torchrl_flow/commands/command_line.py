@@ -1,0 +1,187 @@
+"""What was typed: the command is found by hand, so that only what it needs is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from torchrl_flow._suggest import did_you_mean
+from torchrl_flow._version import __version__
+
+__all__ = ["COMMANDS", "main", "program_name"]
+
+
+class Command(NamedTuple):
+    """A command whose arguments are a dataclass with ``__call__``."""
+
+    where: str
+    """module:class"""
+    help: str
+
+
+# The classes are imported when their command was chosen, so that their docstrings cannot serve here.
+COMMANDS = {
+    "runs": Command("torchrl_flow.commands.runs:RunsArgs", "List the runs: task, recipe, steps, success, age."),
+    "compare": Command(
+        "torchrl_flow.commands.compare:CompareArgs", "Compare runs: a table, and curves with bands over the seeds."
+    ),
+    "report": Command(
+        "torchrl_flow.commands.report:ReportArgs", "Print the path of a run's report; make it from the run's files."
+    ),
+    "evaluate": Command(
+        "torchrl_flow.training:EvaluateArgs", "Evaluate the policy of a run over fixed seeds and write a report."
+    ),
+    "check-batch": Command(
+        "torchrl_flow.training:CheckBatchArgs",
+        "Compare many ManiSkill environments in one CPU process with single ones, bit for bit.",
+    ),
+    "curves": Command(
+        "torchrl_flow.training:CurvesArgs",
+        "Draw a metric of several runs against environment steps or seconds, as an SVG file.",
+    ),
+    "make-demos": Command(
+        "torchrl_flow.training:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
+    ),
+    "slate-models": Command("torchrl_flow.training:SlateModelsArgs", "Train belief encoder and ranker of a slate env."),
+    "collect-slates": Command(
+        "torchrl_flow.training:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
+    ),
+    "relabel-slates": Command(
+        "torchrl_flow.training:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
+    ),
+    "collect-sardine": Command(
+        "torchrl_flow.training:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
+    ),
+    "doctor": Command(
+        "torchrl_flow.commands.doctor:DoctorArgs",
+        "Tell what works on this machine, and what mends the rest (also: versions).",
+    ),
+}
+ALIASES = {"versions": "doctor"}
+GROUPS = {
+    "recipes": ("recipes", "run"),
+    "runs": ("runs", "compare", "report", "evaluate", "curves"),
+    "data": ("make-demos", "slate-models", "collect-slates", "relabel-slates", "collect-sardine"),
+    "this machine": ("doctor", "check-batch"),
+}
+OWN = {"recipes": "List the recipes.", "run": "Run a recipe: `run NAME [OPTIONS]`."}
+COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+
+
+def program_name() -> str:
+    """Return what was typed: ``torchrl-flow``, or ``python -m torchrl_flow``."""
+    return "torchrl-flow" if Path(sys.argv[0]).stem == "torchrl-flow" else "python -m torchrl_flow"
+
+
+def help_text(program: str) -> str:
+    """Return the usage, and a line for each command."""
+    width = max(len(name) for names in GROUPS.values() for name in names)
+    lines = [
+        f"usage: {program} [-h] [--version] COMMAND ...",
+        "",
+        f"torchrl_flow {__version__}: flow policies on action chunks for TorchRL.",
+    ]
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:{width}}  {OWN.get(name) or COMMANDS[name].help}" for name in names]
+    lines += [
+        "",
+        f"`{program} COMMAND --help` tells the options of a command, `{program} run NAME --help` those of a recipe.",
+        "Completion: `torchrl-flow --tyro-print-completion bash` (or zsh, tcsh) prints a script for your shell.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do what the command line says.
+
+    Args:
+        arguments: the words after the program; those of this process where ``None``.
+    """
+    try:
+        _dispatch(sys.argv[1:] if arguments is None else list(arguments), program_name())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _dispatch(arguments: list[str], program: str) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text(program))
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"torchrl_flow {__version__}")
+        return
+    if arguments[0] in COMPLETION:
+        from torchrl_flow.commands.completion import print_completion
+
+        print_completion(arguments)
+        return
+    name, *rest = arguments
+    name = ALIASES.get(name, name)
+    if name == "run":
+        _run(rest, program)
+    elif name == "recipes":
+        _recipes(rest, program)
+    elif name in COMMANDS:
+        _call(name, rest, f"{program} {arguments[0]}")
+    else:
+        known = [*OWN, *COMMANDS, *ALIASES]
+        _refuse(
+            f"there is no {'option' if name.startswith('-') else 'command'} {name!r}.{did_you_mean(name, known)} "
+            f"There are: {', '.join([*OWN, *COMMANDS])}.",
+            program,
+        )
+
+
+def _refuse(message: str, program: str) -> NoReturn:
+    print(f"{program}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _run(rest: list[str], program: str) -> None:
+    from torchrl_flow.commands.recipes import list_recipes, run_recipe
+
+    if rest and not rest[0].startswith("-"):
+        run_recipe(rest[0], rest[1:], program)
+    if rest and rest[0] not in ("-h", "--help"):
+        _refuse(f"the recipe comes before its options: `{program} run NAME {' '.join(rest)}`.", program)
+    usage = f"usage: {program} run NAME [OPTIONS]"
+    if not rest:
+        print(f"{usage}\n\n{list_recipes(program)}", file=sys.stderr)
+        raise SystemExit(2)
+    print(f"{usage}\n\nRun a recipe. There are:\n\n{list_recipes(program)}")
+
+
+def _recipes(rest: list[str], program: str) -> None:
+    from torchrl_flow.commands.recipes import list_recipes
+
+    if rest and rest[0] in ("-h", "--help"):
+        print(f"usage: {program} recipes\n\n{OWN['recipes']}")
+        return
+    if rest:
+        _refuse(f"`recipes` takes no options, got {' '.join(rest)}.", program)
+    print(list_recipes(program))
+
+
+def command_class(name: str) -> Any:
+    """Import the class of a command's arguments."""
+    module, attribute = COMMANDS[name].where.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _call(name: str, rest: list[str], program: str) -> None:
+    import tyro
+
+    command = tyro.cli(command_class(name), prog=program, args=rest)
+    if name == "make-demos":
+        from torchrl_flow.training import check_options, make_demonstrations, refusals_in_one_line
+
+        check_options(command)
+        with refusals_in_one_line():
+            print(make_demonstrations(command).summary())
+        return
+    status = command()
+    if status:
+        raise SystemExit(status)

@@ -1,0 +1,77 @@
+"""The recipes: where they lie, what they are, and running one."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import NoReturn
+
+from torchrl_flow._suggest import did_you_mean
+
+__all__ = ["find_recipes", "list_recipes", "recipe_folder", "run_recipe"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def recipe_folder() -> Path:
+    """Return the directory of the recipes: inside an installed package, ``examples/`` of a checkout.
+
+    Raises:
+        SystemExit: if there is neither.
+    """
+    for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "examples"):
+        if (folder / "quickstart.py").is_file():
+            return folder
+    raise SystemExit(
+        f"There are no recipes in {_PACKAGE / 'recipes'}: the installation is not complete. "
+        "Run `pip install --force-reinstall --no-deps torchrl-flow`."
+    )
+
+
+def find_recipes() -> dict[str, tuple[Path, str]]:
+    """Find the recipes: name, script, and the first line of what it says of itself."""
+    return {path.stem: (path, _first_line(path)) for path in sorted(recipe_folder().glob("[!_]*.py"))}
+
+
+def _first_line(path: Path) -> str:
+    """The first line of a docstring; parsing twenty scripts for it would take longer than everything else here."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip().removeprefix("r").strip('"').strip()
+
+
+def list_recipes(program: str) -> str:
+    """Return a line for each recipe, and how to run one."""
+    recipes = find_recipes()
+    width = max(map(len, recipes))
+    lines = [f"{name:{width}}  {line}" for name, (_, line) in recipes.items()]
+    return "\n".join(
+        [*lines, "", f"Run one with `{program} run NAME [OPTIONS]`; `{program} run NAME --help` tells them."]
+    )
+
+
+def run_recipe(name: str, options: list[str], program: str) -> NoReturn:
+    """Run a recipe in this process, as ``python script.py`` would: it is ``__main__``, beside the scripts it imports.
+
+    Args:
+        name: of the recipe; ``.py`` may follow it.
+        options: of the recipe, ``--help`` included.
+        program: what was typed before ``run``; usage lines and provenance show it.
+
+    Raises:
+        SystemExit: if there is no such recipe, naming the likeliest; else with the recipe's status.
+    """
+    recipes = find_recipes()
+    name = name.removesuffix(".py")
+    if name not in recipes:
+        raise SystemExit(f"There is no recipe {name!r}.{did_you_mean(name, recipes)} There are: {', '.join(recipes)}.")
+    script = recipes[name][0]
+    sys.argv = [f"{program} run {name}", *options]
+    # Where Python puts the directory of a script; processes that this one starts by `spawn` get it too.
+    sys.path.insert(0, str(script.parent))
+    # `runpy.run_path` would put the path of the script in place of what was typed.
+    module = types.ModuleType("__main__")
+    module.__file__ = str(script)
+    sys.modules["__main__"] = module
+    exec(compile(script.read_bytes(), str(script), "exec"), module.__dict__)
+    raise SystemExit(0)

@@ -1,0 +1,235 @@
+"""What the files of a run tell, without torch: its settings, how far it got, and what its evaluation found."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow._suggest import did_you_mean
+
+__all__ = ["RunFiles", "find_runs", "format_age", "read_run", "require_runs", "text_table"]
+
+_TAIL = 1 << 16
+"""Bytes of metrics.csv that are read for the last values; a step logs a few hundred."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """One run, as its directory tells it; what no file tells is ``None`` or empty."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    recipe: str
+    task: str
+    step: int | None
+    """Last step that was logged."""
+    last: Mapping[str, float]
+    """Last values of the metrics that were logged near the end."""
+    evaluations: Mapping[str, Mapping[str, float]] | None
+    """Figures of ``evaluation.json`` by label; ``None`` where the run was not evaluated."""
+    changed: float
+    """Time of the last change, in seconds since 1970."""
+    problem: str = ""
+    """File that cannot be read, and why."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run, that of its directory."""
+        return self.directory.resolve().name
+
+    @property
+    def label(self) -> str:
+        """What the run calls its variant."""
+        return str(self.config.get("label") or "")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of training."""
+        return self.config.get("seed")
+
+    @property
+    def state(self) -> str:
+        """``evaluated``, ``not finished``, or ``unreadable``."""
+        if self.problem:
+            return "unreadable"
+        return "not finished" if self.evaluations is None else "evaluated"
+
+    @property
+    def own(self) -> Mapping[str, float]:
+        """Figures of the policy at its own number of sampling steps; those in training where it was not evaluated."""
+        if self.evaluations:
+            own = str(self.config.get("num_steps"))
+            by_steps = {label: figures for label, figures in self.evaluations.items() if label.isdigit()}
+            if by_steps:
+                return by_steps.get(own) or by_steps[max(by_steps, key=int)]
+            return next(iter(self.evaluations.values()))
+        names = ("success_once", "success_at_end", "return")
+        return {name: self.last[f"eval/{name}"] for name in names if f"eval/{name}" in self.last}
+
+
+def read_run(directory: str | Path) -> RunFiles:
+    """Read the files of a run; one that is damaged is told in :attr:`RunFiles.problem`."""
+    folder, problems = Path(directory), []
+
+    def read(name: str, kind: type, default: Any) -> Any:
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            if not isinstance(found, kind):
+                raise ValueError(f"it holds a {type(found).__name__}")
+            return found
+        except FileNotFoundError:
+            return default
+        except (OSError, ValueError) as error:
+            problems.append(f"{folder / name}: {error}")
+            return default
+
+    config = read("config.json", dict, {})
+    found = read("evaluation.json", dict, None)
+    starts = [start for start in read("provenance.json", list, []) if isinstance(start, dict)]
+    first = starts[0] if starts else {}
+    step, last = _last_metrics(folder / "metrics.csv")
+    return RunFiles(
+        directory=folder,
+        config=config,
+        recipe=_recipe(config, starts),
+        task=_task(config, first, folder),
+        step=step,
+        last=last,
+        evaluations=None if found is None else _evaluations(found),
+        changed=max((file.stat().st_mtime for file in _dated(folder)), default=0.0),
+        problem="; ".join(problems),
+    )
+
+
+def _dated(folder: Path) -> list[Path]:
+    names = ("config.json", "metrics.csv", "evaluation.json")
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def _recipe(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> str:
+    for start in starts:
+        if start.get("recipe"):
+            return str(start["recipe"])
+        # Runs made before the recipe was written down: the command tells it.
+        found = re.search(r"(\w+)\.py\b|\brun (\w+)", str(start.get("command", "")))
+        if found:
+            return found[1] or found[2]
+    return str(config.get("recipe") or "")
+
+
+def _task(config: Mapping[str, Any], start: Mapping[str, Any], folder: Path) -> str:
+    for value in (start.get("task"), config.get("task"), config.get("env"), config.get("data")):
+        if value:
+            return str(value)
+    found = re.search(r"<title>[^<]* on ([^<]*)</title>", _head(folder / "report.html"))
+    return found[1].strip() if found else ""
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(2048)
+    except OSError:
+        return ""
+
+
+def _evaluations(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Figures by label; the offline baselines write returns by name, the recipe's with a standard error."""
+    nested = {label: figures for label, figures in found.items() if isinstance(figures, dict)}
+    if nested:
+        return nested
+    end = "_standard_error"
+    own = next((name.removesuffix(end) for name in found if name.endswith(end)), None)
+    return {} if own is None else {own: {"return": found[own], "return_standard_error": found[own + end]}}
+
+
+def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except OSError:
+        return None, {}
+    step, last = None, {}
+    # The first line may be cut, and the last one be written just now.
+    for row in csv.reader(io.StringIO("\n".join(lines[:-1]))):
+        try:
+            number, name, value = int(row[0]), row[1], float(row[2])
+        except (IndexError, ValueError):
+            continue
+        step, last[name] = number, value
+    return step, last
+
+
+def find_runs(root: str | Path) -> list[RunFiles]:
+    """Read all runs in a directory and below it, in the order of their paths; itself, where it is one."""
+    found = []
+    for folder, below, files in os.walk(root):
+        below.sort()
+        if "config.json" in files and ("metrics.csv" in files or "provenance.json" in files):
+            found.append(read_run(folder))
+            below.clear()
+    return found
+
+
+def require_runs(names: Sequence[str]) -> list[RunFiles]:
+    """Read the runs that are named, and those below directories that are none; each once.
+
+    Raises:
+        SystemExit: if one is not there or holds no run, naming those of a like name.
+    """
+    found: dict[Path, RunFiles] = {}
+    for name in names:
+        path = Path(name)
+        # A name alone is looked for where runs lie.
+        if not path.exists() and len(path.parts) == 1 and (Path("runs") / path).is_dir():
+            path = Path("runs") / path
+        runs = find_runs(path) if path.is_dir() else []
+        if not runs:
+            near = path.parent if path.parent.is_dir() else Path()
+            beside = [str(entry) for entry in near.iterdir() if entry.is_dir()]
+            what = "holds no run (no config.json and metrics.csv)" if path.exists() else "does not exist"
+            hint = "" if path.exists() else did_you_mean(str(path), beside)
+            raise SystemExit(f"{path} {what}: name the directory of a run.{hint}")
+        for run in runs:
+            found.setdefault(run.directory.resolve(), run)
+    return list(found.values())
+
+
+def format_age(seconds: float) -> str:
+    """Return a time in its largest fitting unit.
+
+    Examples:
+        >>> format_age(30), format_age(200), format_age(7300), format_age(2e5)
+        ('30 s', '3 min', '2 h', '2 d')
+    """
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def age(run: RunFiles, now: float | None = None) -> str:
+    """Return how long ago a run was last written to."""
+    return format_age((time.time() if now is None else now) - run.changed)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in columns of a terminal.
+
+    Examples:
+        >>> print(text_table(["run", "steps"], [["a-long-name", "10"]]))
+        run          steps
+        a-long-name  10
+    """
+    lines = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
