@@ -34,7 +34,7 @@ test: $(VENV)/.installed ## The fast tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(VENV)/.installed ## The tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 test-rgb: $(VENV)/.installed ## The tests that render (see cpu-rendering)
 	$(BIN)/python -m pytest -m rgb

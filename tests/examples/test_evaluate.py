@@ -47,6 +47,8 @@ def planar():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlanarPickPlaceEnv, "_step", dense)
         options = {"task": "planar", "num_demos": 4, "width": 16, "depth": 1, "iterations": 3, "batch_size": 16}
+        # A rate at which three updates make a flow whose steps are far from straight.
+        options["lr"] = 3.0
         play("shortcut_flow_bc", name="bc", num_steps=1, compare_steps=(), **options, **SHORT)
         yield
 
@@ -81,7 +83,7 @@ def require_equal_figures(run, capsys):
 
 def test_flow(planar, capsys):
     out = require_equal_figures(Path("runs/bc"), capsys)
-    assert out.splitlines()[0].startswith("3 episodes, success_once")
+    assert [line for line in out.splitlines() if line.startswith("3 episodes, success_once")]
 
 
 def test_steered_flow_at_its_own_sampling_steps(planar, capsys):

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torchrl.checkpoint import CheckpointError
 
 from tests.training.tiny_training import Config, make_parts, train_run, update
-from torchrl_flow.training import Run, isolated_rng, load_checkpoint, read_metrics
+from torchrl_flow.training import Run, isolated_rng, load_checkpoint, read_metrics, record_results
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ def test_a_run_leaves_what_it_was_made_with(tmp_path):
     (start,) = json.loads((tmp_path / "a" / "provenance.json").read_text())
     assert start["step"] == 0
     assert set(start) == {"step", "command", "commit", "date", "recipe", "task"}
-    assert start["recipe"] == Path(__file__).stem
+    assert start["recipe"] == "tiny_training"
     assert load_checkpoint(tmp_path / "a").counters == {"step": 20}
     assert load_checkpoint(tmp_path / "a").metadata["wall_s"] > 0
 
@@ -220,3 +219,13 @@ def test_a_start_that_is_refused_leaves_no_directory(tmp_path):
     with pytest.raises(ValueError, match="too many"), Run(tmp_path / "own", {}, progress=False):
         raise ValueError("too many")
     assert (tmp_path / "own").exists()
+
+
+def test_a_table_of_results_may_lie_in_the_directory_of_the_run(tmp_path):
+    row = {"recipe": "a", "task": "t", "obs": "state", "stage": None, "seed": 0, "episodes": 1, "success_once": 1.0}
+    row |= {"success_at_end": 1.0, "return": 1.0, "env_steps": None, "wall_s": 1.0}
+    with Run(tmp_path / "a", {}, progress=False) as run:
+        run.track(modules={"policy": torch.nn.Linear(1, 1)})
+        assert list(run.steps(1)) == [1]
+        record_results(run.directory / "results.csv", [row], directory=run.directory)
+    assert len((tmp_path / "a" / "results.csv").read_text().splitlines()) == 2

@@ -122,7 +122,8 @@ class Run:
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self._new = not self.directory.exists()
-        self._lock = DirectoryLock(self.directory)
+        # Not the run's own directory: a table of results in it has a lock there.
+        self._lock = DirectoryLock(self.checkpoints.directory)
         self.resumed_from = self._find_checkpoint(resume, may_differ)
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
@@ -131,6 +132,7 @@ class Run:
         # Metrics of a run that died before its first checkpoint are cut back to none.
         kept = -1 if self.resumed_from is None else self.step
         self._write_provenance()
+        self.checkpoints.directory.mkdir(exist_ok=True)
         self._lock.acquire()
         self.logger = RunLogger(
             self.directory,
@@ -155,7 +157,8 @@ class Run:
         config_file = self.directory / "config.json"
         if not config_file.exists():
             return None
-        self.checkpoints.remove_leftovers()
+        if not self._lock.is_held():
+            self.checkpoints.remove_leftovers()
         newest = self.checkpoints.latest()
         if newest is None and not (self.directory / EVALUATION).exists():
             if self._lock.is_held():
