@@ -121,7 +121,7 @@ def test_a_run_becomes_longer(script, options):
     require_equal_runs(long, play(script, **{**short, "iterations": 4, "resume": True, "save_every": 1}))
 
 
-@pytest.mark.parametrize(("script", "options"), [("dsrl_ppo", PPO), ("dsrl_sac_online", {**SAC, "warm_up": 20})])
+@pytest.mark.parametrize(("script", "options"), [("dsrl_ppo", PPO), ("dsrl_sac_online", {**SAC, "warm_up": 5})])
 def test_episodes_go_on_over_iterations(script, options, monkeypatch):
     """A rollout of 12 env steps, episodes of 30: states of late steps are seen, and only finished episodes count."""
     elapsed = []
@@ -145,7 +145,7 @@ def test_episodes_go_on_over_iterations(script, options, monkeypatch):
 
 
 @pytest.mark.parametrize("quantity", ["reward", "observation"])
-@pytest.mark.parametrize(("script", "options"), [("dsrl_ppo", PPO), ("dsrl_sac_online", {**SAC, "warm_up": 20})])
+@pytest.mark.parametrize(("script", "options"), [("dsrl_ppo", PPO), ("dsrl_sac_online", {**SAC, "warm_up": 5})])
 def test_a_number_of_the_environment_that_is_not_finite_ends_the_run(script, options, quantity, monkeypatch):
     step, count = PlanarPickPlaceEnv._step, [0]
 

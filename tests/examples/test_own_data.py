@@ -155,7 +155,7 @@ def test_a_loss_that_overflows_stops_the_run_and_keeps_the_last_checkpoint(file,
 def test_a_run_that_is_made_longer_equals_one_that_was_as_long_from_the_start(file, tmp_path):
     for name, lengths in (("once", (6,)), ("twice", (3, 6))):
         for length in lengths:
-            given = {"name": name, "iterations": length, "resume": True, "save_every": 2, "log_every": 0}
+            given = {"name": name, "iterations": length, "resume": True, "save_every": 2, "log_every": 1}
             own.run_recipe("td3_bc", **{**options(tmp_path, file), **given})
     own.assert_same_run(tmp_path / "once", tmp_path / "twice")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import runpy
 import shutil
@@ -146,7 +147,8 @@ def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_ot
 
     def execute(run: sweep.SweepRun, threads: int) -> int:
         started.append(run.name)
-        example = runpy.run_path(run.command[1])
+        # A module that is imported, so that the types of its options can be read.
+        example = vars(importlib.import_module(Path(run.command[1]).stem))
         example["main"](tyro.cli(example["Args"], args=[*run.command[2:], "--save-every", "2", "--batch-size", "16"]))
         return 0
 

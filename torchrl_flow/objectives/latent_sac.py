@@ -16,7 +16,7 @@ from torchrl_flow.functional.latent import expand_latent
 from torchrl_flow.objectives.held_networks import HeldNetworks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
 
     from torchrl_flow.modules import FlowActor, LatentGaussianPolicy, QEnsemble
 
@@ -170,6 +170,13 @@ class LatentSACLoss(SACLoss):
         loss_alpha = self._reduce_loss(self._alpha_loss(log_prob=log_prob), tensordict=tensordict, weights=weights)
         metrics = {"alpha": self._alpha.detach().clone(), "policy_entropy": -log_prob.mean()}
         return TensorDict({"loss_actor": loss_actor, "loss_alpha": loss_alpha, **metrics})
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        # What a loss that distils holds besides is no part of this one; policy and critics are the same.
+        absent = tuple(f"{prefix}{name}." for name in ("flow", "action_critic") if not hasattr(self, name))
+        for key in [key for key in state_dict if absent and key.startswith(absent)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
