@@ -140,6 +140,7 @@ def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_ot
     options = {"envs": ("diffuse_topdown",), "algorithms": ("bc", "td3_bc"), "seeds": (0,), "steps": 600}
     args = grid["Args"](**options, iterations=6, eval_episodes=2, directory="grid", results="r.csv", workers=1)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     for source, target in zip(files, (grid["collection"](args, "diffuse_topdown").path, SlateModelsArgs().path)):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
