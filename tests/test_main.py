@@ -74,7 +74,8 @@ def test_evaluate_refuses_what_is_no_checkpoint(tmp_path, content):
 def test_evaluate_says_when_there_is_nothing(tmp_path):
     done = command("evaluate", str(tmp_path / "nothing"))
     assert done.returncode != 0
-    assert "no checkpoint" in done.stderr
+    assert "there is nothing there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_tables_of_the_documentation_are_what_the_files_say():

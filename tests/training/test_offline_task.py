@@ -140,8 +140,10 @@ def test_environments_of_a_file_and_of_the_command_line(tmp_path):
         offline_task(path)
     with pytest.raises(ValueError, match="no use for models"):
         offline_task(path, "models.torchrl", env="none")
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="logged in diffuse_mix, not in gym/NoSuchEnv-v0"):
         offline_task(path, env="gym/NoSuchEnv-v0")
+    with pytest.raises(ValueError, match="cannot be made"):
+        offline_task(write(tmp_path / "c.npz"), env="gym/NoSuchEnv-v0")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sardine") is not None, reason="SARDINE is installed")
