@@ -46,7 +46,8 @@ def non_finite_entries(data: TensorDictBase) -> list[str]:
 def _cause(batch: TensorDictBase | None) -> str:
     if batch is None:
         return "Look at the data, the learning rate and the loss's inputs."
-    entries = non_finite_entries(batch)
+    # The TD error is what a loss of TorchRL writes into its batch, for priorities: an effect and no cause.
+    entries = [entry for entry in non_finite_entries(batch) if not entry.startswith("'td_error'")]
     if entries:
         return f"The batch holds {', '.join(entries)}: correct or remove these rows of the data or the environment."
     return "The batch is finite: the networks have diverged. Lower the learning rate, or clip gradients harder."
