@@ -152,8 +152,9 @@ step, calls, key = PlanarPickPlaceEnv._step, [0], sys.argv[1]
 
 def broken(self, tensordict):
     out = step(self, tensordict)
-    calls[0] += 1
-    if self.num_envs == 8 and calls[0] > 3 * 40:
+    training = self.num_envs == 8  # the evaluations have another number of environments
+    calls[0] += training
+    if training and calls[0] > 3 * 40:
         out[key][2] = float("nan")
     return out
 
