@@ -45,7 +45,7 @@ class Args:
     eval_episodes: training.Count = 100
     """episodes of each evaluation"""
     noise_scales: tuple[training.NonNegative, ...] = (0.5,)
-    """also evaluate each policy with its initial noise multiplied by these"""
+    """also evaluate each policy with the flow noise multiplied by these factors"""
     best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     device: str = "cpu"
@@ -56,7 +56,7 @@ class Args:
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     gpus_per_run: training.NonNegative | None = None
-    """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
+    """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
     workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False

@@ -40,7 +40,7 @@ class Args:
     rows: training.Count = 4096
     """rows of each part of the buffer whose advantages are computed"""
     output: training.WritableDirectory | None = None
-    """directory of diagnosis.svg and diagnosis.json; that of the run where none is given"""
+    """directory of diagnosis.svg and diagnosis.json; by default the directory of the run"""
     threads: training.Count = 1
     """CPU threads"""
 

@@ -42,17 +42,17 @@ class Args(training.RunArgs):
     policy: training.RunSource
     """run or checkpoint of aw_shortcut_flow_offline"""
     which: training.Which = "best"
-    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
+    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     demos: training.DemoPath | None = None
-    """trajectory file (.h5) or demo store; those of the policy where none is given"""
+    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
     recipe: str = "awsc"
-    """what the table of results calls the recipe"""
+    """name of the recipe in the table of results"""
     task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
     max_episode_steps: training.Count | None = None
-    """time limit of the environment, also of later stages; that of the policy's stage where none is given"""
+    """time limit of the environment, also of later stages; by default the time limit of the policy's stage"""
     obs_horizon: training.Count | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: training.Count | None = None
@@ -60,7 +60,7 @@ class Args(training.RunArgs):
     act_horizon: training.Count | None = None
     """refuse a policy that executes another number of steps"""
     load_critic: bool = True
-    """start with the checkpoint's critic; else with a new one"""
+    """start with the critic of the checkpoint, not with a new critic"""
     chunks: training.Count = 4000
     """chunks to execute online"""
     num_envs: training.NonNegativeInt | None = None
@@ -69,13 +69,13 @@ class Args(training.RunArgs):
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     chunks_per_batch: training.Count | None = None
-    """chunks between updates with one environment, 8 where none is given; several have one each"""
+    """chunks between updates with one environment (default 8); several environments collect one chunk each"""
     utd_ratio: training.Positive = 1.0
     """updates of the critic per executed chunk"""
     actor_every: training.Count = 2
     """updates of the critic per update of the policy"""
     critic_warmup: training.NonNegativeInt = 0
-    """updates of the critic before the policy's first; give a new critic a few hundred"""
+    """updates of the critic before the first update of the policy; a new critic needs a few hundred"""
     online_ratio: training.Fraction = 0.5
     """share of online chunks in a batch"""
     filter_policy_data: bool = True
@@ -85,7 +85,7 @@ class Args(training.RunArgs):
     act_best_of: training.Count = 1
     """candidates in acting while training, of which the critic takes the best"""
     act_noise_scale: training.NonNegative = 1.0
-    """standard deviation of the noise in acting while training; below 1 it explores less and shakes less"""
+    """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
     batch_size: training.Count = 256
     """chunks per gradient step"""
     lr: training.Positive = 3e-4
@@ -95,22 +95,22 @@ class Args(training.RunArgs):
     gamma: training.Fraction = 0.99
     """discount of one environment step"""
     tau: training.Rate = 0.01
-    """rate at which the target critic follows"""
+    """rate (tau) at which the target critic follows the critic"""
     ema: training.Decay = 0.995
     """decay of the averaged policy"""
     beta: training.NonNegative = 20.0
-    """inverse temperature of the weights; with the baseline "batch" 100 and a weight_clip of 200 are usual"""
+    """inverse temperature of the advantage weights; with --baseline batch, use 100 and --weight-clip 200"""
     weight_clip: training.Positive = 20.0
-    """bound on a weight"""
+    """upper bound on the advantage weight of a row"""
     baseline: Literal["batch", "policy"] = "policy"
-    """what advantages are relative to: the batch's mean value, or the policy's in the same state"""
+    """what advantages are relative to: the mean value of the batch, or the value of the policy in the same state"""
     advantage: Literal["critic", "td"] | None = None
-    """advantage of a chunk: Q of the critic, or the temporal difference (td; needs the baseline policy, and is its
-    default)"""
+    """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
+    the default"""
     num_baseline_samples: training.Count = 1
-    """chunks of the policy in a state, for its value"""
+    """chunks that are drawn from the policy in a state to estimate the value of the state"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
-    """scale of the advantages"""
+    """how advantages are scaled before the weights: none, std or mad"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
     num_qs: training.Count = 10
@@ -124,7 +124,7 @@ class Args(training.RunArgs):
     best_of: tuple[training.Count, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
     noise_scales: tuple[training.NonNegative, ...] = ()
-    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
+    """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
     eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: training.NonNegativeInt = 50

@@ -2,10 +2,10 @@
 
     python examples/awsc_pipeline.py --task planar --seeds 0 1 2
 
-Stage 1 clones mixed demonstrations (`shortcut_flow_bc.py`), stage 2 weighs them by a critic's advantages
-(`aw_shortcut_flow_offline.py`), stage 3 goes on online (`awsc_online.py`); each starts from the file of the one before
-and all are evaluated on the same seeds. For times and scores see docs/awsc.md. What is done is not done again: give the
-same command to go on after a stop.
+Stage 1 clones mixed demonstrations (`shortcut_flow_bc.py`). Stage 2 clones them with advantage weights
+(`aw_shortcut_flow_offline.py`). Stage 3 continues online (`awsc_online.py`). Each stage starts from the checkpoint of the
+previous stage. All stages are evaluated on the same seeds. For times and scores see docs/awsc.md. To continue after a
+stop, give the same command; finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ class Args:
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     num_demos: training.Count = 100
-    """demonstrations"""
+    """number of demonstrations"""
     quality: Literal["mixed", "expert"] = "mixed"
     """quality of the demonstrations: mixed or expert"""
     seeds: training.Seeds = (0,)
-    """one pipeline for each"""
+    """seeds; the pipeline runs once for each"""
     workers: training.Count = 1
-    """seeds to run at a time, each in a process and on a thread of its own"""
+    """number of seeds that run at the same time, each in its own process with one thread"""
     scale: training.Positive = 1.0
     """factor on the budgets of all stages; small for a trial"""
     noise_scales: tuple[training.NonNegative, ...] = (0.5,)
-    """also evaluate each stage with the initial noise multiplied by these"""
+    """also evaluate each stage with the flow noise multiplied by these factors"""
     best_of: tuple[training.Count, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
     eval_episodes: training.Count | None = None
-    """episodes of an evaluation, from seed 10000 on; 100, or 1000 of the planar task, where it takes seconds"""
+    """episodes of an evaluation, from seed 10000 on; default 100, or 1000 for the planar task"""
     eval_every: training.NonNegativeInt = 0
-    """steps between evaluations during training; with any, each stage starts from the best policy of the one before"""
+    """steps between evaluations during training, 0 for none; above 0, a stage starts from the best previous policy"""
     num_videos: training.NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
     device: str = "cpu"
@@ -86,7 +86,7 @@ class Args:
     runs: training.WritableDirectory = "runs"
     """directory of the runs"""
     results: training.WritableFile | None = "runs/results.csv"
-    """table of results; the rows of a run replace those that it wrote before"""
+    """table of results; the rows of a run replace the rows that the same run wrote before"""
 
 
 def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
@@ -204,7 +204,7 @@ def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
 
 
 def check(args: Args) -> None:
-    """Refuse what a later stage would refuse, before the first one starts.
+    """Validate the options of all stages before the first stage starts.
 
     Raises:
         SystemExit: naming the option.

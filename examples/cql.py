@@ -31,7 +31,7 @@ class Args(training.RunArgs):
     data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
-    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
     models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
     iterations: training.Count = 20_000
@@ -41,19 +41,19 @@ class Args(training.RunArgs):
     min_q_weight: training.NonNegative = 5.0
     """weight of the conservative term"""
     num_random: training.Count = 10
-    """sampled actions of each kind in it"""
+    """sampled actions of each of the three kinds (uniform, policy, next policy) in the conservative term"""
     bc_updates: training.NonNegativeInt = 2000
-    """updates in which the policy clones behaviour, before it follows the values"""
+    """updates in which the policy clones the data, before the policy maximises the critic"""
     gamma: training.Fraction = 0.8
     """discount; at .99 values diverge on these data"""
     tau: training.Rate = 0.005
-    """rate of the target networks"""
+    """rate (tau) at which the target networks follow the networks"""
     lr: training.Positive = 3e-4
     """learning rate"""
     hidden_sizes: training.Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
-    """normalise the values' hidden layers, against divergence outside the data"""
+    """normalise the hidden layers of the critics, against divergence outside the data"""
     eval_every: training.NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
     eval_episodes: training.Count = 256

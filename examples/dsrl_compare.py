@@ -34,15 +34,15 @@ class Args:
     run: training.RunSource
     """run directory or checkpoint of the last stage"""
     which: training.Which = "last"
-    """checkpoint of that run: the last one, or the best one"""
+    """checkpoint of --run to evaluate: last or best"""
     stage1: training.RunSource | None = None
-    """that of stage 1; the one that the run started from (its --init) where none is given"""
+    """run directory or checkpoint of stage 1; by default the --init of the stage 2 run"""
     recipe: str | None = None
-    """what the table of results calls it; from the run where none is given"""
+    """name of the recipe in the table of results; by default the recipe of the run"""
     output: training.WritableDirectory | None = None
-    """directory of table, plot and report; the run's own where none is given"""
+    """directory of table, plot and report; by default the directory of the run"""
     results: training.WritableFile | None = None
-    """table of results to append to"""
+    """table of results to which the rows are appended"""
     eval_episodes: training.Count = 100
     """episodes of each stage, from seed 10000 on"""
     num_envs: training.NonNegativeInt | None = None

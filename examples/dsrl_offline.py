@@ -38,23 +38,23 @@ class Args(training.RunArgs):
     policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     which: training.Which = "best"
-    """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
+    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     demos: training.DemoPath | None = None
-    """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
+    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
     num_demos: training.Count | None = None
-    """how many of them, where demos names others"""
+    """number of demonstrations to use, if --demos names other demonstrations"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
-    """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
+    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: training.Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: training.Sizes = (256, 256)
     """hidden layers of the latent policy"""
     num_steps: training.SamplingSteps | None = None
-    """sampling steps K of the flow; its own where none is given"""
+    """sampling steps K of the flow; by default the number that the flow was trained with"""
     train_encoder: bool = False
-    """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
+    """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
     num_qs: training.Count = 10
-    """members of a critic that is trained here"""
+    """members of the critic, if this recipe trains a new critic"""
     critic_sizes: training.Sizes = (128, 128)
     """hidden layers of the critic"""
     critic_iterations: training.Count = 3000
@@ -62,7 +62,7 @@ class Args(training.RunArgs):
     critic_lr: training.Positive = 3e-4
     """learning rate of the critic"""
     tau: training.Rate = 0.01
-    """rate of the target critic"""
+    """rate (tau) at which the target critic follows the critic"""
     gamma: training.Fraction = 0.99
     """discount of one environment step"""
     iterations: training.Count = 1000
@@ -72,15 +72,15 @@ class Args(training.RunArgs):
     num_candidates: training.Count = 16
     """M, latents of the prior per observation"""
     beta: training.NonNegative = 1.0
-    """inverse temperature of their weights, in units of the scores' spread"""
+    """inverse temperature of the weights of the candidate latents, in units of the spread of their scores"""
     kappa: Annotated[float, training.Range(high=0)] = -1.0
     """weight of the members' standard deviation in a score, mean + kappa std: at most 0, pessimistic"""
     kl_coef: training.NonNegative = 1e-3
-    """weight of the divergence from the prior"""
+    """weight of the KL divergence of the latent policy from the prior"""
     batch_size: training.Count = 256
     """chunks per gradient step"""
     max_episode_steps: training.Count | None = None
-    """time limit of an evaluated episode; that of the policy's task where none is given"""
+    """time limit of an evaluated episode; by default the time limit of the policy's task"""
     eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: training.NonNegativeInt = 500

@@ -41,27 +41,27 @@ class Args(training.RunArgs):
     policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     init: training.RunSource | None = None
-    """run directory or checkpoint of a stage 1 whose latent policy to start from, with its options; else it starts as
-    the prior"""
+    """run directory or checkpoint of stage 1, to start from its latent policy with its options; by default the latent
+    policy starts as the prior"""
     which: training.Which = "best"
-    """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
+    """checkpoint of the --policy and --init runs: best (the last one, if a run keeps no best one) or last"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
-    """what the latent steers: the whole noise, its executed steps, or one vector for all steps"""
+    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: training.Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: training.Sizes = (256, 256)
     """hidden layers of latent policy and value network"""
     num_steps: training.SamplingSteps | None = None
-    """sampling steps K of the flow; those of --init, or its own, where none is given"""
+    """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
     train_encoder: bool = False
-    """give a policy that sees images an encoder of its own; else it reads the features of the frozen flow's"""
+    """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
     num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: training.Count | None = None
-    """time limit of an episode; that of the policy's task where none is given"""
+    """time limit of an episode; by default the time limit of the policy's task"""
     rollout: training.Count = 13
     """chunks per environment and iteration"""
     iterations: training.Count = 80
@@ -75,7 +75,7 @@ class Args(training.RunArgs):
     lmbda: training.Fraction = 0.95
     """lambda of the advantage estimator, per chunk"""
     clip: training.Positive = 0.2
-    """clipping of the ratio"""
+    """bound on the distance of the probability ratio from 1"""
     entropy: training.NonNegative = 1e-3
     """weight of the entropy"""
     lr: training.Positive = 3e-4
@@ -83,9 +83,9 @@ class Args(training.RunArgs):
     value_lr: training.Positive = 1e-3
     """learning rate of the value network"""
     prior_fraction: training.Fraction = 0.3
-    """share of draws from the prior at the start; the behaviour is the mixture"""
+    """share of latents that are drawn from the prior in the first iteration; data come from this mixture"""
     prior_decay: training.Rate = 0.995
-    """factor on that share per iteration"""
+    """factor by which the share of draws from the prior (--prior-fraction) falls in each iteration"""
     max_grad_norm: training.Positive = 0.5
     """bound on the gradient's norm, for each network"""
     eval_episodes: training.Count = 100

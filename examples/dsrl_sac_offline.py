@@ -44,30 +44,30 @@ class Args(training.RunArgs):
     policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     which: training.Which = "best"
-    """checkpoint of that run: the best one, which is the last where it keeps no best, or the last"""
+    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     demos: training.DemoPath | None = None
-    """trajectory file (.h5) or demo store; those that the policy was cloned from where none is given"""
+    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
     num_demos: training.Count | None = None
-    """how many of them, where demos names others"""
+    """number of demonstrations to use, if --demos names other demonstrations"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
     cache: training.WritableDirectory = "demos"
-    """directory of the latents that were found, which are looked up there"""
+    """directory in which the latents of demonstrations are cached"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
-    """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
+    """what the latent sets: one vector for all steps, the flow noise of the executed steps, or of all steps"""
     latent_bound: training.Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: training.Sizes = (128, 128, 128)
     """hidden layers of all networks"""
     num_qs: training.Count = 2
-    """critics"""
+    """number of critics"""
     num_steps: training.SamplingSteps | None = None
-    """sampling steps K of the flow; its own where none is given"""
+    """sampling steps K of the flow; by default the number that the flow was trained with"""
     train_encoder: bool = False
-    """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
-    features of the frozen flow's encoder"""
+    """train separate image encoders for policy and critics (the replay buffer then keeps images); otherwise policy and
+    critics read features of the encoder of the frozen flow"""
     critic_iterations: training.Count = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
     distill_iterations: training.Count = 2000
@@ -79,23 +79,23 @@ class Args(training.RunArgs):
     gamma: training.Fraction = 0.97
     """discount of one environment step"""
     tau: training.Rate = 0.02
-    """rate of the target critic"""
+    """rate (tau) at which the target critic follows the critic"""
     lr: training.Positive = 3e-4
     """learning rate of all networks"""
     distillation: Literal["forward", "aliased", "both"] = "both"
-    """pairs that are distilled: latents of the prior, those of the demonstrations, or both"""
+    """pairs for the distillation: latents of the prior, latents of the demonstrations, or both"""
     num_candidates: training.Count = 32
     """M, latents of the prior per observation (aw_mle)"""
     beta: training.NonNegative = 1.0
-    """inverse temperature of their weights, in units of the scores' spread (aw_mle)"""
+    """inverse temperature of the weights of the candidate latents, in units of the spread of their scores (aw_mle)"""
     kl_coef: training.NonNegative = 1e-3
-    """weight of the divergence from the prior (aw_mle)"""
+    """weight of the KL divergence of the latent policy from the prior (aw_mle)"""
     alpha: training.Positive = 3e-3
     """temperature at the start (sac)"""
     target_entropy: float = 0.0
     """entropy that the temperature aims at (sac)"""
     max_episode_steps: training.Count | None = None
-    """time limit of an evaluated episode; that of the policy's task where none is given"""
+    """time limit of an evaluated episode; by default the time limit of the policy's task"""
     eval_episodes: training.Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: training.NonNegativeInt = 500

@@ -48,60 +48,60 @@ class Args(training.RunArgs):
     policy: training.RunSource
     """run directory or checkpoint with the flow to steer"""
     init: training.RunSource | None = None
-    """run directory or checkpoint of a stage 1 whose latent policy and critics to start from, with its options"""
+    """run directory or checkpoint of stage 1; training starts from the latent policy, critics and options of stage 1"""
     which: training.Which = "best"
-    """checkpoint of the runs named above: the best one, which is the last where a run keeps no best, or the last"""
+    """checkpoint of the --policy and --init runs: best (the last one, if a run keeps no best one) or last"""
     na: bool = False
     """noise aliasing: distil the critics of latents from a critic of actions"""
     aliasing: Literal["none", "inversion", "retrieval", "reversal"] = "none"
-    """put demonstrations into the replay buffer, with latents found in this way"""
+    """method that finds the latents of demonstrations for the replay buffer; none: no demonstrations"""
     cache: training.WritableDirectory = "demos"
-    """directory of the latents that were found, which are looked up there"""
+    """directory in which the latents of demonstrations are cached"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
-    """what the latent steers: one vector for all steps, the executed steps' noise, or the whole"""
+    """what the latent sets: one vector for all steps, the flow noise of the executed steps, or of all steps"""
     latent_bound: training.Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: training.Sizes = (128, 128, 128)
     """hidden layers of all networks"""
     num_qs: training.Count = 2
-    """critics"""
+    """number of critics"""
     num_steps: training.SamplingSteps | None = None
-    """sampling steps K of the flow; those of --init, or its own, where none is given"""
+    """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
     train_encoder: bool = False
-    """give policy and critics that see images encoders of their own, for which images must be kept; else they read the
-    features of the frozen flow's encoder"""
+    """train separate image encoders for policy and critics (the replay buffer then keeps images); otherwise policy and
+    critics read features of the encoder of the frozen flow"""
     num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 128 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: training.Count | None = None
-    """time limit of an episode; that of the policy's task where none is given"""
+    """time limit of an episode; by default the time limit of the policy's task"""
     rollout: training.Count = 13
     """chunks per environment and iteration"""
     buffer_size: training.Count = 200_000
-    """chunks that the replay buffer has room for, demonstrations included; the oldest go first"""
+    """capacity of the replay buffer in chunks, demonstrations included; the oldest chunks are overwritten first"""
     iterations: training.Count = 14
     """iterations of collecting and updating"""
     warm_up: training.NonNegativeInt = 1
     """iterations before the first update"""
     policy_delay: training.NonNegativeInt = 200
-    """updates of the critics before the first of the policy, which would climb what they have not learnt yet"""
+    """updates of the critics before the first update of the policy, so that the policy does not exploit new critics"""
     utd: training.Positive = 0.25
-    """updates per collected chunk; 1 to 100 where environment steps are what is scarce"""
+    """updates per collected chunk (update-to-data ratio); use 1 to 100 if environment steps are expensive"""
     policy_every: training.Count | None = None
-    """updates of the critics per update of the policy; where none is given, as many as there are per chunk, so that a
-    high ratio is the critics' alone"""
+    """updates of the critics for each update of the policy; by default --utd, so that a high update-to-data ratio
+    applies to the critics only"""
     distill_steps: training.Count = 1
     """steps of distillation per update, with --na"""
     distillation: Literal["forward", "aliased", "both"] = "forward"
-    """pairs that are distilled, with --na: latents of the prior, those of the replay buffer, or both"""
+    """pairs for the distillation (with --na): latents of the prior, latents of the replay buffer, or both"""
     batch_size: training.Count = 256
     """chunks per update"""
     gamma: training.Fraction = 0.97
     """discount of one environment step"""
     tau: training.Rate = 0.02
-    """rate of the target critics"""
+    """rate (tau) at which the target critics follow the critics"""
     actor_lr: training.Positive = 3e-4
     """learning rate of the latent policy"""
     critic_lr: training.Positive = 3e-4

@@ -33,7 +33,7 @@ class Args(training.RunArgs):
     data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
-    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
     models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
     iterations: training.Count = 20_000

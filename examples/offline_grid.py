@@ -57,23 +57,23 @@ class Args:
     envs: Names = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
     """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
     algorithms: Names = tuple(SCRIPTS)
-    """algorithms"""
+    """algorithms to train"""
     seeds: training.Seeds = (0, 1, 2)
-    """seeds of each"""
+    """training seeds of each algorithm in each environment"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
-    """policy that logs the data; SARDINE has its own"""
+    """policy that logs the data; SARDINE uses a fixed policy"""
     steps: training.Count = 300_000
     """logged steps of each environment; SARDINE's data are 500 episodes"""
     preset: Literal["full", "short"] = "full"
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
     iterations: training.Count | None = None
-    """updates of each run; those of the preset where none is given"""
+    """updates of each run; by default those of --preset"""
     eval_episodes: training.Count = 256
     """users of an evaluation"""
     directory: training.WritableDirectory = "runs/offline_grid"
-    """where the runs, and the table, go"""
+    """directory of the runs and of the table"""
     results: training.WritableFile = "runs/results.csv"
-    """table of results; the rows of a run replace those that it wrote before"""
+    """table of results; the rows of a run replace the rows that the same run wrote before"""
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda where it is there"""
     workers: training.Count | None = None

@@ -29,7 +29,7 @@ class Args:
     episodes: int = 100
     """episodes of each evaluation"""
     output: str = "quickstart"
-    """video to write; its suffix is that of what this machine can write"""
+    """path of the video without suffix; the suffix depends on the formats that this machine can write"""
     seed: int = 0
     """seed of the networks and of training"""
 

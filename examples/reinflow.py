@@ -55,15 +55,15 @@ class Args(training.RunArgs):
     policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy to start from"""
     which: training.Which = "best"
-    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
+    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     recipe: str = "reinflow"
-    """what the table of results calls the recipe"""
+    """name of the recipe in the table of results"""
     task: training.TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
     max_episode_steps: training.Count | None = None
-    """time limit in training and evaluation; that of the policy where none is given"""
+    """time limit in training and evaluation; by default the time limit of the policy"""
     num_steps: training.SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: training.Count = 1_000_000
@@ -79,39 +79,39 @@ class Args(training.RunArgs):
     minibatch_size: training.Count = 64
     """chunks per gradient step"""
     lr: training.Positive = 3e-5
-    """learning rate of the flow and of its noise"""
+    """learning rate of the flow and of the noise network"""
     critic_lr: training.Positive = 1e-4
-    """learning rate of the value"""
+    """learning rate of the value network"""
     gamma: training.Fraction = 0.99
     """discount of an environment step"""
     gae_lambda: training.Fraction = 0.95
     """lambda of the advantage estimate"""
     clip: training.Positive = 0.2
-    """bound on the ratio's distance from 1"""
+    """bound on the distance of the probability ratio from 1"""
     entropy_coef: training.NonNegative = 0.01
     """weight of the noise's entropy"""
     value_coef: training.NonNegative = 0.5
-    """weight of the value's loss"""
+    """weight of the loss of the value network"""
     anchor_coef: training.NonNegative = 0.0
-    """weight of the transport cost (W2) between the chunks of the flow and of its start; 0 for none"""
+    """weight of the transport cost (W2) between chunks of the flow and of its initial weights; 0 for none"""
     max_grad_norm: training.Positive = 1.0
     """bound on the gradient's norm, of the flow and of the value"""
     target_kl: training.Positive | None = None
-    """stop an iteration's epochs once the ratio's divergence passes it; None to never stop"""
+    """divergence of the probability ratio at which the epochs of an iteration stop; None for no limit"""
     critic_warmup_steps: training.NonNegativeInt = 5000
     """environment steps in which only the value learns"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
-    """whether the chain's log-probability is averaged over its terms or summed"""
+    """whether the log-probability of the chain is the mean or the sum over steps, chunk and action dimensions"""
     mean_bound: training.Positive | None = None
     """clamp of the chain's means, in normalised units; for policies with min-max normalised actions"""
     sigma_min: Annotated[training.Positive, training.NotAbove("sigma_max")] = 0.01
     """lower bound of the noise, in units of normalised actions"""
     sigma_max: training.Positive = 0.3
-    """upper bound of the noise at the start"""
+    """upper bound of the noise at the start of training, in units of normalised actions"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
-    """how the upper bound falls"""
+    """how the upper bound of the noise falls"""
     noise_decay_steps: training.Count = 500_000
-    """environment steps until it has fallen"""
+    """environment steps over which the upper bound of the noise falls"""
     train_encoder: bool = False
     """train the encoder too"""
     eval_episodes: training.Count = 100

@@ -96,15 +96,15 @@ class Args:
     policy: training.RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy that all runs start from"""
     which: training.Which = "best"
-    """checkpoint to start from, of a run: the best one, where it was evaluated in training, or the last"""
+    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     preset: Literal["default", "planar"] = "default"
-    """the baseline; a configuration changes it by the same factors as the default one"""
+    """baseline configuration; each ablation changes it by the same factors as it changes the preset default"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
     seeds: training.Seeds = (0,)
     """seeds of each configuration"""
     scale: training.Positive = 1.0
-    """multiplies every budget in environment steps: training, warm-up of the critic, decay of the noise"""
+    """factor on every budget in environment steps: training, warm-up of the critic, decay of the noise"""
     directory: training.WritableDirectory = "runs/reinflow_sweep"
     """directory of the sweep's runs"""
     results: training.WritableFile = "runs/results.csv"
@@ -118,15 +118,15 @@ class Args:
     threads: training.Count = 1
     """CPU threads of a run"""
     gpus_per_run: training.NonNegative | None = None
-    """GPUs of a run, or a part of one; where none is given they are shared by all workers, if --device asks for them"""
+    """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda where it is there"""
     num_envs: training.NonNegativeInt | None = None
-    """environments that are stepped together in every run; those of the preset where none is given"""
+    """environments that run side by side in every run; by default the number of --preset"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: training.Count | None = None
-    """time limit in training and evaluation; that of the policy where none is given"""
+    """time limit in training and evaluation; by default the time limit of the policy"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
     wandb_project: str = "torchrl_flow"
@@ -138,7 +138,7 @@ class Args:
     dry_run: bool = False
     """print the commands and stop"""
     watch: bool = False
-    """show a table of all runs while they go on"""
+    """show a table of all runs during the sweep"""
 
 
 def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Args(training.RunArgs):
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     control_mode: str | None = None
-    """ManiSkill's controller; where none is given that of the demonstrations, and pd_ee_delta_pose for those made"""
+    """ManiSkill's controller; default: that of the demonstrations, pd_ee_delta_pose if the recipe makes them"""
     max_episode_steps: training.Count | None = None
     """time limit of the environment, also of later stages; the task's own where none is given"""
     demos: training.DemoPath | None = None
@@ -42,8 +42,8 @@ class Args(training.RunArgs):
     num_demos: training.Count = 100
     """demonstrations to train on"""
     retime: bool | None = None
-    """make demonstrations fast and let them recover from pushes, see docs/demonstrations.md; where none is given, for
-    end-effector deltas"""
+    """re-time the demonstrations that the recipe makes and add pushes, see docs/demonstrations.md; on by default
+    for end-effector deltas"""
     quality: str | None = None
     """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
@@ -53,7 +53,7 @@ class Args(training.RunArgs):
     depth: training.Count = 3
     """blocks (mlp, dit) or levels (unet) of the velocity network"""
     obs_horizon: training.Count = 1
-    """frames of history that the policy sees; planner demonstrations teach it to copy its velocity from two"""
+    """frames of history that the policy sees; with 2 and planner demonstrations the policy copies its own velocity"""
     pred_horizon: training.Count = 16
     """steps of a predicted chunk"""
     act_horizon: Annotated[training.Count, training.NotAbove("pred_horizon")] = 8
@@ -71,9 +71,9 @@ class Args(training.RunArgs):
     ema: training.Decay = 0.999
     """decay of the averaged policy"""
     state_noise: training.NonNegative = 0.03
-    """training noise on normalised states"""
+    """scale of the noise that training adds to normalised states"""
     noise_scales: tuple[training.NonNegative, ...] = ()
-    """also evaluate with the initial noise multiplied by these; below 1 actions keep closer to their mode"""
+    """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
     eval_episodes: training.Count = 50
     """episodes of the final evaluation, from seed 10000 on"""
     eval_every: training.NonNegativeInt = 1000

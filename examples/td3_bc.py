@@ -30,7 +30,7 @@ class Args(training.RunArgs):
     data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
-    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; the one that the data name, if any"""
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
     models: training.ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
     iterations: training.Count = 20_000
@@ -38,13 +38,13 @@ class Args(training.RunArgs):
     batch_size: training.Count = 256
     """transitions per update"""
     alpha: training.NonNegative = 2.5
-    """weight of the value against cloning; 0 clones behaviour"""
+    """weight of the critic against cloning; 0 for cloning alone"""
     gamma: training.Fraction = 0.8
     """discount; at .99 values diverge on these data"""
     tau: training.Rate = 0.005
-    """rate of the target networks"""
+    """rate (tau) at which the target networks follow the networks"""
     policy_noise: training.NonNegative = 0.05
-    """scale of the noise on target actions, where the box is [-1, 1]"""
+    """standard deviation of the noise on target actions, for actions in [-1, 1]"""
     noise_clip: training.NonNegative = 0.1
     """bound on the noise on target actions"""
     policy_freq: Annotated[training.Count, training.NotAbove("iterations")] = 2
@@ -54,7 +54,7 @@ class Args(training.RunArgs):
     hidden_sizes: training.Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
-    """normalise the values' hidden layers, against divergence outside the data"""
+    """normalise the hidden layers of the critics, against divergence outside the data"""
     eval_every: training.NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
     eval_episodes: training.Count = 256

@@ -1,4 +1,4 @@
-"""What is missing is said in one line that names the command that mends it."""
+"""The error for a missing part of ManiSkill is one line that names the command that installs the part."""
 
 from __future__ import annotations
 

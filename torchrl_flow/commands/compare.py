@@ -52,12 +52,12 @@ class CompareArgs:
     """Compare runs: a table, and curves with bands over the seeds."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """directories of runs, or directories with runs below them; those of one recipe, label and task are the seeds of
+    """run directories, or directories that contain runs; runs with the same recipe, label and task are the seeds of
     one group"""
     metric: str | None = None
-    """curve to draw; success in evaluations during training where there is one, else in training, else the return"""
+    """metric to draw; default: success in evaluations during training, else success in training, else the return"""
     against: str = "train/env_steps"
-    """what is to the right; the run's own steps where a run has no such metric"""
+    """metric on the x axis; the run's own steps if a run has no such metric"""
     output: str = "comparison"
     """files to write: <output>.html, <output>.svg and <output>.md"""
 

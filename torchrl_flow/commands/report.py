@@ -27,7 +27,7 @@ class ReportArgs:
     run: Annotated[str, tyro.conf.Positional]
     """directory of a run, or of a sweep"""
     rebuild: bool = False
-    """make the page anew though there is one; the old one is kept as report-before.html"""
+    """make the page again even if it exists; the old page is kept as report-before.html"""
 
     def __call__(self) -> int:
         """Print the path of each page."""

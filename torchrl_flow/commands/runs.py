@@ -26,13 +26,13 @@ class RunsArgs:
     """List the runs: task, recipe, steps, success, age."""
 
     folder: Annotated[str, tyro.conf.Positional] = "runs"
-    """directory of runs; those below it are found too"""
+    """directory of runs, searched with all its subdirectories"""
     sort: Literal["age", "success", "name"] = "age"
-    """newest first, most successful first, or by name"""
+    """order of the runs: newest first, most successful first, or by name"""
     task: str | None = None
-    """those of this task alone"""
+    """show only runs of this task"""
     recipe: str | None = None
-    """those of this recipe alone"""
+    """show only runs of this recipe"""
 
     def __call__(self) -> int:
         """Print a line for each run."""

@@ -35,19 +35,19 @@ class CheckBatchArgs:
     num_envs: int = 4
     """sub-environments"""
     steps: int = 30
-    """steps of random actions; those of the demonstrations where there are any"""
+    """number of steps with random actions; with --demos, the actions of the demonstrations instead"""
     control_mode: tuple[str, ...] = ()
-    """controllers; the task's default one, and pd_ee_delta_pose where it has it, where none is given"""
+    """controllers; by default the default controller of the task, and pd_ee_delta_pose if the task has it"""
     reward_mode: Literal["sparse", "dense", "normalized_dense", "none"] | None = None
     """reward; where none is given sparse, or what the task has"""
     demos: str | None = None
-    """.h5 file of demonstrations of the task: their actions are played from their first states"""
+    """.h5 file of demonstrations of the task, which are replayed from their first states"""
     reset_probability: float = 0.03
     """chance of a partial reset of each sub-environment, a step"""
     fresh: int = 2
-    """episodes to compare with an environment made for them alone"""
+    """episodes to compare with a new environment for each"""
     table: str | None = None
-    """Markdown file with the marks of the table, to write it to"""
+    """Markdown file to write the table to, between the marks that begin and end the table"""
     threads: int = 1
     """CPU threads"""
 

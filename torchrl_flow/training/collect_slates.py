@@ -39,7 +39,7 @@ class CollectSlatesArgs:
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.envs.slate.SLATE_ENVS"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
-    """boredom-aware oracle; half of it, half random; random; the paper's logging policy"""
+    """expert: boredom-aware oracle; medium: half oracle, half random; random; logged: the paper's logging policy"""
     steps: Count = 1_000_000
     """environment steps, rounded up to whole episodes"""
     models: str | None = None
@@ -47,7 +47,7 @@ class CollectSlatesArgs:
     output: WritableFile | None = None
     """file to write; data/ENV-POLICY-STEPS.npz where none is given"""
     latent_clicks: LatentClicks = "predicted"
-    """clicks that latents encode: predicted from the belief, or those that happened, which tell the reward"""
+    """clicks that the slate latents encode: predicted from the belief, or observed (these reveal the reward)"""
     seed: Seed = 0
     """seed of users and policy"""
     num_envs: Count = 256

@@ -149,7 +149,7 @@ def draw_curves(args: CurvesArgs) -> Path:
 
 
 def _shared_label(args: CurvesArgs) -> str:
-    """What is to the right: one label, or each of those that the runs have."""
+    """Return the label of the x axis: one label, or all labels if the runs have different ones."""
     found = [_read(run, args.metric) for run in args.runs]
     labels = [axis_label(args.against) if args.against in run else own_steps_label(run) for run in found]
     return " or ".join(dict.fromkeys(labels))

@@ -23,21 +23,21 @@ class MakeDemosArgs:
     num_demos: Count = 100
     """Demonstrations to have in the end."""
     out_dir: WritableDirectory = "demos"
-    """They go to <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
+    """Output: <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
     control_mode: str = "pd_ee_delta_pose"
     """Control mode of the recorded actions."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """state (needs no Vulkan), rgb, rgb+state."""
     first_seed: NonNegativeInt = 0
-    """Seeds are tried one after the other from here on; evaluate on others (10000 on)."""
+    """First seed to try; the following seeds are next. Evaluate on other seeds (10000 on)."""
     max_steps: Count | None = None
-    """Leave out demonstrations longer than this."""
+    """Leave out demonstrations with more steps than this number."""
     max_attempts: Count | None = None
-    """Seeds to try at most. Default: 5 for each demonstration, and 20."""
+    """Largest number of seeds to try. Default: 5 for each demonstration, plus 20."""
     reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
     """dense or normalized_dense records rewards; sparse ones follow from success."""
     retime: bool = True
-    """Track the planner's path anew at constant speed, with pushes to recover from; False: the planner's motion."""
+    """Track the planner's path at constant speed, with random pushes; False: keep the planner's motion."""
     speed: Positive = 0.3
     """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
     push_probability: Fraction = 0.05
@@ -45,9 +45,9 @@ class MakeDemosArgs:
     push_size: Positive = 0.5
     """Re-timed: scale of a push per step, in units of the largest action."""
     quality: Literal["expert", "mixed"] = "expert"
-    """mixed: some are shaky, halt or break off, and stay in the file even if they fail; needs a delta control mode."""
+    """mixed: some demonstrations shake, halt or break off; failed ones are kept; needs a delta control mode."""
     flawed_share: Fraction = 0.5
-    """Mixed: share of the seeds that get such flaws."""
+    """With --quality mixed: share of the seeds whose demonstrations shake, halt or break off."""
     verify: bool = False
     """Simulate each demonstration once more and require equal observations."""
     progress: bool = True

@@ -40,9 +40,9 @@ class EvaluateArgs:
     checkpoint: Annotated[RunSource, tyro.conf.Positional]
     """checkpoint file, or the directory of a run"""
     which: Which = "last"
-    """of a run: its last checkpoint, or the best one"""
+    """checkpoint of a run to evaluate: last or best"""
     episodes: Count | None = None
-    """episodes, each from a seed of its own; as many as in the run's own report where none is given"""
+    """number of episodes, each from its own seed; by default as many as in the report of the run"""
     first_seed: NonNegativeInt = 10_000
     """seed of the first episode"""
     num_steps: Count | None = None
@@ -50,22 +50,22 @@ class EvaluateArgs:
     compare_steps: tuple[Count, ...] = ()
     """further numbers of sampling steps to evaluate at"""
     noise_scales: tuple[NonNegative, ...] = ()
-    """also evaluate with the initial noise multiplied by these"""
+    """also evaluate with the flow noise multiplied by these factors"""
     num_envs: NonNegativeInt | None = None
-    """sub-environments; the result is the same for any number on a CPU, and of ManiSkill's one alone films"""
+    """environments that run side by side; on a CPU the result does not depend on it; ManiSkill films only with one"""
     sim_backend: str | None = None
-    """ManiSkill's simulation: physx_cpu, or physx_cuda, which is the default for several on a machine that has it"""
+    """ManiSkill's simulation: physx_cpu or physx_cuda (default for several environments if there is a GPU)"""
     max_episode_steps: Count | None = None
-    """time limit of an episode; that of the run where none is given"""
+    """time limit of an episode; by default the time limit of the run"""
     num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
     data: str | None = None
-    """logged transitions of an offline baseline, whose environment it is evaluated in; the run's own where none is
-    given"""
+    """logged transitions that name the environment in which to evaluate an offline baseline; by default the data of
+    the run"""
     env: str | None = None
-    """environment of an offline baseline, where its data name none: gym/NAME, sardine/NAME or a slate environment"""
+    """environment of an offline baseline, if the data name none: gym/NAME, sardine/NAME or a slate environment"""
     models: ExistingFile | None = None
-    """belief encoder and ranker of that environment; the run's own where none is given"""
+    """belief encoder and ranker of a slate environment; by default the models of the run"""
     output: WritableDirectory | None = None
     """directory of the report; `evaluation` in the run, or beside a checkpoint outside of one, where none is given"""
     results: WritableFile | None = None

@@ -14,7 +14,7 @@ __all__ = ["check_demonstrations", "check_network", "check_task"]
 
 
 def check_task(task: str, obs_mode: str, control_mode: str | None = None) -> None:
-    """Refuse what the planar task does not observe, and how it is not controlled.
+    """Validate observation mode and control mode of the planar task.
 
     Raises:
         SystemExit: naming the option.

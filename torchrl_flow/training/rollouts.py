@@ -100,7 +100,7 @@ class ChunkRollouts:
         return self.policy(carry.to(self._policy_device)).to(self.env.device)
 
     def _require_finite(self, data: Any, when: str) -> None:
-        """Refuse what would spoil networks and replay, before anything has learned from it or kept it."""
+        """Raise an error for data that are not finite, before a network learns from them or a buffer stores them."""
         entries = non_finite_entries(data.reshape(-1))
         if entries:
             raise NonFiniteError(

@@ -27,13 +27,13 @@ class RunArgs:
     """
 
     name: RunName | None = None
-    """name of the run; recipe, task and seed where none is given"""
+    """name of the run; by default recipe, task and seed"""
     runs: WritableDirectory = "runs"
     """directory of the runs"""
     results: WritableFile | None = "runs/results.csv"
-    """table of results; the rows of this run replace those that it wrote before"""
+    """table of results; the rows of this run replace the rows that the same run wrote before"""
     label: str | None = None
-    """what the table of results calls this variant"""
+    """name of this variant in the table of results"""
     seed: Seed = 0
     """seed of the networks and of training"""
     device: str = "cpu"
@@ -45,11 +45,11 @@ class RunArgs:
     wandb_project: str = "torchrl_flow"
     """project in Weights & Biases"""
     wandb_group: str | None = None
-    """group in Weights & Biases, such as the seeds of one configuration"""
+    """group in Weights & Biases, for example one group for all seeds of a configuration"""
     tensorboard: Annotated[bool, Installed("tensorboard", "plot")] = False
     """log to TensorBoard"""
     resume: bool = False
-    """go on with a run that was stopped, or make a finished one longer"""
+    """continue a run that was stopped, or extend a finished run"""
 
     def prepare(self) -> None:
         """Check all options, settle the device, set the number of CPU threads and seed all generators.

@@ -55,7 +55,7 @@ class SlateModelsArgs:
     ranker_batch: Count = 256
     """slates per update of the ranker"""
     ranker_lr: Positive = 1e-3
-    """learning rate of the ranker; it falls along a cosine"""
+    """learning rate of the ranker at the start; falls along a cosine"""
     beta: NonNegative = 0.5
     """weight of the divergence: higher makes latents that a policy learns more easily and that keep less of a slate"""
     click_weight: NonNegative = 0.5
@@ -63,7 +63,7 @@ class SlateModelsArgs:
     seed: Seed = 0
     """seed of logs, networks and training"""
     save_every: Count = 200
-    """updates between checkpoints, from which a run that was stopped goes on when it is called again"""
+    """updates between checkpoints; if you run a stopped command again, training continues from the last one"""
     threads: Count = 1
     """CPU threads"""
 
