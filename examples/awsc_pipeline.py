@@ -3,9 +3,9 @@
     python examples/awsc_pipeline.py --task planar --seeds 0 1 2
 
 Stage 1 clones mixed demonstrations (`shortcut_flow_bc.py`). Stage 2 clones them with advantage weights
-(`aw_shortcut_flow_offline.py`). Stage 3 continues online (`awsc_online.py`). Each stage starts from the checkpoint of the
-previous stage. All stages are evaluated on the same seeds. For times and scores see docs/awsc.md. To continue after a
-stop, give the same command; finished runs are skipped.
+(`aw_shortcut_flow_offline.py`). Stage 3 continues online (`awsc_online.py`). Each stage starts from the checkpoint of
+the previous stage. All stages are evaluated on the same seeds. For times and scores see docs/awsc.md. To continue after
+a stop, give the same command; finished runs are skipped.
 """
 
 from __future__ import annotations
