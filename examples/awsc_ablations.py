@@ -49,7 +49,7 @@ class Args:
     best_of: tuple[training.Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
     num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""

@@ -75,7 +75,7 @@ class Args:
     num_videos: training.NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
     device: str = "cpu"
-    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     num_envs: training.NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched: in the online stage, and with ManiSkill in all
     evaluations; 256 of the planar task and one of ManiSkill where none is given"""

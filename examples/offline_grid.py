@@ -75,7 +75,7 @@ class Args:
     results: training.WritableFile = "runs/results.csv"
     """table of results; the rows of a run replace the rows that the same run wrote before"""
     device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
     workers: training.Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False

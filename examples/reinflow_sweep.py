@@ -120,7 +120,7 @@ class Args:
     gpus_per_run: training.NonNegative | None = None
     """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
     device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda where it is there"""
+    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
     num_envs: training.NonNegativeInt | None = None
     """environments that run side by side in every run; by default the number of --preset"""
     sim_backend: str | None = None

@@ -34,7 +34,7 @@ class Args(training.RunArgs):
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     control_mode: str | None = None
-    """ManiSkill's controller; default: that of the demonstrations, pd_ee_delta_pose if the recipe makes them"""
+    """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""
     max_episode_steps: training.Count | None = None
     """time limit of the environment, also of later stages; the task's own where none is given"""
     demos: training.DemoPath | None = None

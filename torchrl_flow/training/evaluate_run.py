@@ -77,7 +77,7 @@ class EvaluateArgs:
     seed: Seed | None = None
     """seed of the training, for results.csv; the run's own where none is given"""
     device: str = "cpu"
-    """device of the policy: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    """device of the policy: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     threads: Count = 1
     """CPU threads"""
 

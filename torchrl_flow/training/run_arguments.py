@@ -37,7 +37,7 @@ class RunArgs:
     seed: Seed = 0
     """seed of the networks and of training"""
     device: str = "cpu"
-    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda where it is there"""
+    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     threads: Count = 1
     """CPU threads"""
     wandb: Annotated[WandbMode | None, Installed("wandb", "wandb")] = None
