@@ -40,7 +40,8 @@ from torchrl_flow.modules import (
     make_latent_policy,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
-from torchrl_flow.training import LossGroup, NamedLossStepper, append_benchmark
+from torchrl_flow.reports import append_benchmark
+from torchrl_flow.training import LossGroup, NamedLossStepper
 
 
 @dataclass

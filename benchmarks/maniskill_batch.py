@@ -31,7 +31,7 @@ import tyro
 
 from torchrl_flow.envs import ManiSkillEnv
 from torchrl_flow.envs.maniskill.headless import headless
-from torchrl_flow.training import append_benchmark
+from torchrl_flow.reports import append_benchmark
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -24,7 +24,7 @@ import tyro
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_flow._platform import largest_resident_mib
+from torchrl_flow.envs import make_chunk_env, make_task_env, observation_keys
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -36,7 +36,8 @@ from torchrl_flow.modules import (
     make_noise_net,
     make_state_value,
 )
-from torchrl_flow.training import ChunkRollouts, append_features, make_chunk_env, make_task_env, observation_keys
+from torchrl_flow.training import ChunkRollouts, append_features
+from torchrl_flow.util.platform import largest_resident_mib
 
 STATE_DIM, ACTION_DIM = 12, 3
 

@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from torchrl_flow import training
+from torchrl_flow.figures import markdown_table
+from torchrl_flow.figures.plots import curves_svg, standalone_svg
 from torchrl_flow.modules import AliasConfig, LatentPolicyConfig, NoiseAliaser, make_latent_policy
-from torchrl_flow.training.report_plots import curves_svg, standalone_svg
+from torchrl_flow.policies import load_policy, policy_demonstrations
+from torchrl_flow.util import Progress, write_text
 
 SETTINGS = [
     *(AliasConfig(mode="retrieval", candidates=n) for n in (8, 32, 128, 512)),
@@ -64,18 +66,18 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         log_x=True,
         markers=True,
     )
-    training.write_text(path, standalone_svg(svg))
+    write_text(path, standalone_svg(svg))
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    flow, checkpoint = training.load_policy(args.policy)
+    flow, checkpoint = load_policy(args.policy)
     policy = make_latent_policy(LatentPolicyConfig(args.steer_mode, args.latent_bound), flow)
-    data = training.policy_demonstrations(checkpoint, gamma=0.99)
+    data = policy_demonstrations(checkpoint, gamma=0.99)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: args.rows]
     batch = data[chosen]
     rows: list[dict[str, Any]] = []
-    progress = training.Progress(len(SETTINGS), description="noise aliasing", unit="setting")
+    progress = Progress(len(SETTINGS), description="noise aliasing", unit="setting")
     for config in SETTINGS:
         aliaser = NoiseAliaser(flow, policy, config=config, num_steps=args.num_steps)
         aliaser(batch[:8].clone(), generator=torch.Generator().manual_seed(0))
@@ -94,11 +96,11 @@ def main(args: Args) -> None:
         progress.update()
     progress.close()
     cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
-    table = training.markdown_table(list(rows[0]), cells)
+    table = markdown_table(list(rows[0]), cells)
     print(table)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        training.write_text(args.output / "noise_aliasing.md", table + "\n")
+        write_text(args.output / "noise_aliasing.md", table + "\n")
         plot(rows, args.output / "noise_aliasing.svg")
 
 

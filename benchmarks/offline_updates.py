@@ -29,7 +29,7 @@ from torchrl.objectives import IQLLoss, LossModule, SoftUpdate, TD3BCLoss
 
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.objectives import ConservativeQLoss
-from torchrl_flow.training import append_benchmark
+from torchrl_flow.reports import append_benchmark
 
 Algorithm = Literal["td3_bc", "iql", "cql"]
 Update = Callable[[TensorDict], Any]

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.envs._planar_dynamics import planar_step
+from torchrl_flow.envs.planar.dynamics import planar_step
 
 
 @dataclass

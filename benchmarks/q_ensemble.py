@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 from torchrl_flow.modules import EnsembleCompute, ObservationEncoder, QEnsemble
-from torchrl_flow.training import append_benchmark
+from torchrl_flow.reports import append_benchmark
 
 
 @dataclass

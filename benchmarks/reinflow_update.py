@@ -37,7 +37,7 @@ from torchrl_flow.modules import (
     StateValue,
     make_noise_net,
 )
-from torchrl_flow.training import append_benchmark
+from torchrl_flow.reports import append_benchmark
 
 CLIP, ENTROPY, VALUE = 0.2, 0.01, 0.5
 

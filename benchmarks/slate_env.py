@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from torchrl_flow.envs.slate import (
+from torchrl_flow.recsys import (
     SLATE_ENVS,
     SLATE_POLICIES,
     ItemCatalogue,

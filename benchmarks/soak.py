@@ -20,12 +20,13 @@ import torch
 import tyro
 from torchrl.collectors import Collector
 
-from torchrl_flow._platform import largest_resident_mib
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
-from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations, make_chunk_env
 from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
-from torchrl_flow.training import LossGroup, NamedLossStepper, Progress, make_chunk_env
+from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.util import Progress
+from torchrl_flow.util.platform import largest_resident_mib
 
 
 @dataclasses.dataclass

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import tyro
 
+from torchrl_flow.figures import markdown_table, mean_and_deviation
 from torchrl_flow.functional import wilson_interval
-from torchrl_flow.training import markdown_table, mean_and_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"

@@ -16,91 +16,113 @@ import torch
 import tyro
 from torchrl.envs import EnvBase
 
-from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.options import (
+    Count,
+    Decay,
+    DemoPath,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    NotAbove,
+    Positive,
+    Rate,
+    RunArgs,
+    RunSource,
+    Sizes,
+    TaskName,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, require_actor_config, warm_start
+from torchrl_flow.reports import best_of_variants, conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.training import LossGroup, NamedLossStepper
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run or checkpoint of shortcut_flow_bc"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: training.DemoPath | None = None
+    demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
-    task: training.TaskName | None = None
+    task: TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of the environment, also of later stages; by default the time limit of the policy's stage"""
-    obs_horizon: training.Count | None = None
+    obs_horizon: Count | None = None
     """refuse a policy of another number of frames"""
-    pred_horizon: training.Count | None = None
+    pred_horizon: Count | None = None
     """refuse a policy of another chunk length"""
-    act_horizon: training.Count | None = None
+    act_horizon: Count | None = None
     """refuse a policy that executes another number of steps"""
-    iterations: training.Count = 1000
+    iterations: Count = 1000
     """gradient steps of actor and critic"""
-    critic_warmup: training.NonNegativeInt = 3000
+    critic_warmup: NonNegativeInt = 3000
     """gradient steps of the critic alone, before the gradient steps of actor and critic"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per gradient step"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate of the actor"""
-    critic_lr: training.Positive = 1e-3
+    critic_lr: Positive = 1e-3
     """learning rate of the critic"""
-    gamma: training.Fraction = 0.99
+    gamma: Fraction = 0.99
     """discount of one environment step"""
-    tau: training.Rate = 0.01
+    tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
-    ema: training.Decay = 0.995
+    ema: Decay = 0.995
     """decay of the averaged policy"""
-    beta: training.NonNegative = 20.0
+    beta: NonNegative = 20.0
     """inverse temperature of the advantage weights; with --baseline batch, use 100 and --weight-clip 200"""
-    weight_clip: training.Positive = 20.0
+    weight_clip: Positive = 20.0
     """upper bound on the advantage weight of a row"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the mean value of the batch, or the value of the policy in the same state"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
     the default"""
-    num_baseline_samples: training.Count = 1
+    num_baseline_samples: Count = 1
     """chunks that are drawn from the policy in a state to estimate the value of the state"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """how advantages are scaled before the weights: none, std or mad"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
-    num_qs: training.Count = 10
+    num_qs: Count = 10
     """members of the critic"""
-    num_min_qs: Annotated[training.Count, training.NotAbove("num_qs")] = 2
+    num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
     """members in the minimum of the target"""
-    critic_hidden: training.Sizes = (256, 256)
+    critic_hidden: Sizes = (256, 256)
     """widths of the critic's hidden layers"""
-    num_action_samples: training.Count = 1
+    num_action_samples: Count = 1
     """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[training.Count, ...] = ()
+    best_of: tuple[Count, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[training.NonNegative, ...] = ()
+    noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 1000
+    eval_every: NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
     given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: training.NonNegativeInt = 4
+    num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 50
+    log_every: Count = 50
     """iterations between two lines of metrics"""
-    save_every: training.Count = 500
+    save_every: Count = 500
     """iterations between checkpoints"""
 
     def check(self) -> None:
@@ -111,10 +133,10 @@ class Args(training.RunArgs):
             )
 
 
-def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
+def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
     """Build a policy as stage 1's is; its weights come later, with its average's."""
     wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
-    training.require_actor_config(checkpoint, wanted)
+    require_actor_config(checkpoint, wanted)
     return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
 
 
@@ -138,15 +160,15 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
     )
 
 
-def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepper:
+def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
     """Build what does an update: two optimisers, two averages."""
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
     actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
     critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr, fused=True)
     groups = [
-        training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
-        training.LossGroup(
+        LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
+        LossGroup(
             "loss_actor",
             actor,
             method="actor_loss",
@@ -155,10 +177,10 @@ def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepp
             target_updater=averages,
         ),
     ]
-    return training.NamedLossStepper(loss_module, groups)
+    return NamedLossStepper(loss_module, groups)
 
 
-def make_data(args: Args, source: training.DemoSource, task: dict[str, Any], actor: FlowActor) -> DemoReplayBuffer:
+def make_data(args: Args, source: DemoSource, task: dict[str, Any], actor: FlowActor) -> DemoReplayBuffer:
     """Read the demonstrations, as a replay buffer of action chunks and what they lead to."""
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     options: dict[str, Any] = {"gamma": args.gamma, "batch_size": args.batch_size, "device": args.device}
@@ -168,10 +190,10 @@ def make_data(args: Args, source: training.DemoSource, task: dict[str, Any], act
 
 def train(
     args: Args,
-    run: training.Run,
+    run: Run,
     data: DemoReplayBuffer,
     loss_module: AWFlowLoss,
-    stepper: training.NamedLossStepper,
+    stepper: NamedLossStepper,
     env: EnvBase,
 ) -> None:
     """Train critic and policy; all of the loop is here."""
@@ -183,33 +205,33 @@ def train(
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            result = evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 
 
-def main(args: Args) -> training.EvaluationResult:
+def main(args: Args) -> EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
     args.prepare()
-    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
+    checkpoint = load_flow_checkpoint(args.policy, which=args.which)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    env = training.policy_evaluation_env(checkpoint, episodes=args.eval_episodes, **simulation, **asked)
-    task = training.task_info(env)
-    source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
+    env = policy_evaluation_env(checkpoint, episodes=args.eval_episodes, **simulation, **asked)
+    task = task_info(env)
+    source = DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)
     directory = args.run_directory(f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
     parts |= {"keep_best": "eval/success_once", **args.run_options()}
-    with training.Run(directory, config, task=task, **parts) as run:
+    with Run(directory, config, task=task, **parts) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
-        training.warm_start(loss_module, checkpoint)
+        warm_start(loss_module, checkpoint)
         train(args, run, data, loss_module, stepper, env)
         policy = loss_module.ema_actor()
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             policy,
             env,
@@ -219,7 +241,7 @@ def main(args: Args) -> training.EvaluationResult:
             stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
-            variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
+            variants=best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
             run=run,
@@ -231,5 +253,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -19,8 +19,32 @@ from typing import Any
 
 import tyro
 
-from torchrl_flow import training
-from torchrl_flow.training import RunStatus, Variant
+from torchrl_flow.figures import markdown_table, mean_and_deviation
+from torchrl_flow.options import (
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    RunSource,
+    Seeds,
+    WritableDirectory,
+    WritableFile,
+    check_options,
+    refusals_in_one_line,
+    resolve_device,
+)
+from torchrl_flow.reports import read_evaluation, variant_labels
+from torchrl_flow.runs import load_checkpoint
+from torchrl_flow.sweeps import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    format_statuses,
+    gpu_share,
+    plan_sweep,
+    run_sweep,
+    select_variants,
+)
+from torchrl_flow.util import write_text
 
 SCRIPT = Path(__file__).with_name("awsc_online.py")
 UTD_RATIO = 0.5
@@ -30,34 +54,34 @@ UTD_RATIO = 0.5
 class Args:
     """What the ablations can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run or checkpoint of aw_shortcut_flow_offline that all runs start from"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: training.Seeds = (0,)
+    seeds: Seeds = (0,)
     """seeds of each configuration"""
-    updates: training.Count = 2000
+    updates: Count = 2000
     """critic updates of each run"""
-    directory: training.WritableDirectory = "runs/awsc_ablations"
+    directory: WritableDirectory = "runs/awsc_ablations"
     """directory of the runs"""
-    results: training.WritableFile = "runs/results.csv"
+    results: WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of each evaluation"""
-    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
+    noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each policy with the flow noise multiplied by these factors"""
-    best_of: tuple[training.Count, ...] = (4, 16)
+    best_of: tuple[Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    gpus_per_run: training.NonNegative | None = None
+    gpus_per_run: NonNegative | None = None
     """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
-    workers: training.Count | None = None
+    workers: Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and stop"""
@@ -87,7 +111,7 @@ def variants(updates: int) -> list[Variant]:
     ]
 
 
-def make_runs(args: Args) -> list[training.SweepRun]:
+def make_runs(args: Args) -> list[SweepRun]:
     """Work out the commands."""
     common = {
         "policy": args.policy,
@@ -102,26 +126,26 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         "num_videos": 0,
         **{name: getattr(args, name) for name in ("device", "num_envs", "sim_backend")},
     }
-    chosen = training.select_variants(variants(args.updates), args.only)
+    chosen = select_variants(variants(args.updates), args.only)
     program = [sys.executable, str(SCRIPT)]
-    return training.plan_sweep(chosen, args.seeds, program=program, directory=args.directory, options=common)
+    return plan_sweep(chosen, args.seeds, program=program, directory=args.directory, options=common)
 
 
 def table(args: Args, statuses: Sequence[RunStatus]) -> str:
     """Return a Markdown table of what is finished: success over the seeds, plain, at less noise, by the best of N."""
-    names = training.variant_labels(args.noise_scales, args.best_of)
+    names = variant_labels(args.noise_scales, args.best_of)
     body = []
     done = [status for status in statuses if status.state == "finished"]
     for name in dict.fromkeys(status.run.variant.name for status in done):
         mine = [status.run.directory for status in done if status.run.variant.name == name]
-        figures = [training.read_evaluation(directory) for directory in mine]
+        figures = [read_evaluation(directory) for directory in mine]
         plain = [next(iter(by_steps.values())) for by_steps, _ in figures]
         columns = [plain, *([found[label] for _, found in figures] for label in names)]
-        checkpoints = [training.load_checkpoint(directory) for directory in mine]
+        checkpoints = [load_checkpoint(directory) for directory in mine]
         cells = [
             name,
             str(len(mine)),
-            *(training.mean_and_deviation([values["success_once"] for values in column], 2) for column in columns),
+            *(mean_and_deviation([values["success_once"] for values in column], 2) for column in columns),
         ]
         # Of all environments together, in the order of the columns before.
         times = (statistics.mean(values["policy_ms"] for values in column) for column in columns)
@@ -130,36 +154,36 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
         cells.append(f"{statistics.mean(c.metadata['wall_s'] for c in checkpoints) / 60:.1f}")
         body.append(cells)
     header = ("configuration", "seeds", "success_once", *names, "policy ms", "env steps", "minutes")
-    return training.markdown_table(header, body)
+    return markdown_table(header, body)
 
 
 def main(args: Args) -> None:
     """Plan, run, print."""
     # A plan can be looked at before its policy is there, and on another machine.
-    training.check_options(args, skip=("policy",) if args.dry_run else ())
+    check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
-    training.resolve_device(args.device)
-    share = training.gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
-    statuses = training.run_sweep(
+    resolve_device(args.device)
+    share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
+    statuses = run_sweep(
         runs,
         workers=args.workers,
         gpus_per_run=share,
-        on_change=lambda found: print(training.format_statuses(found)),
+        on_change=lambda found: print(format_statuses(found)),
         poll_s=30.0,
     )
     for status in statuses:
         if status.state != "finished":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
     text = table(args, statuses)
-    training.write_text(Path(args.directory) / "table.md", text + "\n")
+    write_text(Path(args.directory) / "table.md", text + "\n")
     print("\n" + text)
     if any(status.state != "finished" for status in statuses):
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -23,31 +23,37 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_flow import training
 from torchrl_flow.data import MixedReplayBuffer
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import reset_with_seeds, task_info
 from torchrl_flow.functional import advantage_weights, effective_sample_size
 from torchrl_flow.objectives import AWFlowLoss
+from torchrl_flow.options import Count, RunSource, WritableDirectory, check_options, refusals_in_one_line
+from torchrl_flow.policies import checkpoint_env, warm_start
+from torchrl_flow.reports import window_means
+from torchrl_flow.runs import TrainingCheckpoint, load_checkpoint, read_metrics
+from torchrl_flow.util import Progress, seed_everything, write_json
 
 
 @dataclasses.dataclass
 class Args:
     """What the diagnosis can be told on the command line."""
 
-    run: training.RunSource
+    run: RunSource
     """run or checkpoint of awsc_online"""
-    episodes: training.Count = 100
+    episodes: Count = 100
     """episodes in which values are compared with returns"""
-    rows: training.Count = 4096
+    rows: Count = 4096
     """rows of each part of the buffer whose advantages are computed"""
-    output: training.WritableDirectory | None = None
+    output: WritableDirectory | None = None
     """directory of diagnosis.svg and diagnosis.json; by default the directory of the run"""
-    threads: training.Count = 1
+    threads: Count = 1
     """CPU threads"""
 
 
-def load(args: Args) -> tuple[training.TrainingCheckpoint, awsc_online.Args, AWFlowLoss, MixedReplayBuffer]:
+def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, MixedReplayBuffer]:
     """Build the loss and the buffer of a run and fill them from its checkpoint."""
-    checkpoint = training.load_checkpoint(args.run)
+    checkpoint = load_checkpoint(args.run)
     names = {field.name for field in dataclasses.fields(awsc_online.Args)}
     if "chunks" not in checkpoint.config:
         raise SystemExit(f"{checkpoint.path} is not of awsc_online: it holds no online chunks.")
@@ -55,9 +61,9 @@ def load(args: Args) -> tuple[training.TrainingCheckpoint, awsc_online.Args, AWF
     actor = awsc_online.make_actor(own, checkpoint)
     loss_module = awsc_online.make_loss(own, actor, awsc_online.make_critic_config(own, checkpoint))
     awsc_online.make_stepper(own, loss_module)  # It holds the averages, which are to be filled too.
-    training.warm_start(loss_module, checkpoint, critic=True)
-    source = training.DemoSource.of_checkpoint(checkpoint, own.demos)
-    task = training.task_info(training.evaluation_env(checkpoint))
+    warm_start(loss_module, checkpoint, critic=True)
+    source = DemoSource.of_checkpoint(checkpoint, own.demos)
+    task = task_info(checkpoint_env(checkpoint))
     buffer = awsc_online.make_buffer(own, source, task, actor)
     checkpoint.restore(state={"buffer": buffer})
     return checkpoint, own, loss_module, buffer
@@ -69,11 +75,11 @@ def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gam
     actor, critic = loss_module.ema_actor(), loss_module.ema_critic()
     parallel = env.batch_size.numel()
     values, returns = [], []
-    bar = training.Progress(episodes, description="episodes", unit="ep")
+    bar = Progress(episodes, description="episodes", unit="ep")
     with bar, set_exploration_type(ExplorationType.RANDOM):
         for first in range(0, episodes, parallel):
             steps = []
-            data = training.reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
+            data = reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
             alive = torch.arange(first, first + parallel) < episodes
             while alive.any():
                 data = env.step(actor(data))
@@ -124,7 +130,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
     axes[0, 1].legend(frameon=False)
     axes[0, 2].hist(found["weights"].numpy(), bins=60, color="#2563c9")
     axes[0, 2].set(xlabel="w", title=f"weights, effective sample {figures['effective_share']:.0%}")
-    smooth = training.window_means(found["ring_success"].tolist(), 50)
+    smooth = window_means(found["ring_success"].tolist(), 50)
     axes[1, 0].plot(torch.linspace(0, 1, len(smooth)), smooth, color="#2563c9")
     axes[1, 0].set(xlabel="oldest to newest", ylim=(0, 1.05), title="success of the ring's episodes")
     for axis, names, title in (
@@ -136,7 +142,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
                 continue  # A short run may have ended no episode.
             scale = figures["batch_size"] if name == "effective_sample_size" else 1.0
             window = max(1, len(curves[f"train/{name}"][0]) // 60)
-            steps, values = (training.window_means(column, window) for column in curves[f"train/{name}"])
+            steps, values = (window_means(column, window) for column in curves[f"train/{name}"])
             axis.plot(steps, [value / scale for value in values], label=name)
         axis.set(xlabel="collected batches", ylim=(0, 1.05), title=title)
     axes[1, 2].legend(frameon=False)
@@ -148,12 +154,12 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
 
 def main(args: Args) -> dict[str, float]:
     """Compute, print, draw."""
-    training.check_options(args)
+    check_options(args)
     torch.set_num_threads(args.threads)
-    training.seed_everything(0)
+    seed_everything(0)
     checkpoint, own, loss_module, buffer = load(args)
     options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
-    env = training.evaluation_env(checkpoint, episodes=args.episodes, **options)
+    env = checkpoint_env(checkpoint, episodes=args.episodes, **options)
     found: dict[str, Tensor] = {}
     found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, own.gamma)
     demos = part(buffer, 0, buffer.num_demo_rows, args.rows)
@@ -183,13 +189,13 @@ def main(args: Args) -> dict[str, float]:
     }
     folder = Path(args.output) if args.output else checkpoint.run_directory
     folder.mkdir(parents=True, exist_ok=True)
-    training.write_json(folder / "diagnosis.json", figures)
-    draw(folder / "diagnosis.svg", figures, found, training.read_metrics(checkpoint.run_directory / "metrics.csv"))
+    write_json(folder / "diagnosis.json", figures)
+    draw(folder / "diagnosis.svg", figures, found, read_metrics(checkpoint.run_directory / "metrics.csv"))
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
     print((folder / "diagnosis.svg").resolve())
     return figures
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

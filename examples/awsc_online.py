@@ -19,8 +19,10 @@ import tyro
 from tensordict.nn import TensorDictSequential
 from torchrl.envs import EnvBase
 
-from torchrl_flow import training
 from torchrl_flow.data import MixedReplayBuffer
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import (
     BestOfN,
     CriticConfig,
@@ -31,109 +33,134 @@ from torchrl_flow.modules import (
     make_flow_actor,
 )
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.options import (
+    Count,
+    Decay,
+    DemoPath,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Rate,
+    RunArgs,
+    RunSource,
+    Sizes,
+    TaskName,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import (
+    load_flow_checkpoint,
+    make_training_envs,
+    require_actor_config,
+    training_env_options,
+    warm_start,
+)
+from torchrl_flow.reports import best_of_variants, conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.training import ChunkRollouts, LossGroup, NamedLossStepper, finished_success
 
 PLANAR_ENVS = 64
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run or checkpoint of aw_shortcut_flow_offline"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: training.DemoPath | None = None
+    demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
     recipe: str = "awsc"
     """name of the recipe in the table of results"""
-    task: training.TaskName | None = None
+    task: TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of the environment, also of later stages; by default the time limit of the policy's stage"""
-    obs_horizon: training.Count | None = None
+    obs_horizon: Count | None = None
     """refuse a policy of another number of frames"""
-    pred_horizon: training.Count | None = None
+    pred_horizon: Count | None = None
     """refuse a policy of another chunk length"""
-    act_horizon: training.Count | None = None
+    act_horizon: Count | None = None
     """refuse a policy that executes another number of steps"""
     load_critic: bool = True
     """start with the critic of the checkpoint, not with a new critic"""
-    chunks: training.Count = 4000
+    chunks: Count = 4000
     """chunks to execute online"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    chunks_per_batch: training.Count | None = None
+    chunks_per_batch: Count | None = None
     """chunks between updates with one environment (default 8); several environments collect one chunk each"""
-    utd_ratio: training.Positive = 1.0
+    utd_ratio: Positive = 1.0
     """updates of the critic per executed chunk"""
-    actor_every: training.Count = 2
+    actor_every: Count = 2
     """updates of the critic per update of the policy"""
-    critic_warmup: training.NonNegativeInt = 0
+    critic_warmup: NonNegativeInt = 0
     """updates of the critic before the first update of the policy; a new critic needs a few hundred"""
-    online_ratio: training.Fraction = 0.5
+    online_ratio: Fraction = 0.5
     """share of online chunks in a batch"""
     filter_policy_data: bool = True
     """the policy learns from demonstrations and better online chunks alone"""
-    buffer_size: training.Count = 100_000
+    buffer_size: Count = 100_000
     """online chunks to keep"""
-    act_best_of: training.Count = 1
+    act_best_of: Count = 1
     """candidates in acting while training, of which the critic takes the best"""
-    act_noise_scale: training.NonNegative = 1.0
+    act_noise_scale: NonNegative = 1.0
     """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per gradient step"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate of the actor"""
-    critic_lr: training.Positive = 1e-3
+    critic_lr: Positive = 1e-3
     """learning rate of the critic"""
-    gamma: training.Fraction = 0.99
+    gamma: Fraction = 0.99
     """discount of one environment step"""
-    tau: training.Rate = 0.01
+    tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
-    ema: training.Decay = 0.995
+    ema: Decay = 0.995
     """decay of the averaged policy"""
-    beta: training.NonNegative = 20.0
+    beta: NonNegative = 20.0
     """inverse temperature of the advantage weights; with --baseline batch, use 100 and --weight-clip 200"""
-    weight_clip: training.Positive = 20.0
+    weight_clip: Positive = 20.0
     """upper bound on the advantage weight of a row"""
     baseline: Literal["batch", "policy"] = "policy"
     """what advantages are relative to: the mean value of the batch, or the value of the policy in the same state"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
     the default"""
-    num_baseline_samples: training.Count = 1
+    num_baseline_samples: Count = 1
     """chunks that are drawn from the policy in a state to estimate the value of the state"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """how advantages are scaled before the weights: none, std or mad"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
-    num_qs: training.Count = 10
+    num_qs: Count = 10
     """members of a new critic"""
-    num_min_qs: training.Count = 2
+    num_min_qs: Count = 2
     """members in the minimum of the target"""
-    critic_hidden: training.Sizes = (256, 256)
+    critic_hidden: Sizes = (256, 256)
     """widths of the critic's hidden layers"""
-    num_action_samples: training.Count = 1
+    num_action_samples: Count = 1
     """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[training.Count, ...] = ()
+    best_of: tuple[Count, ...] = ()
     """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[training.NonNegative, ...] = ()
+    noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 50
+    eval_every: NonNegativeInt = 50
     """collected batches between evaluations on 50 other episodes; 0 for none"""
-    num_videos: training.NonNegativeInt = 4
+    num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 1
+    log_every: Count = 1
     """collected batches between two lines of metrics"""
-    save_every: training.Count = 50
+    save_every: Count = 50
     """collected batches between checkpoints"""
 
     def check(self) -> None:
@@ -150,14 +177,14 @@ class Args(training.RunArgs):
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
 
-def make_actor(args: Args, checkpoint: training.TrainingCheckpoint) -> FlowActor:
+def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
     """Build a policy as stage 1's is; its weights come later, with its average's."""
     wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
-    training.require_actor_config(checkpoint, wanted)
+    require_actor_config(checkpoint, wanted)
     return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
 
 
-def make_critic_config(args: Args, checkpoint: training.TrainingCheckpoint) -> CriticConfig:
+def make_critic_config(args: Args, checkpoint: TrainingCheckpoint) -> CriticConfig:
     """Describe the checkpoint's critic, or the new one."""
     if args.load_critic and "critic" in checkpoint.module_configs:
         return CriticConfig.from_dict(checkpoint.module_configs["critic"])
@@ -185,15 +212,15 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
     )
 
 
-def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepper:
+def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
     """Build what does an update: two optimisers, two averages."""
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
     actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
     critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr, fused=True)
     groups = [
-        training.LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
-        training.LossGroup(
+        LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
+        LossGroup(
             "loss_actor",
             actor,
             method="actor_loss",
@@ -203,10 +230,10 @@ def make_stepper(args: Args, loss_module: AWFlowLoss) -> training.NamedLossStepp
             target_updater=averages,
         ),
     ]
-    return training.NamedLossStepper(loss_module, groups, utd_ratio=args.utd_ratio)
+    return NamedLossStepper(loss_module, groups, utd_ratio=args.utd_ratio)
 
 
-def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], actor: FlowActor) -> MixedReplayBuffer:
+def make_buffer(args: Args, source: DemoSource, task: dict[str, Any], actor: FlowActor) -> MixedReplayBuffer:
     """Read the demonstrations and put an empty ring for online chunks beside them."""
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
@@ -220,17 +247,17 @@ def make_buffer(args: Args, source: training.DemoSource, task: dict[str, Any], a
     )
 
 
-def simulation_of(args: Args, checkpoint: training.TrainingCheckpoint) -> dict[str, Any]:
+def simulation_of(args: Args, checkpoint: TrainingCheckpoint) -> dict[str, Any]:
     """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
     task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
     given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    options = training.training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
+    options = training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
     if options["num_envs"] is not None and args.chunks_per_batch is not None:
         raise SystemExit(f"--chunks-per-batch has no effect with {options['num_envs']} environments: leave it out.")
     return options
 
 
-def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> training.ChunkRollouts:
+def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> ChunkRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
@@ -241,16 +268,16 @@ def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> training
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
     num_steps = 1 if env.batch_size else args.chunks_per_batch or 8
-    return training.ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
+    return ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
 def train(
     args: Args,
-    run: training.Run,
+    run: Run,
     buffer: MixedReplayBuffer,
     loss_module: AWFlowLoss,
-    stepper: training.NamedLossStepper,
-    rollouts: training.ChunkRollouts,
+    stepper: NamedLossStepper,
+    rollouts: ChunkRollouts,
     eval_env: EnvBase,
 ) -> None:
     """Collect and train in turn; all of the loop is here."""
@@ -265,40 +292,40 @@ def train(
         metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         for _ in range(stepper.updates_due(buffer.write_count)):
             metrics |= stepper.update(buffer.sample())
-        metrics |= training.finished_success(data)
+        metrics |= finished_success(data)
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = training.evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            result = evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 
 
-def main(args: Args) -> training.EvaluationResult:
+def main(args: Args) -> EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
     args.prepare()
-    checkpoint = training.load_flow_checkpoint(args.policy, which=args.which)
+    checkpoint = load_flow_checkpoint(args.policy, which=args.which)
     simulation_of(args, checkpoint)
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "gamma": args.gamma}
     simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes}
-    train_env, env = training.make_training_envs(checkpoint, **simulation, **asked)
-    task = training.task_info(env)
-    source = training.DemoSource.of_checkpoint(checkpoint, args.demos)
+    train_env, env = make_training_envs(checkpoint, **simulation, **asked)
+    task = task_info(env)
+    source = DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)
     directory = args.run_directory(f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = make_critic_config(args, checkpoint)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
     parts |= {"keep_best": "eval/success_once", **args.run_options()}
-    with training.Run(directory, config, task=task, **parts) as run:
+    with Run(directory, config, task=task, **parts) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
-        training.warm_start(loss_module, checkpoint, critic=args.load_critic)
+        warm_start(loss_module, checkpoint, critic=args.load_critic)
         rollouts = make_rollouts(args, train_env, loss_module)
         train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             policy,
             env,
@@ -308,7 +335,7 @@ def main(args: Args) -> training.EvaluationResult:
             stage=" ".join(["3", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
-            variants=training.best_of_variants(policy, loss_module.ema_critic(), args.best_of),
+            variants=best_of_variants(policy, loss_module.ema_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
             run=run,
@@ -320,5 +347,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

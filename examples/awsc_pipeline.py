@@ -24,7 +24,27 @@ import awsc_online
 import shortcut_flow_bc
 import tyro
 
-from torchrl_flow import training
+from torchrl_flow.envs import PLANAR
+from torchrl_flow.figures import markdown_table
+from torchrl_flow.options import (
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    RunName,
+    Seeds,
+    TaskName,
+    WritableDirectory,
+    WritableFile,
+    check_options,
+    check_task,
+    refusals_in_one_line,
+    resolve_device,
+)
+from torchrl_flow.policies import training_env_options
+from torchrl_flow.reports import read_evaluation, record_results, variant_labels
+from torchrl_flow.runs import load_checkpoint
+from torchrl_flow.util import command_line, git_commit, today, write_json
 
 STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
 BUDGETS = ("iterations", "critic_warmup", "chunks")
@@ -50,49 +70,49 @@ MANISKILL: dict[str, dict[str, Any]] = {
 class Args:
     """What the pipeline can be told on the command line; everything else is as in the stages' scripts."""
 
-    task: training.TaskName = "planar"
+    task: TaskName = "planar"
     """planar, or a ManiSkill id"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
-    num_demos: training.Count = 100
+    num_demos: Count = 100
     """number of demonstrations"""
     quality: Literal["mixed", "expert"] = "mixed"
     """quality of the demonstrations: mixed or expert"""
-    seeds: training.Seeds = (0,)
+    seeds: Seeds = (0,)
     """seeds; the pipeline runs once for each"""
-    workers: training.Count = 1
+    workers: Count = 1
     """number of seeds that run at the same time, each in its own process with one thread"""
-    scale: training.Positive = 1.0
+    scale: Positive = 1.0
     """factor on the budgets of all stages; small for a trial"""
-    noise_scales: tuple[training.NonNegative, ...] = (0.5,)
+    noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each stage with the flow noise multiplied by these factors"""
-    best_of: tuple[training.Count, ...] = ()
+    best_of: tuple[Count, ...] = ()
     """also evaluate stages 2 and 3 acting by the best of so many samples"""
-    eval_episodes: training.Count | None = None
+    eval_episodes: Count | None = None
     """episodes of an evaluation, from seed 10000 on; default 100, or 1000 for the planar task"""
-    eval_every: training.NonNegativeInt = 0
+    eval_every: NonNegativeInt = 0
     """steps between evaluations during training, 0 for none; above 0, a stage starts from the best previous policy"""
-    num_videos: training.NonNegativeInt = 4
+    num_videos: NonNegativeInt = 4
     """episodes of each stage to film, where the machine can render"""
     device: str = "cpu"
     """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched: in the online stage, and with ManiSkill in all
     evaluations; 256 of the planar task and one of ManiSkill where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    name: training.RunName = "awsc"
+    name: RunName = "awsc"
     """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
-    runs: training.WritableDirectory = "runs"
+    runs: WritableDirectory = "runs"
     """directory of the runs"""
-    results: training.WritableFile | None = "runs/results.csv"
+    results: WritableFile | None = "runs/results.csv"
     """table of results; the rows of a run replace the rows that the same run wrote before"""
 
 
 def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
     """Return module and arguments of each stage of one seed."""
-    budgets = PLANAR if args.task == training.PLANAR else MANISKILL
-    episodes = args.eval_episodes or (1000 if args.task == training.PLANAR else 100)
+    budgets = PLANAR if args.task == PLANAR else MANISKILL
+    episodes = args.eval_episodes or (1000 if args.task == PLANAR else 100)
     names = {stage: f"{args.name}-{args.task}-{args.obs_mode}-{seed}-{stage}" for stage in STAGES}
     scaled = {
         stage: {key: max(1, round(value * args.scale)) if key in BUDGETS else value for key, value in budget.items()}
@@ -100,7 +120,7 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
     }
     common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "device": args.device}
     common |= {"eval_every": args.eval_every}
-    if args.task != training.PLANAR:
+    if args.task != PLANAR:
         common |= {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
     elif args.num_envs is not None:
         scaled["3"]["num_envs"] = args.num_envs
@@ -130,9 +150,9 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
             # A run that is finished resumes to be evaluated.
             script.main(stage_args)
             found = read_outcome(args, seed, stage, directory, stage_args.eval_episodes)
-            training.write_json(outcome, found)
+            write_json(outcome, found)
         if args.results is not None:
-            training.record_results(args.results, found, directory=directory)
+            record_results(args.results, found, directory=directory)
         rows += found
     return rows
 
@@ -152,15 +172,15 @@ def require_same_budgets(directory: Path, stage_args: Any) -> None:
 
 def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> bool:
     """Tell whether rows are of the episodes and variants that are asked for."""
-    variants = training.variant_labels(stage_args.noise_scales, getattr(stage_args, "best_of", ()))
+    variants = variant_labels(stage_args.noise_scales, getattr(stage_args, "best_of", ()))
     wanted = {(name, stage_args.eval_episodes) for name in (stage, *(f"{stage} {variant}" for variant in variants))}
     return {(row["stage"], row["episodes"]) for row in rows} == wanted
 
 
 def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: int) -> list[dict[str, Any]]:
     """Return the rows of results.csv of a stage from what its evaluation left."""
-    checkpoint = training.load_checkpoint(directory)
-    by_steps, variants = training.read_evaluation(directory)
+    checkpoint = load_checkpoint(directory)
+    by_steps, variants = read_evaluation(directory)
     rows = []
     for label, values in [*((stage, values) for values in by_steps.values()), *variants.items()]:
         names = ("success_once", "success_at_end", "return")
@@ -168,7 +188,7 @@ def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: i
         row["stage"] = label if label == stage else f"{stage} {label}"
         row |= {"episodes": episodes, **{name: values[name] for name in names}}
         row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
-        row |= {"command": training.command_line(), "commit": training.git_commit(), "date": training.today()}
+        row |= {"command": command_line(), "commit": git_commit(), "date": today()}
         rows.append(row)
     return rows
 
@@ -192,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{statistics.mean(row['wall_s'] for row in mine) / 60:.1f}",
         ]
         body.append(cells)
-    return training.markdown_table(header, body)
+    return markdown_table(header, body)
 
 
 def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
@@ -209,10 +229,10 @@ def check(args: Args) -> None:
     Raises:
         SystemExit: naming the option.
     """
-    training.check_options(args)
-    training.check_task(args.task, args.obs_mode)
-    training.training_env_options(args.task, num_envs=args.num_envs, sim_backend=args.sim_backend, planar_envs=256)
-    args.device = training.resolve_device(args.device)
+    check_options(args)
+    check_task(args.task, args.obs_mode)
+    training_env_options(args.task, num_envs=args.num_envs, sim_backend=args.sim_backend, planar_envs=256)
+    args.device = resolve_device(args.device)
 
 
 def main(args: Args) -> list[dict[str, Any]]:
@@ -238,5 +258,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -20,37 +20,47 @@ import torch
 import tyro
 from tensordict import TensorDictBase
 
-from torchrl_flow import training
 from torchrl_flow.data import module_digest
 from torchrl_flow.modules import CriticConfig, FlowActor, SteeredFlowActor, make_latent_critics, write_features
 from torchrl_flow.objectives import LatentSACLoss
-from torchrl_flow.training import TrainingCheckpoint
+from torchrl_flow.options import (
+    Count,
+    NonNegativeInt,
+    RunSource,
+    WritableDirectory,
+    WritableFile,
+    check_options,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import latent_value_gap, load_acting_policy, policy_evaluation_env, policy_kind, run_labels
+from torchrl_flow.reports import compare_stages
+from torchrl_flow.runs import TrainingCheckpoint, Which
 
 
 @dataclasses.dataclass
 class Args:
     """What the command can be told."""
 
-    run: training.RunSource
+    run: RunSource
     """run directory or checkpoint of the last stage"""
-    which: training.Which = "last"
+    which: Which = "last"
     """checkpoint of --run to evaluate: last or best"""
-    stage1: training.RunSource | None = None
+    stage1: RunSource | None = None
     """run directory or checkpoint of stage 1; by default the --init of the stage 2 run"""
     recipe: str | None = None
     """name of the recipe in the table of results; by default the recipe of the run"""
-    output: training.WritableDirectory | None = None
+    output: WritableDirectory | None = None
     """directory of table, plot and report; by default the directory of the run"""
-    results: training.WritableFile | None = None
+    results: WritableFile | None = None
     """table of results to which the rows are appended"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of each stage, from seed 10000 on"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 50 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    threads: training.Count = 1
+    threads: Count = 1
     """CPU threads"""
 
 
@@ -70,25 +80,25 @@ def value_gap(
     loss = LatentSACLoss(actor.policy, make_latent_critics(config, actor.flow, actor.policy))
     checkpoint.restore(modules={"sac": loss})
     seen = write_features(actor.flow, observations.copy()) if actor.reads_features else observations
-    return training.latent_value_gap(loss.mean_value, actor.policy, seen)
+    return latent_value_gap(loss.mean_value, actor.policy, seen)
 
 
-def load_steered(source: str, which: training.Which) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
+def load_steered(source: str, which: Which) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
     """Load the policy that a run trained, which must be a steered flow.
 
     Raises:
         SystemExit: if the run trained another kind.
     """
-    actor, checkpoint = training.load_acting_policy(source, which=which)
+    actor, checkpoint = load_acting_policy(source, which=which)
     if not isinstance(actor, SteeredFlowActor):
-        kind = training.policy_kind(checkpoint).name
+        kind = policy_kind(checkpoint).name
         raise SystemExit(f"{checkpoint.path} holds a {kind}: name a run of examples/dsrl_*.py, which steers a flow.")
     return actor, checkpoint
 
 
 def main(args: Args) -> None:
     """Load the stages, evaluate them on equal seeds, write table, plot and report."""
-    training.check_options(args)
+    check_options(args)
     torch.set_num_threads(args.threads)
     last, checkpoint = load_steered(args.run, args.which)
     found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
@@ -99,22 +109,20 @@ def main(args: Args) -> None:
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    env = training.policy_evaluation_env(
-        checkpoint, episodes=args.eval_episodes, gamma=checkpoint.config["gamma"], **simulation
-    )
+    env = policy_evaluation_env(checkpoint, episodes=args.eval_episodes, gamma=checkpoint.config["gamma"], **simulation)
     torch.manual_seed(0)
     with torch.no_grad():
         observations = env.rollout(8, last.flow, break_when_any_done=False).reshape(-1)
     stages: dict[str, FlowActor | SteeredFlowActor] = {"prior": last.flow}
     stages |= {name: actor for name, (actor, _) in found.items()}
     output = Path(args.output) if args.output else checkpoint.run_directory
-    results = training.compare_stages(
+    results = compare_stages(
         output,
         stages,
         env,
         range(10_000, 10_000 + args.eval_episodes),
         task=checkpoint.task,
-        recipe=args.recipe or training.run_labels(checkpoint).recipe,
+        recipe=args.recipe or run_labels(checkpoint).recipe,
         seed=checkpoint.config["seed"],
         diagnostics={name: value_gap(source, actor, observations) for name, (actor, source) in found.items()},
         results=args.results,
@@ -127,5 +135,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

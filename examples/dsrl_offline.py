@@ -17,8 +17,10 @@ import torch
 import tyro
 from torchrl.envs import EnvBase
 
-from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer, module_digest
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     CriticConfig,
     FlowActor,
@@ -29,81 +31,106 @@ from torchrl_flow.modules import (
     write_features,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, LatentAWMLELoss, NetworkSoftUpdate
+from torchrl_flow.options import (
+    Count,
+    DemoPath,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Range,
+    Rate,
+    RunArgs,
+    RunSource,
+    SamplingSteps,
+    Sizes,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import (
+    LATENT_POLICY,
+    load_critic,
+    load_flow_checkpoint,
+    policy_demonstrations,
+    policy_evaluation_env,
+    start_latent_policy,
+    steering_flow,
+)
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run directory or checkpoint with the flow to steer"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: training.DemoPath | None = None
+    demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
-    num_demos: training.Count | None = None
+    num_demos: Count | None = None
     """number of demonstrations to use, if --demos names other demonstrations"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
-    latent_bound: training.Positive | None = None
+    latent_bound: Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: training.Sizes = (256, 256)
+    hidden_sizes: Sizes = (256, 256)
     """hidden layers of the latent policy"""
-    num_steps: training.SamplingSteps | None = None
+    num_steps: SamplingSteps | None = None
     """sampling steps K of the flow; by default the number that the flow was trained with"""
     train_encoder: bool = False
     """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
-    num_qs: training.Count = 10
+    num_qs: Count = 10
     """members of the critic, if this recipe trains a new critic"""
-    critic_sizes: training.Sizes = (128, 128)
+    critic_sizes: Sizes = (128, 128)
     """hidden layers of the critic"""
-    critic_iterations: training.Count = 3000
+    critic_iterations: Count = 3000
     """gradient steps of the critic, where the checkpoint has none"""
-    critic_lr: training.Positive = 3e-4
+    critic_lr: Positive = 3e-4
     """learning rate of the critic"""
-    tau: training.Rate = 0.01
+    tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
-    gamma: training.Fraction = 0.99
+    gamma: Fraction = 0.99
     """discount of one environment step"""
-    iterations: training.Count = 1000
+    iterations: Count = 1000
     """gradient steps of the latent policy"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate of the latent policy"""
-    num_candidates: training.Count = 16
+    num_candidates: Count = 16
     """M, latents of the prior per observation"""
-    beta: training.NonNegative = 1.0
+    beta: NonNegative = 1.0
     """inverse temperature of the weights of the candidate latents, in units of the spread of their scores"""
-    kappa: Annotated[float, training.Range(high=0)] = -1.0
+    kappa: Annotated[float, Range(high=0)] = -1.0
     """weight of the members' standard deviation in a score, mean + kappa std: at most 0, pessimistic"""
-    kl_coef: training.NonNegative = 1e-3
+    kl_coef: NonNegative = 1e-3
     """weight of the KL divergence of the latent policy from the prior"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per gradient step"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of an evaluated episode; by default the time limit of the policy's task"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 500
+    eval_every: NonNegativeInt = 500
     """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
     given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: training.NonNegativeInt = 0
+    num_videos: NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 100
+    log_every: Count = 100
     """gradient steps between two lines of metrics"""
-    save_every: training.Count = 500
+    save_every: Count = 500
     """gradient steps between checkpoints"""
 
 
-def find_critic(
-    args: Args, checkpoint: training.TrainingCheckpoint, flow: FlowActor
-) -> tuple[QEnsemble, CriticConfig, int]:
+def find_critic(args: Args, checkpoint: TrainingCheckpoint, flow: FlowActor) -> tuple[QEnsemble, CriticConfig, int]:
     """Take the checkpoint's critic, or make one that is to be trained for so many steps."""
     if "critic" in checkpoint.module_configs:
-        critic, _ = training.load_critic(checkpoint, flow)
+        critic, _ = load_critic(checkpoint, flow)
         return critic, CriticConfig.from_dict(checkpoint.module_configs["critic"]), 0
     config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_sizes)
     return make_critic(config, flow), config, args.critic_iterations
@@ -111,7 +138,7 @@ def find_critic(
 
 def train(
     args: Args,
-    run: training.Run,
+    run: Run,
     data: DemoReplayBuffer,
     actor: SteeredFlowActor,
     critic: QEnsemble,
@@ -125,7 +152,7 @@ def train(
     options = {"beta": args.beta, "kappa": args.kappa, "kl_coef": args.kl_coef, "num_candidates": args.num_candidates}
     loss = LatentAWMLELoss(actor.policy, critic, actor.flow, standardize_scores=True, **options)
     adam = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
-    modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, "critic": critic}
+    modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, "critic": critic}
     modules["target_critic"] = critic_loss.ema_value
     run.track(modules=modules, optimizers={"critic": critic_adam, "adam": adam})
     for step in run.steps(warm_up + args.iterations, save_every=args.save_every):
@@ -138,42 +165,42 @@ def train(
             metrics = dict(loss(batch).items())
             trained = {"latent_policy": ("loss_latent_policy", adam)}
         for name, (term, optimizer) in trained.items():
-            metrics |= training.gradient_step({term: metrics[term]}, {name: optimizer}, step=step, batch=batch)
+            metrics |= gradient_step({term: metrics[term]}, {name: optimizer}, step=step, batch=batch)
         if step <= warm_up:
             target.step()
         if run.due(args.log_every) or step == warm_up + 1:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > warm_up and run.due(args.eval_every):
-            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Flow, demonstrations, critic, latent policy, evaluation, report."""
     args.prepare()
-    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    start = load_flow_checkpoint(args.policy, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(start, **options)
+    flow, checkpoint = steering_flow(start, **options)
     digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
-    env = training.policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
-    task = training.task_info(env)
-    source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
+    env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
+    task = task_info(env)
+    source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}
-    data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma, **sampling)
+    data = policy_demonstrations(checkpoint, source, gamma=args.gamma, **sampling)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
-    policy = training.start_latent_policy(flow, latents, train_encoder=args.train_encoder)
+    policy = start_latent_policy(flow, latents, train_encoder=args.train_encoder)
     actor = SteeredFlowActor(policy, flow)
     critic, critic_config, warm_up = find_critic(args, checkpoint, flow)
     directory = args.run_directory(f"dsrl_offline-{task['task']}-{args.seed}")
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    configs = {training.LATENT_POLICY: policy.config, "critic": critic_config}
+    configs = {LATENT_POLICY: policy.config, "critic": critic_config}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
+    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
         train(args, run, data, actor, critic, warm_up, env)
         if module_digest(flow) != digest:
             raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             actor,
             env,
@@ -192,5 +219,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

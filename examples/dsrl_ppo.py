@@ -20,8 +20,9 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow import training
 from torchrl_flow.data import module_digest
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
     LatentGaussianPolicy,
@@ -32,89 +33,112 @@ from torchrl_flow.modules import (
     flow_on_features,
     make_state_value,
 )
+from torchrl_flow.options import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Rate,
+    RunArgs,
+    RunSource,
+    SamplingSteps,
+    Sizes,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import (
+    LATENT_POLICY,
+    load_flow_checkpoint,
+    make_training_envs,
+    start_latent_policy,
+    steering_flow,
+)
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.training import finished_success, gradient_step, steered_rollouts
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run directory or checkpoint with the flow to steer"""
-    init: training.RunSource | None = None
+    init: RunSource | None = None
     """run directory or checkpoint of stage 1, to start from its latent policy with its options; by default the latent
     policy starts as the prior"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy and --init runs: best (the last one, if a run keeps no best one) or last"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
-    latent_bound: training.Positive | None = None
+    latent_bound: Positive | None = None
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: training.Sizes = (256, 256)
+    hidden_sizes: Sizes = (256, 256)
     """hidden layers of latent policy and value network"""
-    num_steps: training.SamplingSteps | None = None
+    num_steps: SamplingSteps | None = None
     """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
     train_encoder: bool = False
     """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
-    rollout: training.Count = 13
+    rollout: Count = 13
     """chunks per environment and iteration"""
-    iterations: training.Count = 80
+    iterations: Count = 80
     """iterations of collecting and updating"""
-    epochs: training.Count = 4
+    epochs: Count = 4
     """passes over what an iteration collected"""
-    minibatch: training.Count = 1024
+    minibatch: Count = 1024
     """chunks per gradient step"""
-    gamma: training.Fraction = 0.99
+    gamma: Fraction = 0.99
     """discount of one environment step"""
-    lmbda: training.Fraction = 0.95
+    lmbda: Fraction = 0.95
     """lambda of the advantage estimator, per chunk"""
-    clip: training.Positive = 0.2
+    clip: Positive = 0.2
     """bound on the distance of the probability ratio from 1"""
-    entropy: training.NonNegative = 1e-3
+    entropy: NonNegative = 1e-3
     """weight of the entropy"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate of the latent policy"""
-    value_lr: training.Positive = 1e-3
+    value_lr: Positive = 1e-3
     """learning rate of the value network"""
-    prior_fraction: training.Fraction = 0.3
+    prior_fraction: Fraction = 0.3
     """share of latents that are drawn from the prior in the first iteration; data come from this mixture"""
-    prior_decay: training.Rate = 0.995
+    prior_decay: Rate = 0.995
     """factor by which the share of draws from the prior (--prior-fraction) falls in each iteration"""
-    max_grad_norm: training.Positive = 0.5
+    max_grad_norm: Positive = 0.5
     """bound on the gradient's norm, for each network"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 10
+    eval_every: NonNegativeInt = 10
     """iterations between evaluations on 100 other episodes; 0 for none"""
-    num_videos: training.NonNegativeInt = 0
+    num_videos: NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 1
+    log_every: Count = 1
     """iterations between two lines of metrics"""
-    save_every: training.Count = 10
+    save_every: Count = 10
     """iterations between checkpoints"""
 
 
-def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
-    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
+    return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def make_actor(
-    args: Args, flow: FlowActor, init: training.TrainingCheckpoint | None
+    args: Args, flow: FlowActor, init: TrainingCheckpoint | None
 ) -> tuple[SteeredFlowActor, StateValue, StateValueConfig]:
     """Build the steered flow, whose behaviour is the mixture with the prior, and the value of states."""
     config = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes, (-5.0, 1.0))
     choice: dict[str, Any] = {"defaults": LatentPolicyConfig(Args.steer_mode, Args.latent_bound)}
     choice |= {"train_encoder": args.train_encoder, "prior_mixing": True}
-    policy = training.start_latent_policy(flow, config, init, **choice)
+    policy = start_latent_policy(flow, config, init, **choice)
     actor, values = SteeredFlowActor(policy, flow), StateValueConfig(args.hidden_sizes)
     return actor, make_state_value(values, flow_on_features(flow) if actor.reads_features else flow), values
 
@@ -139,7 +163,7 @@ def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tu
 
 def update(
     args: Args,
-    run: training.Run,
+    run: Run,
     loss: ClipPPOLoss,
     optimizers: dict[str, torch.optim.Optimizer],
     rows: TensorDictBase,
@@ -152,14 +176,14 @@ def update(
             out = loss(batch)
             losses = {name: out[name] for name in ("loss_objective", "loss_entropy", "loss_critic")}
             run.counters["updates"] = run.counters.get("updates", 0) + 1
-            norms = training.gradient_step(
+            norms = gradient_step(
                 losses, optimizers, step=run.counters["updates"], batch=batch, max_grad_norm=args.max_grad_norm
             )
             metrics = {key: value for key, value in out.items() if value.numel() == 1} | norms
     return metrics
 
 
-def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateValue, envs: tuple[EnvBase, ...]) -> None:
+def train(args: Args, run: Run, actor: SteeredFlowActor, value: StateValue, envs: tuple[EnvBase, ...]) -> None:
     """Train the latent policy; all of the loop is here."""
     policy = actor.policy
     loss, advantage = make_loss(args, policy, value)
@@ -167,8 +191,8 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
         "latent_policy": torch.optim.Adam(policy.parameters(), args.lr, fused=True),
         "value": torch.optim.Adam(value.head.parameters(), args.value_lr, fused=True),
     }
-    rollouts = training.steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
-    modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "value": value}
+    rollouts = steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
+    modules = {"policy": actor.flow, LATENT_POLICY: policy, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     for step in run.steps(args.iterations, save_every=args.save_every):
         policy.set_prior_fraction(args.prior_fraction * args.prior_decay ** (step - 1))
@@ -177,36 +201,36 @@ def train(args: Args, run: training.Run, actor: SteeredFlowActor, value: StateVa
         # Episodes that the rollout's end cuts go on: their last value is bootstrapped, their advantage not ended.
         with torch.no_grad():
             advantage(data)
-        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | training.finished_success(data)
+        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data)
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         metrics |= {"prior_fraction": policy.prior_fraction}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
-            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Flow, latent policy, training, evaluation, report."""
     args.prepare()
-    start = training.load_flow_checkpoint(args.policy, which=args.which)
-    init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
+    start = load_flow_checkpoint(args.policy, which=args.which)
+    init = None if args.init is None else load_checkpoint(args.init, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = training.steering_flow(start, **options)
+    flow, checkpoint = steering_flow(start, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
-    task = training.task_info(envs[1])
+    task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)
     directory = args.run_directory(f"dsrl_ppo-{task['task']}-{args.seed}")
     # What the flow was cloned from, for the stages after this one.
     config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
-    configs = {training.LATENT_POLICY: actor.policy.config, "value": value_config}
+    configs = {LATENT_POLICY: actor.policy.config, "value": value_config}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
+    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
         train(args, run, actor, value, envs)
         if module_digest(flow) != digest:
             raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             actor,
             envs[1],
@@ -225,5 +249,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -20,8 +20,10 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow import training
 from torchrl_flow.data import module_digest
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     AliasConfig,
     CriticConfig,
@@ -34,100 +36,128 @@ from torchrl_flow.modules import (
     make_latent_critics,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, NetworkSoftUpdate
-from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.options import (
+    Count,
+    DemoPath,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Rate,
+    RunArgs,
+    RunSource,
+    SamplingSteps,
+    Sizes,
+    WritableDirectory,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import (
+    LATENT_POLICY,
+    alias_demonstrations,
+    latent_value_gap,
+    load_critic,
+    load_flow_checkpoint,
+    policy_demonstrations,
+    policy_evaluation_env,
+    start_latent_policy,
+    steering_flow,
+)
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.training import LossGroup, NamedLossStepper, macro_replay, replay_demonstrations
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run directory or checkpoint with the flow to steer"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: training.DemoPath | None = None
+    demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
-    num_demos: training.Count | None = None
+    num_demos: Count | None = None
     """number of demonstrations to use, if --demos names other demonstrations"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
-    cache: training.WritableDirectory = "demos"
+    cache: WritableDirectory = "demos"
     """directory in which the latents of demonstrations are cached"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent sets: one vector for all steps, the flow noise of the executed steps, or of all steps"""
-    latent_bound: training.Positive | None = 2.0
+    latent_bound: Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: training.Sizes = (128, 128, 128)
+    hidden_sizes: Sizes = (128, 128, 128)
     """hidden layers of all networks"""
-    num_qs: training.Count = 2
+    num_qs: Count = 2
     """number of critics"""
-    num_steps: training.SamplingSteps | None = None
+    num_steps: SamplingSteps | None = None
     """sampling steps K of the flow; by default the number that the flow was trained with"""
     train_encoder: bool = False
     """train separate image encoders for policy and critics (the replay buffer then keeps images); otherwise policy and
     critics read features of the encoder of the frozen flow"""
-    critic_iterations: training.Count = 3000
+    critic_iterations: Count = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
-    distill_iterations: training.Count = 2000
+    distill_iterations: Count = 2000
     """gradient steps of the critics of latents"""
-    iterations: training.Count = 1000
+    iterations: Count = 1000
     """gradient steps of the latent policy"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per gradient step"""
-    gamma: training.Fraction = 0.97
+    gamma: Fraction = 0.97
     """discount of one environment step"""
-    tau: training.Rate = 0.02
+    tau: Rate = 0.02
     """rate (tau) at which the target critic follows the critic"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate of all networks"""
     distillation: Literal["forward", "aliased", "both"] = "both"
     """pairs for the distillation: latents of the prior, latents of the demonstrations, or both"""
-    num_candidates: training.Count = 32
+    num_candidates: Count = 32
     """M, latents of the prior per observation (aw_mle)"""
-    beta: training.NonNegative = 1.0
+    beta: NonNegative = 1.0
     """inverse temperature of the weights of the candidate latents, in units of the spread of their scores (aw_mle)"""
-    kl_coef: training.NonNegative = 1e-3
+    kl_coef: NonNegative = 1e-3
     """weight of the KL divergence of the latent policy from the prior (aw_mle)"""
-    alpha: training.Positive = 3e-3
+    alpha: Positive = 3e-3
     """temperature at the start (sac)"""
     target_entropy: float = 0.0
     """entropy that the temperature aims at (sac)"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of an evaluated episode; by default the time limit of the policy's task"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 500
+    eval_every: NonNegativeInt = 500
     """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
     given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: training.NonNegativeInt = 0
+    num_videos: NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 100
+    log_every: Count = 100
     """gradient steps between two lines of metrics"""
-    save_every: training.Count = 500
+    save_every: Count = 500
     """gradient steps between checkpoints"""
 
 
 def make_data(
-    args: Args, checkpoint: training.TrainingCheckpoint, source: training.DemoSource, actor: SteeredFlowActor
+    args: Args, checkpoint: TrainingCheckpoint, source: DemoSource, actor: SteeredFlowActor
 ) -> tuple[TensorDictReplayBuffer, str]:
     """Read the demonstrations and find their latents, once; the rest is a replay buffer."""
-    data = training.policy_demonstrations(checkpoint, source, gamma=args.gamma)
+    data = policy_demonstrations(checkpoint, source, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
-    cache = training.alias_demonstrations(data, aliaser, args.cache)
-    buffer = training.macro_replay(len(data), batch_size=args.batch_size, device=args.device)
-    training.replay_demonstrations(buffer, data, cache.latent, actor)
+    cache = alias_demonstrations(data, aliaser, args.cache)
+    buffer = macro_replay(len(data), batch_size=args.batch_size, device=args.device)
+    replay_demonstrations(buffer, data, cache.latent, actor)
     return buffer, f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
 
 
 def find_critic(
-    args: Args, checkpoint: training.TrainingCheckpoint, actor: SteeredFlowActor
+    args: Args, checkpoint: TrainingCheckpoint, actor: SteeredFlowActor
 ) -> tuple[QEnsemble, CriticConfig, int]:
     """Take the checkpoint's critic where it fits the critics of latents, or make one to train."""
     own = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
@@ -136,13 +166,13 @@ def find_critic(
         given = CriticConfig.from_dict(found)
         # A head for each critic of latents, and the same of an observation before it.
         if given.num_qs == args.num_qs and given.on_features == own.on_features:
-            return training.load_critic(checkpoint, actor.flow)[0], given, 0
+            return load_critic(checkpoint, actor.flow)[0], given, 0
     return make_critic(own, actor.flow), own, args.critic_iterations
 
 
 def train(
     args: Args,
-    run: training.Run,
+    run: Run,
     buffer: TensorDictReplayBuffer,
     actor: SteeredFlowActor,
     critic: QEnsemble,
@@ -178,7 +208,7 @@ def train(
         )
         policy_step = NamedLossStepper(sac, [group])
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
-    modules = {"policy": actor.flow, training.LATENT_POLICY: policy, "sac": sac, "critic": critic}
+    modules = {"policy": actor.flow, LATENT_POLICY: policy, "sac": sac, "critic": critic}
     modules["target_critic"] = td.ema_value
     run.track(modules=modules, state={"critic": critic_step, "distil": distil_step, "policy": policy_step})
     fixed = buffer[torch.arange(0, len(buffer), max(1, len(buffer) // 1024))]
@@ -188,36 +218,36 @@ def train(
         if run.due(args.log_every) or step - 1 in ends:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > ends[1] and run.due(args.eval_every):
-            run.log_evaluation(training.evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
-    return training.latent_value_gap(sac.mean_value, policy, fixed)
+            run.log_evaluation(evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
+    return latent_value_gap(sac.mean_value, policy, fixed)
 
 
 def main(args: Args) -> None:
     """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
     args.prepare()
-    start = training.load_flow_checkpoint(args.policy, which=args.which)
+    start = load_flow_checkpoint(args.policy, which=args.which)
     loading: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = training.steering_flow(start, **loading)
+    flow, checkpoint = steering_flow(start, **loading)
     digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
-    env = training.policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
-    task = training.task_info(env)
+    env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
+    task = task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
-    actor = SteeredFlowActor(training.start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)
+    actor = SteeredFlowActor(start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)
     critic, critic_config, first = find_critic(args, checkpoint, actor)
     directory = args.run_directory(f"dsrl_sac_offline-{task['task']}-{args.seed}")
-    source = training.DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
+    source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    configs = {training.LATENT_POLICY: actor.policy.config, "critic": critic_config}
+    configs = {LATENT_POLICY: actor.policy.config, "critic": critic_config}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
+    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
         buffer, note = make_data(args, checkpoint, source, actor)
         gap = train(args, run, buffer, actor, critic, first, env)
         if module_digest(flow) != digest:
             raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
         run.write_json("latent_value_gap.json", gap)
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             actor,
             env,
@@ -236,5 +266,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -23,8 +23,9 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow import training
 from torchrl_flow.data import module_digest
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     AliasConfig,
     CriticConfig,
@@ -36,93 +37,126 @@ from torchrl_flow.modules import (
     make_latent_critics,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentSACLoss, NetworkSoftUpdate
-from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.options import (
+    Count,
+    Fraction,
+    NonNegativeInt,
+    Positive,
+    Rate,
+    RunArgs,
+    RunSource,
+    SamplingSteps,
+    Sizes,
+    WritableDirectory,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import (
+    LATENT_POLICY,
+    alias_demonstrations,
+    load_flow_checkpoint,
+    make_training_envs,
+    policy_demonstrations,
+    start_latent_policy,
+    steering_flow,
+)
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.training import (
+    LossGroup,
+    NamedLossStepper,
+    ReplayState,
+    finished_success,
+    macro_replay,
+    macro_transitions,
+    replay_demonstrations,
+    steered_rollouts,
+)
 
 Update = Callable[[TensorDictBase], dict[str, Any]]
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource
+    policy: RunSource
     """run directory or checkpoint with the flow to steer"""
-    init: training.RunSource | None = None
+    init: RunSource | None = None
     """run directory or checkpoint of stage 1; training starts from the latent policy, critics and options of stage 1"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy and --init runs: best (the last one, if a run keeps no best one) or last"""
     na: bool = False
     """noise aliasing: distil the critics of latents from a critic of actions"""
     aliasing: Literal["none", "inversion", "retrieval", "reversal"] = "none"
     """method that finds the latents of demonstrations for the replay buffer; none: no demonstrations"""
-    cache: training.WritableDirectory = "demos"
+    cache: WritableDirectory = "demos"
     """directory in which the latents of demonstrations are cached"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent sets: one vector for all steps, the flow noise of the executed steps, or of all steps"""
-    latent_bound: training.Positive | None = 2.0
+    latent_bound: Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: training.Sizes = (128, 128, 128)
+    hidden_sizes: Sizes = (128, 128, 128)
     """hidden layers of all networks"""
-    num_qs: training.Count = 2
+    num_qs: Count = 2
     """number of critics"""
-    num_steps: training.SamplingSteps | None = None
+    num_steps: SamplingSteps | None = None
     """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
     train_encoder: bool = False
     """train separate image encoders for policy and critics (the replay buffer then keeps images); otherwise policy and
     critics read features of the encoder of the frozen flow"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 128 of the planar task and one of ManiSkill
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
-    rollout: training.Count = 13
+    rollout: Count = 13
     """chunks per environment and iteration"""
-    buffer_size: training.Count = 200_000
+    buffer_size: Count = 200_000
     """capacity of the replay buffer in chunks, demonstrations included; the oldest chunks are overwritten first"""
-    iterations: training.Count = 14
+    iterations: Count = 14
     """iterations of collecting and updating"""
-    warm_up: training.NonNegativeInt = 1
+    warm_up: NonNegativeInt = 1
     """iterations before the first update"""
-    policy_delay: training.NonNegativeInt = 200
+    policy_delay: NonNegativeInt = 200
     """updates of the critics before the first update of the policy, so that the policy does not exploit new critics"""
-    utd: training.Positive = 0.25
+    utd: Positive = 0.25
     """updates per collected chunk (update-to-data ratio); use 1 to 100 if environment steps are expensive"""
-    policy_every: training.Count | None = None
+    policy_every: Count | None = None
     """updates of the critics for each update of the policy; by default --utd, so that a high update-to-data ratio
     applies to the critics only"""
-    distill_steps: training.Count = 1
+    distill_steps: Count = 1
     """steps of distillation per update, with --na"""
     distillation: Literal["forward", "aliased", "both"] = "forward"
     """pairs for the distillation (with --na): latents of the prior, latents of the replay buffer, or both"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per update"""
-    gamma: training.Fraction = 0.97
+    gamma: Fraction = 0.97
     """discount of one environment step"""
-    tau: training.Rate = 0.02
+    tau: Rate = 0.02
     """rate (tau) at which the target critics follow the critics"""
-    actor_lr: training.Positive = 3e-4
+    actor_lr: Positive = 3e-4
     """learning rate of the latent policy"""
-    critic_lr: training.Positive = 3e-4
+    critic_lr: Positive = 3e-4
     """learning rate of the critics"""
-    alpha_lr: training.Positive = 3e-3
+    alpha_lr: Positive = 3e-3
     """learning rate of the temperature's logarithm"""
-    alpha: training.Positive = 3e-3
+    alpha: Positive = 3e-3
     """temperature at the start"""
     target_entropy: float | None = 0.0
     """entropy that the temperature aims at; -0.5 per dimension of the latent where none is given"""
     backup_entropy: bool = False
     """count the entropy in the targets"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 1
+    eval_every: NonNegativeInt = 1
     """iterations between evaluations on 100 other episodes; 0 for none"""
-    num_videos: training.NonNegativeInt = 0
+    num_videos: NonNegativeInt = 0
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 1
+    log_every: Count = 1
     """iterations between two lines of metrics"""
-    save_every: training.Count = 5
+    save_every: Count = 5
     """iterations between checkpoints"""
 
     def check(self) -> None:
@@ -146,11 +180,11 @@ class Learner:
     state: dict[str, Any]
 
 
-def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
-    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
+    return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def sac_options(args: Args, actor: SteeredFlowActor) -> dict[str, Any]:
@@ -215,46 +249,46 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
     return Learner(update, modules, {"td": td, "distil": distil, "improve": improve})
 
 
-def start_from(init: training.TrainingCheckpoint | None, learner: Learner) -> None:
+def start_from(init: TrainingCheckpoint | None, learner: Learner) -> None:
     """Take the critics of a stage 1 too; where it was another variant's, the policy alone."""
     if init is not None:
         init.restore(modules={role: part for role, part in learner.modules.items() if role in init.roles})
 
 
 def add_demonstrations(
-    args: Args, buffer: TensorDictReplayBuffer, actor: SteeredFlowActor, checkpoint: training.TrainingCheckpoint
+    args: Args, buffer: TensorDictReplayBuffer, actor: SteeredFlowActor, checkpoint: TrainingCheckpoint
 ) -> str:
     """Put the demonstrations into the buffer, each with a latent that the flow carries to its action, or nearly."""
     if args.aliasing == "none":
         return "No demonstrations in the replay buffer."
-    data = training.policy_demonstrations(checkpoint, gamma=args.gamma)
+    data = policy_demonstrations(checkpoint, gamma=args.gamma)
     config = AliasConfig(mode=args.aliasing)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
-    cache = training.alias_demonstrations(data, aliaser, args.cache)
-    training.replay_demonstrations(buffer, data, cache.latent, actor)
+    cache = alias_demonstrations(data, aliaser, args.cache)
+    replay_demonstrations(buffer, data, cache.latent, actor)
     return f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
 
 
 def train(
     args: Args,
-    run: training.Run,
+    run: Run,
     actor: SteeredFlowActor,
     learner: Learner,
     buffer: TensorDictReplayBuffer,
     envs: tuple[EnvBase, ...],
 ) -> None:
     """Train the latent policy; all of the loop is here."""
-    rollouts = training.steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
-    modules = {"policy": actor.flow, training.LATENT_POLICY: actor.policy, **learner.modules}
-    states = {"rollouts": rollouts, "replay": training.ReplayState(buffer), **learner.state}
+    rollouts = steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
+    modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, **learner.modules}
+    states = {"rollouts": rollouts, "replay": ReplayState(buffer), **learner.state}
     run.track(modules=modules, state=states)
     if round(args.utd * rollouts.chunks) < 1:
         raise SystemExit(f"--utd {args.utd} of {rollouts.chunks} chunks an iteration makes no update: raise it.")
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = rollouts.collect()
-        buffer.extend(training.macro_transitions(data, flow=actor.flow if actor.reads_features else None))
+        buffer.extend(macro_transitions(data, flow=actor.flow if actor.reads_features else None))
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(data["next", "steps_to_next_obs"].sum())
-        metrics: dict[str, Any] = {**training.finished_success(data)}
+        metrics: dict[str, Any] = {**finished_success(data)}
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
@@ -263,22 +297,22 @@ def train(
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
-            run.log_evaluation(training.evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Flow, latent policy, critics, training, evaluation, report."""
     args.prepare()
-    start = training.load_flow_checkpoint(args.policy, which=args.which)
-    init = None if args.init is None else training.load_checkpoint(args.init, which=args.which)
+    start = load_flow_checkpoint(args.policy, which=args.which)
+    init = None if args.init is None else load_checkpoint(args.init, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = training.steering_flow(start, **options)
+    flow, checkpoint = steering_flow(start, **options)
     digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
-    task = training.task_info(envs[1])
+    task = task_info(envs[1])
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     choice: dict[str, Any] = {"defaults": LatentPolicyConfig(Args.steer_mode, Args.latent_bound)}
-    policy = training.start_latent_policy(flow, latents, init, train_encoder=args.train_encoder, **choice)
+    policy = start_latent_policy(flow, latents, init, train_encoder=args.train_encoder, **choice)
     actor = SteeredFlowActor(policy, flow)
     critics = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     learner = (make_na if args.na else make_sac)(args, actor, critics)
@@ -287,15 +321,15 @@ def main(args: Args) -> None:
     directory = args.run_directory(f"{recipe}-{task['task']}-{args.seed}")
     # What the flow was cloned from, for the stages after this one.
     config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
-    configs = {training.LATENT_POLICY: policy.config, **({"critic": critics} if args.na else {})}
+    configs = {LATENT_POLICY: policy.config, **({"critic": critics} if args.na else {})}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with training.Run(directory, config, task=task, **parts, **args.run_options()) as run:
-        buffer = training.macro_replay(args.buffer_size, batch_size=args.batch_size, device=args.device)
+    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
+        buffer = macro_replay(args.buffer_size, batch_size=args.batch_size, device=args.device)
         note = add_demonstrations(args, buffer, actor, checkpoint)
         train(args, run, actor, learner, buffer, envs)
         if module_digest(flow) != digest:
             raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             actor,
             envs[1],
@@ -314,5 +348,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

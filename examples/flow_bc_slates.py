@@ -21,42 +21,56 @@ import tyro
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow import training
+from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import FlowActorConfig, SingleStepActor, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.offline import conclude_offline, offline_task
+from torchrl_flow.options import (
+    Count,
+    Decay,
+    ExistingFile,
+    LoggedData,
+    NonNegativeInt,
+    Positive,
+    RunArgs,
+    SamplingSteps,
+    refusals_in_one_line,
+)
+from torchrl_flow.runs import Run
+from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
+    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
-    models: training.ExistingFile | None = None
+    models: ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: training.Count = 20_000
+    iterations: Count = 20_000
     """updates"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """transitions per update"""
-    width: training.Count = 256
+    width: Count = 256
     """width of the velocity network"""
-    depth: training.Count = 3
+    depth: Count = 3
     """residual blocks of the velocity network"""
-    num_steps: training.SamplingSteps = 4
+    num_steps: SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
-    lr: training.Positive = 1e-3
+    lr: Positive = 1e-3
     """learning rate"""
-    ema: training.Decay = 0.999
+    ema: Decay = 0.999
     """decay of the averaged policy"""
-    eval_every: training.NonNegativeInt = 5_000
+    eval_every: NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: training.Count = 256
+    eval_episodes: Count = 256
     """episodes of an evaluation"""
-    log_every: training.Count = 1_000
+    log_every: Count = 1_000
     """updates between two lines of metrics"""
-    save_every: training.Count = 2_000
+    save_every: Count = 2_000
     """updates between checkpoints"""
 
 
@@ -66,7 +80,7 @@ def as_chunks(batch: TensorDict) -> TensorDict:
     return TensorDict({"observation": observation, "action_chunk": chunk}, batch_size=batch.batch_size)
 
 
-def make_loss(args: Args, task: training.OfflineTask) -> tuple[FlowActorConfig, ShortCutFlowLoss]:
+def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, ShortCutFlowLoss]:
     """Build the policy for the data's sizes, with its statistics inside, and its loss."""
     config = FlowActorConfig(
         action_dim=task.action_dim,
@@ -93,7 +107,7 @@ def cosine(args: Args) -> Callable[[int], float]:
     return lambda done: 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done / args.iterations)))
 
 
-def train(args: Args, run: training.Run, task: training.OfflineTask, loss: ShortCutFlowLoss) -> None:
+def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss) -> None:
     """Train; all of the loop is here."""
     ema = SoftUpdate(loss, eps=args.ema)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
@@ -104,7 +118,7 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, loss: Short
         batch = as_chunks(task.data.sample())
         losses = loss(batch)
         due = {"loss_flow": losses["loss_flow"]}
-        norms = training.gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
+        norms = gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         schedule.step()
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
@@ -119,18 +133,18 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, loss: Short
 def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     args.prepare()
-    task = training.offline_task(args.data, args.models, env=args.env, batch_size=args.batch_size, device=args.device)
+    task = offline_task(args.data, args.models, env=args.env, batch_size=args.batch_size, device=args.device)
     directory = args.run_directory(f"flow_bc-{task.path.stem}-{args.seed}")
     config, loss = make_loss(args, task)
     options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
     configs = task.module_configs
-    with training.Run(directory, args, task=task.info, actor_config=config, module_configs=configs, **options) as run:
+    with Run(directory, args, task=task.info, actor_config=config, module_configs=configs, **options) as run:
         train(args, run, task, loss)
         ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
         policy = acting_policy(loss)
-        print(training.conclude_offline(run, task, policy, recipe="bc_slates", random=True, **ending))
+        print(conclude_offline(run, task, policy, recipe="bc_slates", random=True, **ending))
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -19,49 +19,67 @@ import tyro
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import IQLLoss, SoftUpdate
 
-from torchrl_flow import training
+from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
+from torchrl_flow.offline import conclude_offline, offline_task
+from torchrl_flow.options import (
+    Count,
+    ExistingFile,
+    Fraction,
+    LoggedData,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Range,
+    Rate,
+    RunArgs,
+    Sizes,
+    refusals_in_one_line,
+)
+from torchrl_flow.recsys import q_diagnostics
+from torchrl_flow.runs import Run
+from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
+    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
-    models: training.ExistingFile | None = None
+    models: ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: training.Count = 20_000
+    iterations: Count = 20_000
     """updates of the critics"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """transitions per update"""
-    expectile: Annotated[float, training.Range(0, 1, open_low=True, open_high=True)] = 0.7
+    expectile: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.7
     """expectile of the value; 0.5 is the mean"""
-    temperature: training.NonNegative = 3.0
+    temperature: NonNegative = 3.0
     """inverse temperature of the advantage weights; 0 for cloning alone"""
-    gamma: training.Fraction = 0.8
+    gamma: Fraction = 0.8
     """discount; at .99 values diverge on these data"""
-    tau: training.Rate = 0.005
+    tau: Rate = 0.005
     """rate (tau) at which the target networks follow the networks"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate"""
-    hidden_sizes: training.Sizes = (256, 256)
+    hidden_sizes: Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
     """normalise the hidden layers of the critics, against divergence outside the data"""
-    eval_every: training.NonNegativeInt = 5_000
+    eval_every: NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: training.Count = 256
+    eval_episodes: Count = 256
     """episodes of an evaluation"""
-    log_every: training.Count = 1_000
+    log_every: Count = 1_000
     """updates between two lines of metrics"""
-    save_every: training.Count = 2_000
+    save_every: Count = 2_000
     """updates between checkpoints"""
 
 
-def make_loss(args: Args, task: training.OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, IQLLoss]:
+def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, IQLLoss]:
     """Build the policy, and TorchRL's loss of it, two critics and a value, with the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
@@ -78,7 +96,7 @@ def make_loss(args: Args, task: training.OfflineTask, config: StatePolicyConfig)
     return policy, loss
 
 
-def train(args: Args, run: training.Run, task: training.OfflineTask, policy: TensorDictModule, loss: IQLLoss) -> None:
+def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: IQLLoss) -> None:
     """Train; all of the loop is here."""
     target = SoftUpdate(loss, tau=args.tau)
     # One optimiser is as three: each term reaches the parameters of its own network alone.
@@ -88,10 +106,10 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, policy: Ten
         batch = task.data.sample()
         losses = loss(batch)
         due = {name: losses[name] for name in ("loss_actor", "loss_qvalue", "loss_value")}
-        norms = training.gradient_step(due, {"adam": optimizer}, step=step, batch=batch)
+        norms = gradient_step(due, {"adam": optimizer}, step=step, batch=batch)
         target.step()
         if run.due(args.log_every):
-            scores = training.q_diagnostics(loss, batch, policy, bound=task.value_bound)
+            scores = q_diagnostics(loss, batch, policy, bound=task.value_bound)
             run.log({f"train/{key}": value for key, value in (dict(losses.items()) | norms).items()} | scores)
         if task.has_env and run.due(args.eval_every):
             run.log(task.evaluate(policy, episodes=args.eval_episodes).metrics())
@@ -101,20 +119,20 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, policy: Ten
 def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     args.prepare()
-    task = training.offline_task(
+    task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
     )
     config = StatePolicyConfig(task.state_dim, task.action_dim, "gaussian", args.hidden_sizes, args.layer_norm)
     directory = args.run_directory(f"iql-{task.path.stem}-{args.seed}")
     configs = {"state_policy": config, **task.module_configs}
     options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
-    with training.Run(directory, args, task=task.info, module_configs=configs, **options) as run:
+    with Run(directory, args, task=task.info, module_configs=configs, **options) as run:
         policy, loss = make_loss(args, task, config)
         train(args, run, task, policy, loss)
         ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
-        print(training.conclude_offline(run, task, policy, recipe="iql", loss=loss, **ending))
+        print(conclude_offline(run, task, policy, recipe="iql", loss=loss, **ending))
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -21,10 +21,26 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from torchrl_flow import training
-from torchrl_flow.envs import SLATE_ENVS
-from torchrl_flow.training.sardine_task import SARDINE_PREFIX
-from torchrl_flow.training.sweep import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
+from torchrl_flow.figures import markdown_table, mean_and_deviation
+from torchrl_flow.offline import offline_row, offline_task
+from torchrl_flow.options import (
+    Count,
+    Distinct,
+    NotEmpty,
+    OneOf,
+    Seeds,
+    WritableDirectory,
+    WritableFile,
+    check_options,
+    refusals_in_one_line,
+    resolve_device,
+)
+from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs
+from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX
+from torchrl_flow.reports import record_results
+from torchrl_flow.sweeps import gpu_share
+from torchrl_flow.sweeps.plan import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
+from torchrl_flow.util import Progress, write_json, write_text
 
 SCRIPTS = {
     "bc": ("td3_bc.py", {"alpha": 0.0}),
@@ -34,7 +50,7 @@ SCRIPTS = {
     "iql": ("iql.py", {}),
 }
 """For each algorithm its script and what is different from its defaults."""
-Names = Annotated[tuple[str, ...], training.NotEmpty(), training.Distinct()]
+Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "short": {
@@ -58,40 +74,40 @@ class Args:
     """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
-    seeds: training.Seeds = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """training seeds of each algorithm in each environment"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
     """policy that logs the data; SARDINE uses a fixed policy"""
-    steps: training.Count = 300_000
+    steps: Count = 300_000
     """logged steps of each environment; SARDINE's data are 500 episodes"""
     preset: Literal["full", "short"] = "full"
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
-    iterations: training.Count | None = None
+    iterations: Count | None = None
     """updates of each run; by default those of --preset"""
-    eval_episodes: training.Count = 256
+    eval_episodes: Count = 256
     """users of an evaluation"""
-    directory: training.WritableDirectory = "runs/offline_grid"
+    directory: WritableDirectory = "runs/offline_grid"
     """directory of the runs and of the table"""
-    results: training.WritableFile = "runs/results.csv"
+    results: WritableFile = "runs/results.csv"
     """table of results; the rows of a run replace the rows that the same run wrote before"""
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    workers: training.Count | None = None
+    workers: Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
     dry_run: bool = False
     """print the commands and do nothing"""
 
 
-def collection(args: Args, env: str) -> training.CollectSlatesArgs | training.CollectSardineArgs:
+def collection(args: Args, env: str) -> CollectSlatesArgs | CollectSardineArgs:
     """How the data of an environment are made, and where they are."""
     if env.startswith(SARDINE_PREFIX):
-        return training.CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
-    return training.CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
+        return CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
+    return CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
 
 
 def prepare(args: Args, env: str) -> None:
     """Make the models and the data of an environment where they are missing."""
-    models = training.SlateModelsArgs(env=env)
+    models = SlateModelsArgs(env=env)
     if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
         models()
     collect = collection(args, env)
@@ -139,13 +155,13 @@ def references(args: Args, env: str) -> dict[str, float]:
     """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
     path = Path(args.directory) / f"{variant_name('references', env)}-{args.eval_episodes}.json"
     if not path.exists():
-        task = training.offline_task(collection(args, env).path)
+        task = offline_task(collection(args, env).path)
         found = task.references(episodes=args.eval_episodes)
         for name, value in found.items():
-            row = training.offline_row(task, name, value, seed=0, episodes=args.eval_episodes)
+            row = offline_row(task, name, value, seed=0, episodes=args.eval_episodes)
             # A directory for each, as for a run: measured again, a reference takes the place of its old row.
-            training.record_results(args.results, [row], directory=path.with_suffix("") / name)
-        training.write_json(path, found)
+            record_results(args.results, [row], directory=path.with_suffix("") / name)
+        write_json(path, found)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -157,19 +173,19 @@ def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[s
         cells = []
         for env in args.envs:
             found = [scores(run)[name] for run in finished if run.variant.name == variant_name(name, env)]
-            cells.append(f"{training.mean_and_deviation(found)} ({len(found)})" if found else "")
+            cells.append(f"{mean_and_deviation(found)} ({len(found)})" if found else "")
         rows.append([name, *cells])
     for name in REFERENCES:
         cells = [f"{compared[env][name]:.1f}" if name in compared[env] else "" for env in args.envs]
         if any(cells):
             rows.append([name, *cells])
-    return training.markdown_table(["", *args.envs], rows)
+    return markdown_table(["", *args.envs], rows)
 
 
 def main(args: Args) -> None:
     """Models and data, runs, table."""
-    training.check_options(args)
-    known = training.OneOf(SLATE_ENVS)
+    check_options(args)
+    known = OneOf(SLATE_ENVS)
     for env in args.envs:
         problem = None if env.startswith(SARDINE_PREFIX) else known.problem(env, args)
         if problem is not None:
@@ -178,27 +194,27 @@ def main(args: Args) -> None:
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
-    training.resolve_device(args.device)
+    resolve_device(args.device)
     for env in args.envs:
         prepare(args, env)
-    with training.Progress(len(runs), description="offline grid", unit="run") as progress:
+    with Progress(len(runs), description="offline grid", unit="run") as progress:
 
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
         statuses = run_sweep(
-            runs, workers=args.workers, gpus_per_run=training.gpu_share(args.device, args.workers), on_change=show
+            runs, workers=args.workers, gpus_per_run=gpu_share(args.device, args.workers), on_change=show
         )
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
     table = make_table(args, statuses, {env: references(args, env) for env in args.envs})
     path = Path(args.directory) / "table.md"
-    training.write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
+    write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
     print(path.resolve())
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -14,10 +14,12 @@ import tyro
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
-from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations, make_chunk_env
+from torchrl_flow.evaluation import evaluate
+from torchrl_flow.figures import tile_episodes, video_suffix, write_video
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
-from torchrl_flow.training import Progress, evaluate, make_chunk_env, tile_episodes, video_suffix, write_video
+from torchrl_flow.util import Progress
 
 
 @dataclasses.dataclass

@@ -31,7 +31,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
 
-from torchrl_flow import training
+from torchrl_flow.envs import PLANAR, task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -44,98 +45,115 @@ from torchrl_flow.modules import (
     make_state_value,
 )
 from torchrl_flow.objectives import ReinFlowPPOLoss
+from torchrl_flow.options import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    NotAbove,
+    Positive,
+    RunArgs,
+    RunSource,
+    SamplingSteps,
+    TaskName,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.training import ChunkRollouts, append_features, finished_success, gradient_step, minibatches
 
 OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    policy: training.RunSource = "runs/bc"
+    policy: RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy to start from"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     recipe: str = "reinflow"
     """name of the recipe in the table of results"""
-    task: training.TaskName | None = None
+    task: TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit in training and evaluation; by default the time limit of the policy"""
-    num_steps: training.SamplingSteps = 8
+    num_steps: SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
-    total_env_steps: training.Count = 1_000_000
+    total_env_steps: Count = 1_000_000
     """environment steps of training"""
-    num_envs: training.NonNegativeInt = 1
+    num_envs: NonNegativeInt = 1
     """environments that run side by side, 0 for one that is not batched"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    rollout_steps: training.Count = 128
+    rollout_steps: Count = 128
     """chunks per environment and iteration"""
-    epochs: training.Count = 4
+    epochs: Count = 4
     """passes over an iteration's chunks"""
-    minibatch_size: training.Count = 64
+    minibatch_size: Count = 64
     """chunks per gradient step"""
-    lr: training.Positive = 3e-5
+    lr: Positive = 3e-5
     """learning rate of the flow and of the noise network"""
-    critic_lr: training.Positive = 1e-4
+    critic_lr: Positive = 1e-4
     """learning rate of the value network"""
-    gamma: training.Fraction = 0.99
+    gamma: Fraction = 0.99
     """discount of an environment step"""
-    gae_lambda: training.Fraction = 0.95
+    gae_lambda: Fraction = 0.95
     """lambda of the advantage estimate"""
-    clip: training.Positive = 0.2
+    clip: Positive = 0.2
     """bound on the distance of the probability ratio from 1"""
-    entropy_coef: training.NonNegative = 0.01
+    entropy_coef: NonNegative = 0.01
     """weight of the noise's entropy"""
-    value_coef: training.NonNegative = 0.5
+    value_coef: NonNegative = 0.5
     """weight of the loss of the value network"""
-    anchor_coef: training.NonNegative = 0.0
+    anchor_coef: NonNegative = 0.0
     """weight of the transport cost (W2) between chunks of the flow and of its initial weights; 0 for none"""
-    max_grad_norm: training.Positive = 1.0
+    max_grad_norm: Positive = 1.0
     """bound on the gradient's norm, of the flow and of the value"""
-    target_kl: training.Positive | None = None
+    target_kl: Positive | None = None
     """divergence of the probability ratio at which the epochs of an iteration stop; None for no limit"""
-    critic_warmup_steps: training.NonNegativeInt = 5000
+    critic_warmup_steps: NonNegativeInt = 5000
     """environment steps in which only the value learns"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """whether the log-probability of the chain is the mean or the sum over steps, chunk and action dimensions"""
-    mean_bound: training.Positive | None = None
+    mean_bound: Positive | None = None
     """clamp of the chain's means, in normalised units; for policies with min-max normalised actions"""
-    sigma_min: Annotated[training.Positive, training.NotAbove("sigma_max")] = 0.01
+    sigma_min: Annotated[Positive, NotAbove("sigma_max")] = 0.01
     """lower bound of the noise, in units of normalised actions"""
-    sigma_max: training.Positive = 0.3
+    sigma_max: Positive = 0.3
     """upper bound of the noise at the start of training, in units of normalised actions"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound of the noise falls"""
-    noise_decay_steps: training.Count = 500_000
+    noise_decay_steps: Count = 500_000
     """environment steps over which the upper bound of the noise falls"""
     train_encoder: bool = False
     """train the encoder too"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt | None = None
+    eval_every: NonNegativeInt | None = None
     """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
     all iterations where none is given"""
-    compare_steps: tuple[training.SamplingSteps, ...] = ()
+    compare_steps: tuple[SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
-    num_videos: training.NonNegativeInt = 4
+    num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 1
+    log_every: Count = 1
     """iterations between two lines of metrics"""
-    save_every: training.Count = 10
+    save_every: Count = 10
     """iterations between checkpoints"""
 
 
-def make_envs(args: Args, checkpoint: training.TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
     options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma")}
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
-    if checkpoint.task.get("task") == training.PLANAR:
+    if checkpoint.task.get("task") == PLANAR:
         options["device"] = args.device
-    return training.make_training_envs(checkpoint, episodes=args.eval_episodes, **options)
+    return make_training_envs(checkpoint, episodes=args.eval_episodes, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -184,13 +202,13 @@ def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[Rei
     return loss_module, gae
 
 
-def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> training.ChunkRollouts:
+def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> ChunkRollouts:
     """Let the noisy policy act; observations are kept as the networks read them."""
     if keeps_features(args, actor):
-        training.append_features(env, actor)
+        append_features(env, actor)
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
-    return training.ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
+    return ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
 
 
 def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dict[str, torch.optim.Optimizer]:
@@ -216,11 +234,11 @@ def update(
     start, epochs = time.perf_counter(), 0
     for _ in range(args.epochs):
         divergences = []
-        for batch in training.minibatches(data, args.minibatch_size):
+        for batch in minibatches(data, args.minibatch_size):
             metrics = dict(loss_module(batch).items())
             losses = {name: loss for name, loss in metrics.items() if name.startswith("loss_")}
             checks: dict[str, Any] = {"step": step, "batch": batch, "max_grad_norm": args.max_grad_norm}
-            metrics |= training.gradient_step(losses, optimizers, **checks)
+            metrics |= gradient_step(losses, optimizers, **checks)
             if "divergence" in metrics:
                 divergences.append(metrics["divergence"])
         epochs += 1
@@ -235,7 +253,7 @@ def update(
     }
 
 
-def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_env: EnvBase) -> None:
+def train(args: Args, run: Run, actor: FlowActor, env: EnvBase, eval_env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
     loss_module, gae = make_loss(args, noisy, value)
@@ -251,32 +269,30 @@ def train(args: Args, run: training.Run, actor: FlowActor, env: EnvBase, eval_en
         gae(data)
         run.counters["env_steps"] = env_steps + int(data["next", "steps_to_next_obs"].sum())
         metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
-        metrics |= training.finished_success(data)
+        metrics |= finished_success(data)
         metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(eval_every):
-            run.log_evaluation(training.evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
+            run.log_evaluation(evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
 
 
 def main(args: Args) -> None:
     """Policy, training, evaluation, report."""
     args.prepare()
-    actor, checkpoint = training.load_policy(
-        training.load_flow_checkpoint(args.policy, which=args.which), device=args.device
-    )
+    actor, checkpoint = load_policy(load_flow_checkpoint(args.policy, which=args.which), device=args.device)
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
     env, eval_env = make_envs(args, checkpoint)
-    task, config = training.task_info(eval_env), dataclasses.asdict(args)
+    task, config = task_info(eval_env), dataclasses.asdict(args)
     directory = args.run_directory(f"reinflow-{task['task']}-{args.seed}")
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
     parts: dict[str, Any] = {"actor_config": actor.config, "keep_best": "eval/success_once", **args.run_options()}
     parts["module_configs"] = {"noise_net": noise, "value": StateValueConfig()}
-    with training.Run(directory, config, task=task, **parts) as run:
+    with Run(directory, config, task=task, **parts) as run:
         train(args, run, actor, env, eval_env)
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             actor,
             eval_env,
@@ -296,5 +312,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -19,8 +19,32 @@ from typing import Any, Literal
 
 import tyro
 
-from torchrl_flow import training
-from torchrl_flow.training import RunStatus, Variant
+from torchrl_flow.options import (
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    RunSource,
+    Seeds,
+    WritableDirectory,
+    WritableFile,
+    check_options,
+    refusals_in_one_line,
+    resolve_device,
+)
+from torchrl_flow.runs import Which
+from torchrl_flow.sweeps import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    format_statuses,
+    gpu_share,
+    plan_sweep,
+    run_sweep,
+    select_variants,
+    summarise_sweep,
+    write_sweep_report,
+)
 
 SCRIPT = Path(__file__).with_name("reinflow.py")
 
@@ -93,39 +117,39 @@ VARIANTS = (
 class Args:
     """What the sweep can be told on the command line."""
 
-    policy: training.RunSource = "runs/bc"
+    policy: RunSource = "runs/bc"
     """run directory or checkpoint of the flow policy that all runs start from"""
-    which: training.Which = "best"
+    which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     preset: Literal["default", "planar"] = "default"
     """baseline configuration; each ablation changes it by the same factors as it changes the preset default"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: training.Seeds = (0,)
+    seeds: Seeds = (0,)
     """seeds of each configuration"""
-    scale: training.Positive = 1.0
+    scale: Positive = 1.0
     """factor on every budget in environment steps: training, warm-up of the critic, decay of the noise"""
-    directory: training.WritableDirectory = "runs/reinflow_sweep"
+    directory: WritableDirectory = "runs/reinflow_sweep"
     """directory of the sweep's runs"""
-    results: training.WritableFile = "runs/results.csv"
+    results: WritableFile = "runs/results.csv"
     """table to which the results are appended"""
-    eval_episodes: training.Count = 100
+    eval_episodes: Count = 100
     """episodes of each final evaluation"""
-    evaluations: training.Count = 20
+    evaluations: Count = 20
     """evaluations along each run, for the curves"""
-    workers: training.Count | None = None
+    workers: Count | None = None
     """runs at a time; as many as there are CPUs where none is given"""
-    threads: training.Count = 1
+    threads: Count = 1
     """CPU threads of a run"""
-    gpus_per_run: training.NonNegative | None = None
+    gpus_per_run: NonNegative | None = None
     """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that run side by side in every run; by default the number of --preset"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit in training and evaluation; by default the time limit of the policy"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
@@ -156,7 +180,7 @@ def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
     return carried
 
 
-def make_runs(args: Args) -> list[training.SweepRun]:
+def make_runs(args: Args) -> list[SweepRun]:
     """Work out the commands."""
     base = dict(PRESETS[args.preset])
     base |= {} if args.num_envs is None else {"num_envs": args.num_envs}
@@ -164,7 +188,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
     base |= {name: max(1, round(args.scale * base[name])) for name in budgets}
     variants = [
         Variant(variant.name, variant.category, relative(variant.options, base))
-        for variant in training.select_variants(VARIANTS, args.only)
+        for variant in select_variants(VARIANTS, args.only)
     ]
     # As many evaluations for each, however long its iterations are.
     per_variant = []
@@ -191,7 +215,7 @@ def make_runs(args: Args) -> list[training.SweepRun]:
         group = args.wandb_group or Path(args.directory).name
         common |= {"wandb": args.wandb, "wandb_project": args.wandb_project, "wandb_group": group}
     program = [sys.executable, str(SCRIPT)]
-    return training.plan_sweep(per_variant, args.seeds, program=program, directory=args.directory, options=common)
+    return plan_sweep(per_variant, args.seeds, program=program, directory=args.directory, options=common)
 
 
 def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
@@ -199,26 +223,26 @@ def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
     for status in statuses:
         if status.state == "crashed":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
-    results = training.summarise_sweep(statuses)
-    return training.write_sweep_report(args.directory, results, title=f"ReinFlow sweep, {args.preset} baseline")
+    results = summarise_sweep(statuses)
+    return write_sweep_report(args.directory, results, title=f"ReinFlow sweep, {args.preset} baseline")
 
 
 def main(args: Args) -> None:
     """Plan, run, report."""
     # A plan can be looked at before its policy is there, and on another machine.
-    training.check_options(args, skip=("policy",) if args.dry_run else ())
+    check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:
         print("\n".join(run.shell() for run in runs))
         return
-    training.resolve_device(args.device)
-    share = training.gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
+    resolve_device(args.device)
+    share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
     clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
 
     def show(statuses: list[RunStatus]) -> None:
-        print(clear + training.format_statuses(statuses), flush=True)
+        print(clear + format_statuses(statuses), flush=True)
 
-    statuses = training.run_sweep(
+    statuses = run_sweep(
         runs,
         workers=args.workers,
         cpus_per_run=args.threads,
@@ -227,7 +251,7 @@ def main(args: Args) -> None:
         on_change=show if args.watch else None,
         poll_s=2.0 if clear else 30.0,
     )
-    print(training.format_statuses(statuses))
+    print(format_statuses(statuses))
     page = report(args, statuses)
     print(page.resolve())
     if any(status.state != "finished" for status in statuses):
@@ -235,5 +259,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -19,27 +19,49 @@ import tyro
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow import training
 from torchrl_flow.data import DemoReplayBuffer
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import action_bounds, make_evaluation_env, task_info
+from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.options import (
+    Count,
+    Decay,
+    DemoPath,
+    NonNegative,
+    NonNegativeInt,
+    NotAbove,
+    Positive,
+    RunArgs,
+    SamplingSteps,
+    TaskName,
+    check_demonstrations,
+    check_network,
+    check_task,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import evaluation_env_options
+from torchrl_flow.reports import conclude
+from torchrl_flow.runs import Run
+from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    task: training.TaskName = "PushCube-v1"
+    task: TaskName = "PushCube-v1"
     """ManiSkill id of the task, or planar"""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """what the policy sees"""
     control_mode: str | None = None
     """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""
-    max_episode_steps: training.Count | None = None
+    max_episode_steps: Count | None = None
     """time limit of the environment, also of later stages; the task's own where none is given"""
-    demos: training.DemoPath | None = None
+    demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
-    num_demos: training.Count = 100
+    num_demos: Count = 100
     """demonstrations to train on"""
     retime: bool | None = None
     """re-time the demonstrations that the recipe makes and add pushes, see docs/demonstrations.md; on by default
@@ -48,66 +70,66 @@ class Args(training.RunArgs):
     """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
     network: Literal["mlp", "unet", "dit"] = "mlp"
     """velocity network"""
-    width: training.Count = 256
+    width: Count = 256
     """width of the velocity network: hidden units (mlp), token size (dit) or channels of the finest level (unet)"""
-    depth: training.Count = 3
+    depth: Count = 3
     """blocks (mlp, dit) or levels (unet) of the velocity network"""
-    obs_horizon: training.Count = 1
+    obs_horizon: Count = 1
     """frames of history that the policy sees; with 2 and planner demonstrations the policy copies its own velocity"""
-    pred_horizon: training.Count = 16
+    pred_horizon: Count = 16
     """steps of a predicted chunk"""
-    act_horizon: Annotated[training.Count, training.NotAbove("pred_horizon")] = 8
+    act_horizon: Annotated[Count, NotAbove("pred_horizon")] = 8
     """steps of a chunk that are executed"""
-    num_steps: training.SamplingSteps = 4
+    num_steps: SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
-    iterations: training.Count = 5000
+    iterations: Count = 5000
     """gradient steps"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """chunks per gradient step"""
-    lr: training.Positive = 1e-3
+    lr: Positive = 1e-3
     """learning rate at its peak; warm-up of 200 steps, then a cosine"""
-    weight_decay: training.NonNegative = 1e-4
+    weight_decay: NonNegative = 1e-4
     """weight decay of AdamW"""
-    ema: training.Decay = 0.999
+    ema: Decay = 0.999
     """decay of the averaged policy"""
-    state_noise: training.NonNegative = 0.03
+    state_noise: NonNegative = 0.03
     """scale of the noise that training adds to normalised states"""
-    noise_scales: tuple[training.NonNegative, ...] = ()
+    noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
-    eval_episodes: training.Count = 50
+    eval_episodes: Count = 50
     """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: training.NonNegativeInt = 1000
+    eval_every: NonNegativeInt = 1000
     """iterations between evaluations on 50 other episodes; 0 for none"""
-    num_envs: training.NonNegativeInt | None = None
+    num_envs: NonNegativeInt | None = None
     """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
     given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    compare_steps: tuple[training.SamplingSteps, ...] = (1, 2, 4, 8)
+    compare_steps: tuple[SamplingSteps, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
-    num_videos: training.NonNegativeInt = 4
+    num_videos: NonNegativeInt = 4
     """episodes to film, where the machine can render"""
-    log_every: training.Count = 100
+    log_every: Count = 100
     """iterations between two lines of metrics"""
-    save_every: training.Count = 1000
+    save_every: Count = 1000
     """iterations between checkpoints"""
 
     def check(self) -> None:
         """Refuse options that contradict each other, or of which no environment or network can be made."""
-        training.check_task(self.task, self.obs_mode, self.control_mode)
-        training.check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
+        check_task(self.task, self.obs_mode, self.control_mode)
+        check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
         simulation_of(self)
         horizons = {"obs_horizon": self.obs_horizon, "pred_horizon": self.pred_horizon, "act_horizon": self.act_horizon}
-        training.check_network(network=self.network, width=self.width, depth=self.depth, **horizons)
+        check_network(network=self.network, width=self.width, depth=self.depth, **horizons)
 
 
 def simulation_of(args: Args) -> dict[str, Any]:
     """Return number of environments and simulation, as far as they are given."""
     asked: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    return training.evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
+    return evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
 
 
-def make_data(args: Args, source: training.DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
+def make_data(args: Args, source: DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
@@ -132,14 +154,14 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
         num_steps=args.num_steps,
         state_noise=args.state_noise,
     )
-    low, high = training.action_bounds(env)
+    low, high = action_bounds(env)
     actor = make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
     return actor.to(args.device)
 
 
-def make_env(args: Args, source: training.DemoSource) -> EnvBase:
+def make_env(args: Args, source: DemoSource) -> EnvBase:
     """Make the environment of evaluation: episodes run to the time limit."""
-    return training.make_evaluation_env(
+    return make_evaluation_env(
         args.task,
         episodes=args.eval_episodes,
         obs_mode=args.obs_mode,
@@ -158,7 +180,7 @@ def learning_rate(args: Args, step: int) -> float:
     return args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
 
 
-def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
+def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     ema = SoftUpdate(loss_module, eps=args.ema)
     optimizer = torch.optim.AdamW(
@@ -171,32 +193,32 @@ def train(args: Args, run: training.Run, data: DemoReplayBuffer, loss_module: Sh
         batch = data.sample()
         losses = loss_module(batch)
         total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}
-        norms = training.gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
+        norms = gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
         if run.due(args.log_every):
             metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = training.evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            result = evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
 
 
-def main(args: Args) -> training.EvaluationResult:
+def main(args: Args) -> EvaluationResult:
     """Data, policy, training, evaluation, report."""
     args.prepare()
     directory = args.run_directory(f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
-    source = training.DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
+    source = DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
     env = make_env(args, source)
-    task = training.task_info(env)
+    task = task_info(env)
     data = make_data(args, source, task)
     actor = make_actor(args, data, env)
     config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
     options = {"keep_best": "eval/success_once", **args.run_options()}
-    with training.Run(directory, config, task=task, actor_config=actor.config, **options) as run:
+    with Run(directory, config, task=task, actor_config=actor.config, **options) as run:
         loss_module = ShortCutFlowLoss(actor)
         train(args, run, data, loss_module, env)
-        result, report = training.conclude(
+        result, report = conclude(
             directory,
             loss_module.ema_actor(),
             env,
@@ -218,5 +240,5 @@ def main(args: Args) -> training.EvaluationResult:
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

@@ -19,53 +19,71 @@ import tyro
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import SoftUpdate, TD3BCLoss
 
-from torchrl_flow import training
+from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
+from torchrl_flow.offline import conclude_offline, offline_task
+from torchrl_flow.options import (
+    Count,
+    ExistingFile,
+    Fraction,
+    LoggedData,
+    NonNegative,
+    NonNegativeInt,
+    NotAbove,
+    Positive,
+    Rate,
+    RunArgs,
+    Sizes,
+    refusals_in_one_line,
+)
+from torchrl_flow.recsys import q_diagnostics
+from torchrl_flow.runs import Run
+from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(training.RunArgs):
+class Args(RunArgs):
     """What the recipe can be told on the command line."""
 
-    data: training.LoggedData = "data/diffuse_topdown-medium-300000.npz"
+    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
-    models: training.ExistingFile | None = None
+    models: ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: training.Count = 20_000
+    iterations: Count = 20_000
     """updates of the critics"""
-    batch_size: training.Count = 256
+    batch_size: Count = 256
     """transitions per update"""
-    alpha: training.NonNegative = 2.5
+    alpha: NonNegative = 2.5
     """weight of the critic against cloning; 0 for cloning alone"""
-    gamma: training.Fraction = 0.8
+    gamma: Fraction = 0.8
     """discount; at .99 values diverge on these data"""
-    tau: training.Rate = 0.005
+    tau: Rate = 0.005
     """rate (tau) at which the target networks follow the networks"""
-    policy_noise: training.NonNegative = 0.05
+    policy_noise: NonNegative = 0.05
     """standard deviation of the noise on target actions, for actions in [-1, 1]"""
-    noise_clip: training.NonNegative = 0.1
+    noise_clip: NonNegative = 0.1
     """bound on the noise on target actions"""
-    policy_freq: Annotated[training.Count, training.NotAbove("iterations")] = 2
+    policy_freq: Annotated[Count, NotAbove("iterations")] = 2
     """critic updates per policy update"""
-    lr: training.Positive = 3e-4
+    lr: Positive = 3e-4
     """learning rate"""
-    hidden_sizes: training.Sizes = (256, 256)
+    hidden_sizes: Sizes = (256, 256)
     """hidden layers"""
     layer_norm: bool = True
     """normalise the hidden layers of the critics, against divergence outside the data"""
-    eval_every: training.NonNegativeInt = 5_000
+    eval_every: NonNegativeInt = 5_000
     """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: training.Count = 256
+    eval_episodes: Count = 256
     """episodes of an evaluation"""
-    log_every: training.Count = 1_000
+    log_every: Count = 1_000
     """updates between two lines of metrics"""
-    save_every: training.Count = 2_000
+    save_every: Count = 2_000
     """updates between checkpoints"""
 
 
-def make_loss(args: Args, task: training.OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, TD3BCLoss]:
+def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, TD3BCLoss]:
     """Build the policy, and TorchRL's loss of it and two critics, with the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
@@ -83,7 +101,7 @@ def make_loss(args: Args, task: training.OfflineTask, config: StatePolicyConfig)
     return policy, loss
 
 
-def train(args: Args, run: training.Run, task: training.OfflineTask, policy: TensorDictModule, loss: TD3BCLoss) -> None:
+def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: TD3BCLoss) -> None:
     """Train; all of the loop is here."""
     target = SoftUpdate(loss, tau=args.tau)
     actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), args.lr, fused=True)
@@ -92,16 +110,16 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, policy: Ten
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = task.data.sample()
         losses = {"loss_qvalue": loss.qvalue_loss(batch)[0]}
-        norms = training.gradient_step(losses, {"value": value_optimizer}, step=step, batch=batch)
+        norms = gradient_step(losses, {"value": value_optimizer}, step=step, batch=batch)
         if step % args.policy_freq == 0:
             losses["loss_actor"], details = loss.actor_loss(batch)
-            norms |= training.gradient_step(
+            norms |= gradient_step(
                 {"loss_actor": losses["loss_actor"]}, {"actor": actor_optimizer}, step=step, batch=batch
             )
             losses["bc_loss"] = details["bc_loss"]
             target.step()
         if run.due(args.log_every):
-            scores = training.q_diagnostics(loss, batch, policy, bound=task.value_bound)
+            scores = q_diagnostics(loss, batch, policy, bound=task.value_bound)
             run.log({f"train/{key}": value for key, value in (losses | norms).items()} | scores)
         if task.has_env and run.due(args.eval_every):
             run.log(task.evaluate(policy, episodes=args.eval_episodes).metrics())
@@ -111,7 +129,7 @@ def train(args: Args, run: training.Run, task: training.OfflineTask, policy: Ten
 def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     args.prepare()
-    task = training.offline_task(
+    task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
     )
     config = StatePolicyConfig(task.state_dim, task.action_dim, "deterministic", args.hidden_sizes, args.layer_norm)
@@ -119,13 +137,13 @@ def main(args: Args) -> None:
     directory = args.run_directory(f"{recipe}-{task.path.stem}-{args.seed}")
     configs = {"state_policy": config, **task.module_configs}
     options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
-    with training.Run(directory, args, task=task.info, module_configs=configs, **options) as run:
+    with Run(directory, args, task=task.info, module_configs=configs, **options) as run:
         policy, loss = make_loss(args, task, config)
         train(args, run, task, policy, loss)
         ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
-        print(training.conclude_offline(run, task, policy, recipe=recipe, loss=loss, **ending))
+        print(conclude_offline(run, task, policy, recipe=recipe, loss=loss, **ending))
 
 
 if __name__ == "__main__":
-    with training.refusals_in_one_line():
+    with refusals_in_one_line():
         main(tyro.cli(Args, description=__doc__))

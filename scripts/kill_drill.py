@@ -35,7 +35,7 @@ for folder in (str(ROOT / "examples"), str(ROOT)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from torchrl_flow import training  # noqa: E402
+from torchrl_flow.runs import EVALUATION, load_checkpoint, read_metrics  # noqa: E402
 
 TIMES = ("wall_s", "command", "commit", "date")
 """Columns of results.csv that differ between two runs."""
@@ -145,7 +145,7 @@ def run_options(name: str, options: tuple[str, ...], *more: str) -> list[str]:
 
 def make_slates() -> None:
     """Make small models and a log of slates, once, in a process of its own."""
-    from torchrl_flow.training import CollectSlatesArgs, SlateModelsArgs
+    from torchrl_flow.recsys import CollectSlatesArgs, SlateModelsArgs
 
     pid = os.fork()
     if not pid:
@@ -168,7 +168,7 @@ def prepare(names: tuple[str, ...]) -> None:
             continue
         script, before, options = RECIPES[name]
         prepare(before)
-        if not (Path("runs") / name / training.EVALUATION).exists():
+        if not (Path("runs") / name / EVALUATION).exists():
             finish(script, run_options(name, options, "--resume"))
 
 
@@ -187,12 +187,12 @@ def trial(script: str, options: tuple[str, ...], name: str, seconds: float, kill
 
 def differences(run: Path, other: Path) -> list[str]:
     """Name everything in which two runs differ, times left out; empty where they are equal."""
-    first, second = training.load_checkpoint(run), training.load_checkpoint(other)
+    first, second = load_checkpoint(run), load_checkpoint(other)
     found: list[str] = []
     for group in ("roles", "optimizers", "states", "counters"):
         if getattr(first, group) != getattr(second, group):
             found.append(f"{group}: {getattr(first, group)} and {getattr(second, group)}")
-    best = [training.load_checkpoint(path, which="best").step for path in (run, other)]
+    best = [load_checkpoint(path, which="best").step for path in (run, other)]
     if best[0] != best[1]:
         found.append(f"best step: {best[0]} and {best[1]}")
     for role in set(first.roles) & set(second.roles):
@@ -200,12 +200,12 @@ def differences(run: Path, other: Path) -> list[str]:
     for name in set(first.optimizers) & set(second.optimizers):
         found += _unequal(first.optimizer_state_dict(name), second.optimizer_state_dict(name), name)
     metrics = [
-        {key: value for key, value in training.read_metrics(path / "metrics.csv").items() if not _is_time(key)}
+        {key: value for key, value in read_metrics(path / "metrics.csv").items() if not _is_time(key)}
         for path in (run, other)
     ]
     found += _unequal(metrics[0], metrics[1], "metrics.csv")
-    evaluations = [json.loads((path / training.EVALUATION).read_text(encoding="utf-8")) for path in (run, other)]
-    found += _unequal(_timeless(evaluations[0]), _timeless(evaluations[1]), training.EVALUATION)
+    evaluations = [json.loads((path / EVALUATION).read_text(encoding="utf-8")) for path in (run, other)]
+    found += _unequal(_timeless(evaluations[0]), _timeless(evaluations[1]), EVALUATION)
     tables = [_results(path.with_suffix(".csv")) for path in (run, other)]
     if tables[0] != tables[1]:
         found.append(f"results.csv: {tables[0]} and {tables[1]}")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow import _platform
-from torchrl_flow._platform import flush, is_alive, largest_resident_mib, locked, replace
-from torchrl_flow.training import Run, SweepRun, Variant, sweep
-from torchrl_flow.training.files import write_text
+from torchrl_flow.runs import Run
+from torchrl_flow.sweeps import SweepRun, Variant, plan
+from torchrl_flow.util import platform
+from torchrl_flow.util.files import write_text
+from torchrl_flow.util.platform import flush, is_alive, largest_resident_mib, locked, replace
 
-PACKAGE = Path(_platform.__file__).parent
+PACKAGE = Path(platform.__file__).parent
 #: Names that some system lacks, or that do something else there.
 APART = frozenset(
     {"fork", "uname", "execv", "execvp", "fsync", "getuid", "geteuid", "setsid", "killpg", "mkfifo", "kill"}
@@ -100,10 +101,10 @@ def test_windows_is_asked_again_while_the_target_is_open(tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         replace("a", "b")  # Linux means it.
     tries.clear()
-    monkeypatch.setattr(_platform, "_WINDOWS", True)
+    monkeypatch.setattr(platform, "_WINDOWS", True)
     replace("a", "b")
     assert tries == [("a", "b")] * 3
-    monkeypatch.setattr(_platform, "_RETRY_S", 0.1)
+    monkeypatch.setattr(platform, "_RETRY_S", 0.1)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "open")))
     with pytest.raises(PermissionError, match="open"):
         replace("a", "b")
@@ -112,7 +113,7 @@ def test_windows_is_asked_again_while_the_target_is_open(tmp_path, monkeypatch):
 def test_windows_flushes_files_that_are_open_for_writing_and_no_directory(tmp_path, monkeypatch):
     flags = []
     real = os.open
-    monkeypatch.setattr(_platform, "_WINDOWS", True)
+    monkeypatch.setattr(platform, "_WINDOWS", True)
     monkeypatch.setattr(os, "open", lambda path, flag: flags.append(flag) or real(path, flag))
     flush(tmp_path)
     assert flags == []
@@ -153,14 +154,14 @@ def windows_locks(monkeypatch):
     module = types.ModuleType("msvcrt")
     module.locking, module.LK_NBLCK, module.LK_UNLCK = locking, "lock", "unlock"
     monkeypatch.setitem(sys.modules, "msvcrt", module)
-    monkeypatch.setattr(_platform, "_WINDOWS", True)
+    monkeypatch.setattr(platform, "_WINDOWS", True)
     return held
 
 
 def test_windows_locks_a_file_in_the_directory(tmp_path, windows_locks, monkeypatch):
     with locked(tmp_path):
         assert len(windows_locks) == 1
-        monkeypatch.setattr(_platform, "_LOCK_S", 0.1)
+        monkeypatch.setattr(platform, "_LOCK_S", 0.1)
         with pytest.raises(OSError, match=r"\.lock is locked by another program"), locked(tmp_path):
             pass
     assert windows_locks == set()
@@ -196,7 +197,7 @@ def test_windows_is_never_sent_a_signal_to_ask_for_a_process(monkeypatch):
         def CloseHandle(self, handle):
             pass
 
-    monkeypatch.setattr(_platform, "_WINDOWS", True)
+    monkeypatch.setattr(platform, "_WINDOWS", True)
     monkeypatch.setattr(ctypes, "windll", types.SimpleNamespace(kernel32=Kernel()), raising=False)
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal"))
     assert [is_alive(pid) for pid in (1, 2, 3)] == [True, False, False]
@@ -216,10 +217,10 @@ def test_memory_is_told_in_mib(monkeypatch):
 def test_runs_of_a_sweep_start_without_what_linux_alone_has(tmp_path, monkeypatch):
     options = {}
     real = subprocess.Popen
-    monkeypatch.setattr(sweep, "_LIBC", None)
+    monkeypatch.setattr(plan, "_LIBC", None)
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: options.update(k) or real(*a, **k))
     run = SweepRun(Variant("a", "a"), 0, tmp_path / "sweep" / "a-0", (sys.executable, "-c", "print('a b')"))
-    assert sweep._execute(run, 1) == 0
+    assert plan._execute(run, 1) == 0
     assert options["preexec_fn"] is None
     assert run.log.read_text().strip() == "a b"
 

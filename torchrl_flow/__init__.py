@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torchrl_flow import functional as functional
     from torchrl_flow import modules as modules
     from torchrl_flow import objectives as objectives
-    from torchrl_flow import training as training
     from torchrl_flow.data import (
         ChunkStorage,
         DemoReplayBuffer,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         RatioSampler,
         load_demonstrations,
     )
+    from torchrl_flow.demos import make_demonstrations
     from torchrl_flow.envs import (
         ManiSkillEnv,
         ManiSkillWrapper,
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
         SMDPChunk,
         collect_demonstrations,
         history_transforms,
+        make_chunk_env,
+        make_task_env,
     )
+    from torchrl_flow.evaluation import evaluate
     from torchrl_flow.modules import (
         BestOfN,
         CriticConfig,
@@ -67,20 +70,9 @@ if TYPE_CHECKING:
         ReinFlowPPOLoss,
         ShortCutFlowLoss,
     )
-    from torchrl_flow.training import (
-        Run,
-        conclude,
-        evaluate,
-        load_acting_policy,
-        load_checkpoint,
-        load_critic,
-        load_policy,
-        load_steered,
-        make_chunk_env,
-        make_demonstrations,
-        make_task_env,
-        save_checkpoint,
-    )
+    from torchrl_flow.policies import load_acting_policy, load_critic, load_policy, load_steered
+    from torchrl_flow.reports import conclude
+    from torchrl_flow.runs import Run, load_checkpoint, save_checkpoint
 
 # Where each name lies; the same names as above, which type checkers read.
 _EXPORTS = {

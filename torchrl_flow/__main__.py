@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_flow.commands import main
+from torchrl_flow.commands.command_line import main
 
 __all__ = ["main"]
 

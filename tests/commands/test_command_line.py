@@ -131,7 +131,7 @@ def square(x):
     return beside.square(x)
 
 if __name__ == "__main__":
-    from torchrl_flow.training import command_line
+    from torchrl_flow.util import command_line
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.map(square, [3]), __file__, sys.argv[1:])
     print(command_line())

@@ -206,7 +206,7 @@ def test_report_is_found_or_made_from_the_files(tmp_path, capsys):
 
 
 def test_report_without_matplotlib_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("torchrl_flow.training.report_plots._has_matplotlib", False)
+    monkeypatch.setattr("torchrl_flow.figures.plots._has_matplotlib", False)
     folder = write_run(tmp_path / "a")
     ReportArgs(str(folder))()
     assert "torchrl-flow[plot]" in (folder / "report.html").read_text(encoding="utf-8")

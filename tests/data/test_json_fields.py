@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from torchrl_flow.data import DataError, DataWarning, DemoStore
-from torchrl_flow.data.trajectory_json import as_whole_number
+from torchrl_flow.data.demos.trajectory_json import as_whole_number
 
 ROOT = Path(__file__).parents[2]
 

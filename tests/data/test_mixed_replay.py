@@ -19,7 +19,7 @@ from tests.data.conftest import ACTION_DIM, STATE_DIM
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, LinearRatio, MixedReplayBuffer, split_batch
 from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
-from torchrl_flow.training import load_checkpoint, save_checkpoint
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
 
 H, H_A, T, GAMMA = 5, 3, 2, 0.9
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from torchrl_flow.data import DataError, DataWarning, NpzReplayBuffer, read_npz
-from torchrl_flow.data.npz import read_npz_metadata
+from torchrl_flow.data.logged.npz import read_npz_metadata
 
 N = 6
 

@@ -9,7 +9,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchrl_flow.data import DataError, DataWarning, DemoStore, column_statistics, cut_after_success, drop_idle_steps
-from torchrl_flow.data.episode import Episode
+from torchrl_flow.data.demos.episode import Episode
 
 
 def test_episodes_come_back_as_they_were(store, episodes):

@@ -20,10 +20,10 @@ from tests.data.test_mixed_replay import mixed, same, transitions
 from tests.data.test_noise_cache import filled, make
 from tests.doctored import TABLES, Payload, non_tensor, stray_pickle
 from torchrl_flow.data import DataError, DemoReplayBuffer, DemoStore, load_demonstrations, read_maniskill, read_npz
-from torchrl_flow.data.archive_check import check_zip
-from torchrl_flow.data.json_check import parse_json
-from torchrl_flow.data.memmap_check import check_memmap, load_memmap
-from torchrl_flow.data.replay_check import check_dump, is_empty_prefetch
+from torchrl_flow.data.checks.archive import check_zip
+from torchrl_flow.data.checks.json import parse_json
+from torchrl_flow.data.checks.memmap import check_memmap, load_memmap
+from torchrl_flow.data.checks.replay import check_dump, is_empty_prefetch
 
 CHUNKS = {"pred_horizon": 5, "act_horizon": 3}
 
@@ -383,7 +383,7 @@ def test_links_within_an_hdf5_file_are_fine(write_maniskill, tmp_path, monkeypat
         file["traj_0/obs"] = h5py.SoftLink("/shared")
         file["traj_0/again"] = file["traj_0"]  # a hard link to its own group
         file["dangling"] = h5py.SoftLink("/nowhere")
-    from torchrl_flow.data.trajectory_file import TrajectoryFile
+    from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
 
     with TrajectoryFile(path) as source:
         np.testing.assert_array_equal(source.group(0)["obs"], expected)

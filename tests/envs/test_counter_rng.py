@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchrl_flow.envs._counter_rng import counter_uniform, splitmix64
+from torchrl_flow.envs.counter_rng import counter_uniform, splitmix64
 
 
 def test_splitmix64_reference_values():

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.envs.scripted_pick import pick_cube_action
-from torchrl_flow.envs import ManiSkillEnv
+from torchrl_flow.envs import ManiSkillEnv, make_chunk_env
 from torchrl_flow.envs.maniskill.replay import EpisodeLog
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
-from torchrl_flow.training import ChunkRollouts, make_chunk_env
+from torchrl_flow.training import ChunkRollouts
 
 needs_maniskill = pytest.mark.skipif(not maniskill_installed(), reason="needs ManiSkill")
 

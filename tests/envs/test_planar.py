@@ -11,7 +11,7 @@ from torchrl.envs import SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_flow.envs import PlanarGeometry, PlanarPickPlaceEnv
-from torchrl_flow.envs._planar_dynamics import initial_state, planar_step
+from torchrl_flow.envs.planar.dynamics import initial_state, planar_step
 
 GEOMETRY = PlanarGeometry()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchrl_flow.envs import PlanarGeometry
-from torchrl_flow.envs._planar_dynamics import collides, initial_state, is_placed, planar_step
+from torchrl_flow.envs.planar.dynamics import collides, initial_state, is_placed, planar_step
 
 GEOMETRY = PlanarGeometry()
 

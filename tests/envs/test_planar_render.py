@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.envs import PlanarGeometry, PlanarPickPlaceEnv
-from torchrl_flow.envs._planar_render import COLOURS, pixel_of, render_planar
+from torchrl_flow.envs.planar.render import COLOURS, pixel_of, render_planar
 
 GEOMETRY = PlanarGeometry()
 

@@ -6,7 +6,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_flow.envs.slate import (
+from torchrl_flow.recsys import (
     SLATE_ENVS,
     BeliefState,
     ItemCatalogue,
@@ -16,7 +16,7 @@ from torchrl_flow.envs.slate import (
     make_catalogue,
     make_slate_policy,
 )
-from torchrl_flow.envs.slate import _dynamics as dynamics
+from torchrl_flow.recsys import dynamics as dynamics
 
 
 class FakeEncoder:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from torchrl_flow.training import load_checkpoint
+from torchrl_flow.runs import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_flow.training import load_checkpoint, load_critic, load_policy, read_metrics
+from torchrl_flow.policies import load_critic, load_policy
+from torchrl_flow.runs import load_checkpoint, read_metrics
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ["--task", "planar", "--scale", "0.01", "--num-demos", "20", "--eval-episodes", "10", "--num-videos", "0"]

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from torchrl_flow.modules import StateValueConfig
-from torchrl_flow.training import load_checkpoint, load_policy, read_metrics
+from torchrl_flow.policies import load_policy
+from torchrl_flow.runs import load_checkpoint, read_metrics
 
 ROOT = Path(__file__).parents[2]
 BC = [

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_flow import training
-from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.training import NonFiniteError, load_checkpoint, read_metrics
+from torchrl_flow.envs import PlanarPickPlaceEnv, base_env
+from torchrl_flow.policies import load_acting_policy, policy_demonstrations
+from torchrl_flow.runs import Run, load_checkpoint, read_metrics
+from torchrl_flow.training import ChunkRollouts, NonFiniteError, macro_replay
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = {"runs": "runs", "results": "r.csv", "eval_episodes": 2, "num_videos": 0}
@@ -44,14 +45,14 @@ class Killed(BaseException):
 
 
 def stop_at(patch, step):
-    log = training.Run.log
+    log = Run.log
 
     def stopping(self, metrics):
         log(self, metrics)
         if self.step == step:
             raise Killed
 
-    patch.setattr(training.Run, "log", stopping)
+    patch.setattr(Run, "log", stopping)
 
 
 def leaves(value, path=()):
@@ -125,14 +126,14 @@ def test_a_run_becomes_longer(script, options):
 def test_episodes_go_on_over_iterations(script, options, monkeypatch):
     """A rollout of 12 env steps, episodes of 30: states of late steps are seen, and only finished episodes count."""
     elapsed = []
-    collect = training.ChunkRollouts.collect
+    collect = ChunkRollouts.collect
 
     def noting(self):
         data = collect(self)
-        elapsed.append(training.base_env(self.env)._elapsed.max().item())
+        elapsed.append(base_env(self.env)._elapsed.max().item())
         return data
 
-    monkeypatch.setattr(training.ChunkRollouts, "collect", noting)
+    monkeypatch.setattr(ChunkRollouts, "collect", noting)
     name = f"{script}-episodes"
     run = play(script, **{**options, "name": name, "rollout": 3, "iterations": 6, "max_episode_steps": 30})
     assert elapsed[:2] == [12, 24]
@@ -173,7 +174,7 @@ def test_a_number_of_the_environment_that_is_not_finite_ends_the_run(script, opt
 
 def test_every_row_of_the_replay_says_whether_it_is_a_demonstration(monkeypatch):
     made = []
-    extend = training.macro_replay
+    extend = macro_replay
 
     def noting(*args, **kwargs):
         made.append(extend(*args, **kwargs))
@@ -193,7 +194,7 @@ def test_every_row_of_the_replay_says_whether_it_is_a_demonstration(monkeypatch)
     online = 4 * 3 * 2
     assert flags[:-online].all()
     assert not flags[-online:].any()
-    assert len(flags) - online == training.policy_demonstrations(load_checkpoint("runs/bc"), gamma=0.9).__len__()
+    assert len(flags) - online == policy_demonstrations(load_checkpoint("runs/bc"), gamma=0.9).__len__()
     assert load_checkpoint(run)._read("state", "replay")["rows"]["is_demo"].shape == (len(flags), 1)
 
 
@@ -212,7 +213,7 @@ def test_stages_agree_on_what_they_steer():
     play("dsrl_offline", **{**options, "name": "tied", "steer_mode": "tied", "num_steps": 4})
     run = play("dsrl_ppo", **{**PPO, "name": "goes-on", "init": "runs/tied", "rollout": 2, "iterations": 1})
     # Stage 2 steers what stage 1 has steered, at its sampling steps, unless it is told otherwise.
-    actor, checkpoint = training.load_acting_policy(run)
+    actor, checkpoint = load_acting_policy(run)
     assert actor.num_steps == checkpoint.actor_config["num_steps"] == 4
     assert actor.policy.steer_mode == "tied"
     with pytest.raises(SystemExit, match=r"--steer-mode act_horizon: the policy of .* has tied"):

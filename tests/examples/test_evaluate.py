@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow import training
+from torchrl_flow.commands import EvaluateArgs
 from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.training import CollectSlatesArgs, EvaluateArgs, SlateModelsArgs, collect_slates, train_slate_models
+from torchrl_flow.evaluation import evaluate
+from torchrl_flow.policies import checkpoint_env, load_acting_policy
+from torchrl_flow.recsys import CollectSlatesArgs, SlateModelsArgs, collect_slates, train_slate_models
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TIMES = ("policy_ms", "wall_s")
@@ -90,12 +92,12 @@ def test_steered_flow_at_its_own_sampling_steps(planar, capsys):
     options = {**OFFLINE, "critic_sizes": (16,), "num_qs": 2, "lr": 0.1, "num_steps": 2}
     run = play("dsrl_offline", policy="runs/bc", name="off", **options, **SHORT)
     require_equal_figures(run, capsys)
-    actor, checkpoint = training.load_acting_policy(run)
+    actor, checkpoint = load_acting_policy(run)
     assert actor.num_steps == checkpoint.actor_config["num_steps"] == 2
     # The unsteered flow, and the steered one at other sampling steps, are other policies.
-    env, own = training.evaluation_env(checkpoint), figures(run)["2"]["return"]
+    env, own = checkpoint_env(checkpoint), figures(run)["2"]["return"]
     for policy, kwargs in ((actor.flow, {}), (actor, {"num_steps": 1})):
-        result = training.evaluate(env, policy, range(10_000, 10_003), policy_kwargs=kwargs, progress=False)
+        result = evaluate(env, policy, range(10_000, 10_003), policy_kwargs=kwargs, progress=False)
         assert result.returns.mean().item() != own
 
 

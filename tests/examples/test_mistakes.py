@@ -20,10 +20,14 @@ import pytest
 import torch
 import tyro
 
-from torchrl_flow import training
-from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.commands import EvaluateArgs
+from torchrl_flow.demos import MakeDemosArgs, make_demonstrations
+from torchrl_flow.envs import PlanarPickPlaceEnv, task_info
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
-from torchrl_flow.training import option_values
+from torchrl_flow.options import RunArgs, check_options, names, refusals_in_one_line, resolve_device
+from torchrl_flow.recsys import CollectSardineArgs, CollectSlatesArgs, RelabelSlatesArgs, SlateModelsArgs
+from torchrl_flow.reports import CurvesArgs
+from torchrl_flow.runs import Run
 
 ROOT = Path(__file__).parents[2]
 KNOWN = {"PickCube-v1", "PushCube-v1", "StackCube-v1"}
@@ -34,18 +38,18 @@ def command(kind):
 
 
 def make_demos(options):
-    args = tyro.cli(training.MakeDemosArgs, args=options)
-    training.check_options(args)
-    training.make_demonstrations(args)
+    args = tyro.cli(MakeDemosArgs, args=options)
+    check_options(args)
+    make_demonstrations(args)
 
 
 COMMANDS = {
-    "evaluate": command(training.EvaluateArgs),
-    "curves": command(training.CurvesArgs),
-    "slate-models": command(training.SlateModelsArgs),
-    "collect-slates": command(training.CollectSlatesArgs),
-    "relabel-slates": command(training.RelabelSlatesArgs),
-    "collect-sardine": command(training.CollectSardineArgs),
+    "evaluate": command(EvaluateArgs),
+    "curves": command(CurvesArgs),
+    "slate-models": command(SlateModelsArgs),
+    "collect-slates": command(CollectSlatesArgs),
+    "relabel-slates": command(RelabelSlatesArgs),
+    "collect-sardine": command(CollectSardineArgs),
     "make-demos": make_demos,
 }
 
@@ -229,16 +233,16 @@ MISTAKES = [
 def made(tmp_path_factory):
     """A run of a flow, one of another kind of policy, one that holds nothing, and files that are no checkpoints."""
     folder = tmp_path_factory.mktemp("made")
-    task = training.task_info(PlanarPickPlaceEnv(2))
+    task = task_info(PlanarPickPlaceEnv(2))
     sizes = {"action_dim": task["action_dim"], "state_dim": task["state_dim"], "width": 8, "depth": 1}
     actor = make_flow_actor(FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=2, act_horizon=2))
     config = {"demonstrations": {"num_demos": 2}, "seed": 0}
-    with training.Run(folder / "runs/bc", config, task=task, actor_config=actor.config, progress=False) as run:
+    with Run(folder / "runs/bc", config, task=task, actor_config=actor.config, progress=False) as run:
         run.track(modules={"policy": actor})
         run.save()
     slates = {"task": {"task": "logged", "obs_mode": "state", "control_mode": "data"}}
     slates["module_configs"] = {"state_policy": {"state_dim": 4, "action_dim": 2}}
-    with training.Run(folder / "runs/slates", {"expectile": 0.7}, **slates, progress=False) as run:
+    with Run(folder / "runs/slates", {"expectile": 0.7}, **slates, progress=False) as run:
         run.track(modules={"policy": torch.nn.Linear(4, 2)})
         run.save()
     (folder / "runs/empty").mkdir()
@@ -258,8 +262,8 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(option_values, "_written_tasks", lambda: KNOWN)
-    monkeypatch.setattr(option_values, "_registered_tasks", lambda: KNOWN)
+    monkeypatch.setattr(names, "_written_tasks", lambda: KNOWN)
+    monkeypatch.setattr(names, "_registered_tasks", lambda: KNOWN)
     return folder
 
 
@@ -279,7 +283,7 @@ def tree(folder):
                          ids=[f"{recipe} {options}" for recipe, options, *_ in MISTAKES])  # fmt: skip
 def test_a_mistake_is_refused_in_one_line_and_leaves_nothing(recipe, options, words, here):
     before, arguments = tree(here), shlex.split(options)
-    with pytest.raises(SystemExit) as caught, training.refusals_in_one_line():
+    with pytest.raises(SystemExit) as caught, refusals_in_one_line():
         start_here(recipe, arguments)
     message = caught.value.code
     assert isinstance(message, str)
@@ -327,7 +331,7 @@ def test_the_traceback_is_there_for_those_who_ask(here):
 
 def test_a_misspelt_choice_is_refused_by_the_parser(here, capsys):
     shortcut_flow_bc = importlib.import_module("shortcut_flow_bc")
-    with pytest.raises(SystemExit) as caught, training.refusals_in_one_line():
+    with pytest.raises(SystemExit) as caught, refusals_in_one_line():
         tyro.cli(shortcut_flow_bc.Args, args=["--network", "mlpp"])
     assert caught.value.code == 2
     words = capsys.readouterr().err
@@ -370,20 +374,20 @@ def test_every_recipe_evaluates_along_the_way_by_default(recipe, here):
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    args = training.RunArgs(device="auto", results=None)
+    args = RunArgs(device="auto", results=None)
     args.prepare()
     assert args.device == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training.resolve_device("auto") == "cuda"
+    assert resolve_device("auto") == "cuda"
 
 
 def test_packages_and_rights_that_are_missing_are_named(here, monkeypatch):
-    monkeypatch.setattr(option_values.importlib.util, "find_spec", lambda name: None)
-    args = training.RunArgs(wandb="offline")
+    monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: None)
+    args = RunArgs(wandb="offline")
     with pytest.raises(SystemExit, match=r"--wandb needs the package wandb \(pip install 'torchrl-flow\[wandb\]'\)"):
         args.prepare()
     with pytest.raises(SystemExit, match="--tensorboard needs the package tensorboard"):
-        training.RunArgs(tensorboard=True).prepare()
-    monkeypatch.setattr(option_values.os, "access", lambda path, mode: False)
+        RunArgs(tensorboard=True).prepare()
+    monkeypatch.setattr(names.os, "access", lambda path, mode: False)
     with pytest.raises(SystemExit, match=r"--runs must be where this user may write, and .*runs is not, got runs\."):
-        training.RunArgs(results=None).prepare()
+        RunArgs(results=None).prepare()

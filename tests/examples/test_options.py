@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from examples import aw_shortcut_flow_offline, awsc_online, shortcut_flow_bc
-from torchrl_flow import training
 from torchrl_flow.data import DemoStore
+from torchrl_flow.demos import DemoSource
 
 
 @pytest.mark.parametrize("recipe", [aw_shortcut_flow_offline, awsc_online])
@@ -50,7 +50,7 @@ def test_control_mode_and_time_limit_reach_the_environment(tmp_path, monkeypatch
 
     def options(**given):
         args = shortcut_flow_bc.Args(task="PickCube-v1", **given)
-        shortcut_flow_bc.make_env(args, training.DemoSource(args.demos))
+        shortcut_flow_bc.make_env(args, DemoSource(args.demos))
         return [made[-1][name] for name in ("control_mode", "max_episode_steps")]
 
     joint = demos(tmp_path / "joint", "pd_joint_pos")
@@ -71,8 +71,8 @@ def test_control_mode_reaches_the_maker_of_demonstrations(monkeypatch, retime, m
         made.append(args)
         raise InterruptedError
 
-    monkeypatch.setattr("torchrl_flow.training.demo_source.make_demonstrations", make)
+    monkeypatch.setattr("torchrl_flow.demos.source.make_demonstrations", make)
     task = {"task": "PickCube-v1", "control_mode": mode, "obs_mode": "state"}
     with pytest.raises(InterruptedError):
-        training.DemoSource(num_demos=7, retime=retime).load(task, pred_horizon=2, act_horizon=1)
+        DemoSource(num_demos=7, retime=retime).load(task, pred_horizon=2, act_horizon=1)
     assert (made[0].control_mode, made[0].retime, made[0].num_demos) == (mode, expected, 7)

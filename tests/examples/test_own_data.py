@@ -15,7 +15,10 @@ from tensordict import TensorDict
 from tests.examples import own_data as own
 from torchrl_flow.data import DataError
 from torchrl_flow.modules import SingleStepActor
-from torchrl_flow.training import NonFiniteError, in_data_units, load_checkpoint, load_policy, load_state_policy
+from torchrl_flow.policies import load_policy
+from torchrl_flow.recsys import in_data_units, load_state_policy
+from torchrl_flow.runs import load_checkpoint
+from torchrl_flow.training import NonFiniteError
 
 SCRIPTS = tuple(own.SMALL)
 

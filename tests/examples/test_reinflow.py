@@ -13,7 +13,8 @@ import torch
 
 from torchrl_flow.envs import PlanarPickPlaceEnv
 from torchrl_flow.modules import FlowActorConfig, NoiseNetConfig, StateValueConfig, make_flow_actor
-from torchrl_flow.training import Run, load_checkpoint, load_policy, read_metrics
+from torchrl_flow.policies import load_policy
+from torchrl_flow.runs import Run, load_checkpoint, read_metrics
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}

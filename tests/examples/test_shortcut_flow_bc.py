@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_flow.training import load_checkpoint, load_policy
+from torchrl_flow.policies import load_policy
+from torchrl_flow.runs import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--task", "planar", "--num-demos", "20", "--width", "96", "--depth", "2", "--batch-size", "64"]

@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 import tyro
 
-from torchrl_flow.training import (
+from torchrl_flow.policies import load_policy
+from torchrl_flow.recsys import (
     CollectSlatesArgs,
-    Run,
     SlateModelsArgs,
     collect_slates,
-    load_checkpoint,
-    load_policy,
     load_state_policy,
-    read_metrics,
-    sweep,
     train_slate_models,
 )
+from torchrl_flow.runs import Run, load_checkpoint, read_metrics
+from torchrl_flow.sweeps import plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -87,7 +85,7 @@ def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
     for run, score in zip(runs[:3], (10.0, 20.0, 14.0)):
         run.directory.mkdir()
         (run.directory / "evaluation.json").write_text(json.dumps({run.variant.category: score}))
-    from torchrl_flow.training.sweep import run_status
+    from torchrl_flow.sweeps.plan import run_status
 
     compared = {"diffuse_mix": dict.fromkeys(grid["REFERENCES"], 7.0)}
     table = grid["make_table"](args, [run_status(run) for run in runs], compared).splitlines()
@@ -146,7 +144,7 @@ def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_ot
         shutil.copy(source, target)
     started, saves, save = [], [], Run.save
 
-    def execute(run: sweep.SweepRun, threads: int) -> int:
+    def execute(run: plan.SweepRun, threads: int) -> int:
         started.append(run.name)
         # A module that is imported, so that the types of its options can be read.
         example = vars(importlib.import_module(Path(run.command[1]).stem))
@@ -159,8 +157,8 @@ def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_ot
             raise KeyboardInterrupt
         return save(self)
 
-    monkeypatch.setattr(sweep, "_has_ray", False)
-    monkeypatch.setattr(sweep, "_execute", execute)
+    monkeypatch.setattr(plan, "_has_ray", False)
+    monkeypatch.setattr(plan, "_execute", execute)
     monkeypatch.setattr(Run, "save", die_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         grid["main"](args)

@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_flow.functional import chunk
-from torchrl_flow.functional.chunk import (
-    chunk_return,
-    executed_mask,
-    executed_slice,
-    executed_steps,
-    latch,
-)
+from torchrl_flow.functional.chunk import chunk_return, executed_mask, executed_slice, executed_steps, latch
 
 finite = st.floats(-10, 10, width=32)
 wild = st.one_of(finite, st.sampled_from([math.inf, -math.inf, math.nan]))

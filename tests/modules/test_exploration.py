@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_flow.evaluation.group_rollout import GroupRollout
 from torchrl_flow.modules import (
     BestOfN,
     FlowActorConfig,
@@ -22,7 +23,6 @@ from torchrl_flow.modules import (
     make_latent_policy,
     make_noise_net,
 )
-from torchrl_flow.training.group_rollout import GroupRollout
 
 DRAWN = (ExplorationType.RANDOM, None)
 ZERO = (ExplorationType.DETERMINISTIC, ExplorationType.MEAN, ExplorationType.MODE)

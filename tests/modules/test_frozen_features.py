@@ -24,7 +24,8 @@ from torchrl_flow.modules import (
     write_features,
 )
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, LatentSACLoss
-from torchrl_flow.training import ReplayState, load_checkpoint, macro_replay, macro_transitions, save_checkpoint
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
+from torchrl_flow.training import ReplayState, macro_replay, macro_transitions
 
 CONFIG = FlowActorConfig(
     action_dim=3, state_dim=5, pixels_size=(32, 32), pixel_features=8, obs_horizon=2, pred_horizon=4, act_horizon=2,

@@ -13,7 +13,7 @@ from torchrl_flow.modules import (
     make_latent_critics,
     make_latent_policy,
 )
-from torchrl_flow.modules.critic_config import CriticConfig
+from torchrl_flow.modules.critics.config import CriticConfig
 
 H, H_A, A, D = 6, 3, 2, 4
 

@@ -13,14 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from tests.envs._envs import ScriptedEnv
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
-from torchrl_flow.modules import (
-    BestOfN,
-    FlowActorConfig,
-    Normalizer,
-    ObservationEncoder,
-    QEnsemble,
-    make_flow_actor,
-)
+from torchrl_flow.modules import BestOfN, FlowActorConfig, Normalizer, ObservationEncoder, QEnsemble, make_flow_actor
 
 CONFIG = FlowActorConfig(action_dim=3, state_dim=5, pred_horizon=8, act_horizon=4, width=16, depth=1)
 

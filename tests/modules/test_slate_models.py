@@ -4,19 +4,24 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from torchrl_flow.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 from torchrl_flow.modules import (
-    BeliefEncoder,
-    BeliefEncoderConfig,
     FlowActorConfig,
-    LatentActionBox,
     SingleStepActor,
-    SlateRanker,
-    SlateRankerConfig,
     StatePolicyConfig,
     make_flow_actor,
     make_state_policy,
     make_state_values,
+)
+from torchrl_flow.recsys import (
+    BeliefEncoder,
+    BeliefEncoderConfig,
+    LatentActionBox,
+    SlateRanker,
+    SlateRankerConfig,
+    binary_auc,
+    gaussian_kl,
+    latent_sample,
+    slate_vae_terms,
 )
 
 

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.modules import (
     FlowActorConfig,
     NoiseNetConfig,
@@ -21,7 +21,7 @@ from torchrl_flow.modules import (
     make_noise_net,
     make_state_value,
 )
-from torchrl_flow.training import ChunkRollouts, make_chunk_env, minibatches
+from torchrl_flow.training import ChunkRollouts, minibatches
 
 GAMMA, LAMBDA = 0.9, 0.8
 

@@ -19,8 +19,14 @@ from tests.contract.kit import MoveContract
 from tests.objectives.latent_fixtures import make_batch, make_networks
 from torchrl_flow import objectives
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
-from torchrl_flow.objectives import ChunkCriticLoss, ConservativeQLoss, DistilledSACLoss, LatentAWMLELoss, LatentSACLoss
-from torchrl_flow.training import Run, load_checkpoint
+from torchrl_flow.objectives import (
+    ChunkCriticLoss,
+    ConservativeQLoss,
+    DistilledSACLoss,
+    LatentAWMLELoss,
+    LatentSACLoss,
+)
+from torchrl_flow.runs import Run, load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:CQLLoss with reduction")
 

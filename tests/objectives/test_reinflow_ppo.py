@@ -11,7 +11,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from tests.contract.kit import LossContract
-from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.functional import max_sigma_schedule
 from torchrl_flow.modules import (
     FEATURES_KEY,
@@ -25,7 +25,7 @@ from torchrl_flow.modules import (
     make_state_value,
 )
 from torchrl_flow.objectives import FlowAnchorLoss, ReinFlowPPOLoss
-from torchrl_flow.training import ChunkRollouts, append_features, make_chunk_env, minibatches
+from torchrl_flow.training import ChunkRollouts, append_features, minibatches
 
 KEPT = ("observation", "pixels", FEATURES_KEY, "flow")
 KEPT_NEXT = (*KEPT[:3], "reward", "done", "terminated", "steps_to_next_obs")

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
 
-from torchrl_flow import training
+from torchrl_flow.envs import make_task_env, task_info
 from torchrl_flow.modules import (
     FlowActorConfig,
     NoiseNetConfig,
@@ -17,7 +17,18 @@ from torchrl_flow.modules import (
     make_noise_net,
     make_state_policy,
 )
-from torchrl_flow.training import PolicyKind, RunLabels, acting_policy, save_checkpoint, training_env_options
+from torchrl_flow.policies import (
+    POLICY_KINDS,
+    PolicyKind,
+    RunLabels,
+    acting,
+    checkpoint_env,
+    load_acting_policy,
+    policy_kind,
+    run_labels,
+    training_env_options,
+)
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
 
 CONFIG = FlowActorConfig(
     action_dim=3, state_dim=12, obs_horizon=1, pred_horizon=8, act_horizon=4, width=16, depth=1, num_steps=2
@@ -38,22 +49,22 @@ def saved(path, modules, **parts):
 def test_the_averaged_flow_acts_where_there_is_an_average(tmp_path):
     actors = {role: perturbed(make_flow_actor(CONFIG)) for role in ("policy", "ema_policy")}
     path = saved(tmp_path / "a.torchrl", actors, config={"seed": 3, "label": "big"})
-    policy, checkpoint = training.load_acting_policy(path)
+    policy, checkpoint = load_acting_policy(path)
     data = TensorDict(observation=torch.randn(5, 1, 12), noise=torch.randn(5, 8, 3), batch_size=[5])
     assert torch.equal(policy(data.clone())["action"], actors["ema_policy"](data.clone())["action"])
     assert not policy.training
-    assert training.run_labels(checkpoint) == RunLabels("shortcut_flow", "big", 3)
+    assert run_labels(checkpoint) == RunLabels("shortcut_flow", "big", 3)
 
 
 def test_a_flow_trained_with_noise_acts_without_it(tmp_path):
     flow = perturbed(make_flow_actor(CONFIG))
     modules = {"policy": flow, "noise_net": make_noise_net(NoiseNetConfig(), flow)}
     path = saved(tmp_path / "a.torchrl", modules, metadata={"module_configs": {"noise_net": NoiseNetConfig()}})
-    policy, checkpoint = training.load_acting_policy(path)
+    policy, checkpoint = load_acting_policy(path)
     data = TensorDict(observation=torch.randn(5, 1, 12), noise=torch.randn(5, 8, 3), batch_size=[5])
     assert torch.equal(policy(data.clone())["action"], flow(data.clone())["action"])
-    assert training.policy_kind(checkpoint).name == "noisy flow"
-    assert training.run_labels(checkpoint) == RunLabels("reinflow", "K=2", 0)
+    assert policy_kind(checkpoint).name == "noisy flow"
+    assert run_labels(checkpoint) == RunLabels("reinflow", "K=2", 0)
 
 
 @pytest.mark.parametrize(
@@ -67,31 +78,31 @@ def test_policies_of_states(tmp_path, config, recipe):
         tmp_path / "a.torchrl", modules={"policy": own}, config={"data": "d.npz", **config}, task=TASK,
         metadata={"module_configs": {"state_policy": description}},
     )  # fmt: skip
-    policy, checkpoint = training.load_acting_policy(path)
+    policy, checkpoint = load_acting_policy(path)
     data = TensorDict(observation=torch.randn(5, 4), batch_size=[5])
     assert torch.equal(policy(data.clone())["action"], own(data.clone())["action"])
-    kind = training.policy_kind(checkpoint)
+    kind = policy_kind(checkpoint)
     assert (kind.on_logged_data, kind.samples) == (True, False)
-    assert training.run_labels(checkpoint).recipe == recipe
+    assert run_labels(checkpoint).recipe == recipe
 
 
 def test_a_flow_of_logged_data_acts_a_step_at_a_time(tmp_path):
     config = FlowActorConfig(action_dim=2, state_dim=4, obs_horizon=1, pred_horizon=1, act_horizon=1, width=8, depth=1)
     flow = perturbed(make_flow_actor(config))
     path = saved(tmp_path / "a.torchrl", {"policy": flow}, actor_config=config, config={"data": "d.npz"})
-    policy, checkpoint = training.load_acting_policy(path)
+    policy, checkpoint = load_acting_policy(path)
     assert isinstance(policy, SingleStepActor)
     assert policy(TensorDict(observation=torch.randn(5, 4), batch_size=[5]))["action"].shape == (5, 2)
-    assert training.policy_kind(checkpoint).on_logged_data
+    assert policy_kind(checkpoint).on_logged_data
     # The same flow of a task in which chunks of one step are executed.
     path = saved(tmp_path / "b.torchrl", {"policy": flow}, actor_config=config, config={"demos": "d.h5"})
-    assert training.policy_kind(training.load_checkpoint(path)).name == "flow"
+    assert policy_kind(load_checkpoint(path)).name == "flow"
 
 
 def test_what_holds_no_policy_is_refused_with_what_it_holds(tmp_path):
     path = save_checkpoint(tmp_path / "a.torchrl", modules={"belief": torch.nn.Linear(1, 1)}, task=TASK)
     with pytest.raises(CheckpointError, match=r"a\.torchrl holds no policy that is known .*holds belief"):
-        training.load_acting_policy(path)
+        load_acting_policy(path)
 
 
 def test_a_kind_of_ones_own(tmp_path, monkeypatch):
@@ -103,10 +114,10 @@ def test_a_kind_of_ones_own(tmp_path, monkeypatch):
         return table
 
     kind = PolicyKind("table", lambda checkpoint: "table" in checkpoint.roles, load, lambda checkpoint: "tabular")
-    monkeypatch.setattr(acting_policy, "POLICY_KINDS", [kind, *training.POLICY_KINDS])
-    policy, checkpoint = training.load_acting_policy(path)
+    monkeypatch.setattr(acting, "POLICY_KINDS", [kind, *POLICY_KINDS])
+    policy, checkpoint = load_acting_policy(path)
     assert isinstance(policy, torch.nn.Linear)
-    assert training.run_labels(checkpoint).recipe == "tabular"
+    assert run_labels(checkpoint).recipe == "tabular"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +164,9 @@ def test_several_environments_of_maniskill_are_simulated_on_a_gpu_where_there_is
 
 
 def test_an_evaluation_has_the_time_limit_of_training(tmp_path):
-    task = training.task_info(training.make_task_env("planar", num_envs=2, max_episode_steps=30))
+    task = task_info(make_task_env("planar", num_envs=2, max_episode_steps=30))
     path = saved(tmp_path / "a.torchrl", {"policy": make_flow_actor(CONFIG)}, task=task)
-    checkpoint = training.load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     for given, wanted in ((None, 30), (12, 12)):
-        env = training.evaluation_env(checkpoint, num_envs=2, max_episode_steps=given)
-        assert training.task_info(env)["max_episode_steps"] == wanted
+        env = checkpoint_env(checkpoint, num_envs=2, max_episode_steps=given)
+        assert task_info(env)["max_episode_steps"] == wanted

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.envs.scripted_pick import pick_cube_action
-from torchrl_flow.envs import ManiSkillEnv
+from torchrl_flow.envs import ManiSkillEnv, default_num_envs, make_chunk_env, make_evaluation_env
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
-from torchrl_flow.training import default_num_envs, evaluate, make_chunk_env, make_evaluation_env
+from torchrl_flow.evaluation import evaluate
 
 needs_maniskill = pytest.mark.skipif(not maniskill_installed(), reason="needs ManiSkill")
 

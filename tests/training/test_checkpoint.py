@@ -21,14 +21,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 
 from tests.training.tiny_training import train
-from torchrl_flow.training import (
-    CheckpointDirectory,
-    isolated_rng,
-    latest_checkpoint,
-    load_checkpoint,
-    require_task,
-    save_checkpoint,
-)
+from torchrl_flow.runs import CheckpointDirectory, latest_checkpoint, load_checkpoint, require_task, save_checkpoint
+from torchrl_flow.util import isolated_rng
 
 TASK = {
     "task": "PushCube-v1",

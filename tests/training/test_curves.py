@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from torchrl_flow.training import CurvesArgs, RunLogger, draw_curves, run_curve
+from torchrl_flow.reports import CurvesArgs, draw_curves, run_curve
+from torchrl_flow.runs import RunLogger
 
 
 def write(folder, *, steps=6, counted=True):

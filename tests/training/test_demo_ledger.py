@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from torchrl_flow.training.demo_ledger import Attempt, DemoLedger
-from torchrl_flow.training.demo_recording import RecordedEpisode
+from torchrl_flow.demos.ledger import Attempt, DemoLedger
+from torchrl_flow.demos.recording import RecordedEpisode
 
 SETTINGS = {"task": "PushCube-v1", "first_seed": 0}
 INFO = {"env_info": {"env_id": "PushCube-v1"}}
@@ -95,7 +95,7 @@ def test_a_kill_during_the_merge_is_mended(tmp_path, whole, monkeypatch):
         source.rename(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("torchrl_flow.training.demo_ledger._publish", replace)
+        patch.setattr("torchrl_flow.demos.ledger._publish", replace)
         with pytest.raises(KeyboardInterrupt):
             ledger.merge(INFO, {"control_mode": "x"})
     assert replaced == [path]

@@ -12,15 +12,8 @@ from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, exploration_type
 
 from tests.training.tiny_envs import CountdownEnv, expected
-from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.training import (
-    FrameRecorder,
-    compare_num_steps,
-    evaluate,
-    make_chunk_env,
-    reset_with_seeds,
-    success_metrics,
-)
+from torchrl_flow.envs import FrameRecorder, PlanarPickPlaceEnv, make_chunk_env, reset_with_seeds
+from torchrl_flow.evaluation import compare_num_steps, evaluate, success_metrics
 
 SEEDS = [10_000, 10_001, 10_002, 10_003, 10_004, 10_006, 10_013]
 

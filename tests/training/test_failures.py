@@ -20,8 +20,7 @@ from torchrl_flow.data import (
     cut_after_success,
     drop_idle_steps,
 )
-from torchrl_flow.envs import ManiSkillWrapper
-from torchrl_flow.training import make_chunk_env
+from torchrl_flow.envs import ManiSkillWrapper, make_chunk_env
 
 OUTCOMES = ("reward", "done", "terminated", "truncated", "success", "steps_to_next_obs")
 # Ends after 6 steps of the clock, in success, in failure, and in failure at the last step of the clock.

@@ -6,15 +6,8 @@ from tensordict import TensorDict
 from torch import nn
 
 from tests.training.tiny_training import Config, train_run
-from torchrl_flow.training import (
-    LossGroup,
-    NamedLossStepper,
-    NonFiniteError,
-    Run,
-    gradient_step,
-    load_checkpoint,
-    require_finite_modules,
-)
+from torchrl_flow.runs import Run, load_checkpoint
+from torchrl_flow.training import LossGroup, NamedLossStepper, NonFiniteError, gradient_step, require_finite_modules
 
 
 def net_and_sgd(lr=0.5):

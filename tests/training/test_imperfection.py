@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from torchrl_flow.data import read_maniskill
-from torchrl_flow.training.demo_ledger import Attempt, DemoLedger
-from torchrl_flow.training.imperfection import FlawedController, Flaws, Imperfection
-from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations
-from torchrl_flow.training.motion_planning import Motion
+from torchrl_flow.demos.imperfection import FlawedController, Flaws, Imperfection
+from torchrl_flow.demos.ledger import Attempt, DemoLedger
+from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations
+from torchrl_flow.demos.planner import Motion
 
 planner = all(importlib.util.find_spec(name) for name in ("mani_skill", "mplib"))
 needs_planner = pytest.mark.skipif(not planner, reason="needs mani_skill and mplib")

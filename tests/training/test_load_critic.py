@@ -7,7 +7,8 @@ import torch
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
-from torchrl_flow.training import Run, load_checkpoint, load_critic, load_policy, require_actor_config
+from torchrl_flow.policies import load_critic, load_policy, require_actor_config
+from torchrl_flow.runs import Run, load_checkpoint
 
 CONFIG = FlowActorConfig(action_dim=3, state_dim=12, obs_horizon=1, pred_horizon=8, act_horizon=4, width=16, depth=1)
 

@@ -19,8 +19,8 @@ planner = all(importlib.util.find_spec(name) for name in ("mani_skill", "mplib")
 pytestmark = pytest.mark.skipif(not planner, reason="needs mani_skill and mplib")
 
 if planner:
+    from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations, make_planner_env
     from torchrl_flow.envs.maniskill.headless import headless
-    from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations, make_planner_env
 
 
 def arguments(folder, **options):
@@ -117,7 +117,7 @@ def test_global_random_state_is_left_alone(tmp_path):
     def state():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
-    from torchrl_flow.training.motion_planning import Recorder
+    from torchrl_flow.demos.planner import Recorder
 
     with headless():
         recorder = Recorder("PushCube-v1", make_planner_env, control_mode="pd_ee_delta_pose", obs_mode="state")
@@ -197,7 +197,7 @@ def test_arguments_out_of_range_are_refused(tmp_path, options, message):
 @pytest.mark.slow
 def test_a_killed_process_goes_on_and_ends_with_equal_files(report, tmp_path):
     code = (
-        "import sys; from torchrl_flow.training.make_demos import *;"
+        "import sys; from torchrl_flow.demos.make import *;"
         "make_demonstrations(MakeDemosArgs(task='PushCube-v1', num_demos=2, out_dir=sys.argv[1], progress=False))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from torchrl_flow.training import Progress, RunLogger, read_metrics
+from torchrl_flow.runs import RunLogger, read_metrics
+from torchrl_flow.util import Progress
 
 
 def fill(logger, steps):

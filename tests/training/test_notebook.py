@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_flow.training import EvaluationResult, Progress, show_video, write_video
-from torchrl_flow.training.progress import in_notebook
+from torchrl_flow.evaluation import EvaluationResult
+from torchrl_flow.figures import show_video, write_video
+from torchrl_flow.util import Progress
+from torchrl_flow.util.progress import in_notebook
 
 ATTACK = "<script>alert(1)</script>\" onerror='x'"
 
@@ -52,8 +54,8 @@ def test_a_filmed_result_shows_its_video_and_no_times():
 
 
 def test_a_result_is_shown_where_no_video_can_be_written(monkeypatch):
-    monkeypatch.setattr("torchrl_flow.training.video._has_ffmpeg", False)
-    monkeypatch.setattr("torchrl_flow.training.video._has_pillow", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_ffmpeg", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_pillow", False)
     assert "0.750" in result(videos=[frames()])._repr_html_()
 
 

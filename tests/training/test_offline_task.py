@@ -15,24 +15,23 @@ from torchrl.objectives import TD3BCLoss
 
 from tests.examples.own_data import kill_when, words
 from torchrl_flow.data import DataError, DataWarning
+from torchrl_flow.evaluation import OfflineTask, episode_returns
 from torchrl_flow.modules import ActionBox, StatePolicyConfig, make_state_policy, make_state_values
-from torchrl_flow.training import (
+from torchrl_flow.offline import offline_task
+from torchrl_flow.offline.report import write_offline_report
+from torchrl_flow.options import refusals_in_one_line
+from torchrl_flow.recsys import (
     CollectSlatesArgs,
-    OfflineTask,
-    Run,
     SlateModels,
     SlateModelsArgs,
     SlateTask,
     collect_slates,
-    episode_returns,
-    offline_task,
+    model_training,
     q_diagnostics,
-    refusals_in_one_line,
-    slate_model_training,
     train_slate_models,
 )
-from torchrl_flow.training.collect_slates import NpzStream
-from torchrl_flow.training.offline_report import write_offline_report
+from torchrl_flow.recsys.collect import NpzStream
+from torchrl_flow.runs import Run
 
 
 def write(path, rows=6, **changes):
@@ -174,7 +173,7 @@ def slates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slates")
     sizes = {"num_items": 40, "episodes": 8, "belief_updates": 2, "ranker_updates": 2, "ranker_batch": 16}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slate_model_training, "measure_quality", lambda args, models: {})
+        patch.setattr(model_training, "measure_quality", lambda args, models: {})
         models = train_slate_models(SlateModelsArgs(**sizes), progress=False)
     args = CollectSlatesArgs(steps=200, num_envs=2, output=str(folder / "data.npz"))
     return models, collect_slates(args, models, progress=False), args
@@ -234,7 +233,7 @@ def test_a_collection_that_lost_rows_is_refused(slates, tmp_path, monkeypatch):
 
 
 def test_models_that_were_stopped_in_either_stage_come_out_alike(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(slate_model_training, "measure_quality", lambda args, models: {"click_auc": 0.5})
+    monkeypatch.setattr(model_training, "measure_quality", lambda args, models: {"click_auc": 0.5})
     sizes = {"num_items": 40, "episodes": 8, "belief_updates": 5, "ranker_updates": 5, "ranker_batch": 16}
     expected = train_slate_models(SlateModelsArgs(**sizes), progress=False).hashes
     args = SlateModelsArgs(**sizes, output=str(tmp_path / "m.torchrl"), save_every=2)

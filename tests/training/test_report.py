@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from torchrl_flow.evaluation import EvaluationResult
+from torchrl_flow.figures import tile_episodes, write_video
 from torchrl_flow.functional.statistics import wilson_interval
-from torchrl_flow.training import EvaluationResult, tile_episodes, write_report, write_video
+from torchrl_flow.reports import write_report
 
 
 def result(successes, n=20, policy_ms=3.0):
@@ -164,10 +166,10 @@ def test_odd_sides_and_a_missing_suffix(tmp_path):
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("torchrl_flow.training.video._has_ffmpeg", False)
-    monkeypatch.setattr("torchrl_flow.training.report_plots._has_matplotlib", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_ffmpeg", False)
+    monkeypatch.setattr("torchrl_flow.figures.plots._has_matplotlib", False)
     assert write_video(tmp_path / "a", moving_square()).suffix == ".webp"
-    monkeypatch.setattr("torchrl_flow.training.video._has_pillow", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_pillow", False)
     for suffix in ("", ".mp4", ".gif"):
         with pytest.raises(RuntimeError, match=r"torchrl-flow\[plot\]"):
             write_video(tmp_path / f"b{suffix}", moving_square())

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_flow import training
-from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
+from torchrl_flow.evaluation import EvaluationResult, compare_num_steps, evaluate
+from torchrl_flow.figures.plots import curves_svg
 from torchrl_flow.functional import difference_interval, wilson_interval
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
-from torchrl_flow.training import EvaluationResult, compare_num_steps, conclude, make_chunk_env, write_report
-from torchrl_flow.training.offline_report import write_offline_report
-from torchrl_flow.training.report_plots import curves_svg
-from torchrl_flow.training.stage_comparison import compare_stages, stages_svg
-from torchrl_flow.training.sweep import Variant
-from torchrl_flow.training.sweep_conclusion import SeedRun, VariantResult, conclude_sweep, exceeds_spread
-from torchrl_flow.training.sweep_report import write_sweep_report
+from torchrl_flow.offline.report import write_offline_report
+from torchrl_flow.reports import conclude, write_report
+from torchrl_flow.reports.stage_comparison import compare_stages, stages_svg
+from torchrl_flow.sweeps.conclusion import SeedRun, VariantResult, conclude_sweep, exceeds_spread
+from torchrl_flow.sweeps.plan import Variant
+from torchrl_flow.sweeps.report import write_sweep_report
 
 CONFIG = FlowActorConfig(
     action_dim=3, state_dim=12, obs_horizon=1, pred_horizon=8, act_horizon=4, width=16, depth=1, num_steps=2
@@ -133,7 +133,7 @@ def test_a_run_is_filmed_in_a_pass_that_no_time_includes(tmp_path):
     assert SlowToDraw.drawn == 2 * (1 + 8)
     assert evaluation.wall_s < 0.25 * SlowToDraw.drawn / 2
     assert not evaluation.filmed
-    plain = training.evaluate(env, actor, seeds, progress=False)
+    plain = evaluate(env, actor, seeds, progress=False)
     assert torch.equal(evaluation.returns, plain.returns)
     text = page.read_text(encoding="utf-8")
     assert "data:video/mp4" in text
@@ -142,8 +142,8 @@ def test_a_run_is_filmed_in_a_pass_that_no_time_includes(tmp_path):
 
 
 def test_a_run_is_concluded_where_no_video_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("torchrl_flow.training.video._has_ffmpeg", False)
-    monkeypatch.setattr("torchrl_flow.training.video._has_pillow", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_ffmpeg", False)
+    monkeypatch.setattr("torchrl_flow.figures.video._has_pillow", False)
     env = make_chunk_env(PlanarPickPlaceEnv(max_episode_steps=4), obs_horizon=1, act_horizon=4, gamma=1.0)
     _, page = conclude(tmp_path, make_flow_actor(CONFIG), env, [1], task=TASK, recipe="r", progress=False)
     assert "torchrl-flow[plot]" in page.read_text(encoding="utf-8")

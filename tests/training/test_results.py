@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from torchrl_flow.training import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result, record_results
+from torchrl_flow.reports import BENCHMARK_COLUMNS, RESULT_COLUMNS, append_benchmark, append_result, record_results
 
 ROW = {
     "recipe": "shortcut_flow", "task": "PushCube-v1", "obs": "state", "stage": "", "seed": 0, "episodes": 50,
@@ -113,7 +113,7 @@ def test_the_same_result_again_makes_no_second_row(tmp_path):
 
 
 def test_a_kill_between_memory_and_table_neither_loses_nor_doubles_a_row(tmp_path, monkeypatch):
-    from torchrl_flow.training import results
+    from torchrl_flow.reports import results
 
     class Killed(BaseException):
         pass

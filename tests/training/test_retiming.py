@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations
+from torchrl_flow.demos.planner import Motion
+from torchrl_flow.demos.retiming import Retiming, resample_path
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
-from torchrl_flow.training.make_demos import MakeDemosArgs, make_demonstrations
-from torchrl_flow.training.motion_planning import Motion
-from torchrl_flow.training.retiming import Retiming, resample_path
 
 needs_maniskill = pytest.mark.skipif(not maniskill_installed(), reason="ManiSkill is not installed")
 

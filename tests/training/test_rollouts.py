@@ -4,15 +4,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_flow.envs import PlanarPickPlaceEnv
-from torchrl_flow.training import (
-    ChunkRollouts,
-    NonFiniteError,
-    load_checkpoint,
-    make_chunk_env,
-    minibatches,
-    save_checkpoint,
-)
+from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
+from torchrl_flow.training import ChunkRollouts, NonFiniteError, minibatches
 
 
 def make(obs_horizon=1, **kwargs):

@@ -10,7 +10,9 @@ import torch
 from torchrl.checkpoint import CheckpointError
 
 from tests.training.tiny_training import Config, make_parts, train_run, update
-from torchrl_flow.training import Run, isolated_rng, load_checkpoint, read_metrics, record_results
+from torchrl_flow.reports import record_results
+from torchrl_flow.runs import Run, load_checkpoint, read_metrics
+from torchrl_flow.util import isolated_rng
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_flow.envs.sardine import make_sardine_env
-from torchrl_flow.training import CollectSardineArgs, SardineTask, collect_sardine, offline_task
+from torchrl_flow.offline import offline_task
+from torchrl_flow.recsys import CollectSardineArgs, SardineTask, collect_sardine
+from torchrl_flow.recsys.sardine_env import make_sardine_env
 
 
 def test_bound_must_be_positive():

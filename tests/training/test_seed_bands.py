@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from torchrl_flow.training import CurvesArgs, RunLogger, draw_curves, group_by_seed, seed_band
-from torchrl_flow.training.curves import reach_table
-from torchrl_flow.training.metric_axes import axis_label, metric_section, place_metric, sort_metrics
-from torchrl_flow.training.seed_bands import run_labels_of
+from torchrl_flow.figures.axes import axis_label, metric_section, place_metric, sort_metrics
+from torchrl_flow.reports import CurvesArgs, draw_curves, group_by_seed, seed_band
+from torchrl_flow.reports.curves import reach_table
+from torchrl_flow.reports.seed_bands import run_labels_of
+from torchrl_flow.runs import RunLogger
 
 
 def make_run(folder, *, seed, values=(0.0, 0.5), places=(100, 200), recipe="awsc_online", **config):

@@ -11,11 +11,10 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.data import DataError
-from torchrl_flow.envs.slate import SlateEnv
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy
-from torchrl_flow.training import (
+from torchrl_flow.recsys import (
     CollectSlatesArgs,
-    Run,
+    SlateEnv,
     SlateModels,
     SlateModelsArgs,
     SlateTask,
@@ -25,6 +24,7 @@ from torchrl_flow.training import (
     round_trip_return,
     train_slate_models,
 )
+from torchrl_flow.runs import Run
 
 
 def train(**changes):
@@ -92,8 +92,8 @@ def test_collected_transitions_are_what_the_env_shows(models, collected):
 def test_collection_that_was_stopped_goes_on(models, collected, tmp_path, monkeypatch):
     path, args = collected
     args = dataclasses.replace(args, output=str(tmp_path / "again.npz"))
-    from torchrl_flow.training import collect_slates as module_function  # noqa: F401
-    from torchrl_flow.training.collect_slates import NpzStream
+    from torchrl_flow.recsys import collect_slates as module_function  # noqa: F401
+    from torchrl_flow.recsys.collect import NpzStream
 
     commits = []
     commit = NpzStream.commit

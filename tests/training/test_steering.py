@@ -12,7 +12,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow import training
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import make_chunk_env, make_task_env, task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.functional import kl_to_prior
 from torchrl_flow.modules import (
     AliasConfig,
@@ -25,7 +27,19 @@ from torchrl_flow.modules import (
     make_latent_policy,
     make_state_value,
 )
-from torchrl_flow.training import Run
+from torchrl_flow.policies import (
+    alias_demonstrations,
+    flow_config,
+    latent_value_gap,
+    load_acting_policy,
+    load_latent_policy,
+    load_policy,
+    load_steered,
+    policy_demonstrations,
+)
+from torchrl_flow.reports import compare_stages
+from torchrl_flow.runs import Run, load_checkpoint
+from torchrl_flow.training import macro_replay, macro_transitions
 
 CONFIG = FlowActorConfig(
     action_dim=3, state_dim=12, obs_horizon=1, pred_horizon=8, act_horizon=4, width=16, depth=1, num_steps=1
@@ -43,12 +57,12 @@ def make_steered(**kwargs):
 
 
 def make_env(num_envs, evaluation=False):
-    base = training.make_task_env("planar", num_envs=num_envs, max_episode_steps=24, ignore_terminations=evaluation)
-    return training.make_chunk_env(base, obs_horizon=1, act_horizon=4, gamma=0.9)
+    base = make_task_env("planar", num_envs=num_envs, max_episode_steps=24, ignore_terminations=evaluation)
+    return make_chunk_env(base, obs_horizon=1, act_horizon=4, gamma=0.9)
 
 
 def written(folder, actor):
-    task = training.task_info(make_env(2))
+    task = task_info(make_env(2))
     options = {"actor_config": actor.flow.config, "module_configs": {"latent_policy": actor.policy.config}}
     with Run(folder, {"demonstrations": {"num_demos": 4}, "gamma": 0.9}, task=task, progress=False, **options) as run:
         run.track(modules={"policy": actor.flow, "latent_policy": actor.policy})
@@ -110,7 +124,7 @@ def test_advantages_discount_by_the_steps_executed():
 def test_evaluation_does_not_depend_on_the_number_of_environments():
     actor = make_steered(steer_mode="act_horizon", prior_mixing=True)
     actor.policy.set_prior_fraction(0.5)
-    results = [training.evaluate(make_env(n, True), actor, range(6), progress=False) for n in (2, 3, 6)]
+    results = [evaluate(make_env(n, True), actor, range(6), progress=False) for n in (2, 3, 6)]
     for result in results[1:]:
         torch.testing.assert_close(result.returns, results[0].returns)
         assert torch.equal(result.lengths, results[0].lengths)
@@ -119,28 +133,28 @@ def test_evaluation_does_not_depend_on_the_number_of_environments():
 def test_flow_and_policy_come_back_from_the_file_alone(tmp_path):
     actor = make_steered(steer_mode="tied", latent_bound=2.0)
     written(tmp_path / "run", actor)
-    loaded, checkpoint = training.load_steered(tmp_path / "run")
+    loaded, checkpoint = load_steered(tmp_path / "run")
     data = TensorDict(observation=torch.randn(5, 1, 12), latent_noise=torch.randn(5, 8, 3), batch_size=[5])
     assert torch.equal(loaded(data.clone())["action"], actor(data.clone())["action"])
-    mixing, _ = training.load_latent_policy(checkpoint, loaded.flow, prior_mixing=True)
+    mixing, _ = load_latent_policy(checkpoint, loaded.flow, prior_mixing=True)
     assert mixing.config == dataclasses.replace(actor.policy.config, prior_mixing=True)
 
 
 def test_an_older_file_steers_at_the_sampling_steps_of_its_arguments(tmp_path):
     actor = make_steered()
-    task = training.task_info(make_env(2))
+    task = task_info(make_env(2))
     options = {"actor_config": actor.flow.config, "module_configs": {"latent_policy": actor.policy.config}}
     with Run(tmp_path / "run", {"num_steps": 4}, task=task, progress=False, **options) as run:
         run.track(modules={"policy": actor.flow, "latent_policy": actor.policy})
         for _ in run.steps(1):
             pass
     assert actor.flow.config.num_steps == 1
-    for load in (training.load_steered, training.load_acting_policy):
+    for load in (load_steered, load_acting_policy):
         loaded, checkpoint = load(tmp_path / "run")
         assert loaded.num_steps == loaded.flow.num_steps == 4
-    assert training.flow_config(checkpoint).num_steps == 4
+    assert flow_config(checkpoint).num_steps == 4
     with pytest.warns(UserWarning, match="the flow alone is taken"):
-        flow, _ = training.load_policy(tmp_path / "run")
+        flow, _ = load_policy(tmp_path / "run")
     assert flow.num_steps == 4
     data = TensorDict(observation=torch.randn(5, 1, 12), latent_noise=torch.randn(5, 8, 3), batch_size=[5])
     assert torch.equal(loaded(data.clone())["action"], actor(data.clone(), num_steps=4)["action"])
@@ -153,54 +167,54 @@ def test_a_file_without_a_latent_policy_says_what_to_do(tmp_path):
         for _ in run.steps(1):
             pass
     with pytest.raises(CheckpointError, match=r"holds no latent policy, only policy.*dsrl"):
-        training.load_steered(tmp_path / "run")
+        load_steered(tmp_path / "run")
 
 
 def test_demonstrations_and_their_latents_are_made_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     actor = make_steered(steer_mode="tied", latent_bound=2.0)
     written(tmp_path / "run", actor)
-    _, checkpoint = training.load_steered(tmp_path / "run")
-    data = training.policy_demonstrations(checkpoint, gamma=0.9)
+    _, checkpoint = load_steered(tmp_path / "run")
+    data = policy_demonstrations(checkpoint, gamma=0.9)
     assert data.store.num_episodes == 4
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode="retrieval", candidates=4))
-    cache = training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
-    again = training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
+    cache = alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
+    again = alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False)
     assert torch.equal(cache.latent, again.latent)
     assert cache.latent.shape == (len(data), 1, 3)
     assert again.root == cache.root
     # The discount is no part of an alias: a stage at another one finds the same latents.
-    other = training.policy_demonstrations(checkpoint, gamma=0.5)
+    other = policy_demonstrations(checkpoint, gamma=0.5)
     assert other[0]["next", "reward"].shape == data[0]["next", "reward"].shape
-    found = training.alias_demonstrations(other, aliaser, "latents", block_size=64, progress=False)
+    found = alias_demonstrations(other, aliaser, "latents", block_size=64, progress=False)
     assert (found.root, found.missing) == (cache.root, 0)
     # Another search, bound or flow has a directory of its own, beside the first.
     deeper = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode="retrieval", candidates=5))
     wider = make_steered(steer_mode="tied", latent_bound=3.0)
-    roots = [training.alias_demonstrations(data, deeper, "latents", block_size=64, progress=False).root]
+    roots = [alias_demonstrations(data, deeper, "latents", block_size=64, progress=False).root]
     options = {"config": AliasConfig(mode="retrieval", candidates=4)}
     roots += [
-        training.alias_demonstrations(
+        alias_demonstrations(
             data, NoiseAliaser(wider.flow, wider.policy, **options), "latents", block_size=64, progress=False
         ).root
     ]
     next(iter(actor.flow.parameters())).data.add_(1e-6)
-    roots += [training.alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False).root]
+    roots += [alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False).root]
     assert len({cache.root, *roots}) == 4
     assert {root.parent for root in roots} == {cache.root.parent}
 
 
 def test_demonstrations_that_a_checkpoint_does_not_tell_must_be_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = training.task_info(make_env(2))
+    task = task_info(make_env(2))
     with Run(tmp_path / "run", {}, task=task, actor_config=CONFIG, progress=False) as run:
         run.track(modules={"policy": make_steered().flow})
         for _ in run.steps(1):
             pass
-    checkpoint = training.load_checkpoint(tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run")
     with pytest.raises(CheckpointError, match="--demos"):
-        training.policy_demonstrations(checkpoint, gamma=0.9)
-    data = training.policy_demonstrations(checkpoint, training.DemoSource(num_demos=3), gamma=0.9)
+        policy_demonstrations(checkpoint, gamma=0.9)
+    data = policy_demonstrations(checkpoint, DemoSource(num_demos=3), gamma=0.9)
     assert data.store.num_episodes == 3
     assert data.sample()["action"].shape == (256, 4, 3)
 
@@ -209,8 +223,8 @@ def test_macro_replay_keeps_what_losses_read_and_nothing_else():
     actor = make_steered()
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         data = make_env(4).rollout(5, actor, break_when_any_done=False)
-    buffer = training.macro_replay(64, batch_size=16)
-    buffer.extend(training.macro_transitions(data))
+    buffer = macro_replay(64, batch_size=16)
+    buffer.extend(macro_transitions(data))
     assert len(buffer) == 20
     batch = buffer.sample()
     assert batch.shape == (16,)
@@ -226,7 +240,7 @@ def test_value_gap_is_of_the_same_draws():
     actor = make_steered(steer_mode="tied")
     observations = TensorDict(observation=torch.randn(400, 1, 12), batch_size=[400])
     one, other = (
-        training.latent_value_gap(lambda td, w: -w.square().sum((-2, -1)), actor.policy, observations) for _ in range(2)
+        latent_value_gap(lambda td, w: -w.square().sum((-2, -1)), actor.policy, observations) for _ in range(2)
     )
     assert one == other
     assert one["q_gap"] == pytest.approx(one["q_policy"] - one["q_prior"])
@@ -240,7 +254,7 @@ def test_stages_are_compared_on_equal_seeds_and_noise(tmp_path):
     # A policy that is the prior draws what the flow alone draws: the figures must be the same.
     actor.policy.module[0].reset_parameters()
     written(tmp_path / "run", actor)
-    results = training.compare_stages(
+    results = compare_stages(
         tmp_path,
         {"prior": actor.flow, "1": tmp_path / "run"},
         make_env(3, True),
@@ -261,4 +275,4 @@ def test_stages_are_compared_on_equal_seeds_and_noise(tmp_path):
     assert "<svg" in (tmp_path / "stages.svg").read_text()
     assert "dsrl_ppo on planar" in (tmp_path / "stages.html").read_text()
     with pytest.raises(ValueError, match="at least one actor"):
-        training.compare_stages(tmp_path, {}, make_env(3, True), range(6), task={}, recipe="x")
+        compare_stages(tmp_path, {}, make_env(3, True), range(6), task={}, recipe="x")

@@ -15,10 +15,11 @@ from torchrl.trainers import ReplayBufferTrainer, Trainer
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
-from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations
+from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations, make_chunk_env
 from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss
-from torchrl_flow.training import LossGroup, NamedLossStepper, load_checkpoint, make_chunk_env, save_checkpoint
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
+from torchrl_flow.training import LossGroup, NamedLossStepper
 
 GAMMA, H, H_A, ACTION_DIM, STATE_DIM = 0.9, 6, 4, 3, 12
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow.training import (
+from torchrl_flow.sweeps import (
     Variant,
     format_statuses,
+    plan,
     plan_sweep,
     run_status,
     run_sweep,
     select_variants,
     summarise_sweep,
-    sweep,
     write_sweep_report,
 )
 
@@ -72,7 +72,7 @@ def backend(request, monkeypatch):
     if request.param == "ray":
         pytest.importorskip("ray")
         return {"workers": 2, "poll_s": 0.5}
-    monkeypatch.setattr(sweep, "_has_ray", False)
+    monkeypatch.setattr(plan, "_has_ray", False)
     return {}
 
 
@@ -113,7 +113,7 @@ def test_a_running_run_is_known_by_its_process(tmp_path):
 
 
 def test_the_report_compares_with_the_baseline(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_has_ray", False)
+    monkeypatch.setattr(plan, "_has_ray", False)
     runs = plan(tmp_path)
     statuses = run_sweep(runs)
     baseline, better, broken, worse = summarise_sweep(statuses)
@@ -139,7 +139,7 @@ def test_the_report_compares_with_the_baseline(tmp_path, monkeypatch):
 
 
 def test_the_noise_of_a_curve_is_not_its_trend():
-    from torchrl_flow.training.sweep_report import _noise
+    from torchrl_flow.sweeps.report import _noise
 
     assert _noise([0.1, 0.2, 0.3, 0.4]) == pytest.approx(0.0)
     assert _noise([0.5, 0.7, 0.5, 0.7, 0.5]) == pytest.approx(0.02)
@@ -168,7 +168,7 @@ def test_selection_by_name_and_category_and_refusals(tmp_path):
 
 
 def test_a_cluster_without_ray_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_has_ray", False)
+    monkeypatch.setattr(plan, "_has_ray", False)
     with pytest.raises(RuntimeError, match=r"torchrl-flow\[sweep\]"):
         run_sweep(plan(tmp_path), address="auto")
 

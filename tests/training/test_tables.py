@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchrl_flow.training import markdown_table
+from torchrl_flow.figures import markdown_table
 
 
 def test_a_table_has_a_line_for_header_rule_and_each_row():

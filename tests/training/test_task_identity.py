@@ -11,21 +11,19 @@ import pytest
 import torch
 from torchrl.checkpoint import CheckpointError
 
-from torchrl_flow.data import DataError, DataWarning, DemoStore, load_demonstrations
-from torchrl_flow.modules import FlowActorConfig, make_flow_actor
-from torchrl_flow.training import (
-    DemoSource,
-    action_bounds,
-    evaluation_env,
-    load_checkpoint,
-    make_task_chunk_env,
-    make_task_env,
+from torchrl_flow.data import (
+    DataError,
+    DataWarning,
+    DemoStore,
+    load_demonstrations,
     padding_of,
-    policy_demonstrations,
     require_demonstrations_of,
-    save_checkpoint,
-    task_info,
 )
+from torchrl_flow.demos import DemoSource
+from torchrl_flow.envs import action_bounds, make_task_chunk_env, make_task_env, task_info
+from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+from torchrl_flow.policies import checkpoint_env, policy_demonstrations
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
 
 CHUNKS = {"pred_horizon": 4, "act_horizon": 2}
 PLANAR = {"task": "planar", "control_mode": "delta_position", "obs_mode": "state", "max_episode_steps": 100}
@@ -186,7 +184,7 @@ def test_checkpoints_without_sizes_load_and_still_refuse_other_demonstrations(tm
     old = {name: value for name, value in task_info(make_task_env("planar")).items() if "dim" not in name}
     del old["pixels_size"], old["reward_mode"]
     found = checkpoint(tmp_path / "a.torchrl", old)
-    assert task_info(evaluation_env(found, num_envs=1))["state_dim"] == 12
+    assert task_info(checkpoint_env(found, num_envs=1))["state_dim"] == 12
     with pytest.raises(DataError, match="state_dim: demonstrations 40, here 12"):
         policy_demonstrations(found, source(tmp_path / "store", [episode(state_dim=40)]), gamma=0.9)
 
@@ -194,15 +192,15 @@ def test_checkpoints_without_sizes_load_and_still_refuse_other_demonstrations(tm
 def test_a_policy_of_other_sizes_than_the_environment_is_refused(tmp_path):
     task = {name: value for name, value in task_info(make_task_env("planar")).items() if "dim" not in name}
     with pytest.raises(CheckpointError, match="state_dim: checkpoint 40, here 12"):
-        evaluation_env(checkpoint(tmp_path / "a.torchrl", task, state_dim=40), num_envs=1)
+        checkpoint_env(checkpoint(tmp_path / "a.torchrl", task, state_dim=40), num_envs=1)
     with pytest.raises(CheckpointError, match="state_dim: checkpoint 11, here 12"):
-        evaluation_env(checkpoint(tmp_path / "b.torchrl", {**task, "state_dim": 11}), num_envs=1)
+        checkpoint_env(checkpoint(tmp_path / "b.torchrl", {**task, "state_dim": 11}), num_envs=1)
 
 
 def test_the_time_limit_of_the_policy_s_stage_is_kept(tmp_path):
     found = checkpoint(tmp_path / "a.torchrl", task_info(make_task_env("planar", max_episode_steps=33)))
     limits = [
-        task_info(evaluation_env(found, num_envs=1, max_episode_steps=n))["max_episode_steps"] for n in (None, 44)
+        task_info(checkpoint_env(found, num_envs=1, max_episode_steps=n))["max_episode_steps"] for n in (None, 44)
     ]
     assert limits == [33, 44]
 

@@ -4,18 +4,12 @@ import pytest
 import torch
 from torchrl.checkpoint import CheckpointError
 
+from torchrl_flow.data import require_demonstrations_of
+from torchrl_flow.envs import make_chunk_env, make_task_env, task_info
+from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
-from torchrl_flow.training import (
-    evaluate,
-    evaluation_env,
-    load_checkpoint,
-    load_policy,
-    make_chunk_env,
-    make_task_env,
-    require_demonstrations_of,
-    save_checkpoint,
-    task_info,
-)
+from torchrl_flow.policies import checkpoint_env, load_policy
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
 
 
 def saved(path, *, task=None, roles=("policy", "ema_policy")):
@@ -50,7 +44,7 @@ def test_a_checkpoint_tells_its_environment_and_results_do_not_depend_on_the_bat
     policy, checkpoint = load_policy(tmp_path / "a.torchrl")
     outcomes = []
     for num_envs in (None, 2, 5):
-        env = evaluation_env(checkpoint, num_envs=num_envs, max_episode_steps=12)
+        env = checkpoint_env(checkpoint, num_envs=num_envs, max_episode_steps=12)
         result = evaluate(env, policy, [3, 4, 5, 6], progress=False)
         trace = env.rollout(2)["next", "steps_to_next_obs"]
         assert trace.max() == 4
@@ -63,10 +57,10 @@ def test_another_geometry_is_another_task(tmp_path):
     task = task_info(make_task_env("planar"))
     saved(tmp_path / "a.torchrl", task={**task, "control_mode": "torque"})
     with pytest.raises(CheckpointError, match=r"control_mode.*'torque'.*'delta_position'"):
-        evaluation_env(load_checkpoint(tmp_path / "a.torchrl"))
+        checkpoint_env(load_checkpoint(tmp_path / "a.torchrl"))
     saved(tmp_path / "b.torchrl", task={"x": 1})
     with pytest.raises(CheckpointError, match="names no task"):
-        evaluation_env(load_checkpoint(tmp_path / "b.torchrl"))
+        checkpoint_env(load_checkpoint(tmp_path / "b.torchrl"))
 
 
 def test_a_checkpoint_without_a_policy_says_so(tmp_path):

@@ -19,26 +19,15 @@ from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDic
 
 from tests.doctored import TABLES, Payload
 from torchrl_flow.data import DataError
-from torchrl_flow.envs.sardine import make_sardine_env
-from torchrl_flow.envs.slate import ItemCatalogue
-from torchrl_flow.modules import (
-    BeliefEncoder,
-    BeliefEncoderConfig,
-    FlowActorConfig,
-    SlateRanker,
-    SlateRankerConfig,
-    make_flow_actor,
-)
-from torchrl_flow.training import (
-    CheckpointDirectory,
-    load_checkpoint,
-    load_policy,
-    offline_task,
-    save_checkpoint,
-)
-from torchrl_flow.training.collect_slates import relabel_slates
+from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+from torchrl_flow.offline import offline_task
+from torchrl_flow.policies import load_policy
+from torchrl_flow.recsys import BeliefEncoder, BeliefEncoderConfig, ItemCatalogue, SlateRanker, SlateRankerConfig
+from torchrl_flow.recsys.collect import relabel_slates
+from torchrl_flow.recsys.models import SlateModels
+from torchrl_flow.recsys.sardine_env import make_sardine_env
+from torchrl_flow.runs import CheckpointDirectory, load_checkpoint, save_checkpoint
 from torchrl_flow.training.finite_state import non_finite_entry
-from torchrl_flow.training.slate_models import SlateModels
 
 
 @pytest.fixture

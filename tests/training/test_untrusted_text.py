@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_flow.training import markdown_table, write_report
-from torchrl_flow.training.curves import CurvesArgs, draw_curves
-from torchrl_flow.training.evaluation_result import EvaluationResult
-from torchrl_flow.training.html_pages import render_page
-from torchrl_flow.training.metrics import RunLogger
-from torchrl_flow.training.report_plots import curve_svg, curves_svg, standalone_svg
-from torchrl_flow.training.stage_comparison import stages_svg
-from torchrl_flow.training.sweep import Variant
-from torchrl_flow.training.sweep_report import VariantResult, write_sweep_report
-from torchrl_flow.training.video import write_video
+from torchrl_flow.evaluation.result import EvaluationResult
+from torchrl_flow.figures import markdown_table
+from torchrl_flow.figures.pages import render_page
+from torchrl_flow.figures.plots import curve_svg, curves_svg, standalone_svg
+from torchrl_flow.figures.video import write_video
+from torchrl_flow.reports import write_report
+from torchrl_flow.reports.curves import CurvesArgs, draw_curves
+from torchrl_flow.reports.stage_comparison import stages_svg
+from torchrl_flow.runs.metrics import RunLogger
+from torchrl_flow.sweeps.plan import Variant
+from torchrl_flow.sweeps.report import VariantResult, write_sweep_report
 
 ATTACKS = (
     "<script>alert(1)</script>",

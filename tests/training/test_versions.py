@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from torchrl_flow.training import collect_versions, command_line
+from torchrl_flow.util import collect_versions, command_line
 
 
 @pytest.mark.parametrize(

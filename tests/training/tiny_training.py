@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torchrl_flow.training import Run, load_checkpoint, save_checkpoint, seed_everything
+from torchrl_flow.runs import Run, load_checkpoint, save_checkpoint
+from torchrl_flow.util import seed_everything
 
 
 @dataclass

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from torchrl_flow._suggest import did_you_mean
 from torchrl_flow._version import __version__
+from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["COMMANDS", "main", "program_name"]
 
@@ -176,7 +176,8 @@ def _call(name: str, rest: list[str], program: str) -> None:
 
     command = tyro.cli(command_class(name), prog=program, args=rest)
     if name == "make-demos":
-        from torchrl_flow.training import check_options, make_demonstrations, refusals_in_one_line
+        from torchrl_flow.demos import make_demonstrations
+        from torchrl_flow.options import check_options, refusals_in_one_line
 
         check_options(command)
         with refusals_in_one_line():

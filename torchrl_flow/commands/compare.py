@@ -74,9 +74,9 @@ class CompareArgs:
 
     def _write(self, groups: Sequence[Group], header: Sequence[str], rows: list[list[str]], notes: list[str]) -> Path:
         from torchrl_flow.commands.seed_curves import draw_bands, pick_metric, seed_curve
-        from torchrl_flow.training.files import write_text
-        from torchrl_flow.training.report_plots import standalone_svg
-        from torchrl_flow.training.report_style import STYLE
+        from torchrl_flow.figures.plots import standalone_svg
+        from torchrl_flow.figures.style import STYLE
+        from torchrl_flow.util.files import write_text
 
         page = Path(f"{self.output}.html")
         page.parent.mkdir(parents=True, exist_ok=True)

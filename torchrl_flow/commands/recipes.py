@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 from typing import NoReturn
 
-from torchrl_flow._suggest import did_you_mean
+from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["find_recipes", "list_recipes", "recipe_folder", "run_recipe"]
 

@@ -54,8 +54,8 @@ def rebuild_report(run: RunFiles) -> Path:
     Raises:
         SystemExit: if the files tell nothing that could be shown.
     """
-    from torchrl_flow.training.metrics import read_metrics
-    from torchrl_flow.training.report import write_report
+    from torchrl_flow.reports.report import write_report
+    from torchrl_flow.runs.metrics import read_metrics
 
     metrics, page = run.directory / "metrics.csv", run.directory / "report.html"
     curves = read_metrics(metrics) if metrics.exists() else {}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_flow._suggest import did_you_mean
+from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["RunFiles", "find_runs", "format_age", "read_run", "require_runs", "text_table"]
 

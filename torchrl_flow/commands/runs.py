@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.commands.run_files import RunFiles, age, find_runs, text_table
+from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["RunsArgs"]
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchrl_flow._suggest import did_you_mean
 from torchrl_flow.commands.run_files import RunFiles
-from torchrl_flow.training.curves import run_curve
-from torchrl_flow.training.metrics import read_metrics
-from torchrl_flow.training.report_plots import _figure_svg, plain_text
+from torchrl_flow.figures.plots import _figure_svg, plain_text
+from torchrl_flow.reports.curves import run_curve
+from torchrl_flow.runs.metrics import read_metrics
+from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["SeedCurve", "draw_bands", "pick_metric", "seed_curve"]
 

@@ -6,22 +6,23 @@ Importing this makes
 
 from torchrl.data.datasets.utils import register_dataset
 
-from torchrl_flow.data.chunks import ChunkKeys, ChunkStorage
-from torchrl_flow.data.episode import Episode, cut_after_success, drop_idle_steps
+from torchrl_flow.data.demos.chunks import ChunkKeys, ChunkStorage
+from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps
+from torchrl_flow.data.demos.maniskill import read_maniskill
+from torchrl_flow.data.demos.maniskill_reader import ReadOptions
+from torchrl_flow.data.demos.replay import DemoReplayBuffer, load_demonstrations
+from torchrl_flow.data.demos.statistics import column_statistics
+from torchrl_flow.data.demos.store import DemoStore
+from torchrl_flow.data.demos.task_match import padding_of, require_demonstrations_of
+from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
 from torchrl_flow.data.errors import DataError, DataWarning
-from torchrl_flow.data.maniskill import read_maniskill
-from torchrl_flow.data.maniskill_reader import ReadOptions
-from torchrl_flow.data.mixed_replay import MixedReplayBuffer
-from torchrl_flow.data.mixed_storage import MixedStorage, OnlineWriter
+from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz
+from torchrl_flow.data.logged.npz_stream import NpzStream
+from torchrl_flow.data.mixed.ratio_sampler import LinearRatio, RatioSampler, split_batch
+from torchrl_flow.data.mixed.replay import MixedReplayBuffer
+from torchrl_flow.data.mixed.storage import MixedStorage, OnlineWriter
+from torchrl_flow.data.mixed.storage_parts import DemoKeepingWriter
 from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
-from torchrl_flow.data.npz import NpzReplayBuffer, read_npz
-from torchrl_flow.data.npz_stream import NpzStream
-from torchrl_flow.data.ratio_sampler import LinearRatio, RatioSampler, split_batch
-from torchrl_flow.data.replay import DemoReplayBuffer, load_demonstrations
-from torchrl_flow.data.statistics import column_statistics
-from torchrl_flow.data.storage_parts import DemoKeepingWriter
-from torchrl_flow.data.store import DemoStore
-from torchrl_flow.data.trajectory_file import TrajectoryFile
 
 __all__ = [
     "AliasFn",
@@ -49,10 +50,12 @@ __all__ = [
     "drop_idle_steps",
     "load_demonstrations",
     "module_digest",
+    "padding_of",
     "read_maniskill",
     "read_npz",
+    "require_demonstrations_of",
     "split_batch",
 ]
 
 # `replace`, because a module that is imported anew (a notebook's reload) registers again.
-register_dataset("maniskill", "torchrl_flow.data.replay:load_demonstrations", replace=True)
+register_dataset("maniskill", "torchrl_flow.data.demos.replay:load_demonstrations", replace=True)

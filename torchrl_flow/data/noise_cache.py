@@ -13,11 +13,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from torchrl_flow._platform import replace
+from torchrl_flow.data.checks.json import read_json
+from torchrl_flow.data.checks.memmap import MemmapEntry, check_memmap, list_members, load_memmap, require_members
+from torchrl_flow.data.demos.replay import DemoReplayBuffer
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.data.json_check import read_json
-from torchrl_flow.data.memmap_check import MemmapEntry, check_memmap, list_members, load_memmap, require_members
-from torchrl_flow.data.replay import DemoReplayBuffer
+from torchrl_flow.util.platform import replace
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
 

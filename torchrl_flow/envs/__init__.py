@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from torchrl_flow.envs._planar_demonstrator import DEMO_QUALITIES, PlanarDemonstrator
-from torchrl_flow.envs._planar_demos import collect_demonstrations
-from torchrl_flow.envs._planar_dynamics import PlanarGeometry
-from torchrl_flow.envs.maniskill import (
-    BatchUnsupportedError,
-    ManiSkillEnv,
-    ManiSkillUnavailableError,
-    ManiSkillWrapper,
-    RenderDeviceError,
-    maniskill_renders,
+from torchrl_flow.envs.chunk_env import base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
+from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
+from torchrl_flow.envs.maniskill.env import ManiSkillEnv
+from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
+from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
+from torchrl_flow.envs.planar.demonstrations import collect_demonstrations
+from torchrl_flow.envs.planar.demonstrator import DEMO_QUALITIES, PlanarDemonstrator
+from torchrl_flow.envs.planar.dynamics import PlanarGeometry
+from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
+from torchrl_flow.envs.task_identity import PLANAR, action_bounds, require_num_envs, task_info
+from torchrl_flow.envs.tasks import (
+    default_num_envs,
+    make_evaluation_env,
+    make_task_chunk_env,
+    make_task_env,
+    observation_keys,
 )
-from torchrl_flow.envs.planar import PlanarPickPlaceEnv
-from torchrl_flow.envs.slate import (
-    SLATE_ENVS,
-    SLATE_POLICIES,
-    BeliefState,
-    ItemCatalogue,
-    LatentSlate,
-    SlateEnv,
-    SlatePolicy,
-    latent_slate_env,
-    make_catalogue,
-    make_slate_policy,
-)
-from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
+from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
+from torchrl_flow.envs.transforms.history import history_transforms
+from torchrl_flow.envs.transforms.smdp import SMDPChunk
 
 __all__ = [
     "DEMO_QUALITIES",
-    "SLATE_ENVS",
-    "SLATE_POLICIES",
+    "MAX_EPISODE_STEPS",
+    "OBS_MODES",
+    "PLANAR",
     "BatchUnsupportedError",
-    "BeliefState",
-    "ItemCatalogue",
-    "LatentSlate",
+    "FrameRecorder",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",
@@ -44,12 +39,19 @@ __all__ = [
     "PlanarPickPlaceEnv",
     "RenderDeviceError",
     "SMDPChunk",
-    "SlateEnv",
-    "SlatePolicy",
+    "action_bounds",
+    "as_frames",
+    "base_env",
     "collect_demonstrations",
+    "default_num_envs",
     "history_transforms",
-    "latent_slate_env",
-    "make_catalogue",
-    "make_slate_policy",
+    "make_chunk_env",
+    "make_evaluation_env",
+    "make_task_chunk_env",
+    "make_task_env",
     "maniskill_renders",
+    "observation_keys",
+    "require_num_envs",
+    "reset_with_seeds",
+    "task_info",
 ]

@@ -61,8 +61,8 @@ from torchrl_flow.functional.latent import (
     unbound_latent,
 )
 from torchrl_flow.functional.observation import flatten_state, state_paths
-from torchrl_flow.functional.slate import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 from torchrl_flow.functional.statistics import difference_interval, wilson_interval
+from torchrl_flow.recsys.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 
 __all__ = [
     "AdvantageNorm",

@@ -45,7 +45,7 @@ class AWFlowLoss(ChunkCriticObjective):
 
     Critic: ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the averaged actor,
     through TorchRL's value estimator. R and k are the chunk's return and executed steps, as
-    :class:`~torchrl_flow.envs.transforms.SMDPChunk` and the data readers write them. ``truncated`` bootstraps.
+    :class:`~torchrl_flow.envs.SMDPChunk` and the data readers write them. ``truncated`` bootstraps.
 
     With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
     (A against the whole batch), and the weights compare these rows with one another; the critic uses all rows.

@@ -126,7 +126,7 @@ def replay_demonstrations(
     Args:
         buffer: of :func:`macro_replay`.
         data: the demonstrations.
-        latent: a latent for each of them (:func:`~torchrl_flow.training.alias_demonstrations`).
+        latent: a latent for each of them (:func:`~torchrl_flow.policies.alias_demonstrations`).
         actor: the steered flow, whose policy says whether observations or features are kept.
         block_size: rows at a time: images are read and encoded so many at once.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_flow.training.envs import base_env
+from torchrl_flow.envs.chunk_env import base_env
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
-from torchrl_flow.training.randomness import mix_seeds
+from torchrl_flow.util.randomness import mix_seeds
 
 __all__ = ["ChunkRollouts", "finished_success", "minibatches"]
 
@@ -26,7 +26,7 @@ class ChunkRollouts:
     resumed run goes on in the middle of its episodes.
 
     Args:
-        env: chunk env (see :func:`~torchrl_flow.training.make_chunk_env`).
+        env: chunk env (see :func:`~torchrl_flow.envs.make_chunk_env`).
         policy: maps the observation TensorDict to one with the action.
         num_steps: T, chunks per sub-environment.
 

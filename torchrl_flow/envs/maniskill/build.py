@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from torchrl_flow._suggest import close_names
 from torchrl_flow.envs.maniskill.batched import make_batched
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import detect_render_backend, require_render_backend
+from torchrl_flow.util.suggest import close_names
 
 OBS_MODES = ("state", "rgb", "rgb+state")
 

@@ -11,7 +11,6 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data.tensor_specs import Unbounded
 from torchrl.envs.common import _EnvWrapper
 
-from torchrl_flow._signature import InitSignature
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.identity import state_keys, task_identity, time_limit
 from torchrl_flow.envs.maniskill.render_gate import RenderGate, render_view
@@ -19,14 +18,9 @@ from torchrl_flow.envs.maniskill.renewal import SceneRenewal, can_renew
 from torchrl_flow.envs.maniskill.replay import EpisodeLog
 from torchrl_flow.envs.maniskill.requirements import RENDER_COMMAND, RenderDeviceError
 from torchrl_flow.envs.maniskill.resets import EpisodeResets, copy_state
-from torchrl_flow.envs.maniskill.specs import (
-    action_spec,
-    choose_camera,
-    done_spec,
-    has_cameras,
-    observation_spec,
-)
+from torchrl_flow.envs.maniskill.specs import action_spec, choose_camera, done_spec, has_cameras, observation_spec
 from torchrl_flow.functional.observation import flatten_state
+from torchrl_flow.util.signature import InitSignature
 
 _NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "single_observation_space")
 

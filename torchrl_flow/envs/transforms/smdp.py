@@ -12,16 +12,9 @@ from torch.nn.functional import pad
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_flow.envs.transforms._inner import (
-    carry,
-    expand_right,
-    inner_step,
-    innermost_env,
-    keep_where,
-    split_below,
-)
-from torchrl_flow.envs.transforms._record import ChunkRecord, PendingChunk, Transition
-from torchrl_flow.envs.transforms._requirements import (
+from torchrl_flow.envs.transforms.inner import carry, expand_right, inner_step, innermost_env, keep_where, split_below
+from torchrl_flow.envs.transforms.record import ChunkRecord, PendingChunk, Transition
+from torchrl_flow.envs.transforms.requirements import (
     check_can_skip_rendering,
     check_no_autoreset,
     float_dtype,

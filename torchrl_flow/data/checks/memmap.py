@@ -1,0 +1,246 @@
+"""Directories of memory-mapped TensorDicts, checked before TensorDict reads them.
+
+TensorDict's own loader builds whatever class the directory names and unpickles what is no tensor, so that a
+directory from elsewhere could run code. What is checked here holds plain tensors in plain containers, nothing else,
+and no file that could be read past its end.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tensordict.utils import _encode_key_for_filesystem
+
+from torchrl_flow.data.checks.json import MAX_DEPTH, read_json
+from torchrl_flow.data.errors import DataError
+
+__all__ = ["MemmapEntry", "check_memmap", "dtype_of", "list_members", "load_memmap", "require_members", "shape_of"]
+
+HEADER = "meta.json"
+_CONTAINER = str(TensorDict)
+_NON_TENSOR = "<class 'tensordict.tensorclass.NonTensorData'>"
+_NULL = {"_type": _NON_TENSOR, "data": None, "_is_non_tensor": True, "_metadata": None}
+_PICKLES = (".pkl", ".pickle", ".pck", ".pt", ".pth", ".bin", ".dill", ".joblib", ".npy", ".npz", ".t")
+_DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that desktops leave in directories that they show; nothing reads them."""
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint16, torch.uint32, torch.uint64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    )
+}
+
+
+@dataclass(frozen=True)
+class MemmapEntry:
+    """Shape and type of a tensor on disk, as its header says and its file's size confirms."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def load_memmap(root: str | Path) -> TensorDict:
+    """Check a directory and map it.
+
+    Raises:
+        DataError: as :func:`check_memmap` does.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = TensorDict({"x": torch.zeros(2, 3)}, [2]).memmap(folder + "/rows")
+        ...     load_memmap(folder + "/rows")["x"].shape
+        torch.Size([2, 3])
+    """
+    check_memmap(root)
+    return TensorDict.load_memmap(Path(root), allow_pickle=False)
+
+
+def check_memmap(
+    folder: str | Path, *, root: str | Path | None = None, beside: Collection[str] = (), allow_null: bool = False
+) -> dict[tuple[str, ...], MemmapEntry]:
+    """Check that a directory holds a memory-mapped TensorDict of plain tensors and nothing else.
+
+    Args:
+        folder: the directory.
+        root: the directory around it that errors name, members being named from there. Default: ``folder``.
+        beside: names of further files that may lie in it, which the caller checks.
+        allow_null: accept entries that are None, as TorchRL's samplers write before the first draw.
+
+    Returns:
+        The tensors, by nested key.
+
+    Raises:
+        DataError: naming directory and member, if there is a link, a pickle, a member that the headers do not list, a
+            class other than TensorDict, or a file whose size is not that of its shape and type.
+    """
+    found: dict[tuple[str, ...], MemmapEntry] = {}
+    folder = Path(folder)
+    _check_table(folder, folder if root is None else Path(root), (), (), found, frozenset(beside), allow_null)
+    return found
+
+
+def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
+    """Return the members of a directory by name, after refusing links and what is neither file nor directory.
+
+    Args:
+        folder: the directory.
+        root: directory that errors name; members are named from there.
+
+    Raises:
+        DataError: naming the member, or the directory where it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            members = {entry.name: entry for entry in entries}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror or error}.") from error
+    for name, entry in members.items():
+        where = (folder / name).relative_to(root).as_posix()
+        if entry.is_symlink():
+            raise DataError(f"{root} holds the link {where}, and links are not followed: copy what it points at.")
+        if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
+            raise DataError(f"{root} holds {where}, which is neither a file nor a directory.")
+    return {name: entry for name, entry in members.items() if name not in _DROPPINGS}
+
+
+def require_members(members: Collection[str], allowed: Collection[str], folder: Path, root: Path) -> None:
+    """Refuse members of a directory that do not belong there, saying why a pickle does not."""
+    for name in sorted(set(members) - set(allowed)):
+        where = (folder / name).relative_to(root).as_posix()
+        if name.endswith(_PICKLES):
+            raise DataError(f"{root} holds {where}, which may be a pickle: reading one can run code, so none is read.")
+        raise DataError(f"{root} holds {where}, which does not belong there. Remove it if you know what it is.")
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Return a shape read from JSON, or None if it is no list of counts."""
+    if not isinstance(value, list) or len(value) > MAX_DEPTH:
+        return None
+    counts = all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**48 for size in value)
+    return tuple(value) if counts and math.prod(value) < 2**60 else None
+
+
+def dtype_of(name: Any) -> torch.dtype | None:
+    """Return the type of tensor elements that a text such as ``"torch.float32"`` names, or None."""
+    return _DTYPES.get(name) if isinstance(name, str) else None
+
+
+def _check_table(
+    folder: Path,
+    root: Path,
+    prefix: tuple[str, ...],
+    batch: tuple[int, ...],
+    found: dict[tuple[str, ...], MemmapEntry],
+    beside: frozenset[str],
+    allow_null: bool,
+) -> None:
+    if len(prefix) > MAX_DEPTH:
+        raise DataError(f"{root} is nested more than {MAX_DEPTH} levels deep.")
+    members = list_members(folder, root)
+    where = (folder / HEADER).relative_to(root).as_posix()
+    if HEADER not in members or not members[HEADER].is_file(follow_symlinks=False):
+        raise DataError(f"{root} lacks {where}, the header of a memory-mapped TensorDict.")
+    header = read_json(folder / HEADER)
+    own_batch = _check_header(header, where, root)
+    if own_batch[: len(batch)] != batch:
+        raise DataError(f"{root}: {where} gives the shape {list(own_batch)}, which must begin with {list(batch)}.")
+    expected = {HEADER, *beside}
+    for key, entry in header.items():
+        if not isinstance(entry, dict):
+            continue
+        if "type" in entry:
+            name = _member_name(key, "", members)
+            expected.add(name)
+            if not _is_null(entry, folder / name, root, allow_null):
+                _require_container(entry, key, where, root)
+                if name not in members or not members[name].is_dir(follow_symlinks=False):
+                    raise DataError(f"{root} lacks the directory of {key!r}, which {where} lists.")
+                _check_table(folder / name, root, (*prefix, key), own_batch, found, frozenset(), allow_null)
+            continue
+        name = _member_name(key, ".memmap", members)
+        expected.add(name)
+        leaf = _check_leaf(entry, key, own_batch, where, root)
+        _require_size(members.get(name), leaf, folder / name, root)
+        found[(*prefix, key)] = leaf
+    require_members(members, expected, folder, root)
+
+
+def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
+    if not isinstance(header, dict):
+        raise DataError(f"{root}: {where} must be a JSON object, got {type(header).__name__}.")
+    if header.get("_type") != _CONTAINER:
+        raise DataError(
+            f"{root}: {where} names the class {str(header.get('_type'))[:80]!r}. Plain TensorDicts of tensors alone "
+            "are read: other classes can hold pickled data."
+        )
+    if not re.fullmatch(r"None|[a-z]+(:\d+)?", str(header.get("device"))):
+        raise DataError(f"{root}: {where} names the device {str(header.get('device'))[:80]!r}, which is none.")
+    for key, value in header.items():
+        if key not in ("_type", "device", "shape") and not isinstance(value, dict):
+            raise DataError(f"{root}: {where} has the entry {key!r}, which describes no tensor.")
+    shape = shape_of(header.get("shape", []))
+    if shape is None:
+        raise DataError(f"{root}: {where} gives the shape {str(header.get('shape'))[:80]}, which is none.")
+    return shape
+
+
+def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:
+    """Return how the member of a key is called: TensorDict encodes what a file's name cannot hold."""
+    encoded = _encode_key_for_filesystem(key, robust=True) + suffix
+    plain = key + suffix
+    # Written before keys were encoded; a member's name, so it cannot lead out of the directory.
+    return plain if encoded not in members and plain in members else encoded
+
+
+def _require_container(entry: Mapping[str, Any], key: str, where: str, root: Path) -> None:
+    if entry.get("type") != "TensorDict" or set(entry) != {"type"}:
+        raise DataError(
+            f"{root}: {where} lists {key!r} as {str(entry.get('type'))[:80]!r}. Tensors and plain TensorDicts alone "
+            "are read: other classes can hold pickled data."
+        )
+
+
+def _is_null(entry: Mapping[str, Any], folder: Path, root: Path, allow_null: bool) -> bool:
+    """Tell whether an entry is None, stored as JSON: the one thing beside tensors that is harmless and in use."""
+    if not allow_null or entry != {"type": "NonTensorData"} or folder.is_symlink() or not folder.is_dir():
+        return False
+    return set(list_members(folder, root)) == {HEADER} and read_json(folder / HEADER) == _NULL
+
+
+def _check_leaf(entry: Mapping[str, Any], key: str, batch: tuple[int, ...], where: str, root: Path) -> MemmapEntry:
+    shape, dtype = shape_of(entry.get("shape")), dtype_of(entry.get("dtype"))
+    if shape is None or dtype is None or not set(entry) <= {"device", "shape", "dtype", "is_nested"}:
+        raise DataError(f"{root}: {where} describes {key!r} by {str(dict(entry))[:120]}, which is no plain tensor.")
+    if entry.get("is_nested", False) is not False:
+        raise DataError(f"{root}: {where} says that {key!r} is a nested tensor, and those are not read.")
+    if shape[: len(batch)] != batch:
+        raise DataError(f"{root}: {where} gives {key!r} the shape {list(shape)}, which must begin with {list(batch)}.")
+    return MemmapEntry(shape, dtype)
+
+
+def _require_size(member: os.DirEntry[str] | None, leaf: MemmapEntry, path: Path, root: Path) -> None:
+    expected = math.prod(leaf.shape) * leaf.dtype.itemsize
+    where = path.relative_to(root).as_posix()
+    if member is None:
+        if expected == 0:  # nothing to store: TensorDict writes no file
+            return
+        raise DataError(f"{root}: {where} is missing and should have {expected} bytes.")
+    if not member.is_file(follow_symlinks=False):
+        raise DataError(f"{root}: {where} is not a file.")
+    size = member.stat(follow_symlinks=False).st_size
+    if size != expected:
+        raise DataError(
+            f"{root}: {where} has {size} bytes and should have {expected}, for the shape {list(leaf.shape)} of "
+            f"{leaf.dtype}."
+        )

@@ -1,0 +1,86 @@
+"""A replay buffer whose dump holds no pickle, and that checks a dump before it reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_flow.data.checks.archive import load_torch
+from torchrl_flow.data.checks.replay import PREFETCH, check_dump
+from torchrl_flow.data.errors import DataError
+
+__all__ = ["CheckedReplayBuffer"]
+
+_QUEUE = "prefetch.pt"
+
+
+class CheckedReplayBuffer(TensorDictReplayBuffer):
+    """A :class:`~torchrl.data.TensorDictReplayBuffer` that pickles nothing and unpickles nothing.
+
+    TorchRL keeps the queue of prefetched batches as a pickle. Here it is a ``torch.save`` file of tensors, which is
+    read with ``weights_only=True``, and there is none while the queue is empty.
+    """
+
+    def loads(self, path: str | Path) -> None:
+        """Restores what :meth:`dumps` wrote, after checking every file of it.
+
+        Raises:
+            DataError: naming directory and member, if a file could run code, is of a kind that is not known, has
+                another size than its header says, or is missing.
+        """
+        check_dump(path)
+        try:
+            super().loads(path)
+        except (KeyError, TypeError, OSError) as error:
+            raise DataError(f"{path} is no dump of this replay buffer: {error!r}.") from error
+
+    def _dump_prefetch_state(self, path: Path, prefetch_state: dict[str, Any]) -> None:
+        for name in (PREFETCH, _QUEUE):
+            (path / name).unlink(missing_ok=True)
+        if prefetch_state["queue"]:
+            queue = [_as_plain(result) for result in prefetch_state["queue"]]
+            torch.save({**prefetch_state, "queue": queue}, path / _QUEUE)
+
+    def _load_prefetch_state(self, path: Path) -> dict[str, Any] | None:
+        # A `prefetch.pkl` has been checked to hold an empty queue, which is what there is without one.
+        if not os.path.lexists(path / _QUEUE):
+            return None
+        state = load_torch(path / _QUEUE)
+        try:
+            return {**state, "queue": [_as_result(batch) for batch in state["queue"]]}
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise DataError(f"{path / _QUEUE} holds no queue of batches: {error!r}.") from error
+
+
+def _as_plain(result: Any) -> dict[str, Any]:
+    """A prefetched batch as tensors in plain containers."""
+    data, info = result if isinstance(result, tuple) else (result, None)
+    if not isinstance(data, TensorDictBase):
+        raise ValueError(f"a prefetched {type(data).__name__} cannot be kept: make the buffer with prefetch=None.")
+    rows = data.to("cpu").detach()
+    place = {"batch_size": list(rows.batch_size), "device": str(data.device)}
+    return {"rows": rows.to_dict(), "info": _plain(info), **place}
+
+
+def _as_result(batch: dict[str, Any]) -> Any:
+    rows = TensorDict(batch["rows"], batch_size=batch["batch_size"])
+    rows = rows if batch["device"] == "None" else rows.to(batch["device"])
+    return rows if batch["info"] is None else (rows, batch["info"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if value is None or isinstance(value, (torch.Tensor, bool, int, float, str)):
+        return value
+    raise ValueError(f"a sampler's {type(value).__name__} cannot be kept: make the buffer with prefetch=None.")

@@ -1,0 +1,1 @@
+"""Demonstrations: episodes, trajectory files, memory-mapped stores, samples of action chunks."""

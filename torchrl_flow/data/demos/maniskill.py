@@ -1,0 +1,135 @@
+"""Reads ManiSkill trajectory files into demo stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.data.demos.episode import Episode
+from torchrl_flow.data.demos.maniskill_reader import EpisodeReader, ReadOptions, warn_doubts
+from torchrl_flow.data.demos.store import DemoStore, file_digest, warn_if_fewer
+from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
+from torchrl_flow.data.demos.writer import VERSION
+from torchrl_flow.data.errors import DataError
+
+__all__ = ["read_maniskill"]
+
+
+def read_maniskill(path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
+    """Reads a trajectory ``.h5`` (with its ``.json``) into a demo store, or reopens the one made of it
+    before.
+
+    ``observation`` ``[T + 1, D]`` is the flat vector of state mode as it is, or the nested entries joined by
+    :func:`~torchrl_flow.functional.observation.flatten_state`; ``pixels`` ``[T + 1, 3, h, w]`` uint8 are the
+    images of one camera. ``terminated`` and ``truncated`` of the file are ignored: demonstrations outlast the
+    task's registered time limit, and carry flags in mid-trajectory. What ends a transition is rebuilt from
+    ``success`` and ``fail``, as ManiSkill does, by :class:`~torchrl_flow.data.ChunkStorage`. ``reward`` is what was
+    recorded, or ManiSkill's sparse reward, success less failure. A file without ``success`` is read for its recorded
+    rewards or its failures, with a :class:`DataWarning`, and no step of it counts as a success.
+
+    Args:
+        path: the ``.h5`` file.
+        root: directory of the store. Default: one named after the content of both files and the options, in
+            ``$TORCHRL_FLOW_CACHE`` or ``~/.cache/torchrl_flow/stores``.
+        **options: fields of :class:`ReadOptions`.
+
+    Returns:
+        The store. An episode that cannot be used (not finite, of another length or shape, incomplete) is left
+        out, with a :class:`DataWarning` and its reason in ``store.skipped``; so are depth and point clouds. Fewer
+        good episodes than ``max_episodes`` are a :class:`DataWarning` too.
+
+    Raises:
+        DataError: when the file is refused (see :class:`TrajectoryFile`), has no observations, no good
+            episode, or ``root`` holds something else.
+    """
+    chosen = ReadOptions(**options)
+    with TrajectoryFile(path) as source:
+        sha256 = [file_digest(source.path), file_digest(source.json_path)]
+        key = _store_key(sha256, chosen, fails=_has_fail(source))
+        target = Path(root) if root is not None else _cache_root() / f"{source.path.stem}-{key[:16]}"
+        if target.exists():
+            store = _reopen(target, key, source.path)
+            if "reward_mode" not in store.metadata or "doubts" not in store.metadata:
+                # Made before these were kept: the file tells.
+                store.metadata.update(_about(EpisodeReader(source, chosen)))
+            else:
+                warn_doubts(store.metadata["doubts"])
+            return _count_checked(store, source.path, chosen)
+        reader = EpisodeReader(source, chosen)
+        episodes = reader.episodes()
+        task_info = {
+            "task": source.env_info["env_id"],
+            "control_mode": source.control_mode,
+            "obs_mode": source.env_field("obs_mode"),
+            "max_episode_steps": source.max_episode_steps,
+        }
+        metadata = {
+            "key": key,
+            "source": {"file": source.path.name, "sha256": sha256},
+            "options": asdict(chosen),
+            "state_keys": reader.state_keys,
+            "skipped": reader.skipped,
+            **_about(reader),
+        }
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store = _build(episodes, target, key, source.path, task_info, metadata)
+        return _count_checked(store, source.path, chosen)
+
+
+def _about(reader: EpisodeReader) -> dict[str, Any]:
+    return {"reward_mode": reader.reward_mode, "has_success": reader.has_success, "doubts": reader.doubts}
+
+
+def _has_fail(source: TrajectoryFile) -> bool:
+    return any("fail" in source.group(number) for number in range(len(source.episodes)) if number not in source.bad)
+
+
+def _count_checked(store: DemoStore, path: Path, options: ReadOptions) -> DemoStore:
+    wanted = options.max_episodes
+    if wanted is not None:
+        warn_if_fewer(path.name, store.num_episodes, wanted)
+    return store
+
+
+def _build(
+    episodes: Iterator[Episode],
+    target: Path,
+    key: str,
+    path: Path,
+    task_info: Mapping[str, Any],
+    metadata: dict[str, Any],
+) -> DemoStore:
+    try:
+        return DemoStore.from_episodes(episodes, target, task_info=task_info, metadata=metadata, skip_bad=True)
+    except OSError:
+        if not target.exists():
+            raise
+        # Another process read the same file meanwhile and was first.
+        return _reopen(target, key, path)
+
+
+def _store_key(sha256: list[str], options: ReadOptions, *, fails: bool) -> str:
+    # Stores made before failures were kept are not those of a file that has any.
+    content = json.dumps([VERSION, sha256, asdict(options), *(["fail"] if fails else [])], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _cache_root() -> Path:
+    folder = os.environ.get("TORCHRL_FLOW_CACHE")
+    return (Path(folder) if folder else Path.home() / ".cache" / "torchrl_flow") / "stores"
+
+
+def _reopen(root: Path, key: str, path: Path) -> DemoStore:
+    store = DemoStore.open(root)
+    if store.metadata.get("key") != key:
+        raise DataError(
+            f"{root} is a demo store of {store.metadata.get('source', {}).get('file')!r} with options "
+            f"{store.metadata.get('options')}, not of {path.name} as it is now and is read now with the options given: "
+            "give another root, or remove it."
+        )
+    return store

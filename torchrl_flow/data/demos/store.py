@@ -1,0 +1,349 @@
+"""Demonstrations on disk, memory-mapped: what every reader writes and every buffer reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_flow.data.checks.json import read_json
+from torchrl_flow.data.checks.memmap import (
+    MemmapEntry,
+    check_memmap,
+    dtype_of,
+    list_members,
+    require_members,
+    shape_of,
+)
+from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
+from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION, StoreWriter, store_statistics
+from torchrl_flow.data.errors import DataError, DataWarning
+
+__all__ = ["DemoStore"]
+
+TABLES = ("frames", "steps", "episodes")
+TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps", "reward_mode")
+
+
+class DemoStore:
+    """Episodes as three memory-mapped TensorDicts.
+
+    - ``frames`` ``[N + E]``: ``observation``, ``pixels`` and other frames, T + 1 rows for an episode of T
+      steps;
+    - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward``, ``success``, ``perturbed``, ``fail`` and ``terminated``
+      ``[N, 1]`` (the last two are missing in stores made before there were any, and never true there but with
+      success), ``episode`` and ``step`` ``[N]``;
+    - ``episodes`` ``[E]``: ``start`` (its first row of ``steps``), ``length``, ``seed``, ``success``.
+
+    The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and
+    nothing is pickled. Make one with :meth:`from_episodes` or :meth:`from_maniskill`; open one with
+    :meth:`open`.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> episode = {"observation": torch.rand(5, 3), "action": torch.rand(4, 2), "seed": 7}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = DemoStore.from_episodes([episode], folder + "/demos", task_info={"task": "toy"})
+        >>> len(store), store.num_episodes, store.statistics()["action"]["mean"].shape
+        (4, 1, torch.Size([2]))
+    """
+
+    def __init__(self, root: Path, metadata: dict[str, Any], tables: Mapping[str, TensorDictBase]) -> None:
+        self.root = root
+        self.metadata = metadata
+        self.frames, self.steps, self.episodes = tables["frames"], tables["steps"], tables["episodes"]
+
+    @classmethod
+    def open(cls, root: str | Path, *, verify: bool = False) -> DemoStore:
+        """Opens a store, after checking that its files are what its metadata says.
+
+        Args:
+            root: directory of the store.
+            verify: also read all of it and compare its checksums.
+
+        Raises:
+            DataError: when it is missing, something else, of another version, or damaged.
+        """
+        root = Path(root)
+        metadata = _read_metadata(root)
+        _check_files(root, metadata, verify)
+        try:
+            tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in TABLES}
+            store = cls(root, metadata, tables)
+            _check_episodes(store)
+        except (KeyError, RuntimeError, ValueError, OSError) as error:
+            raise _damaged(root, str(error)) from error
+        return store
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any] | TensorDictBase | Episode],
+        root: str | Path,
+        *,
+        task_info: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        skip_bad: bool = False,
+    ) -> DemoStore:
+        """Writes episodes to a new store, one after the other, and opens it.
+
+        Args:
+            episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
+                memory at a time.
+            root: directory of the store; it must not exist.
+            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` and
+                ``reward_mode`` as far as known.
+            metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
+            overwrite: replace a demo store that is already there (nothing else is ever removed).
+            skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
+
+        Raises:
+            DataError: when ``root`` exists, an episode does not fit (see ``skip_bad``), or none is left.
+        """
+        root = Path(root)
+        if root.exists():
+            if not overwrite:
+                raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
+            _read_metadata(root)
+        content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
+        skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
+        with StoreWriter(root) as writer:
+            for number, data in enumerate(episodes):
+                try:
+                    name = f"episode {number}"
+                    episode = data if isinstance(data, Episode) else Episode.from_mapping(data, name)
+                    writer.append(episode)
+                except DataError as error:
+                    if not skip_bad:
+                        raise
+                    skipped.append(str(error))
+            _warn_skipped(root, skipped)
+            if overwrite and root.exists():
+                shutil.rmtree(root)
+            writer.finish({**content, "skipped": skipped})
+        return cls.open(root)
+
+    @classmethod
+    def from_maniskill(cls, path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
+        """Reads a ManiSkill trajectory file, or reopens what was read before; see :func:`read_maniskill`."""
+        from torchrl_flow.data.demos.maniskill import read_maniskill
+
+        return read_maniskill(path, root, **options)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes, E."""
+        return self.episodes.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of all episodes, N; also ``len(store)``."""
+        return self.steps.shape[0]
+
+    @property
+    def task_info(self) -> dict[str, Any]:
+        """``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps``, ``reward_mode``; None where unknown."""
+        return {key: self.metadata.get(key) for key in TASK_KEYS}
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """``state_dim``, ``pixels_size`` (``[h, w]``) and ``action_dim`` of the rows; None for what is not there."""
+        state, pixels = self.frames.get("observation", None), self.frames.get("pixels", None)
+        return {
+            "state_dim": None if state is None else state.shape[-1],
+            "pixels_size": None if pixels is None else list(pixels.shape[-2:]),
+            "action_dim": self.steps["action"].shape[-1],
+        }
+
+    def step_flag(self, name: str) -> Tensor:
+        """Returns ``success``, ``fail``, ``terminated`` or ``perturbed`` of all steps, bool ``[N]``, in memory."""
+        value = self.steps.get(name, None)
+        if value is None:
+            value = self.steps["success"] if name == "terminated" else torch.zeros(len(self), 1, dtype=torch.bool)
+        return value.as_subclass(Tensor).reshape(-1).clone()
+
+    @property
+    def has_success(self) -> bool:
+        """Whether ``success`` was recorded; it is false throughout where it was not."""
+        return bool(self.metadata.get("has_success", True))
+
+    def sparse_reward(self) -> Tensor:
+        """Returns what ManiSkill's sparse mode gives at each step, success less failure, float32 ``[N]``."""
+        return self.step_flag("success").to(torch.float32) - self.step_flag("fail").to(torch.float32)
+
+    def first(self, num_episodes: int) -> DemoStore:
+        """Returns the store of the first episodes alone, over the same files and with their own statistics.
+
+        Args:
+            num_episodes: how many; a store that has no more is returned as it is.
+
+        Raises:
+            ValueError: when it is below 1.
+        """
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
+        if num_episodes >= self.num_episodes:
+            return self
+        steps = int(self.episodes["start"][num_episodes])
+        rows = {"frames": steps + num_episodes, "steps": steps, "episodes": num_episodes}
+        tables = {name: cast(TensorDictBase, getattr(self, name)[:number]) for name, number in rows.items()}
+        metadata = {
+            **self.metadata,
+            "num_episodes": num_episodes,
+            "num_steps": steps,
+            "statistics": store_statistics(tables["frames"], tables["steps"]),
+        }
+        return DemoStore(self.root, metadata, tables)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Reasons of the episodes that were left out, one entry each."""
+        return list(self.metadata.get("skipped", []))
+
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """Returns min, max, mean, std, q01, q99 of ``observation`` ``[D]`` and ``action`` ``[A]``, float32.
+
+        They cover the steps: the frame after an episode's last action is left out.
+        """
+        return {
+            key: {name: torch.tensor(value, dtype=torch.float32) for name, value in entry.items()}
+            for key, entry in self.metadata["statistics"].items()
+        }
+
+    def episode(self, index: int) -> TensorDict:
+        """Returns one episode, in memory, as :meth:`from_episodes` takes it.
+
+        Args:
+            index: its number; negative ones count from the end.
+
+        Raises:
+            IndexError: when there is no such episode.
+        """
+        if not -self.num_episodes <= index < self.num_episodes:
+            raise IndexError(f"episode {index} of a store of {self.num_episodes} episodes.")
+        index %= self.num_episodes
+        start, length = int(self.episodes["start"][index]), int(self.episodes["length"][index])
+        frames, steps = slice(start + index, start + index + length + 1), slice(start, start + length)
+        out = TensorDict({}, batch_size=[])
+        for key, value in self.frames.items(True, True):
+            out.set(key, value.as_subclass(Tensor)[frames].clone())
+        for key in STEP_KEYS:
+            if (column := self.steps.get(key, None)) is not None:
+                out.set(key, column.as_subclass(Tensor)[steps].clone())
+        out.set("seed", self.episodes["seed"].as_subclass(Tensor)[index].clone())
+        return out
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        return (self.episode(index) for index in range(self.num_episodes))
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __repr__(self) -> str:
+        keys = [key if isinstance(key, str) else "/".join(key) for key in self.frames.keys(True, True)]
+        task = self.metadata.get("task")
+        return (
+            f"DemoStore({str(self.root)!r}, task={task!r}, num_episodes={self.num_episodes}, "
+            f"num_steps={self.num_steps}, successful={int(self.episodes['success'].sum())}, frames={keys})"
+        )
+
+
+def _read_metadata(root: Path) -> dict[str, Any]:
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
+    if not os.path.lexists(root / METADATA):
+        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.")
+    try:
+        metadata = read_json(root / METADATA)
+    except DataError as error:
+        raise _damaged(root, f"{METADATA} cannot be read: {error}") from error
+    found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
+    if found != FORMAT:
+        raise DataError(f"{root} is no demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
+    if metadata.get("version") != VERSION:
+        raise DataError(
+            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads "
+            f"{VERSION}: make it anew."
+        )
+    return metadata
+
+
+def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool) -> None:
+    columns = metadata.get("columns")
+    if not isinstance(columns, dict) or set(columns) != set(TABLES):
+        raise _damaged(root, f"{METADATA} does not list its columns")
+    require_members(list_members(root, root), (METADATA, *TABLES), root, root)
+    for table, entries in columns.items():
+        try:
+            found = check_memmap(root / table, root=root)
+        except DataError as error:
+            raise _damaged(root, str(error).removeprefix(f"{root}").lstrip(": ").rstrip(".")) from error
+        described = {"/".join(key): entry for key, entry in found.items()}
+        unnamed = any("/" in part for key in found for part in key)
+        if unnamed or not isinstance(entries, dict) or set(entries) != set(described):
+            raise _damaged(root, f"{table} holds {sorted(described)}, and {METADATA} lists {sorted(entries)}")
+        for key, entry in entries.items():
+            expected = _described(entry)
+            if expected != described[key]:
+                raise _damaged(root, f"{table}/{key} is {described[key]} on disk and {entry} in {METADATA}")
+            if verify and file_digest(root / table / f"{key}.memmap") != entry["sha256"]:
+                raise _damaged(root, f"the checksum of {table}/{key}.memmap differs")
+
+
+def _described(entry: Any) -> MemmapEntry | None:
+    shape, dtype = (shape_of(entry.get("shape")), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
+    kind = dtype_of(f"torch.{dtype}")
+    if shape is None or kind is None or not isinstance(entry.get("sha256"), str):
+        return None
+    return MemmapEntry(shape, kind)
+
+
+def _check_episodes(store: DemoStore) -> None:
+    length = store.episodes["length"]
+    ends = length.cumsum(0)
+    consistent = (
+        bool((length > 0).all())
+        and bool((store.episodes["start"] == ends - length).all())
+        and int(ends[-1]) == store.num_steps == store.metadata["num_steps"]
+        and store.frames.shape[0] == store.num_steps + store.num_episodes
+    )
+    if not consistent:
+        raise RuntimeError("the lengths of its episodes do not add up")
+
+
+def _damaged(root: Path, reason: str) -> DataError:
+    return DataError(f"{root} is a damaged demo store: {reason}. Remove the directory and make it anew.")
+
+
+def _warn_skipped(root: Path, skipped: list[str]) -> None:
+    if skipped:
+        shown = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+        warnings.warn(f"{root.name}: {len(skipped)} episode(s) were left out: {shown}", DataWarning, stacklevel=3)
+
+
+def warn_if_fewer(source: str | Path, found: int, wanted: int) -> None:
+    """Warns where there are fewer episodes than were asked for."""
+    if found < wanted:
+        warnings.warn(
+            f"{source}: {wanted} demonstrations were asked for and there are {found}; all of them are used.",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Computes the SHA-256 of a file, in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""Whether demonstrations are those of a task, and how their chunks go on past the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from torchrl_flow.data.errors import DataError
+
+__all__ = ["SIZES", "padding_of", "require_demonstrations_of"]
+
+SIZES = ("state_dim", "pixels_size", "action_dim")
+"""Fields of a task's identity that its environment's specs give."""
+
+
+def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse demonstrations of another task, naming both values of each field that differs.
+
+    Args:
+        task: identity of the task (:func:`task_info`); of the reward mode and the sizes, those that it tells are
+            compared.
+        found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``; fields of ``task_info`` that
+            are None are not known and not compared.
+        source: where they come from, for the message.
+
+    Raises:
+        DataError: if task, control mode, observation mode, reward mode, or a size of states, images or actions
+            differ.
+    """
+    names = [name for name in ("task", "control_mode", "obs_mode") if found.get(name) is not None]
+    names += ["reward_mode"] if None not in (task.get("reward_mode"), found.get("reward_mode")) else []
+    names += [name for name in SIZES if name in task and name in found]
+    differing = [
+        f"{name}: demonstrations {_plain(found[name])!r}, here {_plain(task.get(name))!r}"
+        for name in names
+        if _plain(found[name]) != _plain(task.get(name))
+    ]
+    if differing:
+        raise DataError(
+            f"{source} holds demonstrations of another task. {'; '.join(differing)}. Give demonstrations of this task, "
+            "recorded with this version of the simulator, robot and camera, or make them anew."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, torch.Size)) else value
+
+
+def padding_of(control_mode: str | None) -> Literal["hold", "last"]:
+    """Return how chunks go on where a demonstration ends, so that the arm holds still.
+
+    Zeros are no motion for controllers of differences and velocities (``"hold"``); to controllers of absolute
+    positions they are a target, so that the last action is repeated (``"last"``).
+
+    Examples:
+        >>> padding_of("pd_ee_delta_pose"), padding_of("pd_joint_vel"), padding_of("pd_joint_pos")
+        ('hold', 'hold', 'last')
+    """
+    mode = control_mode or ""
+    relative = not mode or "delta" in mode or (mode.endswith("vel") and "pos" not in mode)
+    return "hold" if relative else "last"

@@ -1,0 +1,1 @@
+"""Logged transitions in `.npz` files."""

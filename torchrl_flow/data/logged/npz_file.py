@@ -1,0 +1,119 @@
+"""An ``.npz`` file as a container: opened, its members read, and refused by name where it is damaged or none."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_flow.data.checks.archive import check_zip
+from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+
+__all__ = ["npz_metadata", "open_npz", "read_member"]
+
+# What zipfile, zlib and numpy raise over bytes that are not what was written.
+DAMAGE = (
+    *(OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError, RuntimeError, SyntaxError),
+    *(MemoryError, OverflowError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
+
+
+def open_npz(path: str | Path) -> Any:
+    """Opens a file; a context manager, whose members :func:`read_member` reads.
+
+    Raises:
+        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file, or would
+            unpack to far more than its own size.
+    """
+    path = Path(path)
+    _require_archive(path)
+    try:
+        file = np.load(path, allow_pickle=False)
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged and cannot be read as .npz ({_reason(error)}): copy it again.") from error
+    names = list(file.files)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        file.close()
+        raise DataError(f"{path} is damaged: it holds {twice} more than once. Make it anew.")
+    try:
+        check_zip(file.zip, str(path))
+    except DataError:
+        file.close()
+        raise
+    return file
+
+
+def _require_archive(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a directory and cannot be read as .npz: give a file.")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file: correct the path.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(6)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as .npz: {error}.") from error
+    if size == 0:
+        raise DataError(f"{path} is empty (0 bytes): copy or download it again.")
+    if magic == b"\x93NUMPY":
+        raise DataError(f"{path} is no .npz file: it holds a single array.")
+    if is_lfs_pointer(path):
+        raise DataError(f"{path} cannot be read as .npz: {LFS_ADVICE}.")
+    if magic[:2] != b"PK":
+        raise DataError(
+            f"{path} cannot be read as .npz: it is no zip archive but starts with {magic!r}. Give a file of "
+            "numpy.savez, and copy or download it again if it should be one."
+        )
+
+
+def read_member(path: Path, file: Any, name: str) -> np.ndarray:
+    """Reads one array of an open file.
+
+    Raises:
+        DataError: if it is damaged, or an array of Python objects.
+    """
+    try:
+        array = file[name]
+    except DAMAGE as error:
+        if "allow_pickle" in str(error):  # an array of objects, which only pickle can read
+            raise DataError(f"{name!r} in {path} is no plain array: it holds Python objects, not numbers.") from error
+        reason = _reason(error)
+        raise DataError(f"{path} is damaged: {name!r} cannot be read ({reason}). Copy or make it again.") from error
+    if not isinstance(array, np.ndarray):  # a member that numpy did not write
+        raise DataError(f"{name!r} in {path} is no array but {len(array)} bytes of something else.")
+    return array
+
+
+def npz_metadata(path: Path, file: Any) -> dict[str, Any]:
+    """Reads the member ``metadata``, the text of a JSON object; empty where there is none.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    if "metadata" not in file.files:
+        return {}
+    array = read_member(path, file, "metadata")
+    wanted = f"'metadata' in {path} must be the text of a JSON object"
+    if array.ndim != 0 or array.dtype.kind not in "US":
+        raise DataError(f"{wanted}, got an array of shape {list(array.shape)} and type {array.dtype}.")
+    try:
+        text = array.item()
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{wanted}, got what is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{wanted}, got {text[:60]!r}.")
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

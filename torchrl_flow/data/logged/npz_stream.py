@@ -1,0 +1,168 @@
+"""Writing an ``.npz`` file that is larger than memory, column by column, so that a stopped writer can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.platform import flush, replace
+
+__all__ = ["NpzStream"]
+
+_STATE = "state.json"
+_BLOCK = 2**24
+
+
+class NpzStream:
+    """Append rows to the columns of an ``.npz`` file that is put together at the end.
+
+    Rows go to one raw file a column in ``<path>.partial``. :meth:`commit` makes what was appended durable, together
+    with a position of the caller's; after a kill, a stream with the same description goes on from the last commit.
+    :meth:`finish` copies the columns, in blocks, into an uncompressed archive that ``numpy.load`` reads, and renames
+    it into place. Columns may have different numbers of rows.
+
+    Args:
+        path: the file to make.
+        columns: for each, the type and the shape of a row: ``{"rewards": ("float32", ())}``.
+        description: what is being written, JSON-able; a partial file of another description is refused.
+
+    Raises:
+        DataError: if the file is there already, or a partial one of something else.
+
+    Attributes:
+        position: of the last commit; 0 at the start.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stream = NpzStream(f"{folder}/a.npz", {"x": ("float32", (2,))}, {})
+        ...     stream.append({"x": np.ones((3, 2))})
+        ...     stream.commit(1)
+        ...     path = stream.finish({"made_by": "doctest"})
+        ...     np.load(path)["x"].shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Mapping[str, tuple[str, tuple[int, ...]]],
+        description: Mapping[str, Any],
+    ) -> None:
+        self.path = Path(path)
+        self.columns = {name: (np.dtype(kind), tuple(shape)) for name, (kind, shape) in columns.items()}
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._description = json.loads(json.dumps({**description, "columns": sorted(columns)}))
+        if self.path.exists():
+            if self._state().get("description") == self._description:
+                shutil.rmtree(self.partial)  # of a writer that was stopped when the file was in place
+            raise DataError(f"{self.path} is there already: delete it, or name another file.")
+        self.rows = dict.fromkeys(self.columns, 0)
+        self.position = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.partial.mkdir(parents=True, exist_ok=True)
+        found = self._state()
+        if found:
+            if found["description"] != self._description:
+                raise DataError(
+                    f"{self.partial} holds a part of something else: {found['description']}, not "
+                    f"{self._description}. Delete it, or name another file."
+                )
+            self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
+        self._files = {}
+        for name in self.columns:
+            file = (self.partial / f"{name}.bin").open("ab")
+            if file.tell() < self.rows[name] * self._row_bytes(name):
+                file.close()
+                raise DataError(
+                    f"{self.partial / f'{name}.bin'} is shorter than the {self.rows[name]} rows that were written: "
+                    f"delete {self.partial} and start anew."
+                )
+            # What was appended after the last commit may be half a row.
+            file.truncate(self.rows[name] * self._row_bytes(name))
+            file.seek(0, os.SEEK_END)
+            self._files[name] = file
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a stopped writer has left; nothing where there was none."""
+        state = self.partial / _STATE
+        if not state.exists():
+            return {}
+        try:
+            found = json.loads(state.read_text(encoding="utf-8"))
+            kept = {"description": found["description"], "position": int(found["position"])}
+            return {**kept, "rows": {str(name): int(number) for name, number in found["rows"].items()}}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
+
+    def _row_bytes(self, name: str) -> int:
+        kind, shape = self.columns[name]
+        return kind.itemsize * int(np.prod(shape, dtype=np.int64))
+
+    def append(self, rows: Mapping[str, Any]) -> None:
+        """Append rows to columns.
+
+        Raises:
+            DataError: if a column is unknown or its rows have another shape.
+        """
+        for name, value in rows.items():
+            if name not in self.columns:
+                raise DataError(f"{self.path.name} has the columns {sorted(self.columns)}, not {name!r}.")
+            kind, shape = self.columns[name]
+            array = np.ascontiguousarray(value, dtype=kind)
+            if array.shape[1:] != shape:
+                raise DataError(f"rows of {name!r} have shape {list(shape)}, got {list(array.shape[1:])}.")
+            self._files[name].write(array.tobytes())
+            self.rows[name] += len(array)
+
+    def commit(self, position: int) -> None:
+        """Make what was appended durable, and remember how far the caller is."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        state = {"description": self._description, "position": position, "rows": self.rows}
+        staged = self.partial / f".{_STATE}"
+        staged.write_text(json.dumps(state), encoding="utf-8")
+        replace(staged, self.partial / _STATE)
+        self.position = position
+
+    def finish(self, metadata: Mapping[str, Any]) -> Path:
+        """Put the file together, with ``metadata`` as a JSON string beside the columns, and remove the parts."""
+        self.close()
+        staged = self.partial / "archive.npz"
+        with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name in self.columns:
+                self._copy(archive, name)
+            with archive.open("metadata.npy", "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(dict(metadata))), allow_pickle=False)
+        flush(staged)
+        replace(staged, self.path)
+        shutil.rmtree(self.partial)
+        return self.path
+
+    def _copy(self, archive: zipfile.ZipFile, name: str) -> None:
+        kind, shape = self.columns[name]
+        header = {
+            "descr": np.lib.format.dtype_to_descr(kind),
+            "fortran_order": False,
+            "shape": (self.rows[name], *shape),
+        }
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            with (self.partial / f"{name}.bin").open("rb") as file:
+                shutil.copyfileobj(file, member, _BLOCK)
+
+    def close(self) -> None:
+        """Close the parts; what was committed stays."""
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,143 @@
+"""Demonstrations that are not good: shaky, with stops for no reason, broken off; some of them fail.
+
+Offline learning that weighs data by its worth needs data of different worth. A share of the seeds gets such flaws,
+and what comes of them is recorded as it is, success or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from torchrl_flow.demos.planner import ActionTransform, Controller, Motion
+
+__all__ = ["FlawedController", "Flaws", "Imperfection"]
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """What is wrong with one demonstration.
+
+    Args:
+        noise: standard deviation of the error added to the arm's actions, in units of the largest action; it wanders,
+            with a correlation of ``FlawedController.memory`` from step to step.
+        stop_at: step at which the arm halts for no reason; None: never.
+        stop_steps: for how many steps.
+        end_at: step before which the motion is broken off; None: never.
+    """
+
+    noise: float = 0.0
+    stop_at: int | None = None
+    stop_steps: int = 0
+    end_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Imperfection:
+    """Flaws for a share of the motions, drawn from each motion's seed alone.
+
+    Without ``inner``, the planner's own actions get the flaws. Actions must be relative (a delta or velocity control
+    mode): halting is to send zeros, the gripper command kept.
+
+    Args:
+        inner: transform that makes the flawless motion, such as :class:`~torchrl_flow.demos.retiming.Retiming`.
+        share: chance of a motion to be flawed.
+        max_noise: the noise of a flawed motion is uniform in [0.1, 1] times this, see :class:`Flaws`.
+        stop_probability: chance of a flawed motion to halt, for 5 to 20 steps.
+        end_probability: chance of a flawed motion to be broken off, after 20 to 90 % of the planner's motion's steps
+            as ``inner`` counts them.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    inner: ActionTransform | None = None
+    share: float = 0.5
+    max_noise: float = 0.5
+    stop_probability: float = 0.5
+    end_probability: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("share", "stop_probability", "end_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+        if self.max_noise < 0:
+            raise ValueError(f"max_noise must be at least 0, got {self.max_noise}.")
+
+    def __call__(self, motion: Motion) -> np.ndarray | Controller:
+        """Return the flawless motion, or a controller that makes a flawed one of it."""
+        flawless = motion.actions if self.inner is None else self.inner(motion)
+        rng = np.random.default_rng([motion.seed, 1])
+        if rng.random() >= self.share:
+            return flawless
+        steps = _expected_steps(flawless, len(motion.actions))
+        return FlawedController(flawless, self.draw(rng, steps), rng)
+
+    def draw(self, rng: np.random.Generator, steps: int) -> Flaws:
+        """Draw the flaws of a motion of about ``steps`` steps."""
+        noise = self.max_noise * rng.uniform(0.1, 1)
+        stops, ends = rng.random(2) < (self.stop_probability, self.end_probability)
+        stop_at, stop_steps = int(rng.uniform(0.1, 0.9) * steps), int(rng.integers(5, 21))
+        end_at = max(1, int(rng.uniform(0.2, 0.9) * steps))
+        return Flaws(noise, stop_at if stops else None, stop_steps, end_at if ends else None)
+
+
+class FlawedController:
+    """Gives the actions of another controller, or of an array, with flaws.
+
+    The noise is not marked as a disturbance: it is what a clumsy demonstrator does. What the other controller marks
+    stays marked.
+
+    Attributes:
+        may_fail: tells the recorder to keep what comes of it, even a failure.
+        perturbed: for each action given, whether the other controller marked it.
+    """
+
+    may_fail = True
+    memory = 0.8
+    """Correlation of the noise from step to step."""
+
+    def __init__(self, motion: np.ndarray | Controller, flaws: Flaws, rng: np.random.Generator) -> None:
+        self.flaws, self._rng = flaws, rng
+        self._controller: Controller = _play(motion) if isinstance(motion, np.ndarray) else motion
+        self._error: np.ndarray | None = None
+        self._last: np.ndarray | None = None
+        self.perturbed: list[bool] = []
+
+    def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
+        """Return the next action, or None when the motion is over."""
+        flaws, step = self.flaws, len(self.perturbed)
+        if flaws.end_at is not None and step >= flaws.end_at:
+            return None
+        if flaws.stop_at is not None and self._last is not None and 0 <= step - flaws.stop_at < flaws.stop_steps:
+            self.perturbed.append(False)
+            return np.append(np.zeros(len(self._last) - 1), self._last[-1]).astype(np.float32)
+        action = self._controller(env)
+        if action is None:
+            return None
+        self._last = np.asarray(action, dtype=np.float32)
+        marks = getattr(self._controller, "perturbed", None)
+        self.perturbed.append(bool(marks[-1]) if marks else False)
+        arm = np.clip(self._last[:-1] + self._draw_error(len(self._last) - 1), -1, 1)
+        return np.append(arm, self._last[-1]).astype(np.float32)
+
+    def _draw_error(self, size: int) -> np.ndarray:
+        fresh = self._rng.normal(size=size) * self.flaws.noise
+        self._error = fresh if self._error is None else self.memory * self._error + np.sqrt(1 - self.memory**2) * fresh
+        return self._error
+
+
+def _play(actions: np.ndarray) -> Controller:
+    """A controller that gives the actions of an array, whatever happens."""
+    rows: Iterator[np.ndarray] = iter(actions)
+    return lambda env: next(rows, None)
+
+
+def _expected_steps(motion: Any, default: int) -> int:
+    """How many steps a motion takes, as far as it tells."""
+    return len(motion) if hasattr(motion, "__len__") else default

@@ -1,0 +1,236 @@
+"""Makes demonstrations of ManiSkill tasks: plans, converts, checks, and writes ManiSkill's own format."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from tqdm import tqdm
+
+from torchrl_flow.demos.arguments import VISUAL_OBS_MODES, MakeDemosArgs, MakeDemosReport, check_arguments
+from torchrl_flow.demos.imperfection import Imperfection
+from torchrl_flow.demos.ledger import Attempt, DemoLedger
+from torchrl_flow.demos.planner import ActionTransform, DemonstrationError, EnvFactory, Recorder, solver_for
+from torchrl_flow.demos.retiming import Retiming
+from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.maniskill.requirements import require_motion_planner, require_render_backend
+
+__all__ = ["MakeDemosArgs", "MakeDemosReport", "make_demonstrations", "make_planner_env"]
+
+NO_TIME_LIMIT = 100_000
+
+
+def make_demonstrations(
+    args: MakeDemosArgs,
+    *,
+    env_factory: EnvFactory | None = None,
+    transform: ActionTransform | None = None,
+    transform_name: str | None = None,
+) -> MakeDemosReport:
+    """Plans, converts and checks demonstrations until there are as many as asked for.
+
+    Each seed is planned with joint positions, and converted to the control mode in a second simulation, which
+    is what is recorded, if it ends in success: recorded actions solve the task from their seed. With
+    ``quality="mixed"`` a share of them gets flaws and is recorded whatever comes of it, success or not. Killed and
+    started again with the same arguments, it goes on after the last finished seed and ends with equal
+    content. More demonstrations than before extend the file; fewer leave it as it is.
+
+    Args:
+        args: what to make.
+
+    Keyword Args:
+        env_factory: makes the environments, see :class:`~torchrl_flow.demos.planner.Recorder`.
+            Default: :func:`make_planner_env`.
+        transform: changes the actions of each motion before it is recorded; see :data:`ActionTransform`.
+            Default: what ``args.retime`` says.
+        transform_name: what to call it in the file, so that files made with another are not extended.
+            Default: its ``__qualname__``.
+
+    Returns:
+        Path, counts and rates. The path is what ``load_dataset("maniskill:<path>", ...)`` takes.
+
+    Raises:
+        ValueError: when an argument is out of range, or what is there was made with other arguments.
+        RuntimeError: when too few of ``max_attempts`` seeds gave a demonstration.
+    """
+    check_arguments(args)
+    require_motion_planner()
+    solver_for(args.task)
+    start = time.perf_counter()
+    transform, transform_name, kind = _quality(args, transform, transform_name)
+    name = f"trajectory.{args.obs_mode}.{args.control_mode}{kind}.physx_cpu.h5"
+    ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
+    before = len(ledger.done)
+    visual = args.obs_mode in VISUAL_OBS_MODES
+    if before < args.num_demos or not ledger.is_merged():
+        backend = require_render_backend(f"obs_mode={args.obs_mode!r}") if visual else "none"
+        with headless(not visual), contextlib.ExitStack() as stack:
+            recorder = Recorder(
+                args.task,
+                env_factory or functools.partial(make_planner_env, render_backend=backend),
+                control_mode=args.control_mode,
+                obs_mode=args.obs_mode,
+                reward_mode=args.reward_mode,
+                transform=transform,
+                verify=args.verify,
+            )
+            stack.callback(recorder.close)
+            stack.enter_context(_frozen_heap())
+            _fill(ledger, recorder, args)
+            _merge(ledger, recorder, args)
+    return _report(ledger, before, time.perf_counter() - start)
+
+
+def _quality(
+    args: MakeDemosArgs, transform: ActionTransform | None, name: str | None
+) -> tuple[ActionTransform | None, str | None, str]:
+    """The transform that the arguments ask for, what to call it in the file, and what the file's name says of it."""
+    kind = ""
+    if transform is None and args.retime:
+        transform = Retiming(speed=args.speed, push_probability=args.push_probability, push_size=args.push_size)
+        name, kind = repr(transform), ".retimed"
+    if args.quality == "mixed":
+        name = _transform_name(transform, name)
+        transform = Imperfection(transform, share=args.flawed_share)
+        name, kind = repr(dataclasses.replace(transform, inner=None)) + f" of {name}", f"{kind}.mixed"
+    return transform, name, kind
+
+
+def _transform_name(transform: ActionTransform | None, name: str | None) -> str | None:
+    if transform is None or name is not None:
+        return name
+    return getattr(transform, "__qualname__", type(transform).__qualname__)
+
+
+def make_planner_env(
+    task: str, *, obs_mode: str, control_mode: str, reward_mode: str, render_backend: str = "none"
+) -> gymnasium.Env:
+    """Makes the plain ManiSkill environment, simulated on the CPU and without a time limit.
+
+    Without a render backend it must be made, and reset, inside :func:`~torchrl_flow.envs.maniskill.headless.headless`.
+    """
+    import mani_skill.envs  # noqa: F401  (registers the tasks)
+
+    return gymnasium.make(
+        task,
+        obs_mode=obs_mode,
+        control_mode=control_mode,
+        reward_mode=reward_mode,
+        sim_backend="physx_cpu",
+        render_mode=None,
+        num_envs=1,
+        max_episode_steps=NO_TIME_LIMIT,
+        render_backend=render_backend,
+    )
+
+
+def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_name: str | None) -> dict[str, Any]:
+    import mani_skill
+
+    names = ("task", "control_mode", "obs_mode", "first_seed", "max_steps", "reward_mode")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    return {**settings, "transform": _transform_name(transform, transform_name), "mani_skill": mani_skill.__version__}
+
+
+@contextlib.contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Makes rebuilding a scene cheap.
+
+    ManiSkill collects garbage at each rebuild, which takes 0.3 s to scan all of torch; frozen, what exists
+    before is not scanned.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _fill(ledger: DemoLedger, recorder: Recorder, args: MakeDemosArgs) -> None:
+    limit = args.max_attempts or 5 * args.num_demos + 20
+    seed = args.first_seed
+    with tqdm(total=args.num_demos, initial=len(ledger.done), disable=not args.progress, unit="demo") as bar:
+        bar.set_description(args.task)
+        while len(ledger.done) < args.num_demos:
+            if seed - args.first_seed >= limit:
+                raise RuntimeError(
+                    f"{limit} seeds of {args.task} gave {len(ledger.done)} of {args.num_demos} "
+                    f"demonstrations ({_failures(ledger)}): raise max_attempts, or look into why."
+                )
+            if seed not in ledger.attempts:
+                done = _attempt(ledger, recorder, seed, args.max_steps)
+                bar.update(done)
+                planned, converted = _rates(ledger)
+                bar.set_postfix_str(f"planner {planned:.0%}, conversion {converted:.0%}")
+            seed += 1
+
+
+def _attempt(ledger: DemoLedger, recorder: Recorder, seed: int, max_steps: int | None) -> bool:
+    try:
+        episode = recorder.demonstrate(seed)
+        steps = len(episode.actions)
+        if max_steps is not None and steps > max_steps:
+            raise DemonstrationError("length", f"{steps} steps")
+    except DemonstrationError as failure:
+        ledger.add(Attempt(seed, failure.stage, reason=str(failure)))
+        return False
+    ledger.add(Attempt(seed, "done", steps=steps, success=bool(episode.success[-1])), episode)
+    return True
+
+
+def _merge(ledger: DemoLedger, recorder: Recorder, args: MakeDemosArgs) -> None:
+    spec = recorder.env.unwrapped.spec
+    kwargs = dict(spec.kwargs) if spec is not None else {}
+    kwargs.pop("max_episode_steps", None)
+    registered = gymnasium.spec(args.task).max_episode_steps or 0
+    env_info = {
+        "env_id": args.task,
+        "env_kwargs": kwargs,
+        "max_episode_steps": max(registered, *(attempt.steps for attempt in ledger.done)),
+    }
+    info = {
+        "env_info": env_info,
+        "source_type": "motionplanning",
+        "source_desc": "ManiSkill's motion planner, by torchrl_flow",
+    }
+    ledger.merge(info, {"control_mode": args.control_mode})
+
+
+def _failures(ledger: DemoLedger) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for attempt in ledger.attempts.values():
+        if attempt.stage != "done":
+            counts[attempt.stage] = counts.get(attempt.stage, 0) + 1
+    return counts
+
+
+def _rates(ledger: DemoLedger) -> tuple[float, float]:
+    failed, attempts = _failures(ledger), len(ledger.attempts)
+    planned = attempts - failed.get("planning", 0)
+    converted = planned - failed.get("conversion", 0) - failed.get("replay", 0)
+    return planned / max(attempts, 1), converted / max(planned, 1)
+
+
+def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
+    planned, converted = _rates(ledger)
+    done = ledger.done
+    return MakeDemosReport(
+        path=ledger.path,
+        num_demos=len(done),
+        attempts=len(ledger.attempts),
+        planner_success_rate=planned,
+        conversion_success_rate=converted,
+        failures=_failures(ledger),
+        mean_steps=sum(attempt.steps for attempt in done) / len(done),
+        success_rate=sum(attempt.success for attempt in done) / len(done),
+        new_demos=len(done) - before,
+        seconds=seconds,
+    )

@@ -1,0 +1,182 @@
+"""Where a recipe's demonstrations come from: a file, the motion planner, or the planar task's script."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchrl.checkpoint import CheckpointError
+
+from torchrl_flow.data import DataError, DataWarning, DemoReplayBuffer, DemoStore, TrajectoryFile
+from torchrl_flow.data.demos.replay import open_demonstrations
+from torchrl_flow.data.demos.task_match import padding_of, require_demonstrations_of
+from torchrl_flow.demos.arguments import MakeDemosArgs
+from torchrl_flow.demos.make import make_demonstrations
+from torchrl_flow.envs import collect_demonstrations
+from torchrl_flow.envs.task_identity import PLANAR
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+
+__all__ = ["DemoSource"]
+
+DEFAULT_NUM_DEMOS = 100
+RETIMED_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSource:
+    """The demonstrations of a recipe; kept in the checkpoints, so that later stages find the same ones.
+
+    Where no path is given they are made once, by ManiSkill's motion planner or the planar task's script, and kept.
+
+    Args:
+        path: trajectory file (``.h5``) or directory of a demo store; ``None`` to make them.
+        num_demos: how many to use, the first ones of a file or store; all of them, or 100 of those that are made,
+            where ``None``.
+        quality: ``"expert"`` or ``"mixed"`` (and more for the planar task); ``None`` for the task's usual, mixed for
+            the planar one and expert elsewhere.
+        retime: see :class:`MakeDemosArgs`; where ``None``, for the control modes that it can be done for.
+        seed: first seed of the planar task's demonstrations.
+        folder: where those that are made go.
+    """
+
+    path: str | None = None
+    num_demos: int | None = DEFAULT_NUM_DEMOS
+    quality: str | None = None
+    retime: bool | None = None
+    seed: int = 0
+    folder: str = "demos"
+
+    @classmethod
+    def of_checkpoint(
+        cls, checkpoint: TrainingCheckpoint, path: str | None = None, num_demos: int | None = None
+    ) -> DemoSource:
+        """Return the demonstrations that a checkpoint was trained on.
+
+        Args:
+            checkpoint: written with ``config["demonstrations"]``.
+            path: others in their place.
+            num_demos: how many of the others; all of them where ``None``.
+
+        Raises:
+            CheckpointError: if the checkpoint does not tell and no path is given.
+        """
+        if path is not None:
+            return cls(path=path, num_demos=num_demos)
+        found = checkpoint.config.get("demonstrations")
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"{checkpoint.path} does not tell its demonstrations: name them (--demos).")
+        return cls(**found)
+
+    @property
+    def control_mode(self) -> str | None:
+        """The control mode of the demonstrations at the path; None where it is not known, or they are to be made.
+
+        Raises:
+            DataError: if there are none.
+        """
+        if self.path is None:
+            return None
+        if Path(self.path).is_dir():
+            return DemoStore.open(self.path).task_info["control_mode"]
+        with TrajectoryFile(self.path) as file:
+            return file.control_mode
+
+    def load(self, task: Mapping[str, Any], *, uses_rewards: bool = True, **chunks: Any) -> DemoReplayBuffer:
+        """Make or read the demonstrations, as a replay buffer of action chunks.
+
+        Rewards are those that the task's environment gives: where it is sparse and others were recorded, success less
+        failure takes their place, with a :class:`DataWarning`.
+
+        Args:
+            task: identity of the task (``task_info``); demonstrations of another one, or with rows of another size,
+                are refused.
+            uses_rewards: whether they will be learnt from; cloning takes demonstrations with any rewards.
+            **chunks: options of :class:`~torchrl_flow.data.DemoReplayBuffer`. ``padding="hold"`` repeats the last
+                action in control modes in which zeros are a motion (:func:`padding_of`).
+
+        Raises:
+            DataError: if they are of another task, or have rewards of another mode that cannot be replaced.
+            ValueError: if their quality is unknown.
+        """
+        where = self.path or self.folder
+        if self.path is None and task["task"] == PLANAR:
+            store = self._planar(task)
+        elif self.path is None:
+            store = open_demonstrations(self._made(task), max_episodes=self.num_demos or DEFAULT_NUM_DEMOS)
+        else:
+            store = open_demonstrations(self.path, max_episodes=self.num_demos)
+        require_demonstrations_of(task, {**store.task_info, **store.sizes, "reward_mode": None}, where)
+        if uses_rewards:
+            chunks.setdefault("rewards", _rewards(task, store, where))
+        if chunks.get("padding") == "hold":
+            chunks["padding"] = padding_of(task["control_mode"])
+        return DemoReplayBuffer(store, **chunks)
+
+    def _planar(self, task: Mapping[str, Any]) -> DemoStore:
+        quality, mode = self.quality or "mixed", task["obs_mode"]
+        number = self.num_demos or DEFAULT_NUM_DEMOS
+        root = Path(self.folder) / f"planar-{quality}-{mode}-{number}-{self.seed}"
+        episodes = collect_demonstrations(number, quality=quality, seed=self.seed, from_pixels=mode != "state")
+        if root.exists():
+            # Another run may be reading it: what is the same is left alone.
+            store, action = DemoStore.open(root), torch.cat([episode["action"] for episode in episodes])
+            if torch.equal(store.steps["action"].as_subclass(torch.Tensor), action):
+                return store
+        return DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
+
+    def _made(self, task: Mapping[str, Any]) -> Path:
+        quality: Literal["expert", "mixed"] = self.quality or "expert"  # pyright: ignore[reportAssignmentType]
+        report = make_demonstrations(
+            MakeDemosArgs(
+                task=task["task"],
+                num_demos=self.num_demos or DEFAULT_NUM_DEMOS,
+                out_dir=self.folder,
+                obs_mode=task["obs_mode"],
+                control_mode=task["control_mode"],
+                retime=task["control_mode"] in RETIMED_MODES if self.retime is None else self.retime,
+                quality=quality,
+            )
+        )
+        print(report.summary())
+        return report.path
+
+
+def _rewards(task: Mapping[str, Any], store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
+    """Which rewards of the demonstrations are of one scale with the environment's."""
+    # Checkpoints of the planar task made before it told its mode are of the only one.
+    here, there = (
+        task.get("reward_mode") or ("sparse" if task["task"] == PLANAR else None),
+        store.task_info["reward_mode"],
+    )
+    if here is None or here == there:
+        return "recorded"
+    if here == "sparse":
+        sparse = store.sparse_reward()
+        if torch.equal(store.steps["reward"].as_subclass(torch.Tensor).squeeze(-1), sparse):
+            return "recorded"
+        # Where not even the mode is known, no success at all may mean that none was recorded.
+        if store.has_success and (there is not None or bool(sparse.any())):
+            warnings.warn(
+                f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones: success less "
+                "failure is used in place of the recorded rewards.",
+                DataWarning,
+                stacklevel=3,
+            )
+            return "sparse"
+    if there is None:
+        warnings.warn(
+            f"{where} does not tell the mode of its rewards, and the environment's is {here!r}: they are used as they "
+            "are. Give reward_mode in the task_info of the store.",
+            DataWarning,
+            stacklevel=3,
+        )
+        return "recorded"
+    raise DataError(
+        f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones, which cannot be made of "
+        "them. Record the demonstrations with the environment's reward mode (replay_trajectory --record-rewards "
+        f"--reward-mode {here})."
+    )

@@ -1,0 +1,118 @@
+"""The environment of a chunk policy, and resets to fixed seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tensordict import NestedKey, TensorDictBase
+from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
+
+from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
+from torchrl_flow.envs.transforms.frames import FrameRecorder
+
+__all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
+
+STEP_SUCCESS = "step_success"
+"""Key of the success of the last executed env step, beside ``success``, which is latched over the chunk."""
+
+EPISODE_REWARD = "episode_reward"
+"""Key of the undiscounted sum of env-step rewards, the default ``out_key`` of ``RewardSum``."""
+
+
+def make_chunk_env(
+    base_env: EnvBase,
+    *,
+    obs_horizon: int,
+    act_horizon: int,
+    gamma: float,
+    obs_keys: Sequence[NestedKey] = ("observation",),
+    success_key: NestedKey = "success",
+    **chunk: Any,
+) -> TransformedEnv:
+    """Build the environment in which one step executes a chunk of actions.
+
+    From the inside to the outside, all but the last once per env step: ``RewardSum`` (the undiscounted
+    return, key ``episode_reward``); a copy of ``success`` under ``step_success`` (``success`` itself is
+    latched over the chunk, so that only the copy tells whether the *last* step succeeded); a
+    :class:`~torchrl_flow.envs.transforms.frames.FrameRecorder`, off until an evaluation asks for frames; the
+    observation history; and :class:`~torchrl_flow.envs.SMDPChunk`.
+
+    Args:
+        base_env: env of single actions ``[*B, A]``; batched or not.
+        obs_horizon: number of observations in the history, at least 1.
+        act_horizon: number of actions executed per step, at least 1.
+        gamma: discount of the rewards inside a chunk, in [0, 1].
+        obs_keys: observations that get a history dimension.
+        success_key: where the env tells success; nothing is copied where the env has no such key.
+        **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
+
+    Returns:
+        An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
+
+    Raises:
+        ValueError: if an observation key is not there; the horizons are checked by the transforms.
+    """
+    known = set(base_env.full_observation_spec.keys(True, True))
+    missing = [key for key in obs_keys if key not in known]
+    if missing:
+        raise ValueError(
+            f"obs_keys names {missing}, which the environment does not give; it gives {sorted(map(str, known))}."
+        )
+    per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
+    if success_key in known:
+        per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
+    per_step.append(FrameRecorder())
+    history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
+    transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])
+    return TransformedEnv(base_env, transforms)
+
+
+def base_env(env: EnvBase) -> EnvBase:
+    """Return the environment below all transforms, which holds the state of the simulation and is what to checkpoint.
+
+    A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
+    """
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
+def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
+    """Reset every sub-environment to the initial state of its own seed.
+
+    An unbatched env gets ``reset(seed=int)``, a batched one ``reset(seed=[int, ...])``; ``SerialEnv`` and
+    ``ParallelEnv`` hand each worker its share. ``EnvBase.set_seed`` does not serve here: it derives the seeds
+    of the sub-environments from the first one.
+
+    Args:
+        env: env whose ``reset`` takes ``seed``, below any transforms.
+        seeds: one seed per sub-environment, ``env.batch_size.numel()`` of them.
+
+    Raises:
+        ValueError: if the number of seeds is wrong.
+        RuntimeError: if the env's reset takes no seed.
+    """
+    num_envs = env.batch_size.numel()
+    if len(seeds) != num_envs:
+        raise ValueError(f"seeds must hold one seed per sub-environment, {num_envs}, got {len(seeds)}.")
+    seeds = [int(seed) for seed in seeds]
+    base = base_env(env)
+    if isinstance(base, BatchedEnvBase):
+        share = num_envs // base.num_workers
+        shares = [seeds[i : i + share] for i in range(0, num_envs, share)]
+        nested = len(base.batch_size) > 1
+        kwargs = {"list_of_kwargs": [{"seed": part if nested else part[0]} for part in shares]}
+    else:
+        kwargs = {"seed": seeds if len(env.batch_size) else seeds[0]}
+    try:
+        return env.reset(**kwargs)
+    except TypeError as error:
+        if "seed" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{type(base).__name__}.reset does not take a seed ({error}). Evaluation starts every episode "
+            "from its own seed: let `_reset(self, tensordict, seed=None, **kwargs)` accept an int, or one "
+            "int per sub-environment."
+        ) from error

@@ -1,0 +1,1 @@
+"""The planar pick-and-place task, vectorised in PyTorch, and its demonstrator."""

@@ -1,0 +1,98 @@
+"""Identity of a task, and checks that demonstrations and options fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.data.tensor_specs import Bounded
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs.chunk_env import base_env
+from torchrl_flow.envs.maniskill.requirements import maniskill_installed
+from torchrl_flow.util.suggest import did_you_mean
+
+__all__ = [
+    "PLANAR",
+    "action_bounds",
+    "require_num_envs",
+    "require_task_name",
+    "task_info",
+]
+
+PLANAR = "planar"
+"""Name of the planar task."""
+
+
+def task_info(env: EnvBase) -> dict[str, Any]:
+    """Return the identity of an environment's task, below any transforms, with the sizes of what it gives and takes.
+
+    The sizes are ``state_dim``, ``pixels_size`` (``[h, w]``; None without images) and ``action_dim``; an environment
+    that has neither ``observation`` nor ``pixels`` has none.
+
+    Raises:
+        ValueError: if the environment has no identity.
+    """
+    env = base_env(env)
+    info: Any = getattr(env, "task_info", None)
+    if not isinstance(info, Mapping):
+        raise ValueError(
+            f"{type(env).__name__} has no task_info, a mapping with at least task, control_mode and obs_mode."
+        )
+    return {**info, **_sizes(env)}
+
+
+def _sizes(env: EnvBase) -> dict[str, Any]:
+    specs: dict[Any, Any] = dict(env.full_observation_spec.items())
+    state, pixels = specs.get("observation"), specs.get("pixels")
+    if state is None and pixels is None:
+        return {}
+    return {
+        "state_dim": None if state is None else int(state.shape[-1]),
+        "pixels_size": None if pixels is None else [int(size) for size in pixels.shape[-2:]],
+        "action_dim": int(env.full_action_spec[env.action_key].shape[-1]),
+    }
+
+
+def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
+    """Return the bounds ``[A]`` of one action of an environment, of single actions or of chunks; None without any."""
+    spec: Any = env.full_action_spec_unbatched[env.action_key]
+    if not isinstance(spec, Bounded):
+        return None, None
+    box: Any = spec.space
+    low, high = (torch.as_tensor(bound).reshape(-1, spec.shape[-1])[0] for bound in (box.low, box.high))
+    return low.cpu().clone(), high.cpu().clone()
+
+
+def require_task_name(task: str) -> None:
+    """Refuse a misspelt name of the planar task; ManiSkill tells those of its own where it is installed.
+
+    Raises:
+        ValueError: naming the task that was probably meant.
+    """
+    if task == PLANAR:
+        return
+    hint = did_you_mean(task, [PLANAR])
+    # Where ManiSkill is, a name that is like it may be that of a task that the user has registered.
+    if task.lower() == PLANAR or (hint and not maniskill_installed()):
+        raise ValueError(f"there is no task {task!r}.{hint}")
+
+
+def require_num_envs(
+    task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
+) -> None:
+    """Refuse sub-environments that a task cannot have.
+
+    Raises:
+        ValueError: for more than one of ManiSkill that renders on the CPU, or a misspelt task.
+    """
+    require_task_name(task)
+    renders = "rgb" in (obs_mode or "state")
+    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
+        raise ValueError(
+            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
+            "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "
+            "torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
+        )

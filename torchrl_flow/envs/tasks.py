@@ -1,0 +1,155 @@
+"""Tasks by name: the environment that a recipe, a checkpoint or the command line asks for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs.chunk_env import make_chunk_env
+from torchrl_flow.envs.maniskill import BatchUnsupportedError, ManiSkillEnv, maniskill_renders
+from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
+from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
+
+__all__ = [
+    "ObsMode",
+    "default_num_envs",
+    "make_evaluation_env",
+    "make_task_chunk_env",
+    "make_task_env",
+    "observation_keys",
+]
+
+ObsMode = Literal["state", "rgb", "rgb+state"]
+PLANAR_CONTROL_MODE = "delta_position"
+
+
+def observation_keys(obs_mode: str) -> tuple[str, ...]:
+    """Return the observation keys of a mode.
+
+    Examples:
+        >>> observation_keys("rgb+state")
+        ('observation', 'pixels')
+    """
+    keys = {"state": ("observation",), "rgb": ("observation", "pixels"), "rgb+state": ("observation", "pixels")}
+    if obs_mode not in keys:
+        raise ValueError(f"obs_mode must be one of {sorted(keys)}, got {obs_mode!r}.")
+    return keys[obs_mode]
+
+
+def make_task_env(
+    task: str,
+    *,
+    obs_mode: str = "state",
+    control_mode: str | None = None,
+    num_envs: int | None = None,
+    max_episode_steps: int | None = None,
+    ignore_terminations: bool = False,
+    **kwargs: Any,
+) -> EnvBase:
+    """Make the environment of single actions of a task.
+
+    Args:
+        task: ``"planar"`` or the ManiSkill id of a task.
+        obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
+        control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
+        num_envs: sub-environments; ``None`` for one, unbatched.
+        max_episode_steps: time limit; the task's own where ``None``.
+        ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
+        **kwargs: passed to the environment.
+
+    Raises:
+        ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
+    """
+    observation_keys(obs_mode)
+    require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"), obs_mode)
+    if max_episode_steps is not None:
+        kwargs["max_episode_steps"] = max_episode_steps
+    if task == PLANAR:
+        if obs_mode == "rgb":
+            raise ValueError("the planar task has the obs_mode 'state' or 'rgb+state': its state is always seen.")
+        if control_mode not in (None, PLANAR_CONTROL_MODE):
+            raise ValueError(
+                f"the planar task has the control mode {PLANAR_CONTROL_MODE!r} alone, got {control_mode!r}."
+            )
+        pixels = obs_mode != "state"
+        return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
+    if control_mode is not None:
+        kwargs["control_mode"] = control_mode
+    return ManiSkillEnv(task, num_envs=num_envs, obs_mode=obs_mode, ignore_terminations=ignore_terminations, **kwargs)
+
+
+def make_task_chunk_env(
+    task: str, *, obs_horizon: int, act_horizon: int, gamma: float, obs_mode: str = "state", **kwargs: Any
+) -> EnvBase:
+    """Make the environment of a task in which one step executes a chunk (:func:`make_chunk_env`).
+
+    Args:
+        task: as in :func:`make_task_env`.
+        obs_horizon: number of observations in the history.
+        act_horizon: number of actions executed per step.
+        gamma: discount of the rewards inside a chunk.
+        obs_mode: what is observed.
+        **kwargs: passed to :func:`make_task_env`.
+    """
+    # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
+    renders = obs_mode != "state" and task != PLANAR
+    return make_chunk_env(
+        make_task_env(task, obs_mode=obs_mode, **kwargs),
+        obs_horizon=obs_horizon,
+        act_horizon=act_horizon,
+        gamma=gamma,
+        obs_keys=observation_keys(obs_mode),
+        render_last=obs_horizon if renders else None,
+    )
+
+
+def default_num_envs(
+    task: str, obs_mode: str | None = "state", episodes: int | None = None, visuals: bool | None = None
+) -> int | None:
+    """Return how many sub-environments an evaluation runs at a time; its result is the same for any number.
+
+    Args:
+        task: name of the task.
+        obs_mode: what is observed.
+        episodes: of the evaluation; the number divides them without a small rest.
+        visuals: whether the environment shall be able to film; ``None`` where the machine can.
+
+    Returns:
+        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, where it renders: only
+        single ones do.
+
+    Examples:
+        >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
+        (50, None)
+        >>> default_num_envs("PickCube-v1", episodes=60, visuals=False)
+        20
+    """
+    most = 50 if task == PLANAR else 25
+    if task != PLANAR:
+        renders = "rgb" in (obs_mode or "state")
+        if renders or visuals or (visuals is None and maniskill_renders()):
+            return None
+    return most if episodes is None else math.ceil(episodes / math.ceil(episodes / most))
+
+
+def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any) -> EnvBase:
+    """Make the chunk environment to evaluate in, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
+    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
+
+    Args:
+        task: as in :func:`make_task_env`.
+        episodes: how many will be played, for the default of ``num_envs``.
+        **kwargs: passed to :func:`make_task_chunk_env`.
+    """
+    kwargs.setdefault("ignore_terminations", True)
+    if "num_envs" in kwargs or str(kwargs.get("sim_backend", "physx_cpu")) != "physx_cpu":
+        return make_task_chunk_env(task, **kwargs)
+    number = default_num_envs(task, kwargs.get("obs_mode"), episodes, kwargs.get("visuals"))
+    try:
+        return make_task_chunk_env(task, num_envs=number, **kwargs)
+    except BatchUnsupportedError:
+        return make_task_chunk_env(task, **kwargs)

@@ -1,0 +1,130 @@
+"""The frames of episodes, recorded at every environment step."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, Transform, TransformedEnv
+
+__all__ = ["FrameRecorder", "as_frames", "find_recorder"]
+
+
+def as_frames(images: Any) -> np.ndarray:
+    """Return rendered images as uint8 ``[N, h, w, 3]``, one per sub-environment.
+
+    Args:
+        images: array, tensor, or list of them: ``[h, w, 3]``, ``[3, h, w]`` or the same with leading batch
+            dimensions, uint8. Channels first is assumed where the last dimension is not 3.
+
+    Raises:
+        ValueError: if the values are not uint8 or no dimension holds 3 channels.
+
+    Examples:
+        >>> as_frames(torch.zeros(3, 8, 10, dtype=torch.uint8)).shape
+        (1, 8, 10, 3)
+    """
+    if isinstance(images, (list, tuple)):
+        images = np.stack([i.detach().cpu().numpy() if isinstance(i, Tensor) else np.asarray(i) for i in images])
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"frames must be uint8 in [0, 255], got {array.dtype}; scale and cast them in the env's `render`."
+        )
+    if array.ndim < 3 or 3 not in (array.shape[-1], array.shape[-3]):
+        raise ValueError(f"frames must be [*B, h, w, 3] or [*B, 3, h, w], got shape {array.shape}.")
+    if array.shape[-1] != 3:
+        array = np.moveaxis(array, -3, -1)
+    return array.reshape(-1, *array.shape[-3:])
+
+
+class _Recording:
+    """What a recorder shares with its clones, of which TorchRL makes the parents of later transforms."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.frames: list[np.ndarray] = []
+
+
+class FrameRecorder(Transform):
+    """Keeps the frames that the env renders at every env step, also at those inside a chunk.
+
+    Placed before :class:`~torchrl_flow.envs.SMDPChunk`, it sees every env step, so that videos are
+    smooth. It writes nothing to the TensorDict and costs nothing while it is off, which it is until
+    :meth:`start`. :class:`torchrl.record.PixelRenderTransform` with :class:`torchrl.record.VideoRecorder`
+    does not serve: the images become observations of every step (and of the specs, for which it resets and
+    renders), all sub-environments are tiled at once although their episodes end at different times, and
+    writing a file needs torchcodec.
+
+    Frames come from the ``render()`` of the parent env: uint8, one image or one per sub-environment. Where it
+    takes ``index``, the number of a sub-environment, only those recorded are drawn.
+
+    Examples:
+        >>> from torchrl_flow.envs import FrameRecorder
+        >>> recorder = FrameRecorder()
+        >>> recorder.start(rows=1)
+        >>> recorder.stop()
+        []
+    """
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=[], out_keys=[])
+        self._recording = _Recording()
+
+    def start(self, rows: int) -> None:
+        """Drop what was recorded and record from now on the first ``rows`` sub-environments."""
+        self._recording.rows = rows
+        self._recording.frames = []
+
+    def stop(self) -> list[np.ndarray]:
+        """Stop and return the frames, one uint8 ``[rows, h, w, 3]`` per env step, the reset's first."""
+        frames, self._recording.frames = self._recording.frames, []
+        self._recording.rows = 0
+        return frames
+
+    def _capture(self) -> None:
+        recording = self._recording
+        if not recording.rows:
+            return
+        parent = self.parent
+        render = getattr(parent, "render", None)
+        if parent is None or not callable(render):
+            raise RuntimeError("Recording frames needs an environment with a `render()` method that returns images.")
+        if parent.batch_size and "index" in inspect.signature(render).parameters:
+            frames = np.concatenate([as_frames(render(index=i)) for i in range(recording.rows)])
+        else:
+            frames = as_frames(render())
+        if len(frames) < recording.rows:
+            raise RuntimeError(
+                f"`render()` gave {len(frames)} image(s) where {recording.rows} sub-environments are "
+                "recorded: it must give one per sub-environment."
+            )
+        # The renderer may reuse its buffer for the next frame.
+        recording.frames.append(frames[: recording.rows].copy())
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        self._capture()
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        # A partial reset belongs to the episode after the one that is recorded: no frame of its own.
+        if tensordict is None or "_reset" not in tensordict:
+            self._capture()
+        return tensordict_reset
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return ``tensordict`` unchanged: outside an environment there is nothing to render."""
+        return tensordict
+
+
+def find_recorder(env: EnvBase) -> FrameRecorder | None:
+    """Return the recorder among the transforms of ``env``, or None."""
+    while isinstance(env, TransformedEnv):
+        for module in env.transform.modules():
+            if isinstance(module, FrameRecorder):
+                return module
+        env = env.base_env
+    return None

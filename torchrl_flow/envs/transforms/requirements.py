@@ -1,0 +1,80 @@
+"""Requirements of a chunk transform on its environment, and the spec of the summed rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data.tensor_specs import ContinuousBox
+from torchrl.envs import EnvBase, StepCounter, Transform
+from torchrl.envs.batched_envs import BatchedEnvBase
+
+from torchrl_flow.envs.transforms.inner import innermost_env
+
+__all__ = [
+    "check_can_skip_rendering",
+    "check_no_autoreset",
+    "float_dtype",
+    "single_reward",
+    "sum_spec",
+]
+
+
+def check_no_autoreset(base_env: EnvBase) -> None:
+    """Raises RuntimeError where ``base_env`` resets itself."""
+    if base_env.__dict__.get("_torchrl_native_autoreset", False):
+        raise RuntimeError(
+            "the base env resets itself when an episode ends, which would mix two episodes in a chunk: "
+            "switch its native auto-reset off."
+        )
+
+
+def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform]) -> None:
+    """Raises ValueError where the image at the end of an episode could be missed."""
+    env = innermost_env(base_env)
+    if isinstance(env, BatchedEnvBase):
+        raise ValueError("render_last needs the transform inside of the workers of a batched env.")
+    if not hasattr(env, "set_render_enabled"):
+        raise ValueError(
+            f"render_last needs a base env with `set_render_enabled`, which {type(env).__name__} lacks: "
+            "leave render_last out."
+        )
+    if any(isinstance(t, StepCounter) and t.max_steps is not None for t in transforms):
+        raise ValueError(
+            "render_last does not go with a StepCounter(max_steps=...) before SMDPChunk, which ends episodes "
+            "without the env's knowledge: place it after, or set the env's own time limit."
+        )
+
+
+def single_reward(reward_spec: Composite) -> TensorSpec:
+    """The one reward ``[*B, 1]`` of an env; raises ValueError where it has another one or several."""
+    specs = {key: reward_spec[key] for key in reward_spec.keys(True, True)}
+    if [spec.shape for spec in specs.values()] != [(*reward_spec.shape, 1)]:
+        shapes = {key: tuple(spec.shape) for key, spec in specs.items()}
+        raise ValueError(f"return_step_rewards needs an env with one reward of shape [*B, 1], got {shapes}.")
+    return next(iter(specs.values()))
+
+
+def sum_spec(spec: TensorSpec, total: float) -> TensorSpec:
+    """The spec of a weighted sum of rewards, with weights that start at 1 and add up to ``total`` at most."""
+    dtype = float_dtype(spec.dtype)
+    if isinstance(spec, Bounded):
+        box = cast(ContinuousBox, spec.space)
+        low, high = box.low.to(dtype), box.high.to(dtype)
+        return Bounded(
+            low=torch.minimum(low, low * total),
+            high=torch.maximum(high, high * total),
+            shape=spec.shape,
+            dtype=dtype,
+            device=spec.device,
+        )
+    if dtype is spec.dtype:
+        return spec
+    return Unbounded(shape=spec.shape, dtype=dtype, device=spec.device)
+
+
+def float_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or the default one in the place of an integer type."""
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()

@@ -1,0 +1,18 @@
+"""Evaluation over fixed seeds, of chunk policies in environments and of offline policies."""
+
+from __future__ import annotations
+
+from torchrl_flow.evaluation.offline_task import OfflineTask, SlateReturns, episode_returns
+from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
+from torchrl_flow.evaluation.result import EvaluationResult
+
+__all__ = [
+    "EvaluationResult",
+    "OfflineTask",
+    "SlateReturns",
+    "compare_num_steps",
+    "episode_returns",
+    "evaluate",
+    "success_metrics",
+    "warm_up",
+]

@@ -1,0 +1,210 @@
+"""Evaluation of a policy: one episode per fixed seed, success with intervals, return, length and latency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import nn
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_flow.envs.transforms.frames import FrameRecorder, find_recorder
+from torchrl_flow.evaluation.group_rollout import GroupRollout, Policy
+from torchrl_flow.evaluation.result import EvaluationResult
+from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.randomness import isolated_rng
+
+__all__ = ["compare_num_steps", "evaluate", "success_metrics", "warm_up"]
+
+
+def evaluate(
+    env: EnvBase,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    max_steps: int | None = None,
+    exploration_type: ExplorationType = ExplorationType.RANDOM,  # pyright: ignore[reportArgumentType]
+    noise_scale: float = 1.0,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    success_key: NestedKey | None = "success",
+    num_videos: int = 0,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Run one episode from every seed and report success, return, length and latency.
+
+    The result depends on the weights and the seeds alone. Every episode starts from ``env.reset(seed=...)``; a
+    flow policy (one with ``noise_key`` and ``noise_shape``) gets noise from a generator of each episode's own, so
+    that it does not matter which episodes run beside it; another policy draws from the global generators, seeded
+    for each group of episodes. They are put back afterwards, so that evaluating or not leaves training the same. A
+    batched env runs as many episodes at a time as it has sub-environments; where the last group is smaller it is
+    padded and the padding dropped. Use a separate env for evaluation, because it is left in the middle of an
+    episode.
+
+    With ManiSkill's protocol (``ignore_terminations=True``) every episode runs to the time limit:
+    ``success_once`` tells whether any env step succeeded, ``success_at_end`` whether the last one did.
+
+    :class:`torchrl.collectors.Evaluator` is not used underneath: it takes the first N trajectories that
+    *end*, which favours short ones, from whatever state the env is in, and has neither seeds per episode nor
+    the per-step success inside a chunk. For a cheap curve in the background of a training run it fits; pass
+    it the env of :func:`make_chunk_env` and ``metrics_fn=success_metrics``.
+
+    Args:
+        env: chunk env (see :func:`make_chunk_env`) or env of single actions, batched or not.
+        policy: maps the observation TensorDict to one with the action.
+        seeds: one per episode, in the order of the result.
+        max_steps: end an episode after this many env steps (at the end of the chunk); None: when it is done.
+        exploration_type: RANDOM samples a flow policy; DETERMINISTIC starts its flow at zero noise.
+        noise_scale: standard deviation of the noise that a flow policy starts from. Below 1 its actions keep closer to
+            their mode: a policy cloned from unsteady demonstrations, or trained to explore, does better for it.
+        policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
+        success_key: where the env tells success; None for a task without.
+        num_videos: keep the frames of this many episodes, the first ones. Rendering takes part of the times that are
+            measured, so film in a pass of its own where times are compared.
+        progress: show progress.
+
+    Raises:
+        ValueError: if the seeds are empty or repeat, the env lacks what is asked for, naming the key, or
+            ``noise_scale`` is negative or given for a policy that takes no noise.
+
+    Examples:
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_flow.evaluation import evaluate
+        >>> env = GymEnv("CartPole-v1", device="cpu")
+        >>> result = evaluate(env, env.rand_action, seeds=[1, 2], success_key=None, progress=False)
+        >>> result.episodes, bool(result.returns[0] == result.lengths[0])
+        (2, True)
+    """
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must hold at least one seed and none twice, got {seeds}.")
+    if not noise_scale >= 0:
+        raise ValueError(f"noise_scale must be at least 0, got {noise_scale}.")
+    if noise_scale != 1 and not hasattr(policy, "noise_shape"):
+        raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
+    recorder = _recorder_for(env, num_videos)
+    group_size = env.batch_size.numel()
+    groups = []
+    start = time.perf_counter()
+    with (
+        _as_in_use(policy),
+        torch.no_grad(),
+        set_exploration_type(exploration_type),
+        isolated_rng(0),
+        Progress(len(seeds), description="evaluate", unit="ep", enabled=progress) as bar,
+    ):
+        for first in range(0, len(seeds), group_size):
+            group = seeds[first : first + group_size]
+            padded = group + [group[-1]] * (group_size - len(group))
+            rollout = GroupRollout(env, policy, policy_kwargs or {}, success_key, max_steps, noise_scale)
+            rollout.run(padded, recorder, rows=min(len(group), max(0, num_videos - first)))
+            groups.append(rollout.finish(len(group)))
+            bar.update(len(group), **_running_success(groups))
+    return EvaluationResult.from_groups(seeds, groups, wall_s=time.perf_counter() - start)
+
+
+def compare_num_steps(
+    env: EnvBase, policy: Policy, seeds: Sequence[int], num_steps: Sequence[int] = (1, 2, 4, 8), **kwargs: Any
+) -> dict[int, EvaluationResult]:
+    """Evaluate a flow policy at several numbers of sampling steps K, over the same seeds.
+
+    Each K is warmed up before its clock starts (:func:`warm_up`), so that none pays for what the first call sets up.
+
+    Args:
+        env: see :func:`evaluate`.
+        policy: flow policy that takes ``num_steps`` when called.
+        seeds: one per episode, the same for every K.
+        num_steps: the numbers of sampling steps.
+        **kwargs: passed to :func:`evaluate`.
+
+    Returns:
+        The result of each K, in the order given: success and latency side by side.
+
+    Raises:
+        ValueError: if ``num_steps`` is empty or holds a number below 1.
+    """
+    if not num_steps or min(num_steps) < 1:
+        raise ValueError(f"num_steps must hold numbers of at least 1, got {list(num_steps)}.")
+    extra = dict(kwargs.pop("policy_kwargs", None) or {})
+    found = {}
+    for k in num_steps:
+        own = {**extra, "num_steps": k}
+        warm_up(env, policy, seeds, policy_kwargs=own, success_key=kwargs.get("success_key", "success"))
+        found[k] = evaluate(env, policy, seeds, policy_kwargs=own, **kwargs)
+    return found
+
+
+def warm_up(
+    env: EnvBase,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    success_key: NestedKey | None = "success",
+) -> None:
+    """Take one step of an episode, so that no evaluation pays for what the first one sets up: kernels, compilation.
+
+    What :func:`evaluate` finds stays the same, as it depends on weights and seeds alone.
+
+    Args:
+        env: see :func:`evaluate`.
+        policy: see :func:`evaluate`.
+        seeds: of the evaluation; the first one serves.
+        policy_kwargs: see :func:`evaluate`.
+        success_key: see :func:`evaluate`.
+    """
+    first = list(seeds)[:1]
+    evaluate(env, policy, first, max_steps=1, policy_kwargs=policy_kwargs, success_key=success_key, progress=False)
+
+
+def success_metrics(trajectories: TensorDictBase, success_key: NestedKey = ("next", "success")) -> dict[str, float]:
+    """Return the rate of ``success_once``, as ``metrics_fn`` of :class:`torchrl.collectors.Evaluator`.
+
+    Args:
+        trajectories: what the evaluator collected, in either of its layouts: padded ``[n, t]`` with the mask
+            of valid steps under ``("collector", "mask")``, or flat ``[t]`` with ``("collector", "traj_ids")``.
+        success_key: success of each step.
+    """
+    success = trajectories.get(success_key).reshape(trajectories.shape)
+    mask = trajectories.get(("collector", "mask"), None)
+    if mask is not None:
+        once = (success & mask.reshape(success.shape)).any(-1)
+    else:
+        ids = trajectories.get(("collector", "traj_ids")).reshape(-1)
+        once = torch.stack([success.reshape(-1)[ids == i].any() for i in ids.unique()])
+    return {"success_once": once.float().mean().item()}
+
+
+def _running_success(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    flags = [group["success_once"] for group in groups]
+    return {} if flags[0] is None else {"success_once": torch.cat(flags).float().mean().item()}
+
+
+def _recorder_for(env: EnvBase, num_videos: int) -> FrameRecorder | None:
+    if num_videos < 1:
+        return None
+    recorder = find_recorder(env)
+    if recorder is None:
+        raise ValueError(
+            f"num_videos={num_videos} needs a FrameRecorder among the transforms of the environment, before "
+            "the chunk transform: make the env with make_chunk_env, or append FrameRecorder() to an env of "
+            "single actions."
+        )
+    return recorder
+
+
+@contextmanager
+def _as_in_use(policy: Policy) -> Iterator[None]:
+    """Put every module of the policy in evaluation mode, and back in its own mode after."""
+    modes = [(m, m.training) for m in policy.modules()] if isinstance(policy, nn.Module) else []
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,17 @@
+"""What reports are made of: plots and their axes, tables, pages, videos."""
+
+from __future__ import annotations
+
+from torchrl_flow.figures.notebook import InlineVideo, show_video
+from torchrl_flow.figures.tables import markdown_table, mean_and_deviation
+from torchrl_flow.figures.video import tile_episodes, video_suffix, write_video
+
+__all__ = [
+    "InlineVideo",
+    "markdown_table",
+    "mean_and_deviation",
+    "show_video",
+    "tile_episodes",
+    "video_suffix",
+    "write_video",
+]

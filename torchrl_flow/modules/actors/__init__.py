@@ -1,0 +1,1 @@
+"""The flow actor, its configuration, and actors built around it."""

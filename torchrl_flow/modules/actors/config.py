@@ -1,0 +1,180 @@
+"""A flat description of a flow actor from which it can be built again, and the builder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_flow.functional.chunk import ChunkAlignment
+from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.observation.encoders import ObservationEncoder, PixelEncoder
+from torchrl_flow.modules.observation.normalizer import Normalizer, NormalizerMode
+from torchrl_flow.modules.velocity.dit import ShortCutVelocityDiT
+from torchrl_flow.modules.velocity.mlp import ShortCutVelocityMLP
+from torchrl_flow.modules.velocity.unet import ShortCutVelocityUNet1D
+
+VelocityNetwork = Literal["mlp", "unet", "dit"]
+"""Name of a velocity network: MLP, U-Net or transformer."""
+Statistics = Mapping[str, Mapping[str, Tensor]]
+"""Statistics of a data set: name of the statistic and tensor, by key."""
+
+__all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowActorConfig:
+    """All that is needed, beside the weights, to build a :class:`FlowActor`; plain numbers and strings.
+
+    Raises:
+        ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, or a name is unknown.
+    """
+
+    action_dim: int
+    """A, size of one action."""
+    state_dim: int | None = None
+    """D, size of one state observation; None where the policy sees images alone."""
+    pixels_size: tuple[int, int] | None = None
+    """Height and width of the RGB images; None where the policy sees the state alone."""
+    obs_horizon: int = 2
+    """T, frames of history that the policy sees."""
+    pred_horizon: int = 16
+    """H, steps of a predicted chunk."""
+    act_horizon: int = 8
+    """H_a, steps of a chunk that are executed."""
+    alignment: ChunkAlignment = "newest"
+    """Whether a chunk starts at the newest or the oldest observation's step."""
+    network: VelocityNetwork = "mlp"
+    """The velocity network."""
+    width: int = 256
+    """Hidden width (mlp), token width (dit), or channels of the finest level (unet; doubled at each level)."""
+    depth: int = 3
+    """Residual blocks (mlp), transformer blocks (dit), or levels (unet)."""
+    dropout: float = 0.0
+    """Dropout rate (mlp)."""
+    max_steps: int = 16
+    """M, steps of the finest ShortCut sampler; a power of two."""
+    num_steps: int = 4
+    """K, sampling steps; a power of two up to max_steps."""
+    state_normalizer: NormalizerMode = "meanstd"
+    """How states are normalised."""
+    state_bound: float | None = 5.0
+    """Bound on normalised states; None for none."""
+    action_normalizer: NormalizerMode = "meanstd"
+    """How actions are normalised."""
+    state_noise: float = 0.0
+    """Scale of the training noise on normalised states."""
+    shift: int = 4
+    """Largest random shift of images in training, in pixels."""
+    pixel_features: int = 64
+    """Features per frame of the image encoder."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.state_dim is None and self.pixels_size is None:
+            raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
+        if self.network not in ("mlp", "unet", "dit"):
+            raise ValueError(f"network must be 'mlp', 'unet' or 'dit', got {self.network!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain, JSON-able values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FlowActorConfig:
+        """Rebuild a configuration from :meth:`to_dict`.
+
+        Raises:
+            ValueError: if a field is unknown, naming it and those that are known.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown fields {unknown} in a FlowActorConfig; known are {sorted(known)}.")
+        values = dict(values)
+        if values.get("pixels_size") is not None:
+            values["pixels_size"] = tuple(values["pixels_size"])
+        return cls(**values)
+
+
+def _make_velocity_network(config: FlowActorConfig, cond_dim: int) -> nn.Module:
+    sizes = (config.action_dim, config.pred_horizon, cond_dim)
+    if config.network == "mlp":
+        return ShortCutVelocityMLP(*sizes, width=config.width, depth=config.depth, dropout=config.dropout)
+    if config.network == "dit":
+        return ShortCutVelocityDiT(*sizes, width=config.width, depth=config.depth)
+    channels = [config.width * 2**level for level in range(config.depth)]
+    return ShortCutVelocityUNet1D(*sizes, channels=channels)
+
+
+def _normalizer(
+    statistics: Statistics | None, key: str, size: int, mode: NormalizerMode, bound: float | None = None
+) -> Normalizer:
+    if statistics is None:
+        return Normalizer(size, bound=bound)
+    if key not in statistics:
+        raise ValueError(f"statistics hold no {key!r}, only {sorted(statistics)}.")
+    normalizer = Normalizer.from_statistics(statistics[key], mode=mode, bound=bound)
+    if normalizer.loc.shape[0] != size:
+        raise ValueError(f"the statistics of {key!r} have {normalizer.loc.shape[0]} dimensions, not {size}.")
+    return normalizer
+
+
+def make_flow_actor(
+    config: FlowActorConfig,
+    *,
+    statistics: Statistics | None = None,
+    action_low: Tensor | None = None,
+    action_high: Tensor | None = None,
+) -> FlowActor:
+    """Build the flow actor that a configuration describes.
+
+    Args:
+        config: the description.
+        statistics: of the data that the actor will be trained on, ``{"observation": ..., "action": ...}``, each with
+            what :meth:`Normalizer.from_statistics` needs. Without, normalisers are the identity until a state dict
+            is loaded.
+        action_low: lower bound of actions, ``[A]``; -inf where ``None``.
+        action_high: upper bound of actions, ``[A]``; inf where ``None``.
+
+    Returns:
+        the actor, with the configuration as ``actor.config``.
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
+    pixel_encoder = state_shape = state_normalizer = None
+    if config.pixels_size is not None:
+        shape = (config.obs_horizon, 3, *config.pixels_size)
+        pixel_encoder = PixelEncoder(shape, features=config.pixel_features)
+    if config.state_dim is not None:
+        state_shape = (config.obs_horizon, config.state_dim)
+        state_normalizer = _normalizer(
+            statistics, "observation", config.state_dim, config.state_normalizer, config.state_bound
+        )
+    encoder = ObservationEncoder(
+        state_shape=state_shape,
+        pixel_encoder=pixel_encoder,
+        state_normalizer=state_normalizer,
+        state_noise=config.state_noise,
+        shift=config.shift,
+    )
+    # Unbounded sides are stored as infinities, so that every state dict of a configuration has the same entries.
+    infinity = torch.full((config.action_dim,), torch.inf)
+    actor = FlowActor(
+        _make_velocity_network(config, encoder.out_features),
+        encoder,
+        act_horizon=config.act_horizon,
+        obs_horizon=config.obs_horizon,
+        action_normalizer=_normalizer(statistics, "action", config.action_dim, config.action_normalizer),
+        alignment=config.alignment,
+        num_steps=config.num_steps,
+        max_steps=config.max_steps,
+        action_low=-infinity if action_low is None else action_low,
+        action_high=infinity if action_high is None else action_high,
+    )
+    actor.config = config
+    return actor

@@ -1,0 +1,211 @@
+"""The policy object of every algorithm here: observation in, action chunk out, by a flow from noise."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from torchrl_flow.functional.chunk import ChunkAlignment, executed_slice
+from torchrl_flow.functional.flow import integrate, is_power_of_two
+from torchrl_flow.modules.actors.exploration import draws_noise
+from torchrl_flow.modules.observation.encoders import ObservationEncoder
+from torchrl_flow.modules.observation.normalizer import Normalizer
+
+if TYPE_CHECKING:
+    from torchrl_flow.modules.actors.config import FlowActorConfig
+
+__all__ = ["FlowActor"]
+
+
+class FlowActor(TensorDictModuleBase):
+    """Sample action chunks by K Euler steps of a velocity network from explicit or drawn noise.
+
+    Everything that turns raw observations into raw actions lies inside, normalisers included, so that a state dict
+    is the whole policy. The same object is cloned, weighted, steered and fine-tuned by all algorithms.
+
+    Reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]``. Missing noise is
+    drawn from N(0, I), or is zero where :func:`~torchrl_flow.modules.draws_noise` says so. Writes
+    ``action_chunk`` ``[*B, H, A]``, the whole prediction, and ``action`` ``[*B, H_a, A]``, the slice to execute, both
+    in the environment's units.
+
+    Args:
+        velocity_network: ``(sample, timestep, step_size, global_cond) -> velocity``, with attributes
+            ``pred_horizon``, ``action_dim`` and ``cond_dim``; with ``takes_several_samples = True`` it is given
+            ``[B, N, H, A]`` as it is.
+        encoder: observation encoder with ``out_features == cond_dim``.
+
+    Keyword Args:
+        act_horizon: H_a, executed steps of a chunk.
+        obs_horizon: T, frames of history.
+        action_normalizer: normaliser of size A; identity by default.
+        alignment: where the executed slice starts, ``"newest"`` (0) or ``"oldest"`` (``obs_horizon - 1``).
+        num_steps: K, sampling steps; a power of two up to ``max_steps`` uses the trained step size, another K asks
+            for the instantaneous velocity and warns.
+        max_steps: M of the ShortCut training.
+        action_low: lower bound of actions, ``[A]``; no clamp where ``None``.
+        action_high: upper bound of actions, ``[A]``; no clamp where ``None``.
+        noise_key: key of the optional noise.
+        chunk_key: key of the whole prediction.
+        action_key: key of the executed slice.
+
+    Raises:
+        ValueError: if sizes do not fit together.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+        >>> config = FlowActorConfig(action_dim=3, state_dim=5, obs_horizon=2, pred_horizon=8, act_horizon=4)
+        >>> actor = make_flow_actor(config)
+        >>> data = actor(TensorDict(observation=torch.zeros(6, 2, 5), batch_size=[6]))
+        >>> data["action_chunk"].shape, data["action"].shape
+        (torch.Size([6, 8, 3]), torch.Size([6, 4, 3]))
+    """
+
+    action_low: Tensor | None
+    action_high: Tensor | None
+
+    def __init__(
+        self,
+        velocity_network: nn.Module,
+        encoder: ObservationEncoder,
+        *,
+        act_horizon: int = 8,
+        obs_horizon: int = 2,
+        action_normalizer: Normalizer | None = None,
+        alignment: ChunkAlignment = "newest",
+        num_steps: int = 4,
+        max_steps: int = 16,
+        action_low: Tensor | None = None,
+        action_high: Tensor | None = None,
+        noise_key: NestedKey = "noise",
+        chunk_key: NestedKey = "action_chunk",
+        action_key: NestedKey = "action",
+    ) -> None:
+        self.noise_key, self.chunk_key, self.action_key = noise_key, chunk_key, action_key
+        self.in_keys = list(encoder.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
+        self.out_keys = [chunk_key, action_key]  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__()
+        self.velocity_network, self.encoder = velocity_network, encoder
+        self.pred_horizon = int(velocity_network.pred_horizon)  # pyright: ignore[reportArgumentType]
+        self.action_dim = int(velocity_network.action_dim)  # pyright: ignore[reportArgumentType]
+        self.act_horizon, self.obs_horizon, self.alignment = act_horizon, obs_horizon, alignment
+        if encoder.out_features != velocity_network.cond_dim:
+            raise ValueError(
+                f"the encoder gives {encoder.out_features} features but the velocity network's cond_dim is "
+                f"{velocity_network.cond_dim}; build the network with cond_dim=encoder.out_features."
+            )
+        self.executed_slice = executed_slice(self.pred_horizon, act_horizon, obs_horizon, alignment)
+        if max_steps < 2 or not is_power_of_two(max_steps):
+            raise ValueError(f"max_steps must be a power of two and at least 2, got {max_steps}.")
+        self.max_steps = max_steps
+        self.num_steps = self._check_num_steps(num_steps)
+        self.action_normalizer = action_normalizer or Normalizer(self.action_dim)
+        for name, bound in (("action_low", action_low), ("action_high", action_high)):
+            if bound is not None and bound.shape != (self.action_dim,):
+                raise ValueError(f"{name} must have shape [{self.action_dim}], got {list(bound.shape)}.")
+            self.register_buffer(name, None if bound is None else bound.detach().clone().float())
+        self.config: FlowActorConfig | None = None
+
+    @property
+    def noise_shape(self) -> torch.Size:
+        """Shape ``[H, A]`` of one row's noise."""
+        return torch.Size([self.pred_horizon, self.action_dim])
+
+    def _check_num_steps(self, num_steps: int) -> int:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        if not self._is_trained_step(num_steps):
+            warnings.warn(
+                f"num_steps={num_steps} is no power of two up to max_steps={self.max_steps}: the network was not "
+                "trained on that step size and is asked for instantaneous velocities (d = 0) instead.",
+                stacklevel=3,
+            )
+        return num_steps
+
+    def _is_trained_step(self, num_steps: int) -> bool:
+        return is_power_of_two(num_steps) and num_steps <= self.max_steps
+
+    def features(self, tensordict: TensorDictBase, *, augment: bool = False) -> Tensor:
+        """Encode the observations of a batch of any shape, flattened, as features ``[B, C]``."""
+        return self.encoder(*self.encoder.preprocess(tensordict, augment=augment))
+
+    def velocity(self, features: Tensor, sample: Tensor, timestep: Tensor, step_size: Tensor | None = None) -> Tensor:
+        """Return the velocity of normalised actions, in the shape of ``sample``.
+
+        Args:
+            features: encoded observations ``[B, C]``.
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
+            timestep: flow time ``[B]``.
+            step_size: step size d, ``[B]``; 0 where ``None``.
+        """
+        step_size = torch.zeros_like(timestep) if step_size is None else step_size
+        network = self.velocity_network
+        if sample.ndim == 3 or getattr(network, "takes_several_samples", False):
+            return network(sample, timestep, step_size, features)
+        repeated = (part.repeat_interleave(sample.shape[1], 0) for part in (timestep, step_size, features))
+        return network(sample.flatten(0, 1), *repeated).view_as(sample)
+
+    def sample_normalised(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """Carry noise to action chunks of the same shape in normalised units, without bounds.
+
+        Args:
+            features: encoded observations ``[B, C]``.
+            noise: starting points ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
+            num_steps: K; the actor's own by default.
+        """
+        num_steps = self.num_steps if num_steps is None else num_steps
+
+        def field(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
+            return self.velocity(features, x, t, d)
+
+        return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
+
+    def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
+        """As :meth:`sample_normalised`, but in the environment's units and within its bounds."""
+        normalised = self.sample_normalised(features, noise, num_steps=num_steps)
+        return self.clamp(self.action_normalizer.inverse(normalised))
+
+    def clamp(self, chunk: Tensor) -> Tensor:
+        """Clamp actions ``[*, A]`` to the bounds, where there are any."""
+        if self.action_low is None and self.action_high is None:
+            return chunk
+        return chunk.clamp(self.action_low, self.action_high)
+
+    def _noise(self, tensordict: TensorDictBase, batch: torch.Size, reference: Tensor) -> Tensor:
+        shape = (*batch, *self.noise_shape)
+        noise = tensordict.get(self.noise_key, None)
+        if noise is not None:
+            if tuple(noise.shape) != shape:
+                raise ValueError(f"{self.noise_key!r} must have shape {list(shape)}, got {list(noise.shape)}.")
+            return noise.to(reference.dtype)
+        if not draws_noise():
+            return reference.new_zeros(shape)
+        return torch.randn(shape, device=reference.device, dtype=reference.dtype)
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase, *, num_steps: int | None = None) -> TensorDictBase:
+        """Write ``action_chunk`` and ``action``.
+
+        Args:
+            tensordict: batch of any shape ``[*B]``, see the class.
+            num_steps: K for this call; the actor's own by default.
+
+        Raises:
+            ValueError: if a shape or the precision of the states does not fit, or ``num_steps`` is below 1.
+        """
+        if num_steps is not None:
+            self._check_num_steps(num_steps)
+        batch = self.encoder.batch_shape(tensordict)
+        features = self.features(tensordict)
+        noise = self._noise(tensordict, batch, features).reshape(-1, *self.noise_shape)
+        chunk = self.sample(features, noise, num_steps=num_steps).reshape(*batch, *self.noise_shape)
+        tensordict.set(self.chunk_key, chunk)
+        tensordict.set(self.action_key, chunk[..., self.executed_slice, :])
+        return tensordict

@@ -1,0 +1,58 @@
+"""A chunk policy of horizon 1 in an environment without chunks and history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+
+if TYPE_CHECKING:
+    from torchrl_flow.modules.actors.flow import FlowActor
+
+__all__ = ["SingleStepActor"]
+
+
+class SingleStepActor(TensorDictModuleBase):
+    """Let a flow actor that sees one frame and predicts one action act where there is no dimension for either.
+
+    Args:
+        actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``.
+
+    Keyword Args:
+        observation_key: key of the states ``[*B, D]``.
+        action_key: where the action ``[*B, A]`` goes.
+
+    Raises:
+        ValueError: if a horizon is not 1.
+
+    Examples:
+        >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+        >>> config = FlowActorConfig(action_dim=3, state_dim=5, obs_horizon=1, pred_horizon=1, act_horizon=1)
+        >>> actor = SingleStepActor(make_flow_actor(config))
+        >>> actor(TensorDict(observation=torch.zeros(4, 5), batch_size=[4]))["action"].shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self, actor: FlowActor, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action"
+    ) -> None:
+        if actor.obs_horizon != 1 or actor.act_horizon != 1:
+            raise ValueError(
+                f"obs_horizon and act_horizon must be 1, got {actor.obs_horizon} and {actor.act_horizon}; use the "
+                "SMDPChunk and history transforms for others."
+            )
+        self.in_keys = [observation_key]  # pyright: ignore[reportAttributeAccessIssue]
+        self.out_keys = [action_key]  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__()
+        self.actor, self.observation_key, self.action_key = actor, observation_key, action_key
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the action."""
+        observation = tensordict[self.observation_key].unsqueeze(-2)
+        key = self.actor.encoder.state_key
+        inputs = TensorDict({key: observation}, batch_size=observation.shape[:-2], device=observation.device)
+        action: torch.Tensor = self.actor(inputs)[self.actor.action_key]
+        return tensordict.set(self.action_key, action.squeeze(-2))

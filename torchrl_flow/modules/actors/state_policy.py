@@ -1,0 +1,166 @@
+"""Plain policies and values of a state vector, as the offline baselines use them; normalisers inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from tensordict.nn import InteractionType, TensorDictModule
+from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+
+from torchrl_flow.modules.observation.normalizer import Normalizer
+
+PolicyKind = Literal["deterministic", "gaussian"]
+
+__all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_state_policy", "make_state_values"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StatePolicyConfig:
+    """All that is needed, beside the weights, to build the networks of an offline baseline.
+
+    Raises:
+        ValueError: if the kind is unknown or a size is below 1.
+    """
+
+    state_dim: int
+    """D, size of a state."""
+    action_dim: int
+    """A, size of an action in [-1, 1]."""
+    kind: PolicyKind = "deterministic"
+    """A policy that gives an action, or a distribution of them."""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """Hidden layers of policy and values."""
+    layer_norm: bool = True
+    """Normalise the hidden layers of values, which keeps them from running off where there are no data."""
+    obs_horizon: int | None = None
+    """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
+    act_horizon: int | None = None
+    """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.kind not in ("deterministic", "gaussian"):
+            raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
+        if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}.")
+        if self.kind == "gaussian" and self.act_horizon is not None:
+            raise ValueError("a gaussian policy gives single actions: leave act_horizon out.")
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in an observation."""
+        return self.state_dim * (self.obs_horizon or 1)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in an action or a chunk."""
+        return self.action_dim * (self.act_horizon or 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return dataclasses.asdict(self)
+
+
+def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None) -> Normalizer:
+    if statistics is None:
+        return Normalizer(config.state_dim)
+    return Normalizer.from_statistics(statistics, mode="meanstd", min_scale=1e-3)
+
+
+class _StateMLP(nn.Module):
+    """A multi-layer perceptron of normalised states and, where given, actions."""
+
+    def __init__(
+        self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int, *, norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise([inputs, *config.hidden_sizes]):
+            layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden_sizes[-1], outputs))
+
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        state = self.normalizer(observation, "'observation'")
+        state = state.flatten(-2) if self.history else state
+        if action is not None:
+            state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
+        return self.layers(state)
+
+
+class _GaussianHead(nn.Module):
+    """Location and scale of a tanh-normal distribution; the logarithm of the scale is kept within bounds."""
+
+    def __init__(self, net: _StateMLP, low: float = -5.0, high: float = 2.0) -> None:
+        super().__init__()
+        self.net, self.low, self.high = net, low, high
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.net(observation).chunk(2, -1)
+        return loc, log_scale.clamp(self.low, self.high).exp()
+
+
+def make_state_policy(
+    config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None
+) -> TensorDictModule | ProbabilisticActor:
+    """Build a policy from ``observation`` ``[*B, D]`` to ``action`` ``[*B, A]`` in [-1, 1].
+
+    Args:
+        config: sizes and kind; ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
+        statistics: ``mean`` and ``std`` of the states, which the policy then carries in its state dict.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> policy = make_state_policy(StatePolicyConfig(5, 3))
+        >>> policy(TensorDict(observation=torch.zeros(4, 5), batch_size=[4]))["action"].shape
+        torch.Size([4, 3])
+    """
+    gaussian = config.kind == "gaussian"
+    outputs = 2 * config.action_dim if gaussian else config.action_size
+    net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, outputs)
+    if not gaussian:
+        layers: list[nn.Module] = [net, nn.Tanh()]
+        if config.act_horizon is not None:
+            layers.append(nn.Unflatten(-1, (config.act_horizon, config.action_dim)))
+        return TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=["action"])
+    return ProbabilisticActor(
+        TensorDictModule(_GaussianHead(net), in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+        # float32's tanh reaches 1, whose inverse is infinite
+        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True},
+        default_interaction_type=InteractionType.DETERMINISTIC,
+    )
+
+
+def make_state_values(
+    config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None, *, number: int = 2
+) -> list[ValueOperator]:
+    """Build critics of ``observation`` and ``action``, to be passed to TorchRL's losses as a list.
+
+    Args:
+        config: sizes.
+        statistics: of the states.
+        number: critics; a list, and not one to be copied, keeps their initialisation.
+    """
+    inputs = config.observation_size + config.action_size
+    return [
+        ValueOperator(
+            _StateMLP(config, _normalizer(config, statistics), inputs, 1, norm=config.layer_norm),
+            in_keys=["observation", "action"],
+            out_keys=["state_action_value"],
+        )
+        for _ in range(number)
+    ]
+
+
+def make_observation_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
+    """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
+    net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
+    return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])

@@ -1,0 +1,1 @@
+"""Critics of action chunks, of latents, and of states."""

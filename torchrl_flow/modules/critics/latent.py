@@ -1,0 +1,60 @@
+"""Critics of latents, as TorchRL's actor-critic losses take them."""
+
+from __future__ import annotations
+
+import copy
+
+from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.critics.config import CriticConfig
+from torchrl_flow.modules.critics.q_ensemble import QEnsemble
+from torchrl_flow.modules.observation.frozen_features import feature_encoder
+from torchrl_flow.modules.steering.latent_policy import LatentGaussianPolicy
+
+__all__ = ["make_latent_critics"]
+
+
+def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGaussianPolicy) -> list[QEnsemble]:
+    """Build ``num_qs`` critics ``Q(s, w)`` of latents, each a module of its own with a copy of the actor's encoder.
+
+    A list, since that is how a TorchRL loss takes networks without drawing their initial weights anew. Each reads the
+    observations and the latent and writes ``state_action_value`` ``[*B, 1]``.
+
+    Args:
+        config: the description; ``share_encoder`` is refused.
+        actor: the flow, for its encoder and device.
+        policy: the latent policy, for the shape and key of the latent.
+
+    Raises:
+        ValueError: if the configuration shares the encoder, which is the frozen flow's.
+
+    Examples:
+        >>> from torchrl_flow.modules import FlowActorConfig, LatentPolicyConfig, make_flow_actor, make_latent_policy
+        >>> actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))
+        >>> policy = make_latent_policy(LatentPolicyConfig(), actor)
+        >>> [critic.in_keys for critic in make_latent_critics(CriticConfig(num_qs=2), actor, policy)]
+        [['observation', 'latent'], ['observation', 'latent']]
+    """
+    if config.share_encoder:
+        raise ValueError("share_encoder must be False: the encoder is the frozen flow's.")
+    steps, size = policy.latent_shape
+    critics = [
+        QEnsemble(
+            feature_encoder(actor) if config.on_features else copy.deepcopy(actor.encoder).requires_grad_(True),
+            action_dim=size,
+            act_horizon=steps,
+            num_qs=1,
+            num_min_qs=1,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            init=config.init,
+            reduction="mean",
+            action_key=policy.latent_key,
+        )
+        for _ in range(config.num_qs)
+    ]
+    # With sparse rewards true values are near 0, but those of a new network have a size of about 1. A policy would
+    # maximise these random differences, and the targets would keep them: start near 0.
+    for critic in critics:
+        critic.head.weight.data.mul_(0.01)
+    device = next(actor.parameters()).device
+    return [critic.to(device) for critic in critics]

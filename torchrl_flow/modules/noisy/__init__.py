@@ -1,0 +1,1 @@
+"""The flow actor with learned noise in its sampling steps (ReinFlow)."""

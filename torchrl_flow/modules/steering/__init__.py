@@ -1,0 +1,1 @@
+"""Latent policies that choose the noise of a frozen flow (DSRL)."""

@@ -1,0 +1,270 @@
+"""A policy over the noise in which a flow starts: a normal of which mean and scale depend on the observation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModuleBase,
+)
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from torchrl_flow.functional.latent import SteerMode, bound_latent
+from torchrl_flow.modules.activation import Mish
+from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.observation.encoders import ObservationEncoder
+from torchrl_flow.modules.observation.frozen_features import feature_encoder
+from torchrl_flow.modules.steering.latent_distribution import LatentNormal, PriorMixture
+
+__all__ = ["LatentGaussianPolicy", "LatentPolicyConfig", "make_latent_policy"]
+
+
+class _LatentParameters(TensorDictModuleBase):
+    """Observations to mean and scale of the latent; an MLP (Linear, LayerNorm, Mish) whose last layer starts at 0."""
+
+    prior_fraction: Tensor
+
+    def __init__(
+        self,
+        encoder: ObservationEncoder,
+        latent_shape: torch.Size,
+        hidden_sizes: Sequence[int],
+        log_std_range: tuple[float, float],
+        keys: tuple[NestedKey, NestedKey, NestedKey],
+    ) -> None:
+        self.in_keys = list(encoder.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
+        self.out_keys = list(keys)  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__()
+        self.encoder, self.latent_shape, self.log_std_range = encoder, latent_shape, log_std_range
+        layers: list[nn.Module] = []
+        width = encoder.out_features
+        for size in hidden_sizes:
+            layers += [nn.Linear(width, size), nn.LayerNorm(size), Mish()]
+            width = size
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(width, 2 * latent_shape.numel())
+        self.register_buffer("prior_fraction", torch.zeros(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the prior itself: mean 0, scale 1."""
+        for layer in self.trunk:
+            if not isinstance(layer, Mish):
+                layer.reset_parameters()  # pyright: ignore[reportCallIssue]
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write mean and scale ``[*B, S, A]`` and the prior's share ``[*B, 1]``."""
+        batch = self.encoder.batch_shape(tensordict)
+        features = self.encoder(*self.encoder.preprocess(tensordict))
+        loc, log_std = self.head(self.trunk(features)).reshape(*batch, 2, *self.latent_shape).unbind(len(batch))
+        scale = log_std.clamp(*self.log_std_range).exp()
+        values = (loc, scale, self.prior_fraction.expand(*batch, 1))
+        for key, value in zip(self.out_keys, values):
+            tensordict.set(key, value)
+        return tensordict
+
+
+class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
+    """A normal policy over a flow's noise, for TorchRL's losses: ``get_dist``, ``forward``, exact log-densities.
+
+    Reads the encoder's observations ``[*B, T, ...]``. Writes ``latent`` ``[*B, S, A]`` and ``latent_log_prob``
+    ``[*B]``. S is H where the whole noise is steered (``steer_mode="full"``), H_a where the executed steps are
+    (``"act_horizon"``, the rest comes from the prior), and 1 where one vector is repeated over the chunk (``"tied"``,
+    which some flows do not take well: their noise was never alike at all steps). A new policy is the prior N(0, I).
+
+    With ``prior_mixing`` the distribution is the :class:`PriorMixture` at the share ``prior_fraction``, a buffer that
+    a schedule may set; 0 at first.
+
+    Args:
+        encoder: observation encoder of the policy's own.
+
+    Keyword Args:
+        pred_horizon: H.
+        act_horizon: H_a.
+        action_dim: A.
+        steer_mode: ``"full"``, ``"act_horizon"`` or ``"tied"``.
+        latent_bound: b of ``w = b tanh(u / b)``; ``None`` for none.
+        hidden_sizes: widths of the hidden layers.
+        log_std_range: bounds of the logarithm of the scale.
+        prior_mixing: whether the behaviour is the mixture with the prior.
+        latent_key: key of the latent.
+        log_prob_key: key of its log-density.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+
+    References:
+        Wagenmaker et al., "Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
+        https://arxiv.org/abs/2506.15799
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_flow.modules import ObservationEncoder
+        >>> encoder = ObservationEncoder(state_shape=(2, 5))
+        >>> policy = LatentGaussianPolicy(encoder, pred_horizon=8, act_horizon=4, action_dim=3)
+        >>> data = policy(TensorDict(observation=torch.zeros(6, 2, 5), batch_size=[6]))
+        >>> data["latent"].shape, data["latent_log_prob"].shape
+        (torch.Size([6, 8, 3]), torch.Size([6]))
+    """
+
+    def __init__(
+        self,
+        encoder: ObservationEncoder,
+        *,
+        pred_horizon: int,
+        act_horizon: int,
+        action_dim: int,
+        steer_mode: SteerMode = "full",
+        latent_bound: float | None = None,
+        hidden_sizes: Sequence[int] = (256, 256, 256),
+        log_std_range: tuple[float, float] = (-5.0, 1.0),
+        prior_mixing: bool = False,
+        latent_key: NestedKey = "latent",
+        log_prob_key: NestedKey = "latent_log_prob",
+    ) -> None:
+        steps = {"full": pred_horizon, "act_horizon": act_horizon, "tied": 1}
+        if steer_mode not in steps:
+            raise ValueError(f"steer_mode must be one of {tuple(steps)}, got {steer_mode!r}.")
+        if min(pred_horizon, act_horizon, action_dim, *hidden_sizes) < 1:
+            raise ValueError("pred_horizon, act_horizon, action_dim and hidden_sizes must be at least 1.")
+        low, high = log_std_range
+        if not low < 0 <= high:
+            raise ValueError(f"log_std_range must have 0 inside, where the prior lies, got {log_std_range}.")
+        bound_latent(torch.zeros(()), latent_bound)
+        shape = torch.Size([steps[steer_mode], action_dim])
+        names = ("loc", "scale", "prior_fraction") if prior_mixing else ("loc", "scale")
+        keys = ("latent_loc", "latent_scale", "prior_fraction")
+        parameters = _LatentParameters(encoder, shape, hidden_sizes, log_std_range, keys)
+        sampler = ProbabilisticTensorDictModule(
+            in_keys=dict(zip(names, keys)),
+            out_keys=[latent_key],
+            distribution_class=PriorMixture if prior_mixing else LatentNormal,
+            distribution_kwargs={"bound": latent_bound},
+            return_log_prob=True,
+            log_prob_key=log_prob_key,
+            # TorchRL's default would be the mean where no exploration type is set; all actors here draw there.
+            default_interaction_type=InteractionType.RANDOM,  # pyright: ignore[reportArgumentType]
+        )
+        super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        self.latent_shape = shape
+        self.steer_mode: SteerMode = steer_mode
+        self.latent_bound, self.prior_mixing = latent_bound, prior_mixing
+        self.latent_key, self.latent_log_prob_key = latent_key, log_prob_key
+        self.config: LatentPolicyConfig | None = None
+
+    @property
+    def encoder(self) -> ObservationEncoder:
+        """The observation encoder."""
+        return self._network.encoder
+
+    @property
+    def _network(self) -> _LatentParameters:
+        return self.module[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
+
+    @property
+    def prior_fraction(self) -> Tensor:
+        """Share of draws that come from the prior, a scalar; of effect with ``prior_mixing`` alone."""
+        return self._network.prior_fraction
+
+    def set_prior_fraction(self, fraction: float) -> None:
+        """Set the share of draws that come from the prior.
+
+        Raises:
+            ValueError: if it is not in [0, 1], or the policy mixes nothing.
+        """
+        if not self.prior_mixing:
+            raise ValueError("this policy draws nothing from the prior: make it with prior_mixing=True.")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"prior_fraction must lie in [0, 1], got {fraction}.")
+        self.prior_fraction.fill_(fraction)
+
+    def prior_latent(self, noise: Tensor) -> Tensor:
+        """Carry draws ``[*, S, A]`` from N(0, I) to draws from the prior of the latents: bounded as those are."""
+        return bound_latent(noise, self.latent_bound)
+
+    def normal(self, tensordict: TensorDictBase) -> LatentNormal:
+        """Return the policy's own distribution, prior mixing left out, where ``get_dist`` has it in."""
+        parameters = self._network(tensordict.select(*self._network.in_keys))
+        loc, scale = (parameters[key] for key in self._network.out_keys[:2])
+        return LatentNormal(loc, scale, bound=self.latent_bound)
+
+    def kl_to_prior(self, tensordict: TensorDictBase) -> Tensor:
+        """Return ``KL(pi(. | s) || prior)``, ``[*B]``, in closed form; prior mixing is left out of it."""
+        return self.normal(tensordict).kl_to_prior()
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentPolicyConfig:
+    """All that is needed, beside the actor and the weights, to build a :class:`LatentGaussianPolicy`; plain values."""
+
+    steer_mode: SteerMode = "full"
+    """What the latent steers: the whole noise, its executed steps, or one vector for all steps."""
+    latent_bound: float | None = None
+    """b of the bound b tanh(u / b); None for none."""
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    """Widths of the hidden layers."""
+    log_std_range: tuple[float, float] = (-5.0, 1.0)
+    """Bounds of the logarithm of the scale."""
+    prior_mixing: bool = False
+    """Whether the behaviour is the mixture with the prior."""
+    on_features: bool = False
+    """Whether it reads the features of the frozen flow's encoder; else it trains a copy of that encoder."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain, JSON-able values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LatentPolicyConfig:
+        """Rebuild a configuration from :meth:`to_dict`.
+
+        Raises:
+            ValueError: if a field is unknown, naming it and those that are known.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown fields {unknown} in a LatentPolicyConfig; known are {sorted(known)}.")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGaussianPolicy:
+    """Build the policy over an actor's noise, with a copy of the actor's encoder, weights and normalisers included.
+
+    With ``on_features`` it has no encoder of its own and reads the features that
+    :func:`~torchrl_flow.modules.write_features` writes, as :class:`~torchrl_flow.modules.SteeredFlowActor` does.
+
+    Args:
+        config: the description.
+        actor: the flow to steer; its device is the policy's.
+
+    Examples:
+        >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+        >>> actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))
+        >>> make_latent_policy(LatentPolicyConfig(steer_mode="tied"), actor).latent_shape
+        torch.Size([1, 3])
+    """
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    own = not options.pop("on_features")
+    policy = LatentGaussianPolicy(
+        copy.deepcopy(actor.encoder).requires_grad_(True) if own else feature_encoder(actor),
+        pred_horizon=actor.pred_horizon,
+        act_horizon=actor.act_horizon,
+        action_dim=actor.action_dim,
+        **options,
+    )
+    policy.config = config
+    return policy.to(next(actor.parameters()).device)

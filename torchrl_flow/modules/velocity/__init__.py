@@ -1,0 +1,1 @@
+"""Velocity networks of flow policies, conditioned on time and step size."""

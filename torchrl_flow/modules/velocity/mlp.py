@@ -1,0 +1,115 @@
+"""A residual MLP velocity network, for state tasks and quick runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_flow.modules.activation import Mish
+from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
+
+__all__ = ["ShortCutVelocityMLP"]
+
+
+class _FiLMResidualBlock(nn.Module):
+    """Two layers with LayerNorm and FiLM between them, added to the input; starts as the identity."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(width, 2 * width)
+        self.activation = Mish()
+        self.dropout = nn.Dropout(dropout)
+        self.linear_out = ZeroLinear(width, width)
+
+    def forward(self, hidden: Tensor, cond: Tensor) -> Tensor:
+        scale, shift = self.film(cond).chunk(2, -1)
+        update = torch.addcmul(shift, self.norm(self.linear_in(hidden)), 1 + scale)
+        return hidden + self.linear_out(self.dropout(self.activation(update)))
+
+
+class ShortCutVelocityMLP(nn.Module):
+    """Velocity of a flattened action chunk by a residual MLP with FiLM conditioning.
+
+    The chunk is what the layers carry; time, step size and condition modulate every one of them, and enter nowhere
+    else.
+
+    Args:
+        action_dim: A.
+        pred_horizon: H.
+        cond_dim: C, the size of the encoded observation.
+
+    Keyword Args:
+        width: hidden width.
+        depth: number of residual blocks.
+        dropout: dropout rate inside the blocks.
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    Examples:
+        >>> import torch
+        >>> net = ShortCutVelocityMLP(7, 16, 42, width=64, depth=2)
+        >>> net(torch.randn(5, 16, 7), torch.rand(5), torch.zeros(5), torch.randn(5, 42)).shape
+        torch.Size([5, 16, 7])
+    """
+
+    takes_several_samples = True
+    """Points may be several for each observation; :class:`FlowActor` repeats the observation for other networks."""
+
+    def __init__(
+        self,
+        action_dim: int,
+        pred_horizon: int,
+        cond_dim: int,
+        *,
+        width: int = 256,
+        depth: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "action_dim": action_dim,
+            "pred_horizon": pred_horizon,
+            "cond_dim": cond_dim,
+            "width": width,
+            "depth": depth,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
+        self.time_embedding = FlowTimeEmbedding(width)
+        self.cond_embedding = nn.Sequential(
+            nn.Linear(cond_dim, width), nn.LayerNorm(width), Mish(), nn.Linear(width, width)
+        )
+        self.activation = Mish()
+        self.linear_in = nn.Linear(pred_horizon * action_dim, width)
+        self.blocks = nn.ModuleList(_FiLMResidualBlock(width, dropout) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
+
+    def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
+        """Return the velocity, in the shape of ``sample``.
+
+        Args:
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``: what depends on the
+                observation, two thirds of the work, is then computed once for its N points.
+            timestep: flow time in [0, 1], ``[B]``.
+            step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
+            global_cond: encoded observation, ``[B, C]``.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        shape = (self.pred_horizon, self.action_dim, self.cond_dim)
+        several = sample.ndim == 4
+        check_velocity_inputs(sample[:, 0] if several else sample, timestep, step_size, global_cond, shape=shape)
+        cond = self.activation(self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
+        cond = cond.unsqueeze(1) if several else cond
+        hidden = self.linear_in(sample.flatten(-2))
+        for block in self.blocks:
+            hidden = block(hidden, cond)
+        out = self.linear_out(self.activation(self.norm_out(hidden)))
+        return out.unflatten(-1, (self.pred_horizon, self.action_dim))

@@ -1,0 +1,13 @@
+"""Offline tasks on logged transitions, with the environment that evaluates them, and their reports."""
+
+from __future__ import annotations
+
+from torchrl_flow.offline.conclusion import conclude_offline, offline_row
+from torchrl_flow.offline.envs import GymTask, offline_task
+
+__all__ = [
+    "GymTask",
+    "conclude_offline",
+    "offline_row",
+    "offline_task",
+]

@@ -1,0 +1,157 @@
+"""The end of a run of an offline baseline: evaluation, where there is an environment, report and row of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
+
+from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
+from torchrl_flow.offline.report import write_offline_report
+from torchrl_flow.recsys.task import q_diagnostics
+from torchrl_flow.reports.results import record_results
+from torchrl_flow.runs.metrics import read_metrics
+from torchrl_flow.runs.run import EVALUATION, Run
+from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.randomness import isolated_rng
+from torchrl_flow.util.versions import collect_versions, command_line, today
+
+__all__ = ["action_distance", "conclude_offline", "offline_lines", "offline_row"]
+
+
+@torch.no_grad()
+def action_distance(task: OfflineTask, policy: Policy, *, random: bool = False) -> float:
+    """Mean absolute difference between a policy's actions and those of the data, per dimension, in [-1, 1].
+
+    Args:
+        task: the data.
+        policy: writes ``action`` in [-1, 1].
+        random: let distributions and flows sample.
+    """
+    exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
+    rows = task.diagnostic_rows()
+    with isolated_rng(EVALUATION_SEED), set_exploration_type(exploration):
+        acted = policy(rows.select("observation"))["action"]
+    return float((acted - rows["action"]).abs().mean())
+
+
+def offline_row(
+    task: OfflineTask,
+    recipe: str,
+    result: SlateReturns | float,
+    *,
+    seed: int,
+    episodes: int,
+    wall_s: float = 0.0,
+    stage: str | None = None,
+) -> dict[str, Any]:
+    """Return the columns of a return for a table of results (:func:`~torchrl_flow.reports.record_results`)."""
+    return {
+        "recipe": recipe,
+        "task": task.name,
+        "obs": task.info["obs_mode"],
+        "stage": stage if stage is not None else task.label,
+        "seed": seed,
+        "episodes": episodes,
+        "success_once": None,
+        "success_at_end": None,
+        "return": result.mean if isinstance(result, SlateReturns) else result,
+        "env_steps": None,
+        "wall_s": wall_s,
+    }
+
+
+def conclude_offline(
+    run: Run,
+    task: OfflineTask,
+    policy: Any,
+    *,
+    recipe: str,
+    results: str | None,
+    episodes: int,
+    seed: int = 0,
+    stage: str | None = None,
+    loss: LossModule | None = None,
+    random: bool = False,
+) -> str:
+    """Judge a trained policy and leave ``report.html``, a row of results and, last, ``evaluation.json``.
+
+    A row of results needs a return: without an environment none is written, and the text says so.
+
+    Args:
+        run: the run, its training done.
+        task: data and environment.
+        policy: module that writes ``action``.
+
+    Keyword Args:
+        recipe: name of the recipe.
+        results: table of results; none where ``None``.
+        episodes: of the evaluation.
+        seed: of the training.
+        stage: what the table calls this variant.
+        loss: loss with critics, whose values are compared.
+        random: let distributions and flows sample.
+
+    Returns:
+        lines to print.
+
+    Raises:
+        NonFiniteError: if a weight is not finite; nothing is written.
+    """
+    require_finite_modules({"policy": policy}, doing="the policy is not evaluated and no result is written")
+    figures = {"action_distance": action_distance(task, policy, random=random)}
+    if loss is not None:
+        figures |= q_diagnostics(loss, task.diagnostic_rows(), policy, bound=task.value_bound)
+        figures["q/bound"] = task.value_bound
+    result = task.evaluate(policy, episodes=episodes, random=random) if task.has_env else None
+    references = task.references(episodes=episodes)
+    returns: list[tuple[str, float, float | None]] = [(name, value, None) for name, value in references.items()]
+    if result is not None:
+        returns.insert(0, (recipe, result.mean, result.standard_error))
+    metrics = run.directory / "metrics.csv"
+    path = write_offline_report(
+        run.directory / "report.html",
+        title=f"{recipe} on {task.name}",
+        subtitle=f"{len(task.data)} transitions of {task.path.name}, {today()}",
+        returns=returns,
+        figures=figures,
+        curves=read_metrics(metrics) if metrics.exists() else None,
+        notes=_notes(task, result, episodes),
+        config=run.config,
+        versions=collect_versions(),
+        command=command_line(),
+    )
+    scores = dict(references)
+    run.logger.log_final(run.step, {f"final/{name}": value for name, value in figures.items()})
+    if result is not None:
+        run.logger.log_final(run.step, result.metrics("final/"))
+        scores |= {recipe: result.mean, f"{recipe}_standard_error": result.standard_error}
+        if results is not None:
+            row = offline_row(task, recipe, result, seed=seed, episodes=episodes, wall_s=run.wall_s, stage=stage)
+            record_results(results, [row], directory=run.directory)
+    # The bound is infinite without a discount, which JSON does not know.
+    finite = {name: value for name, value in figures.items() if name != "q/bound"}
+    run.write_json(EVALUATION, {**scores, **finite})
+    return "\n".join([*offline_lines(recipe, result, references, figures), str(path.resolve())])
+
+
+def _notes(task: OfflineTask, result: SlateReturns | None, episodes: int) -> list[str]:
+    notes = [f"Actions lie in [-1, 1]; {100 * task.data.clamped:.2g} % of the data's were outside of the bounds."]
+    if result is None:
+        return [*notes, "No environment: no return is measured, and no row of results is written (--env names one)."]
+    return [*notes, f"{episodes} episodes from the fixed seed {EVALUATION_SEED}."]
+
+
+def offline_lines(
+    recipe: str, result: SlateReturns | None, references: Mapping[str, float], figures: Mapping[str, float]
+) -> list[str]:
+    """Return the lines to print of a return, the references beside it and other figures."""
+    lines = [] if result is None else [f"{recipe:26} {result}"]
+    lines += [f"{name:26} {value:8.1f}" for name, value in references.items()]
+    lines += [f"{name:26} {value:8.3f}" for name, value in figures.items()]
+    if result is None:
+        lines.append("No environment: no return, no row of results. Name one with --env to evaluate.")
+    return lines

@@ -1,0 +1,181 @@
+"""Options that name something: a task, a run, a file, a directory, an optional package. Declared as in ``options``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from torchrl_flow.envs.task_identity import PLANAR
+from torchrl_flow.options.types import nearest
+from torchrl_flow.runs.checkpoint import SUFFIX
+from torchrl_flow.runs.checkpoint_reader import latest_checkpoint
+
+__all__ = [
+    "DemoPath",
+    "ExistingFile",
+    "Installed",
+    "LoggedData",
+    "ManiSkillTask",
+    "RunName",
+    "RunSource",
+    "TaskName",
+    "WritableDirectory",
+    "WritableFile",
+]
+
+_REGISTRATION = re.compile(r"register_env\(\s*[\"']([^\"']+)[\"']")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """The id of a task of ManiSkill, or the planar task. Where ManiSkill is not installed any id passes here."""
+
+    here: ClassVar[bool] = True
+    planar: bool = True
+
+    def problem(self, value: str, options: Any) -> str | None:
+        del options
+        if value == PLANAR and self.planar:
+            return None
+        own = [PLANAR] if self.planar else []
+        found = _written_tasks()
+        if not found and nearest(value, own) is None and value != PLANAR:
+            return None  # The environment says how to install ManiSkill.
+        # Some ids are made by loops: only the registry, which takes seconds to fill, has them all.
+        if found and value not in found:
+            found = _registered_tasks()
+        if value in found:
+            return None
+        meant = nearest(value, [*own, *sorted(found)])
+        hint = "" if meant is None else f" (did you mean {meant}?)"
+        words = [*own, "the id of a ManiSkill task, such as PickCube-v1"]
+        return f"must be {' or '.join(words)}{hint}"
+
+
+def _written_tasks() -> set[str]:
+    """Return the ids that stand in ManiSkill's source, without importing it; none where it is not installed."""
+    spec = importlib.util.find_spec("mani_skill")
+    if spec is None or spec.origin is None:
+        return set()
+    files = (Path(spec.origin).parent / "envs").rglob("*.py")
+    written = {name for file in files for name in _REGISTRATION.findall(file.read_text(encoding="utf-8"))}
+    return written | _registered_here()
+
+
+def _registered_here() -> set[str]:
+    module = sys.modules.get("mani_skill.utils.registration")
+    return set() if module is None else set(module.REGISTERED_ENVS)
+
+
+def _registered_tasks() -> set[str]:
+    from torchrl_flow.envs.maniskill.requirements import require_maniskill
+
+    require_maniskill()
+    return _registered_here()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    def problem(self, value: str, options: Any) -> str | None:
+        del options
+        path = Path(value)
+        # Backslashes separate on some systems, and runs are copied from one to another.
+        outside = path.is_absolute() or ".." in re.split(r"[\\/]", value) or not path.parts or "\0" in value
+        return "must name a directory inside the runs directory (--runs), without .." if outside else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    here: ClassVar[bool] = True
+
+    def problem(self, value: str, options: Any) -> str | None:
+        del options
+        wanted = f"must name the directory of a run, or a checkpoint (*{SUFFIX})"
+        path = Path(value).expanduser()
+        if not path.exists():
+            return f"{wanted}, and there is nothing there"
+        if path.is_dir():
+            return None if latest_checkpoint(path) is not None else f"{wanted}, and there is no checkpoint in it"
+        if path.stat().st_size == 0 or not zipfile.is_zipfile(path):
+            return f"{wanted}, and this file is none or is damaged"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Existing:
+    here: ClassVar[bool] = True
+    what: str
+    directory: bool = False
+
+    def problem(self, value: str, options: Any) -> str | None:
+        del options
+        path = Path(value)
+        if path.is_file() or (self.directory and path.is_dir()):
+            return None
+        return f"must name {self.what}, and " + ("this is a directory" if path.is_dir() else "there is nothing there")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writable:
+    """A place to write to: its directory is there or can be made, and nothing of another kind is in the way."""
+
+    here: ClassVar[bool] = True
+    directory: bool
+
+    def problem(self, value: str, options: Any) -> str | None:
+        del options
+        path = Path(value)
+        if not self.directory and (path.is_dir() or not value):
+            return "must name a file, and this is a directory"
+        if path.is_file() and not self.directory:
+            return None if os.access(path, os.W_OK) else "must be a file that can be written, and this one cannot"
+        folder = path if self.directory else path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"must lie in directories, and {folder} is a file"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"must be where this user may write, and {folder.absolute()} is not"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Installed:
+    """An option that needs an optional package, where it is given."""
+
+    here: ClassVar[bool] = True
+    package: str
+    extra: str
+
+    def problem(self, value: Any, options: Any) -> str | None:
+        """Return what to install, or None."""
+        del options
+        if not value or importlib.util.find_spec(self.package) is not None:
+            return None
+        return f"needs the package {self.package} (pip install 'torchrl-flow[{self.extra}]')"
+
+
+TaskName = Annotated[str, _Task()]
+"""``planar`` or the id of a ManiSkill task."""
+ManiSkillTask = Annotated[str, _Task(planar=False)]
+"""The id of a ManiSkill task."""
+RunName = Annotated[str, _Name()]
+"""Name of a run: a directory inside that of the runs."""
+RunSource = Annotated[str, _Run()]
+"""Directory of a run that has a checkpoint, or a checkpoint's file."""
+DemoPath = Annotated[str, _Existing("a trajectory file (.h5) or the directory of a demo store", directory=True)]
+"""Demonstrations that are there."""
+LoggedData = Annotated[str, _Existing("a file of logged transitions (.npz), such as `collect-slates` makes")]
+"""Logged transitions that are there."""
+ExistingFile = Annotated[str, _Existing("a file")]
+"""A file that is there."""
+WritableDirectory = Annotated[str, _Writable(directory=True)]
+"""A directory that is there and can be written to, or can be made."""
+WritableFile = Annotated[str, _Writable(directory=False)]
+"""A file that can be written."""

@@ -1,0 +1,114 @@
+"""The options that all recipes have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from torchrl_flow.options.names import Installed, RunName, WritableDirectory, WritableFile
+from torchrl_flow.options.types import Count, Seed, check_options
+from torchrl_flow.runs.metrics import WandbMode
+from torchrl_flow.util.randomness import seed_everything
+
+__all__ = ["RunArgs", "require_device", "resolve_device"]
+
+USABLE = "Use --device cpu, or auto for cuda where it is there."
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunArgs:
+    """Name, place, seed, device and logging of a run; the base of every recipe's ``Args``.
+
+    The types of a recipe's fields say what they may be (see ``torchrl_flow.options.types``), and :meth:`prepare`
+    refuses what they may not.
+    """
+
+    name: RunName | None = None
+    """name of the run; by default recipe, task and seed"""
+    runs: WritableDirectory = "runs"
+    """directory of the runs"""
+    results: WritableFile | None = "runs/results.csv"
+    """table of results; the rows of this run replace the rows that the same run wrote before"""
+    label: str | None = None
+    """name of this variant in the table of results"""
+    seed: Seed = 0
+    """seed of the networks and of training"""
+    device: str = "cpu"
+    """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
+    threads: Count = 1
+    """CPU threads"""
+    wandb: Annotated[WandbMode | None, Installed("wandb", "wandb")] = None
+    """log to Weights & Biases"""
+    wandb_project: str = "torchrl_flow"
+    """project in Weights & Biases"""
+    wandb_group: str | None = None
+    """group in Weights & Biases, for example one group for all seeds of a configuration"""
+    tensorboard: Annotated[bool, Installed("tensorboard", "plot")] = False
+    """log to TensorBoard"""
+    resume: bool = False
+    """continue a run that was stopped, or extend a finished run"""
+
+    def prepare(self) -> None:
+        """Check all options, settle the device, set the number of CPU threads and seed all generators.
+
+        Raises:
+            SystemExit: naming the first option that is out of its range, or contradicts another one.
+        """
+        check_options(self, here=False)
+        self.check()
+        check_options(self, here=True)
+        self.device = resolve_device(self.device)
+        torch.set_num_threads(self.threads)
+        seed_everything(self.seed)
+
+    def check(self) -> None:
+        """Refuse options that contradict each other; a recipe says here which do.
+
+        Raises:
+            SystemExit: naming them.
+        """
+
+    def run_directory(self, default_name: str) -> Path:
+        """Return the directory of the run, ``default_name`` where it has no name of its own."""
+        return Path(self.runs) / (self.name or default_name)
+
+    def run_options(self) -> dict[str, Any]:
+        """Return the arguments of :class:`~torchrl_flow.runs.Run` that are given here."""
+        return {
+            "resume": self.resume,
+            "tensorboard": self.tensorboard,
+            "wandb": self.wandb,
+            "project": self.wandb_project,
+            "group": self.wandb_group,
+        }
+
+
+def resolve_device(device: str) -> str:
+    """Return the device that is meant: ``auto`` is ``cuda`` where there is one, and else ``cpu``.
+
+    Raises:
+        SystemExit: naming a device that torch does not know or that this machine lacks, and those that work.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    require_device(device)
+    return device
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that torch does not know or that this machine lacks.
+
+    Raises:
+        SystemExit: naming the device and the one that works.
+    """
+    try:
+        kind = torch.device(device).type
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise SystemExit(f"--device {device} cannot be used here ({reason}). {USABLE}") from None
+    if kind == "meta":
+        raise SystemExit(f"--device meta holds no numbers. {USABLE}")

@@ -1,0 +1,69 @@
+"""Policies from checkpoints: rebuilt, put into their environment, steered, or taken as the start of a later stage."""
+
+from __future__ import annotations
+
+from torchrl_flow.policies.acting import (
+    POLICY_KINDS,
+    PolicyKind,
+    RunLabels,
+    load_acting_policy,
+    load_flow_checkpoint,
+    policy_kind,
+    run_labels,
+)
+from torchrl_flow.policies.checkpoint_env import checkpoint_env
+from torchrl_flow.policies.rebuild import (
+    LATENT_POLICY,
+    flow_config,
+    load_critic,
+    load_policy,
+    open_checkpoint,
+    require_actor_config,
+)
+from torchrl_flow.policies.steering import (
+    alias_demonstrations,
+    latent_value_gap,
+    load_latent_policy,
+    load_steered,
+    policy_demonstrations,
+    start_latent_policy,
+    steering_flow,
+)
+from torchrl_flow.policies.training_env import (
+    evaluation_env_options,
+    make_training_env,
+    make_training_envs,
+    policy_evaluation_env,
+    training_env_options,
+)
+from torchrl_flow.policies.warm_start import warm_start
+
+__all__ = [
+    "LATENT_POLICY",
+    "POLICY_KINDS",
+    "PolicyKind",
+    "RunLabels",
+    "alias_demonstrations",
+    "checkpoint_env",
+    "evaluation_env_options",
+    "flow_config",
+    "latent_value_gap",
+    "load_acting_policy",
+    "load_critic",
+    "load_flow_checkpoint",
+    "load_latent_policy",
+    "load_policy",
+    "load_steered",
+    "make_training_env",
+    "make_training_envs",
+    "open_checkpoint",
+    "policy_demonstrations",
+    "policy_evaluation_env",
+    "policy_kind",
+    "require_actor_config",
+    "run_labels",
+    "start_latent_policy",
+    "steering_flow",
+    "training_env_options",
+    "warm_start",
+]

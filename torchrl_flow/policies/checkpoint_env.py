@@ -1,0 +1,54 @@
+"""The environment that the policy of a checkpoint was trained for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchrl.checkpoint import CheckpointError
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs import PLANAR, make_evaluation_env, task_info
+from torchrl_flow.policies.rebuild import flow_config, require_actor_config
+from torchrl_flow.runs import TrainingCheckpoint, require_task
+
+__all__ = ["checkpoint_env"]
+
+
+def checkpoint_env(
+    checkpoint: TrainingCheckpoint, *, gamma: float = 0.99, episodes: int | None = None, **kwargs: Any
+) -> EnvBase:
+    """Make the chunk environment that a checkpoint's policy was trained for, with terminations ignored.
+
+    Where ``num_envs`` is not given it is that of :func:`make_evaluation_env`.
+
+    Args:
+        checkpoint: the checkpoint.
+        gamma: discount of rewards inside a chunk.
+        episodes: how many will be played, for the default of ``num_envs``.
+        **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
+            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
+
+    Raises:
+        CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
+            images or actions have other sizes than the checkpoint's policy.
+    """
+    task = checkpoint.task
+    if "task" not in task:
+        raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
+    identity = {key: task[key] for key in ("task", "obs_mode", "control_mode")}
+    # Before the simulator is started, and with both values named.
+    require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
+    kwargs = {key: value for key, value in kwargs.items() if key not in identity}
+    if kwargs.get("max_episode_steps") is None:
+        kwargs["max_episode_steps"] = task.get("max_episode_steps")
+    config = flow_config(checkpoint)
+    # The planar task has one control mode: another one in the checkpoint is named below, with both values.
+    wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
+    horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
+    env = make_evaluation_env(gamma=gamma, episodes=episodes, **horizons, **{**wanted, **kwargs})
+    found = task_info(env)
+    require_task(checkpoint, found)
+    sizes = {name: found[name] for name in ("state_dim", "action_dim", "pixels_size") if name in found}
+    # What a policy does not see may have any size.
+    require_actor_config(checkpoint, sizes, [name for name in sizes if checkpoint.actor_config.get(name) is not None])
+    return env

@@ -1,0 +1,157 @@
+"""Tasks by name: the environment that a checkpoint, a recipe or the command line asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.checkpoint import CheckpointError
+
+from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
+from torchrl_flow.runs.checkpoint import as_json
+from torchrl_flow.runs.checkpoint_check import building
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+
+LATENT_POLICY = "latent_policy"
+"""Role of the latent policy in checkpoints."""
+
+__all__ = [
+    "LATENT_POLICY",
+    "flow_config",
+    "load_critic",
+    "load_policy",
+    "open_checkpoint",
+    "rebuild_flow",
+    "require_actor_config",
+]
+
+
+def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
+    """Return the checkpoint itself, or open the file or the run that is named.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+    """
+    if isinstance(source, TrainingCheckpoint):
+        return source
+    return load_checkpoint(source, which=which)
+
+
+def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
+    """Return the description of a checkpoint's flow, with the number of sampling steps that it was trained to act with.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no flow policy.
+    """
+    if not checkpoint.actor_config:
+        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
+    with building(checkpoint.path, "actor_config"):
+        config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    # Older files of steered flows have the K of --num-steps among the script's arguments alone.
+    steered = LATENT_POLICY in checkpoint.module_configs
+    num_steps = checkpoint.config.get("num_steps") if steered else None
+    return config if num_steps is None else dataclasses.replace(config, num_steps=num_steps)
+
+
+def load_policy(
+    source: str | Path | TrainingCheckpoint,
+    *,
+    role: str | None = None,
+    which: Which = "last",
+    device: torch.device | str = "cpu",
+) -> tuple[FlowActor, TrainingCheckpoint]:
+    """Rebuild the flow of a checkpoint: what a later stage starts from.
+
+    What acts in a run may be more than its flow: :func:`~torchrl_flow.policies.load_acting_policy` rebuilds that. Of a
+    flow that is steered the latent policy is left behind, with a warning.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        role: which weights; the averaged ones (``ema_policy``) where there are any, else ``policy``.
+        which: of a run, the last checkpoint or the best one.
+        device: where the policy goes.
+
+    Returns:
+        the policy in evaluation mode, and the checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no flow policy.
+    """
+    checkpoint = open_checkpoint(source, which)
+    if LATENT_POLICY in checkpoint.module_configs:
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
+    return rebuild_flow(checkpoint, role=role, device=device), checkpoint
+
+
+def rebuild_flow(
+    checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
+) -> FlowActor:
+    """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
+    config = flow_config(checkpoint)
+    with building(checkpoint.path, "actor_config"):
+        actor = make_flow_actor(config)
+    if role is None:
+        role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
+    checkpoint.restore(modules={role: actor})
+    return actor.to(device).eval()
+
+
+def require_actor_config(
+    checkpoint: TrainingCheckpoint, wanted: FlowActor | Mapping[str, Any], fields: Iterable[str] | None = None
+) -> None:
+    """Refuse a checkpoint whose policy is built otherwise, naming both values of each field that differs.
+
+    Args:
+        checkpoint: the checkpoint.
+        wanted: a policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`, of which None is any value.
+        fields: those to compare; all of ``wanted``'s by default.
+
+    Raises:
+        CheckpointError: if one differs.
+    """
+    given = wanted.config if isinstance(wanted, FlowActor) else wanted
+    # As the checkpoint has it, lists in place of tuples.
+    values: dict[str, Any] = as_json("wanted", given or {})
+    differing = [
+        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {values[name]!r}"
+        for name in (values if fields is None else fields)
+        if values.get(name) is not None and checkpoint.actor_config.get(name) != values[name]
+    ]
+    if differing:
+        raise CheckpointError(f"{checkpoint.path} was made for another policy. {'; '.join(differing)}.")
+
+
+def load_critic(
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, role: str | None = None, which: Which = "last"
+) -> tuple[QEnsemble, TrainingCheckpoint]:
+    """Rebuild the critic of action chunks from a checkpoint.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        actor: the policy whose chunks it values, as :func:`load_policy` gives it; a critic that shares its encoder
+            writes its weights into it.
+        role: which weights; the averaged ones (``target_critic``) where there are any, else ``critic``.
+        which: of a run, the last checkpoint or the best one.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
+    """
+    checkpoint = open_checkpoint(source, which)
+    if "critic" not in checkpoint.module_configs:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no critic, only {', '.join(checkpoint.roles) or 'nothing'}: it was written by a "
+            "stage that trains none. Train one from it, or name a checkpoint of aw_shortcut_flow_offline or later."
+        )
+    require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
+    if role is None:
+        role = "target_critic" if "target_critic" in checkpoint.roles else "critic"
+    with building(checkpoint.path, "module_configs.critic"):
+        critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
+    checkpoint.restore(modules={role: critic})
+    return critic, checkpoint

@@ -1,0 +1,258 @@
+"""Functions shared by the recipes that steer a frozen flow: loading policies, demonstrations and their latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.checkpoint import CheckpointError
+
+from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_digest
+from torchrl_flow.data.demos.task_match import SIZES
+from torchrl_flow.demos.source import DemoSource
+from torchrl_flow.modules import (
+    FlowActor,
+    FlowActorConfig,
+    LatentGaussianPolicy,
+    LatentPolicyConfig,
+    NoiseAliaser,
+    SteeredFlowActor,
+    make_latent_policy,
+)
+from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, open_checkpoint, rebuild_flow
+from torchrl_flow.runs.checkpoint_check import building
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.util.progress import Progress
+
+__all__ = [
+    "LATENT_POLICY",
+    "alias_demonstrations",
+    "latent_value_gap",
+    "load_latent_policy",
+    "load_steered",
+    "policy_demonstrations",
+    "start_latent_policy",
+    "steering_flow",
+]
+
+VALUE_BLOCK = 128
+"""Rows that are valued at a time."""
+
+
+def load_latent_policy(
+    source: str | Path | TrainingCheckpoint, actor: FlowActor, *, which: Which = "last", **changes: Any
+) -> tuple[LatentGaussianPolicy, TrainingCheckpoint]:
+    """Rebuild the latent policy of a checkpoint.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        actor: the flow that it steers (:func:`load_policy` of the same checkpoint).
+        which: of a run, the last checkpoint or the best one.
+        **changes: fields of :class:`LatentPolicyConfig` that leave the weights as they are, such as
+            ``prior_mixing=True`` for a second stage on policy.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no latent policy.
+    """
+    checkpoint = open_checkpoint(source, which)
+    if LATENT_POLICY not in checkpoint.module_configs:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no latent policy, only {', '.join(checkpoint.roles) or 'nothing'}: it was "
+            "written by a stage that steers nothing. Name a run of examples/dsrl_*.py."
+        )
+    with building(checkpoint.path, f"module_configs.{LATENT_POLICY}"):
+        config = LatentPolicyConfig.from_dict(checkpoint.module_configs[LATENT_POLICY])
+        policy = make_latent_policy(dataclasses.replace(config, **changes), actor)
+    checkpoint.restore(modules={LATENT_POLICY: policy})
+    return policy, checkpoint
+
+
+def load_steered(
+    source: str | Path | TrainingCheckpoint, *, which: Which = "last"
+) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
+    """Rebuild flow and latent policy of a checkpoint as one actor, with the sampling steps that it was trained with.
+
+    Raises as :func:`load_latent_policy` does.
+    """
+    checkpoint = open_checkpoint(source, which)
+    flow = rebuild_flow(checkpoint)
+    policy, _ = load_latent_policy(checkpoint, flow)
+    return SteeredFlowActor(policy, flow), checkpoint
+
+
+def steering_flow(
+    source: str | Path | TrainingCheckpoint,
+    *,
+    which: Which = "best",
+    num_steps: int | None = None,
+    init: TrainingCheckpoint | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[FlowActor, TrainingCheckpoint]:
+    """Load the flow that a run shall steer, with the sampling steps that it shall steer it at.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+        num_steps: K, kept in the flow's description; that of ``init``, or else the flow's own, where ``None``.
+        init: of an earlier stage; it must steer the same flow.
+        device: where the flow goes.
+
+    Raises:
+        SystemExit: if ``init`` steers another flow.
+    """
+    checkpoint = open_checkpoint(source, which)
+    flow = rebuild_flow(checkpoint, device=device)
+    if init is not None and module_digest(rebuild_flow(init, device=device)) != module_digest(flow):
+        raise SystemExit(f"{init.path} steers another flow than that of {checkpoint.path}: the weights differ.")
+    if num_steps is None and init is not None:
+        num_steps = flow_config(init).num_steps
+    if num_steps is not None:
+        flow.config = dataclasses.replace(flow_config(checkpoint), num_steps=num_steps)
+        flow.num_steps = num_steps
+    return flow, checkpoint
+
+
+def start_latent_policy(
+    flow: FlowActor,
+    config: LatentPolicyConfig,
+    init: TrainingCheckpoint | None = None,
+    *,
+    defaults: LatentPolicyConfig | None = None,
+    train_encoder: bool = False,
+    **changes: Any,
+) -> LatentGaussianPolicy:
+    """Make a latent policy, or take that of an earlier stage as it is.
+
+    A policy that sees images reads the features of the frozen flow, unless it shall train an encoder of its own.
+
+    Args:
+        flow: the flow to steer.
+        config: of a new policy.
+        init: of the earlier stage.
+        defaults: what ``config`` is where nothing was asked for: what differs from it must be as the earlier stage has
+            it.
+        train_encoder: give a new policy that sees images an encoder of its own.
+        **changes: fields that a stage decides whatever the earlier one had, such as ``prior_mixing``.
+
+    Raises:
+        SystemExit: if there is no encoder that could be trained, or the earlier stage's policy is another one than was
+            asked for.
+    """
+    sees_images = flow.encoder.pixel_encoder is not None
+    if train_encoder and not sees_images:
+        raise SystemExit("--train-encoder: this flow sees no images, so that there is no encoder to train.")
+    if init is None:
+        return make_latent_policy(
+            dataclasses.replace(config, on_features=sees_images and not train_encoder, **changes), flow
+        )
+    policy, _ = load_latent_policy(init, flow, **changes)
+    for name in ("steer_mode", "latent_bound") if defaults is not None else ():
+        asked, there = getattr(config, name), getattr(policy, name)
+        if asked not in (getattr(defaults, name), there):
+            option = f"--{name.replace('_', '-')}"
+            raise SystemExit(f"{option} {asked}: the policy of {init.path} has {there}; leave the option out.")
+    if train_encoder and policy.config is not None and policy.config.on_features:
+        raise SystemExit(f"--train-encoder: the policy of {init.path} reads the frozen flow's features.")
+    return policy
+
+
+def policy_demonstrations(
+    checkpoint: TrainingCheckpoint,
+    source: DemoSource | None = None,
+    *,
+    gamma: float,
+    batch_size: int = 256,
+    device: str = "cpu",
+) -> DemoReplayBuffer:
+    """Return the demonstrations of a policy as SMDP transitions, in chunks of its horizons.
+
+    Args:
+        checkpoint: of the policy.
+        source: where they are; those that the policy was trained on where ``None``.
+        gamma: discount of one environment step.
+        batch_size: of the buffer.
+        device: of its batches.
+
+    Raises:
+        CheckpointError: if no source is given and the checkpoint does not tell.
+        ValueError: if they are of another task.
+    """
+    source = DemoSource.of_checkpoint(checkpoint) if source is None else source
+    actor = FlowActorConfig.from_dict(checkpoint.actor_config)
+    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
+    # Checkpoints made before tasks told them have the sizes in the policy's configuration.
+    sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
+    task = {**sizes, **checkpoint.task}
+    return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
+
+
+def alias_demonstrations(
+    data: DemoReplayBuffer, aliaser: NoiseAliaser, root: str | Path, *, block_size: int = 512, progress: bool = True
+) -> NoiseCache:
+    """Find a latent for every row of the demonstrations, or take what an earlier call, also one cut short, has found.
+
+    Args:
+        data: the demonstrations.
+        aliaser: the search.
+        root: directory of the caches; that of these latents lies in it, named by the data, the flow and the search.
+        block_size: rows at a time.
+        progress: show progress.
+
+    Raises:
+        DataError: if the cache is damaged.
+    """
+    identity = {"data": data_digest(data), "flow": module_digest(aliaser.flow), "search": aliaser.identity()}
+    shape = tuple(aliaser.latent_shape)
+    text = json.dumps([identity, len(data), block_size], sort_keys=True)
+    name = f"latents-{aliaser.config.mode}-{aliaser.steer_mode}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    cache = NoiseCache(
+        Path(root) / name, num_rows=len(data), latent_shape=shape, identity=identity, block_size=block_size
+    )
+
+    def compute(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        found = aliaser(data[rows], generator=generator)
+        return found[aliaser.latent_key], found[aliaser.residual_key].squeeze(-1)
+
+    with Progress(len(data), description="alias", unit="row", enabled=progress) as bar:
+        done = 0
+        for now in cache.fill(compute):
+            bar.update(now - done)
+            done = now
+    return cache
+
+
+@torch.no_grad()
+def latent_value_gap(
+    value: Callable[[TensorDictBase, Tensor], Tensor], policy: LatentGaussianPolicy, observations: TensorDictBase
+) -> dict[str, float]:
+    """Return ``E[Q(s, w)]`` with ``w`` from the prior and from the policy, on fixed observations and fixed draws.
+
+    Args:
+        value: ``(observations, latents [B, S, A]) -> [B]``.
+        policy: the latent policy.
+        observations: fixed rows ``[B]``.
+
+    Returns:
+        ``q_prior``, ``q_policy`` and their difference ``q_gap``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = observations.shape[0]
+    noise = torch.randn(rows, *policy.latent_shape, generator=generator)
+    of_prior, of_policy = [], []
+    # In blocks: with images the encoders of policy and critics need far more memory than the rows themselves.
+    for block in torch.arange(rows).split(VALUE_BLOCK):
+        seen: Any = observations[block.to(observations.device)]
+        dist = policy.normal(seen)
+        drawn = noise[block].to(dist.loc)
+        of_prior.append(value(seen, policy.prior_latent(drawn)))
+        of_policy.append(value(seen, dist.transport(drawn)))
+    prior, steered = torch.cat(of_prior).mean().item(), torch.cat(of_policy).mean().item()
+    return {"q_prior": prior, "q_policy": steered, "q_gap": steered - prior}

@@ -1,0 +1,159 @@
+"""The environment that an online recipe trains in, and the refusal of what the task's simulation cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
+from torchrl_flow.policies.checkpoint_env import checkpoint_env
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+
+__all__ = [
+    "evaluation_env_options",
+    "make_training_env",
+    "make_training_envs",
+    "policy_evaluation_env",
+    "training_env_options",
+]
+
+
+def training_env_options(
+    task: str, *, num_envs: int | None, sim_backend: str | None, planar_envs: int, obs_mode: str | None = "state"
+) -> dict[str, Any]:
+    """Return number of environments and simulation for a task.
+
+    Args:
+        task: ``"planar"`` or the ManiSkill id of a task.
+        num_envs: environments that are stepped together; 0 and, with ManiSkill, 1 for one that is not batched; the
+            task's usual number where ``None``.
+        sim_backend: ManiSkill's simulation; where ``None`` physx_cuda for several environments on a machine with a
+            CUDA device, and else physx_cpu, which simulates several in this process.
+        planar_envs: the planar task's usual number.
+        obs_mode: what is observed; images of several environments need physx_cuda.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so, saying what can be done.
+    """
+    if num_envs is not None and num_envs < 0:
+        raise SystemExit(f"--num-envs must be at least 0, got {num_envs}.")
+    if task == PLANAR:
+        if sim_backend is not None:
+            raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: the planar task has one simulation.")
+        return {"num_envs": (planar_envs if num_envs is None else num_envs) or None}
+    on_gpu = (num_envs or 1) > 1 and torch.cuda.is_available()
+    backend = sim_backend or ("physx_cuda" if on_gpu else "physx_cpu")
+    if backend.split(":")[0] not in ("physx_cpu", "physx_cuda"):
+        raise SystemExit(f"--sim-backend must be physx_cpu or physx_cuda (physx_cuda:1, ...), got {backend}.")
+    if backend.startswith("physx_cuda") and not torch.cuda.is_available():
+        raise SystemExit(
+            f"--sim-backend {sim_backend} of {task} needs a CUDA device, and there is none: leave it out for physx_cpu."
+        )
+    try:
+        require_num_envs(task, num_envs, backend, obs_mode)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    return {"num_envs": num_envs if (num_envs or 1) > 1 else None, "sim_backend": backend}
+
+
+def make_training_env(
+    checkpoint: TrainingCheckpoint,
+    *,
+    num_envs: int | None,
+    sim_backend: str | None = None,
+    planar_envs: int = 256,
+    **kwargs: Any,
+) -> EnvBase:
+    """Make the chunk environment of a checkpoint's task in which success ends an episode.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`training_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        planar_envs: see :func:`training_env_options`.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task = str(checkpoint.task.get("task"))
+    obs_mode = checkpoint.task.get("obs_mode")
+    options = training_env_options(
+        task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
+    )
+    return checkpoint_env(checkpoint, ignore_terminations=False, **options, **kwargs)
+
+
+def evaluation_env_options(
+    task: str, *, num_envs: int | None, sim_backend: str | None, obs_mode: str | None = "state"
+) -> dict[str, Any]:
+    """Return number of environments and simulation of an evaluation, as far as they are given.
+
+    Args:
+        task: ``"planar"`` or the ManiSkill id of a task.
+        num_envs: see :func:`training_env_options`; as many as suit the task where ``None``.
+        sim_backend: see :func:`training_env_options`.
+        obs_mode: what is observed.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so, saying what can be done.
+    """
+    if num_envs is None and sim_backend is None:
+        return {}
+    asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "obs_mode": obs_mode}
+    found = training_env_options(task, planar_envs=50, **asked)
+    return found if num_envs is not None else {name: value for name, value in found.items() if name != "num_envs"}
+
+
+def policy_evaluation_env(
+    checkpoint: TrainingCheckpoint, *, num_envs: int | None, sim_backend: str | None = None, **kwargs: Any
+) -> EnvBase:
+    """Make the environment to evaluate a checkpoint's policy in (:func:`evaluation_env`), simulated as asked for.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`evaluation_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``episodes``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    options = evaluation_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode)
+    return checkpoint_env(checkpoint, **options, **kwargs)
+
+
+def make_training_envs(
+    checkpoint: TrainingCheckpoint,
+    *,
+    num_envs: int | None,
+    sim_backend: str | None = None,
+    planar_envs: int = 256,
+    episodes: int | None = None,
+    **kwargs: Any,
+) -> tuple[EnvBase, EnvBase]:
+    """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
+
+    On a GPU ManiSkill evaluates with as many environments as it trains with, in the same simulation; elsewhere with as
+    many as suit the task.
+
+    Args:
+        checkpoint: of the policy.
+        num_envs: see :func:`training_env_options`.
+        sim_backend: see :func:`training_env_options`.
+        planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
+        episodes: of the evaluation.
+        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+
+    Raises:
+        SystemExit: if the task cannot be simulated so.
+    """
+    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
+    found = training_env_options(task, obs_mode=obs_mode, **asked)
+    train_env = make_training_env(checkpoint, **asked, **kwargs)
+    on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
+    return train_env, checkpoint_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)

@@ -1,0 +1,51 @@
+"""The hand-over between stages: the networks of a loss start where an earlier stage's are."""
+
+from __future__ import annotations
+
+import warnings
+
+from torchrl.checkpoint import CheckpointError
+
+from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
+from torchrl_flow.policies.rebuild import LATENT_POLICY, require_actor_config
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+
+__all__ = ["warm_start"]
+
+
+def warm_start(
+    loss_module: ShortCutFlowLoss | AWFlowLoss, checkpoint: TrainingCheckpoint, *, critic: bool = False
+) -> None:
+    """Load a checkpoint's policy, its average, and on demand its critic and target critic into a loss.
+
+    Call it when the target updaters are made, since those set the targets to their sources. A checkpoint without an
+    average (``ema_policy``) gives its policy to both. Of a flow that is steered the latent policy is left behind, with
+    a warning.
+
+    Args:
+        loss_module: the loss.
+        checkpoint: the earlier stage's.
+        critic: load the critic too.
+
+    Raises:
+        CheckpointError: if something is missing, naming what is there, or of other sizes.
+    """
+    if LATENT_POLICY in checkpoint.module_configs:
+        message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
+        warnings.warn(message, stacklevel=2)
+    actor = loss_module.actor_network
+    require_actor_config(checkpoint, actor)
+    average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
+    checkpoint.restore(modules={"policy": actor})
+    checkpoint.restore(modules={average: loss_module.ema_policy})
+    if not critic:
+        return
+    if not isinstance(loss_module, AWFlowLoss):
+        raise ValueError(f"{type(loss_module).__name__} has no critic to start.")
+    missing = [role for role in ("critic", "target_critic") if role not in checkpoint.roles]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no {' and no '.join(missing)}, only {', '.join(checkpoint.roles)}: start without "
+            "(--no-load-critic), or from a checkpoint of aw_shortcut_flow_offline or later."
+        )
+    checkpoint.restore(modules={"critic": loss_module.critic_network, "target_critic": loss_module.ema_value})

@@ -1,0 +1,150 @@
+"""The items of the slate recommender: embeddings generated from a seed, with what is derived from them."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform
+
+__all__ = ["ItemCatalogue"]
+
+_FORMAT = "torchrl_flow.item_catalogue"
+
+
+class ItemCatalogue:
+    """Embeddings of the items of a slate recommender, in topics of a few dimensions each.
+
+    The components of an item are ``|clamp(0.4 N(0, 1), -1, 1)|`` times the item's weight of their topic, where the
+    weights are uniform numbers normalised to sum to 1; embeddings are then normalised to length 1. An exponent above
+    1 concentrates items on few topics.
+
+    Args:
+        embeddings: ``[num_items, num_topics * topic_dim]``.
+        num_topics: topics.
+
+    Raises:
+        ValueError: if the embeddings are not a finite matrix whose width is a multiple of ``num_topics``, or a topic
+            has no item.
+
+    Attributes:
+        embeddings: as given, float32.
+        main_topic: topic of the largest norm, int64 ``[num_items]``.
+        max_norm: largest norm of an item.
+        topic_slate: the item with the largest norm in each topic, int64 ``[num_topics]``.
+
+    Examples:
+        >>> items = ItemCatalogue.generate(num_items=200, seed=1)
+        >>> items.embeddings.shape, items.topic_slate.shape
+        (torch.Size([200, 20]), torch.Size([10]))
+    """
+
+    def __init__(self, embeddings: Tensor, num_topics: int = 10) -> None:
+        if embeddings.ndim != 2 or num_topics < 1 or embeddings.shape[1] % num_topics or not embeddings.shape[0]:
+            raise ValueError(
+                f"embeddings must be [num_items, num_topics * topic_dim] with num_topics={num_topics}, got "
+                f"{list(embeddings.shape)}."
+            )
+        if not embeddings.isfinite().all():
+            raise ValueError("embeddings hold values that are not finite.")
+        self.embeddings = embeddings.detach().float().contiguous()
+        self.num_topics = num_topics
+        norms = self.embeddings.unflatten(-1, (num_topics, -1)).norm(dim=-1)
+        self.main_topic = norms.argmax(-1)
+        self.max_norm = float(self.embeddings.norm(dim=-1).max())
+        self.topic_slate = norms.argmax(0)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items."""
+        return self.embeddings.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.embeddings.shape[1]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the embeddings, which tells two catalogues apart."""
+        return hashlib.sha256(self.embeddings.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    @classmethod
+    def generate(
+        cls, num_items: int = 1000, *, num_topics: int = 10, topic_dim: int = 2, exponent: float = 1.0, seed: int = 0
+    ) -> ItemCatalogue:
+        """Draw a catalogue.
+
+        Args:
+            num_items: items.
+            num_topics: topics.
+            topic_dim: dimensions of a topic.
+            exponent: power to which the components are raised; above 1 items are focused on few topics.
+            seed: the catalogue depends on it, and on the sizes, alone.
+
+        Raises:
+            ValueError: if a size is below 1 or the exponent is not above 0.
+        """
+        if min(num_items, num_topics, topic_dim) < 1 or exponent <= 0:
+            raise ValueError(
+                f"num_items, num_topics and topic_dim must be at least 1 and exponent above 0, got {num_items}, "
+                f"{num_topics}, {topic_dim} and {exponent}."
+            )
+        stream, item = torch.full((num_items,), seed), torch.arange(num_items)
+        weights = counter_uniform(stream, 2 * item, num_topics)
+        components = topic_components(counter_normal(stream, 2 * item + 1, num_topics * topic_dim), weights)
+        embeddings = components.pow(exponent)
+        return cls(embeddings / embeddings.norm(dim=-1, keepdim=True), num_topics)
+
+    def save(self, path: str | Path) -> None:
+        """Write the catalogue to an ``.npz`` file."""
+        with Path(path).open("wb") as file:
+            np.savez(file, format=_FORMAT, embeddings=self.embeddings.cpu().numpy(), num_topics=self.num_topics)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemCatalogue:
+        """Read a catalogue.
+
+        Raises:
+            ValueError: if the file holds none, or is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file.get("format")) != _FORMAT:
+                    raise ValueError(f"it has {sorted(file.files)}")
+                return cls(torch.from_numpy(file["embeddings"]), int(file["num_topics"]))
+        except FileNotFoundError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise ValueError(f"{path} holds no item catalogue, or a damaged one: {error}.") from error
+
+
+def topic_components(normal: Tensor, weights: Tensor) -> Tensor:
+    """Compute components ``|clamp(0.4 normal, -1, 1)| * w`` with the weights ``w`` normalised to sum to 1.
+
+    Args:
+        normal: standard normal numbers ``[*B, num_topics * topic_dim]``.
+        weights: topic weights ``[*B, num_topics]``, at least 0.
+
+    Returns:
+        ``[*B, num_topics * topic_dim]``.
+    """
+    topics = weights.shape[-1]
+    share = weights / weights.sum(-1, keepdim=True)
+    magnitude = (0.4 * normal).clamp(-1.0, 1.0).abs()
+    return (magnitude.unflatten(-1, (topics, -1)) * share.unsqueeze(-1)).flatten(-2)

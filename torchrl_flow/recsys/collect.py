@@ -1,0 +1,266 @@
+"""Logged data of the slate recommender: collecting it with a reference policy, and relabelling it for new models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.logged.npz_file import npz_metadata, open_npz, read_member
+from torchrl_flow.data.logged.npz_stream import NpzStream
+from torchrl_flow.options.names import ExistingFile, WritableFile
+from torchrl_flow.options.refusals import refusals_in_one_line
+from torchrl_flow.options.types import Count, Seed, check_options
+from torchrl_flow.recsys.env import SlateEnv
+from torchrl_flow.recsys.models import SlateLogs, SlateModels, play_slates
+from torchrl_flow.recsys.option_types import SlateEnvName
+from torchrl_flow.util.progress import Progress
+
+LatentClicks = Literal["predicted", "observed"]
+
+__all__ = ["CollectSlatesArgs", "LatentClicks", "RelabelSlatesArgs", "collect_slates", "relabel_slates"]
+
+SLATE_FORMAT = "torchrl_flow.slates"
+"""What the metadata of its files say they are."""
+_FIRST_SEED = 100_000_000
+"""Far from the seeds of training and evaluation."""
+
+
+@dataclasses.dataclass
+class CollectSlatesArgs:
+    """Log transitions of a slate env to an .npz file; a run that was stopped goes on when it is called again."""
+
+    env: SlateEnvName = "diffuse_topdown"
+    """environment; see torchrl_flow.recsys.SLATE_ENVS"""
+    policy: Literal["expert", "medium", "random", "logged"] = "medium"
+    """expert: boredom-aware oracle; medium: half oracle, half random; random; logged: the paper's logging policy"""
+    steps: Count = 1_000_000
+    """environment steps, rounded up to whole episodes"""
+    models: str | None = None
+    """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
+    output: WritableFile | None = None
+    """file to write; data/ENV-POLICY-STEPS.npz where none is given"""
+    latent_clicks: LatentClicks = "predicted"
+    """clicks that the slate latents encode: predicted from the belief, or observed (these reveal the reward)"""
+    seed: Seed = 0
+    """seed of users and policy"""
+    num_envs: Count = 256
+    """episodes at a time"""
+    threads: Count = 1
+    """CPU threads"""
+
+    @property
+    def path(self) -> Path:
+        """Where the data go."""
+        return Path(self.output) if self.output else Path("data") / f"{self.env}-{self.policy}-{self.steps}.npz"
+
+    @property
+    def models_path(self) -> Path:
+        """Where the models are."""
+        return Path(self.models) if self.models else Path("runs/slate_models") / f"{self.env}.torchrl"
+
+    def __call__(self) -> None:
+        """Collect, and print the outcome and the path."""
+        check_options(self)
+        torch.set_num_threads(self.threads)
+        if not self.models_path.exists():
+            raise SystemExit(
+                f"There are no models in {self.models_path}. Train them first: "
+                f"`python -m torchrl_flow slate-models --env {self.env}`."
+            )
+        with refusals_in_one_line():
+            path = collect_slates(self, SlateModels.load(self.models_path))
+        with np.load(path, allow_pickle=False) as file:
+            rewards = file["rewards"]
+            print(
+                f"{len(rewards)} steps, mean return {rewards.mean() * json.loads(str(file['metadata']))['length']:.1f}"
+            )
+        print(path.resolve())
+
+
+def _columns(models: SlateModels) -> dict[str, tuple[str, tuple[int, ...]]]:
+    belief, latent = models.encoder.belief_dim, models.ranker.config.latent_dim
+    size = models.ranker.config.slate_size
+    return {
+        "observations": ("float32", (belief,)),
+        "actions": ("float32", (latent,)),
+        "rewards": ("float32", ()),
+        "next_observations": ("float32", (belief,)),
+        "terminals": ("bool", ()),
+        "timeouts": ("bool", ()),
+        "slates": ("int32", (size,)),
+        "clicks": ("bool", (size,)),
+        "episode_ids": ("int64", ()),
+        "initial_slates": ("int32", (size,)),
+        "initial_clicks": ("bool", (size,)),
+    }
+
+
+@torch.no_grad()
+def _rows(models: SlateModels, logs: SlateLogs, first_episode: int, latent_clicks: LatentClicks) -> dict[str, Tensor]:
+    """Turn whole episodes into transitions, seen by the models."""
+    slates, clicks = logs.slates, logs.clicks
+    beliefs = models.encoder(slates, clicks)
+    shown, clicked = slates[:, 1:], clicks[:, 1:]
+    latents = models.latents(beliefs[:, :-1], shown, clicked.float() if latent_clicks == "observed" else None)
+    episodes, length = shown.shape[:2]
+    timeouts = torch.zeros(episodes, length, dtype=torch.bool)
+    timeouts[:, -1] = True
+    ids = torch.arange(first_episode, first_episode + episodes).unsqueeze(1).expand(-1, length)
+    rows = {
+        "observations": beliefs[:, :-1],
+        "actions": latents,
+        "rewards": clicked.sum(-1),
+        "next_observations": beliefs[:, 1:],
+        "terminals": torch.zeros_like(timeouts),
+        "timeouts": timeouts,
+        "slates": shown,
+        "clicks": clicked,
+        "episode_ids": ids,
+    }
+    flat = {name: value.flatten(0, 1) for name, value in rows.items()}
+    return {**flat, "initial_slates": slates[:, 0], "initial_clicks": clicks[:, 0]}
+
+
+def _metadata(models: SlateModels, **more: Any) -> dict[str, Any]:
+    box = {"action_low": models.ranker.action_low.tolist(), "action_high": models.ranker.action_high.tolist()}
+    return {"format": SLATE_FORMAT, "env": models.env_name, "hashes": models.hashes, **box, **more}
+
+
+def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bool = True) -> Path:
+    """Log transitions with a reference policy, in bounded memory.
+
+    Args:
+        args: what to collect.
+        models: belief encoder and ranker, which give observations and actions.
+        progress: show progress.
+
+    Returns:
+        the path of the ``.npz`` file: the transitions, beside them ``slates``, ``clicks``, ``episode_ids``,
+        ``initial_slates`` and ``initial_clicks``, and ``metadata`` with the models' hashes.
+
+    Raises:
+        ValueError: if the models are of another environment or there is nothing to collect.
+        DataError: if the file is there already.
+    """
+    if models.env_name != args.env:
+        raise ValueError(f"the models are of {models.env_name}, not of {args.env}.")
+    if args.steps < 1 or args.num_envs < 1:
+        raise ValueError(f"steps and num_envs must be at least 1, got {args.steps} and {args.num_envs}.")
+    length = SlateEnv(args.env, 1, catalogue=models.catalogue).max_episode_steps
+    episodes = math.ceil(args.steps / length)
+    args.path.parent.mkdir(parents=True, exist_ok=True)
+    description = {**dataclasses.asdict(args), "output": None, "models": None, "threads": None, "hashes": models.hashes}
+    stream = NpzStream(args.path, _columns(models), description)
+    total = episodes * length
+    with Progress(
+        total, initial=stream.position * length, description=args.path.stem, unit="step", enabled=progress
+    ) as bar:
+        while stream.position < episodes:
+            first = stream.position
+            number = min(args.num_envs, episodes - first)
+            logs = _play(args, models, first, number)
+            rows = _rows(models, logs, first, args.latent_clicks)
+            stream.append(rows)
+            stream.commit(first + number)
+            bar.update(number * length, mean_return=rows["rewards"].sum().item() / number)
+    details = {"policy": args.policy, "seed": args.seed, "latent_clicks": args.latent_clicks, "length": length}
+    return stream.finish(_metadata(models, **details))
+
+
+def _play(args: CollectSlatesArgs, models: SlateModels, first: int, number: int) -> SlateLogs:
+    env = SlateEnv(args.env, number, catalogue=models.catalogue, privileged=True)
+    # Seeded by the first episode, so that a resumed collection equals one that was never stopped.
+    seed = _FIRST_SEED * (args.seed + 1) + first
+    return play_slates(env, args.policy, seed=seed, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclasses.dataclass
+class RelabelSlatesArgs:
+    """Compute the observations and latents of logged slates anew, for other models."""
+
+    data: ExistingFile
+    """the .npz file, as collect-slates makes it"""
+    models: ExistingFile
+    """belief encoder and ranker"""
+    output: WritableFile
+    """file to write"""
+    latent_clicks: LatentClicks = "predicted"
+    """clicks that latents encode"""
+    threads: Count = 1
+    """CPU threads"""
+
+    def __call__(self) -> None:
+        """Relabel and print the path."""
+        check_options(self)
+        torch.set_num_threads(self.threads)
+        with refusals_in_one_line():
+            models = SlateModels.load(self.models)
+            path = relabel_slates(self.data, models, self.output, latent_clicks=self.latent_clicks)
+        print(path.resolve())
+
+
+def relabel_slates(
+    data: str | Path,
+    models: SlateModels,
+    output: str | Path,
+    *,
+    latent_clicks: LatentClicks = "predicted",
+    block: int = 256,
+    progress: bool = True,
+) -> Path:
+    """Recompute observations and latents of a file from its raw slates and clicks.
+
+    Args:
+        data: file of :func:`collect_slates`.
+        models: the models to see it by.
+        output: file to write.
+        latent_clicks: clicks that latents encode.
+        block: episodes at a time.
+        progress: show progress.
+
+    Raises:
+        DataError: if the file holds no slates, its episodes are not whole, or its items are others.
+    """
+    path = Path(data)
+    with open_npz(path) as file:
+        wanted = ("slates", "clicks", "initial_slates", "initial_clicks", "metadata")
+        missing = [name for name in wanted if name not in file.files]
+        if missing:
+            raise DataError(f"{data} cannot be relabelled: it lacks {missing}.")
+        arrays = [read_member(path, file, name) for name in wanted[:4]]
+        metadata = npz_metadata(path, file)
+    missing = [name for name in ("hashes", "length", "policy", "seed") if name not in metadata]
+    if missing:
+        raise DataError(f"{data} cannot be relabelled: its metadata lack {missing}.")
+    for name, array in zip(wanted, arrays):
+        if array.dtype.kind not in "fiub" or array.ndim != 2:
+            raise DataError(f"{name!r} in {data} must be rows of numbers, got {list(array.shape)} of {array.dtype}.")
+    slates, clicks, first_slates, first_clicks = map(torch.from_numpy, arrays)
+    if metadata["hashes"]["catalogue"] != models.hashes["catalogue"]:
+        raise DataError(f"{data} shows other items than the models know.")
+    episodes, length = len(first_slates), metadata["length"]
+    if len(slates) != episodes * length:
+        raise DataError(f"{data} has {len(slates)} steps, not {episodes} episodes of {length}.")
+    description = {"data": str(data), "hashes": models.hashes, "latent_clicks": latent_clicks}
+    stream = NpzStream(output, _columns(models), description)
+    with Progress(episodes, initial=stream.position, description="relabel", unit="episode", enabled=progress) as bar:
+        while stream.position < episodes:
+            first, last = stream.position, min(stream.position + block, episodes)
+            part = slice(first * length, last * length)
+            parts = [
+                torch.cat([start[first:last].unsqueeze(1), rest[part].unflatten(0, (last - first, length))], 1)
+                for start, rest in ((first_slates, slates), (first_clicks, clicks))
+            ]
+            stream.append(_rows(models, SlateLogs(parts[0].long(), parts[1]), first, latent_clicks))
+            stream.commit(last)
+            bar.update(last - first)
+    kept = {name: metadata[name] for name in ("policy", "seed", "length")}
+    return stream.finish(_metadata(models, latent_clicks=latent_clicks, **kept))

@@ -1,0 +1,269 @@
+"""Parts shared by the offline baselines of the slate recommender: data, environment, evaluation, diagnostics."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+from torchrl.checkpoint import CheckpointError
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
+
+from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz_metadata
+from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
+from torchrl_flow.modules.actors.action_box import ActionBox
+from torchrl_flow.modules.actors.state_policy import StatePolicyConfig, make_state_policy
+from torchrl_flow.recsys.collect import SLATE_FORMAT
+from torchrl_flow.recsys.env import SlateEnv
+from torchrl_flow.recsys.model_training import round_trip_return
+from torchrl_flow.recsys.models import SlateModels
+from torchrl_flow.recsys.policies import SLATE_POLICIES, SlatePolicyName
+from torchrl_flow.runs.checkpoint_check import building
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.util.randomness import isolated_rng
+
+__all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "q_diagnostics"]
+
+
+class SlateTask(OfflineTask):
+    """Logged transitions with the environment and the models that they belong to.
+
+    Actions of policies and data lie in [-1, 1]: the ranker's box is taken out of the data here and put back by the
+    environment.
+
+    Args:
+        data: file of ``collect-slates``, or any transitions whose observations are beliefs and whose actions are
+            latents of the models.
+        models: belief encoder and ranker; data made with others are refused. ``runs/slate_models/ENV.torchrl`` where
+            ``None``.
+
+    Keyword Args:
+        batch_size: rows of a batch.
+        gamma: discount, for the bound on values.
+        device: where the transitions are kept and policies are evaluated.
+
+    Raises:
+        DataError: if the data cannot be used with the models.
+        FileNotFoundError: if there are no models.
+
+    Attributes:
+        models: belief encoder and ranker, on the CPU.
+        data: the replay buffer.
+    """
+
+    has_env = True
+
+    def __init__(
+        self,
+        data: str | Path,
+        models: SlateModels | str | Path | None = None,
+        *,
+        batch_size: int = 256,
+        gamma: float = 0.8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        metadata = read_npz_metadata(data)
+        if models is None:
+            models = Path("runs/slate_models") / f"{metadata.get('env')}.torchrl"
+        self.models = models if isinstance(models, SlateModels) else SlateModels.load(models)
+        ranker = self.models.ranker
+        self.box = ActionBox(ranker.action_low, ranker.action_high)
+        # A file of another program says nothing of models: that it fits these is for its owner to know.
+        foreign = not metadata.get("hashes") and metadata.get("format") != SLATE_FORMAT
+        if foreign:
+            warnings.warn(
+                f"{data} does not say which models made its observations and actions: they are taken for beliefs and "
+                f"latents of the models of {self.models.env_name}.",
+                DataWarning,
+                stacklevel=2,
+            )
+        self.data = NpzReplayBuffer(
+            data,
+            batch_size=batch_size,
+            hashes=None if foreign else self.models.hashes,
+            action_low=ranker.action_low,
+            action_high=ranker.action_high,
+            device=self.device,
+        )
+        if self.state_dim != self.models.encoder.belief_dim:
+            raise DataError(
+                f"observations in {data} have {self.state_dim} numbers, beliefs of the models of "
+                f"{self.models.env_name} have {self.models.encoder.belief_dim}."
+            )
+        length = self.data.metadata.get("length", 100)
+        if not isinstance(length, int) or length < 1:
+            raise DataError(f"metadata in {data}: length must be a whole number of at least 1, got {length!r}.")
+        self.path, self.gamma, self._length = Path(data), gamma, length
+        self._acting = self.models if self.device.type == "cpu" else copy.deepcopy(self.models).to(self.device)
+
+    @property
+    def name(self) -> str:
+        """Name of the environment."""
+        return self.models.env_name
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Identity of the task, for checkpoints."""
+        return {"task": self.name, "obs_mode": "belief", "control_mode": "latent", **self.models.hashes}
+
+    @property
+    def value_bound(self) -> float:
+        """The largest value that there can be: expected clicks of a slate of sure hits, discounted."""
+        env = SlateEnv(self.models.env_name, 1, catalogue=self.models.catalogue)
+        return float(env._examined.sum()) / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        policy: Policy,
+        *,
+        episodes: int = 256,
+        seed: int = EVALUATION_SEED,
+        random: bool = False,
+    ) -> SlateReturns:
+        """Play one episode with each of so many users, all at once.
+
+        Args:
+            policy: writes ``action`` for ``observation``.
+            episodes: users.
+            seed: of the first user.
+            random: let distributions and flows sample; their mode or zero noise otherwise.
+        """
+        exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
+        # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
+        with isolated_rng(seed), set_exploration_type(exploration):
+            env = self._acting.env(episodes, device=self.device)
+            data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=self.device)
+            for _ in range(self._length):
+                data = env.step(policy(data))["next"]
+                total += data["reward"]
+        return SlateReturns(tuple(total.flatten().tolist()))
+
+    def references(self, *, episodes: int = 256) -> dict[str, float]:
+        """Mean returns to print beside scores.
+
+        Returns:
+            ``random_latent``; ``sto``, the short-term oracle; ``behaviour``, the data's own; ``oracle``, the
+            boredom-aware one; ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of
+            them.
+        """
+        found = {"random_latent": self.evaluate(self._random_latent, episodes=episodes).mean}
+
+        def play(name: SlatePolicyName, through: bool) -> float:
+            return round_trip_return(self.models, name, users=episodes, through=through, seed=EVALUATION_SEED)
+
+        found["sto"] = play("sto", False)
+        if "length" in self.data.metadata:
+            rewards = self.data.transitions["next", "reward"]
+            found["behaviour"] = float(rewards.mean()) * self._length
+        else:
+            found |= super().references(episodes=episodes)
+        if self.label in SLATE_POLICIES:
+            found["behaviour_through_ranker"] = play(cast(SlatePolicyName, self.label), True)
+        return found | {"oracle_through_ranker": play("expert", True), "oracle": play("expert", False)}
+
+    def _random_latent(self, data: TensorDictBase) -> TensorDictBase:
+        """Draw latents from the prior that the ranker was trained with, in the box's units."""
+        box = self.models.ranker.box
+        drawn = (torch.randn(*data.batch_size, self.action_dim) - box.centre) / box.scale
+        return data.set("action", drawn.clamp(-1.0, 1.0).to(self.device))
+
+
+@torch.no_grad()
+def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float) -> dict[str, float]:
+    """Compare what the critics think of logged, random and the policy's actions; draws nothing from global generators.
+
+    Critics that value random latents as high as logged ones have learned nothing from the data, and those above
+    ``bound`` have diverged.
+
+    Args:
+        loss: loss with stacked critics ``qvalue_network``.
+        batch: transitions.
+        policy: writes ``action``.
+        bound: the largest value that there can be.
+    """
+    network: Any = loss.qvalue_network
+    stacked: Any = loss.qvalue_network_params.data  # pyright: ignore[reportAttributeAccessIssue]
+    observation, action = batch["observation"], batch["action"]
+
+    def q(action: Tensor) -> Tensor:
+        values = []
+        for member in range(len(stacked)):
+            data = TensorDict({"observation": observation, "action": action}, batch_size=batch.batch_size)
+            with stacked[member].to_module(network, preserve_module_state=False):
+                values.append(network(data)["state_action_value"])
+        return torch.stack(values).amin(0)
+
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        acted = policy(TensorDict({"observation": observation}, batch_size=batch.batch_size))["action"]
+    # A generator of its own: how often a run looks at its values must not change what it learns.
+    random = torch.rand(action.shape, generator=torch.Generator().manual_seed(0)).to(action.device) * 2 - 1
+    own = q(acted)
+    return {
+        "q/data": q(action).mean().item(),
+        "q/random": q(random).mean().item(),
+        "q/policy": own.mean().item(),
+        "q/above_bound": float((own > bound).float().mean()),
+    }
+
+
+def load_state_policy(
+    source: str | Path | TrainingCheckpoint, *, data_units: bool = False, which: Which = "last"
+) -> tuple[nn.Module, TrainingCheckpoint]:
+    """Rebuild the policy of an offline baseline, normaliser included, from a checkpoint alone.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        data_units: give actions in the units of the data that it was trained on, and not in [-1, 1].
+        which: checkpoint of a run: the last, or the best by the return in evaluations during training.
+
+    Raises:
+        CheckpointError: if it holds no such policy.
+    """
+    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source, which=which)
+    config: Mapping[str, Any] | None = checkpoint.module_configs.get("state_policy")
+    if config is None:
+        raise CheckpointError(f"{checkpoint.path} holds no policy of states, only {sorted(checkpoint.roles)}.")
+    with building(checkpoint.path, "module_configs.state_policy"):
+        policy = make_state_policy(StatePolicyConfig(**{**config, "hidden_sizes": tuple(config["hidden_sizes"])}))
+    checkpoint.restore(modules={"policy": policy})
+    return (in_data_units(policy, checkpoint) if data_units else policy).eval(), checkpoint
+
+
+def action_box(checkpoint: TrainingCheckpoint) -> ActionBox:
+    """Return the bounds of the actions that a policy of an offline baseline was trained on.
+
+    Args:
+        checkpoint: of a run of the offline baselines.
+
+    Raises:
+        CheckpointError: if it holds none.
+    """
+    bounds = checkpoint.module_configs.get("action_box")
+    if bounds is None:
+        raise CheckpointError(f"{checkpoint.path} holds no bounds of actions: an offline baseline did not write it.")
+    return ActionBox(torch.tensor(bounds["low"]), torch.tensor(bounds["high"]))
+
+
+def in_data_units(policy: Any, checkpoint: TrainingCheckpoint) -> TensorDictSequential:
+    """Let a policy that was trained on actions in [-1, 1] give them in the units of its data.
+
+    Args:
+        policy: module that writes ``action``, such as those of :func:`load_state_policy` and
+            :class:`~torchrl_flow.modules.SingleStepActor`.
+        checkpoint: of its run.
+
+    Raises:
+        CheckpointError: if it holds no bounds.
+    """
+    scaled: Any = TensorDictModule(action_box(checkpoint), in_keys=["action"], out_keys=["action"])
+    return TensorDictSequential(policy, scaled)

@@ -1,0 +1,39 @@
+"""What a run leaves to be read: report, result rows, learning curves, comparison of stages and seeds."""
+
+from __future__ import annotations
+
+from torchrl_flow.reports.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
+from torchrl_flow.reports.curves import CurvesArgs, draw_curves, run_curve, window_means
+from torchrl_flow.reports.report import write_report
+from torchrl_flow.reports.results import (
+    BENCHMARK_COLUMNS,
+    RESULT_COLUMNS,
+    append_benchmark,
+    append_result,
+    record_results,
+)
+from torchrl_flow.reports.seed_bands import SeedBand, group_by_seed, seed_band
+from torchrl_flow.reports.stage_comparison import compare_stages, stages_svg
+
+__all__ = [
+    "BENCHMARK_COLUMNS",
+    "RESULT_COLUMNS",
+    "CurvesArgs",
+    "SeedBand",
+    "append_benchmark",
+    "append_result",
+    "best_of_variants",
+    "can_film",
+    "compare_stages",
+    "conclude",
+    "draw_curves",
+    "group_by_seed",
+    "read_evaluation",
+    "record_results",
+    "run_curve",
+    "seed_band",
+    "stages_svg",
+    "variant_labels",
+    "window_means",
+    "write_report",
+]

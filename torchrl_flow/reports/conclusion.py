@@ -1,0 +1,188 @@
+"""The end of every run: evaluate the policy, film it, write the report and the rows of results.csv."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_flow.evaluation.group_rollout import Policy
+from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
+from torchrl_flow.evaluation.result import EvaluationResult
+from torchrl_flow.figures.video import can_write_video, tile_episodes, video_suffix, write_video
+from torchrl_flow.modules import BestOfN, FlowActor, QEnsemble, SteeredFlowActor
+from torchrl_flow.reports.report import write_report
+from torchrl_flow.reports.results import record_results
+from torchrl_flow.runs.metrics import read_metrics
+from torchrl_flow.runs.run import EVALUATION, Run
+from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.files import write_json
+from torchrl_flow.util.versions import collect_versions, command_line, today
+
+__all__ = ["best_of_variants", "can_film", "conclude", "read_evaluation", "variant_labels"]
+
+Figures = dict[str, float]
+
+
+def variant_labels(noise_scales: Sequence[float] = (), best_of: Sequence[int] = ()) -> list[str]:
+    """Return what evaluations call a policy at scales of its noise, and acting by the best of some samples."""
+    return [*(f"noise {scale:g}" for scale in noise_scales), *(f"best of {n}" for n in best_of)]
+
+
+def best_of_variants(actor: FlowActor, critic: QEnsemble, best_of: Sequence[int]) -> dict[str, Policy]:
+    """Return the policy acting by the best of N samples for each N, by label: variants for :func:`conclude`."""
+    policies = (BestOfN(actor, critic, num_samples=n) for n in best_of)
+    return dict(zip(variant_labels(best_of=best_of), policies))
+
+
+def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str, Figures]]:
+    """Read what :func:`conclude` found: figures by number of sampling steps, and those of the variants by label.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        FileNotFoundError: if the run was not evaluated.
+    """
+    found = json.loads((Path(directory) / EVALUATION).read_text(encoding="utf-8"))
+    by_steps = {int(label): figures for label, figures in found.items() if label.isdigit()}
+    return by_steps, {label: figures for label, figures in found.items() if not label.isdigit()}
+
+
+def can_film(env: EnvBase) -> bool:
+    """Tell whether an environment can draw frames: ManiSkill without a Vulkan device cannot."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return callable(getattr(env, "render", None)) and getattr(env, "has_visuals", True)
+
+
+def conclude(
+    directory: str | Path,
+    actor: FlowActor | SteeredFlowActor,
+    env: EnvBase,
+    seeds: Sequence[int],
+    *,
+    task: Mapping[str, Any],
+    recipe: str,
+    stage: str | None = None,
+    seed: int = 0,
+    num_steps: Sequence[int] = (),
+    noise_scales: Sequence[float] = (),
+    variants: Mapping[str, Policy] | None = None,
+    num_videos: int = 4,
+    results: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    env_steps: int | None = None,
+    wall_s: float | None = None,
+    notes: Sequence[str] = (),
+    run: Run | None = None,
+    progress: bool = True,
+) -> tuple[EvaluationResult, Path]:
+    """Evaluate a policy over fixed seeds and leave a self-contained report of it.
+
+    What is written replaces what an earlier call has written in the same directory, rows of ``results`` included. The
+    file ``evaluation.json``, which says that the run is finished, comes last.
+
+    Args:
+        directory: where ``report.html``, ``evaluation.json`` and the video go; the metrics of a run found there are
+            drawn as curves.
+        actor: the policy.
+        env: chunk env for evaluation (see :func:`~torchrl_flow.envs.make_chunk_env`).
+        seeds: one per episode.
+
+    Keyword Args:
+        task: identity of the task (``task_info``).
+        recipe: name of the recipe, for title and ``results.csv``.
+        stage: stage of the recipe, where it has several.
+        seed: seed of the training.
+        num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
+        noise_scales: further scales of the noise that the flow starts from, likewise.
+        variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
+        num_videos: episodes to film, where the environment can.
+        results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
+            (:func:`~torchrl_flow.reports.record_results`); none where ``None``.
+        config: the script's arguments; those of ``run`` where ``None``.
+        env_steps: environment steps that training took; those that ``run`` has counted where ``None``.
+        wall_s: seconds that training took; those of ``run`` where ``None``.
+        notes: paragraphs for the report.
+        run: the run that trained the policy; the figures and the video are shown in its W&B and TensorBoard too.
+        progress: show progress.
+
+    Returns:
+        the evaluation at the actor's own number of sampling steps, and the path of the report.
+
+    Raises:
+        NonFiniteError: if a weight of the policy is not finite; nothing is written.
+    """
+    directory = Path(directory)
+    require_finite_modules({"policy": actor}, doing="the policy is not evaluated and no result is written")
+    if run is not None:
+        config = run.config if config is None else config
+        env_steps = run.counters.get("env_steps") if env_steps is None else env_steps
+        wall_s = run.wall_s if wall_s is None else wall_s
+    films = min(num_videos, len(seeds)) if can_film(env) else 0
+    more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
+    compared = compare_num_steps(env, actor, seeds, [actor.num_steps, *more], progress=progress)
+    result = compared[actor.num_steps]
+    others = {
+        label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
+        for label, scale in zip(variant_labels(noise_scales), noise_scales)
+    }
+    for name, policy in (variants or {}).items():
+        warm_up(env, policy, seeds)
+        others[name] = evaluate(env, policy, seeds, progress=progress)
+    video = None
+    if films and can_write_video():
+        # In a pass of its own: rendering would be part of the times, which are compared.
+        frames = tile_episodes(evaluate(env, actor, seeds[:films], num_videos=films, progress=False).videos)
+        video = write_video(directory / f"episodes{video_suffix()}", frames)
+        if run is not None:
+            run.logger.log_video(run.step, "final/episodes", video, frames)
+    elif films:
+        notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
+    elif num_videos:
+        notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
+    name = f"{recipe} {stage}" if stage else recipe
+    path = write_report(
+        directory / "report.html",
+        title=f"{name} on {task['task']}",
+        subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
+        results={f"{name}, K = {actor.num_steps}": result, **others},
+        num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
+        curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
+        video=video,
+        video_caption=f"The first {films} episodes, filmed in a pass of their own, which no time includes.",
+        notes=[_conditions(seeds, actor), *notes],
+        config=config,
+        versions=collect_versions(),
+        command=command_line(),
+    )
+    figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
+    figures |= {label: value.metrics("") for label, value in others.items()}
+    if run is not None:
+        run.logger.log_final(run.step, result.metrics("final/"))
+    if results is not None:
+        # The stage names the number of sampling steps only if several were evaluated.
+        labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
+        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
+        stages = [" ".join(part for part in (stage, label) if part) or None for label in labelled]
+        rows = [{**columns, "stage": s, **v.result_columns()} for s, v in zip(stages, labelled.values())]
+        record_results(results, rows, directory=directory)
+    write_json(directory / EVALUATION, figures)
+    return result, path
+
+
+def _conditions(seeds: Sequence[int], actor: FlowActor | SteeredFlowActor) -> str:
+    device = next(actor.parameters()).device
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    )
+    return (
+        f"{len(seeds)} episodes from the fixed seeds {min(seeds)} to {max(seeds)}, terminations ignored, noise "
+        f"sampled; latency measured on: {hardware}. Intervals are Wilson's at 95 %."
+    )

@@ -1,0 +1,155 @@
+"""One metric of several runs in one drawing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from torchrl_flow.figures.axes import axis_label, is_rate, own_steps_label, place_metric
+from torchrl_flow.figures.plots import curves_svg, standalone_svg
+from torchrl_flow.figures.tables import markdown_table
+from torchrl_flow.options.names import WritableFile
+from torchrl_flow.options.refusals import refusals_in_one_line
+from torchrl_flow.options.types import Count, check_options
+from torchrl_flow.reports.seed_bands import group_by_seed, run_labels_of, seed_band
+from torchrl_flow.runs.metrics import read_metrics
+from torchrl_flow.util.files import write_text
+
+__all__ = ["CurvesArgs", "draw_curves", "reach_table", "run_curve", "window_means"]
+
+Metrics = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+
+
+@dataclasses.dataclass
+class CurvesArgs:
+    """Draw a metric of several runs against environment steps or seconds, as an SVG file.
+
+    Runs that differ in their seed alone become one curve: their mean, a band of one standard deviation over the seeds
+    to either side, and a thin line for each.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """directories of runs"""
+    metric: str = "train/success"
+    """metric on the y axis"""
+    against: str = "train/env_steps"
+    """metric on the x axis; the run's own steps if a run has no such metric"""
+    window: Count = 1
+    """number of consecutive values that are averaged"""
+    reaches: float | None = None
+    """also print where each run first reaches this value, in the metric on the x axis and in seconds of training"""
+    title: str | None = None
+    """heading; the metric by default"""
+    output: WritableFile = "curves.svg"
+    """file to write"""
+
+    def __call__(self) -> None:
+        """Draw, and print the path, and before it the table that is asked for."""
+        check_options(self)
+        with refusals_in_one_line():
+            path = draw_curves(self)
+            if self.reaches is not None:
+                print(reach_table(self.runs, self.metric, self.reaches, against=(self.against, "train/wall_s")))
+        print(path.resolve())
+
+
+def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1) -> tuple[list[float], list[float]]:
+    """Return a metric of a run and what it is drawn against.
+
+    Args:
+        folder: the run.
+        metric: its name.
+        against: metric on the x axis; the run's own steps if there is no metric of that name.
+        window: values averaged to one, and their places likewise.
+
+    Raises:
+        ValueError: if the run has no such metric, naming those it has, or ``window`` is below 1.
+        FileNotFoundError: if there is no run.
+    """
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}.")
+    x, y, _ = place_metric(_read(folder, metric), metric, against)
+    return window_means(x, window), window_means(y, window)
+
+
+def _read(folder: str | Path, metric: str) -> Metrics:
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: name the directory of a run.")
+    found = read_metrics(path)
+    if metric not in found:
+        raise ValueError(f"{folder} has no metric {metric!r}; it has {', '.join(found)}.")
+    return found
+
+
+def window_means(values: Sequence[float], window: int) -> list[float]:
+    """Average values over windows that follow one another; the last may be shorter."""
+    parts = [values[i : i + window] for i in range(0, len(values), window)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, against: Sequence[str]) -> str:
+    """Return a Markdown table of where each run first reaches a value of a metric.
+
+    Args:
+        runs: directories.
+        metric: its name.
+        value: what to reach.
+        against: metrics of which the table tells the value there; a cell is empty where the run never got so far or
+            has no such metric.
+
+    Raises:
+        ValueError: if a run has no such metric.
+    """
+    rows = []
+    for run, label in zip(runs, run_labels_of(runs)):
+        found = _read(run, metric)
+        row = [label]
+        for name in against:
+            curve = zip(*place_metric(found, metric, name)[:2]) if name in found else ()
+            row.append(next((f"{place:.0f}" for place, height in curve if height >= value), ""))
+        rows.append(row)
+    return markdown_table(["run", *against], rows)
+
+
+def draw_curves(args: CurvesArgs) -> Path:
+    """Draw what the arguments ask for and return the file.
+
+    Raises:
+        ValueError: if no run is named, one is named twice, or one has no such metric.
+    """
+    if not args.runs:
+        raise ValueError("name at least one run.")
+    curves, bands, members = {}, {}, {}
+    for label, folders in group_by_seed(args.runs).items():
+        own = [run_curve(run, args.metric, against=args.against, window=args.window) for run in folders]
+        if len(own) == 1:
+            curves[label] = own[0]
+            continue
+        band = seed_band(own)
+        curves[label], bands[label], members[label] = (band.x, band.mean), (band.x, band.low, band.high), own
+    drawn = [*curves.values(), *(curve for own in members.values() for curve in own)]
+    svg = curves_svg(
+        curves,
+        title=args.title or args.metric,
+        unit_interval=is_rate(args.metric) and max((value for _, y in drawn for value in y), default=0.0) <= 1,
+        x_label=_shared_label(args),
+        y_label=axis_label(args.metric),
+        bands=bands,
+        members=members,
+    )
+    path = Path(args.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, standalone_svg(svg))
+    return path
+
+
+def _shared_label(args: CurvesArgs) -> str:
+    """Return the label of the x axis: one label, or all labels if the runs have different ones."""
+    found = [_read(run, args.metric) for run in args.runs]
+    labels = [axis_label(args.against) if args.against in run else own_steps_label(run) for run in found]
+    return " or ".join(dict.fromkeys(labels))

@@ -1,0 +1,163 @@
+"""Rows of ``results.csv``: what the figures in the documentation are made from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.util.files import write_json
+from torchrl_flow.util.platform import locked, replace
+from torchrl_flow.util.versions import command_line, git_commit, today
+
+__all__ = ["BENCHMARK_COLUMNS", "RESULT_COLUMNS", "append_benchmark", "append_result", "record_results"]
+
+RESULT_COLUMNS = (
+    "recipe", "task", "obs", "stage", "seed", "episodes", "success_once", "success_at_end", "return",
+    "env_steps", "wall_s", "command", "commit", "date",
+)  # fmt: skip
+"""Columns of ``results.csv``."""
+BENCHMARK_COLUMNS = (
+    "pair", "mode", "device", "threads", "ours_ms", "reference_ms", "ratio", "ratio_low", "ratio_high",
+    "command", "commit", "date",
+)  # fmt: skip
+"""Columns of ``benchmarks/results.csv``."""
+
+RESULT_ROWS = "result_rows.json"
+"""File of a run with the rows of results.csv that it has written, by stage."""
+
+_PROVENANCE = {"command": command_line, "commit": git_commit, "date": today}
+_WHOLE = {"seed", "episodes", "env_steps", "threads"}
+_RATES = {"success_once", "success_at_end"}
+_AT_LEAST_ZERO = {"wall_s", "ours_ms", "reference_ms", "ratio", "ratio_low", "ratio_high"}
+_MAY_BE_EMPTY = {"success_once", "success_at_end", "env_steps", "stage", "commit"}
+_NUMBERS = _RATES | _AT_LEAST_ZERO | {"return"}
+
+
+def append_result(path: str | Path, **columns: Any) -> None:
+    """Append one learning result, a row of ``recipe, task, obs, stage, seed, episodes, ...``.
+
+    Args:
+        path: the CSV file; made with its header if it is not there.
+        **columns: a value for each of :data:`RESULT_COLUMNS`; ``command``, ``commit`` and ``date`` are filled
+            in if left out. ``None`` leaves a cell empty where a result has no such figure (success of a task
+            without success, env steps of cloning). ``return`` is a word of Python: pass
+            ``**result.result_columns()``, or ``**{"return": 1.0}``.
+
+    Raises:
+        ValueError: if a column is missing, unknown or out of range, or the file has another header.
+    """
+    path = Path(path)
+    with _table(path, RESULT_COLUMNS) as lines:
+        lines.append(_line(path, RESULT_COLUMNS, columns))
+
+
+def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, directory: str | Path) -> None:
+    """Write the results of one run, each in place of the row that the run wrote of the same stage before.
+
+    A run that is evaluated anew, resumed after its end or killed between two of its files so never has two rows of one
+    stage. What it has written is remembered in ``directory/result_rows.json``, before the table is changed. Rows of
+    other runs are never touched.
+
+    Args:
+        path: the CSV file; made with its header if it is not there.
+        rows: columns of each result, as of :func:`append_result`; no two of one stage.
+        directory: of the run.
+
+    Raises:
+        ValueError: if a column is missing, unknown or out of range, the file has another header, or two rows are of
+            one stage.
+    """
+    path, memory = Path(path), Path(directory) / RESULT_ROWS
+    written = {str(row.get("stage") or ""): _line(path, RESULT_COLUMNS, row) for row in rows}
+    if len(written) < len(rows):
+        raise ValueError(f"rows must be of different stages, got {[row.get('stage') for row in rows]}.")
+    with _table(path, RESULT_COLUMNS) as lines:
+        known: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+        for stage, line in written.items():
+            before = known.setdefault(stage, [])
+            places = [lines.index(old) for old in dict.fromkeys(before) if old in lines]
+            if line not in before:
+                before.append(line)
+            place = min(places, default=len(lines))
+            lines[:] = [old for i, old in enumerate(lines) if i not in places]
+            lines.insert(place, line)
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
+
+
+def append_benchmark(path: str | Path, **columns: Any) -> None:
+    """Append one pair of timings, a row of :data:`BENCHMARK_COLUMNS`; see :func:`append_result`."""
+    path = Path(path)
+    with _table(path, BENCHMARK_COLUMNS) as lines:
+        lines.append(_line(path, BENCHMARK_COLUMNS, columns))
+
+
+def _line(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> str:
+    """Return a row of the table as text, checked."""
+    columns = {**{name: make() for name, make in _PROVENANCE.items() if name not in columns}, **columns}
+    missing, unknown = [c for c in header if c not in columns], [c for c in columns if c not in header]
+    if missing or unknown:
+        raise ValueError(
+            f"{path.name} has the columns {', '.join(header)}; missing: {missing or 'none'}, unknown: "
+            f"{unknown or 'none'}."
+        )
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow([_cell(name, columns[name]) for name in header])
+    return buffer.getvalue()
+
+
+@contextmanager
+def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
+    """Give the rows of a table as lines to change, and write it whole; other programs wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        first, *lines = text.rstrip("\n").split("\n") if text else [",".join(header)]
+        found = next(csv.reader([first]), [])
+        if tuple(found) != header:
+            raise ValueError(f"{path} has the header {found}, not {list(header)}; give another file.")
+        yield lines
+        _replace(path, "\n".join([first, *lines]) + "\n")
+
+
+def _cell(name: str, value: Any) -> str:
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or value == "":
+        if name in _MAY_BE_EMPTY:
+            return ""
+        raise ValueError(f"{name} must not be empty.")
+    if name in _WHOLE:
+        if isinstance(value, bool) or int(value) != value or value < 0:
+            raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}.")
+        return str(int(value))
+    if name in _NUMBERS:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {value!r}.")
+        if (name in _RATES and not 0 <= number <= 1) or (name in _AT_LEAST_ZERO and number < 0):
+            raise ValueError(f"{name} must be {'in [0, 1]' if name in _RATES else 'at least 0'}, got {value!r}.")
+        return f"{number:.6g}"
+    return " ".join(str(value).split())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file anew beside the old one and rename it, so that no reader or kill meets half a row."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

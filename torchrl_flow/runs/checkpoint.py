@@ -1,0 +1,221 @@
+"""One checkpoint format for all algorithms: writing, atomic and complete, and refusing what does not fit.
+
+A checkpoint is one zip archive written by :class:`torchrl.checkpoint.Checkpoint`. Its components are modules
+by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), optimisers (``optimizer.<name>``),
+anything else with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators
+(``rng``). All that is JSON (config, task, actor config, counters, versions) lies in the manifest, readable
+without loading a tensor. Tensors are read with ``weights_only=True``. Reading is in
+``torchrl_flow.runs.checkpoint_reader``, what is checked before in
+``torchrl_flow.runs.checkpoint_check``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+
+from torchrl_flow.runs.checkpoint_check import (
+    METRIC_PREFIX,
+    CheckedDumpAdapter,
+    CheckedStateDictAdapter,
+    require_readable_manifest,
+)
+from torchrl_flow.util.platform import flush, replace
+from torchrl_flow.util.versions import collect_versions
+
+__all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
+
+FORMAT = "torchrl_flow.checkpoint"
+FORMAT_VERSION = 1
+SUFFIX = ".torchrl"
+"""The suffix by which TorchRL's rotation knows an archive."""
+
+
+def as_json(name: str, value: Any) -> Any:
+    """Return ``value`` as what JSON gives back, dataclasses, paths and tuples included.
+
+    Args:
+        name: what the value is, for the error.
+        value: dataclass, mapping, sequence or scalar.
+
+    Raises:
+        ValueError: if something in it is not JSON-able, naming it.
+
+    Examples:
+        >>> as_json("config", {"betas": (0.9, 0.95), "out": Path("runs")})
+        {'betas': [0.9, 0.95], 'out': 'runs'}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+
+    def fallback(item: Any) -> Any:
+        if isinstance(item, os.PathLike):
+            return os.fspath(item)
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            return dataclasses.asdict(item)
+        if isinstance(item, (np.generic, torch.Tensor)) and item.ndim == 0:
+            return item.item()
+        raise ValueError(f"{name} holds {item!r} of type {type(item).__name__}, which JSON cannot keep.")
+
+    return json.loads(json.dumps(value, default=fallback))
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    modules: Mapping[str, Any] | None = None,
+    optimizers: Mapping[str, Any] | None = None,
+    state: Mapping[str, Any] | None = None,
+    config: Any = None,
+    task: Mapping[str, Any] | None = None,
+    actor_config: Any = None,
+    counters: Mapping[str, int] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    rng: bool = True,
+) -> Path:
+    """Write a checkpoint so that the file is there whole or, if the process dies, as it was before.
+
+    The archive is made beside ``path``, flushed to the disk and renamed onto it. TorchRL's own publication
+    first moves the old file away, so that a kill between its two renames leaves none; hence the rename here.
+
+    Args:
+        path: file to write; ``.torchrl`` is the usual suffix.
+        modules: by role: ``policy``, ``ema_policy``, ``critic``, ``target_critic``, ``loss``, ...;
+            normalisers belong to the state of their module.
+        optimizers: by name.
+        state: by name, objects with ``state_dict`` and ``load_state_dict`` (schedulers, samplers) or ``dump``
+            and ``load`` (replay buffers).
+        config: dataclass or mapping, the script's arguments.
+        task: identity of the task (an env's ``task_info``), compared by ``require_task``.
+        actor_config: dataclass or mapping from which the actor is rebuilt from the file alone.
+        counters: whole numbers such as ``step`` and ``env_steps``.
+        metrics: scalars measured at this point, such as ``eval/success_once``; the best one is found by them.
+        metadata: anything else that JSON can hold.
+        rng: keep the state of the global generators of Python, NumPy, torch and the accelerators.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if a name is unusable, a value is not JSON-able, or a replay buffer dumps what would not be read
+            again (a pickled queue of prefetched batches).
+
+    Examples:
+        >>> import tempfile
+        >>> policy = torch.nn.Linear(2, 1)
+        >>> from torchrl_flow.runs import load_checkpoint
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = save_checkpoint(
+        ...         f"{directory}/a.torchrl", modules={"policy": policy}, counters={"step": 3})
+        ...     checkpoint = load_checkpoint(path)
+        >>> checkpoint.roles, checkpoint.step
+        (('policy',), 3)
+    """
+    path = Path(path).expanduser().absolute()
+    checkpoint = Checkpoint(format="archive")
+    for group, parts in (("module", modules), ("optimizer", optimizers), ("state", state)):
+        for name, part in (parts or {}).items():
+            has_state = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+            dumps = hasattr(part, "dump") and hasattr(part, "load") and group == "state"
+            if not has_state and not dumps:
+                raise ValueError(
+                    f"{group} {name!r} is a {type(part).__name__}, which has no state_dict() and load_state_dict()."
+                )
+            adapter = CheckedDumpAdapter() if dumps else CheckedStateDictAdapter()
+            checkpoint.register(f"{group}.{name}", part, adapter=adapter)
+    if rng:
+        checkpoint.register("rng", GlobalRNGState(), adapter=CheckedStateDictAdapter())
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": as_json("config", config or {}),
+        "task": as_json("task", task or {}),
+        "actor_config": as_json("actor_config", actor_config or {}),
+        "counters": as_json("counters", counters or {}),
+        "metadata": as_json("metadata", metadata or {}),
+        "versions": collect_versions(),
+        # Flat, since TorchRL's rotation looks the metric of the best checkpoint up at the top.
+        **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        staged = checkpoint.save(stage / path.name, metadata=manifest)
+        flush(staged)
+        replace(staged, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return path
+
+
+class CheckpointDirectory:
+    """The checkpoints of one run: named by step, the last few and the best one kept.
+
+    Retention, ``latest`` and ``best`` are those of :class:`torchrl.checkpoint.CheckpointRotation`; saving is
+    :func:`save_checkpoint`, since the rotation's own ``save`` asks for the metric at every save, evaluated or
+    not.
+
+    Args:
+        directory: made at the first save.
+        keep_last: number of newest checkpoints to keep, at least 1.
+        keep_best: metric whose best checkpoint is kept besides, looked up in the metadata of the checkpoints.
+        mode: ``"max"`` or ``"min"``, which metric is the best.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, keep_last: int = 2, keep_best: str | None = None, mode: str = "max"
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+        self.directory = Path(directory)
+        best = None if keep_best is None else (METRIC_PREFIX + keep_best, mode)
+        self._rotation = CheckpointRotation(directory, keep_last=keep_last, keep_best=best)  # pyright: ignore[reportArgumentType]
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of ``step`` lies."""
+        return self.directory / f"{self._rotation.prefix}-{step:012d}{SUFFIX}"
+
+    def save(self, step: int, *, counters: Mapping[str, int] | None = None, **parts: Any) -> Path:
+        """Write the checkpoint of ``step`` (see :func:`save_checkpoint`) and drop those no longer kept."""
+        path = save_checkpoint(self.path(step), counters={**(counters or {}), "step": step}, **parts)
+        self._rotation.prune()
+        return path
+
+    def latest(self) -> Path | None:
+        """Return the newest checkpoint, or None.
+
+        Raises:
+            CheckpointError: if the manifest of a file there is too large or too deep to be read.
+        """
+        self._check_manifests()
+        return self._rotation.latest()
+
+    def best(self) -> Path | None:
+        """Return the checkpoint with the best metric, or None; raises as :meth:`latest` does."""
+        self._check_manifests()
+        return self._rotation.best()
+
+    def _check_manifests(self) -> None:
+        """Refuse manifests that the rotation could not parse; what is no archive at all it leaves out itself."""
+        for path in sorted(self.directory.glob(f"{self._rotation.prefix}-*")):
+            require_readable_manifest(path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed save left behind; never call it while another process saves here."""
+        for path in self.directory.glob(f".{self._rotation.prefix}-*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

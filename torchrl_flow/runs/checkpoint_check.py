@@ -1,0 +1,273 @@
+"""Checkpoint files, checked before TorchRL unpacks them, and adapters that read a component without running it."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torchrl.checkpoint import CheckpointError, DumpLoadCheckpointAdapter, StateDictCheckpointAdapter
+
+from torchrl_flow.data.checks.archive import check_zip, load_torch
+from torchrl_flow.data.checks.json import MAX_JSON_BYTES, parse_json, read_json
+from torchrl_flow.data.checks.replay import PREFETCH, check_dump, is_empty_prefetch
+from torchrl_flow.data.errors import DataError
+
+__all__ = [
+    "CheckedDumpAdapter",
+    "CheckedStateDictAdapter",
+    "building",
+    "check_checkpoint",
+    "check_manifest_fields",
+    "read_manifest",
+    "require_archive",
+    "require_readable_manifest",
+]
+
+MANIFEST = "manifest.json"
+METRIC_PREFIX = "metric/"
+_STATE = StateDictCheckpointAdapter.state_torch
+_FIELDS: Mapping[str, type] = {
+    "config": dict,
+    "task": dict,
+    "actor_config": dict,
+    "counters": dict,
+    "metadata": dict,
+    "versions": dict,
+}
+
+
+def require_archive(path: Path) -> None:
+    """Refuse a file that is no archive of TorchRL's ``Checkpoint``, saying what it looks like.
+
+    Raises:
+        CheckpointError: naming the file, if it is empty, truncated, or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: one is a single file, and this is none.")
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
+    with path.open("rb") as file:
+        header = file.read(30)
+        first_name = file.read(int.from_bytes(header[26:28], "little"))
+    if header[:4] != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
+    damaged = f"{path} is truncated or damaged ({size} bytes)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            manifest = read_manifest(archive, path) if MANIFEST in names else None
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{damaged}: {error}.") from error
+    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
+    if first_name.decode("utf-8", "replace") not in names:
+        raise CheckpointError(f"{damaged}: its table of contents is missing.")
+    if manifest is None:
+        hint = " It looks like a file of torch.save." if any(name.endswith("/data.pkl") for name in names) else ""
+        raise CheckpointError(f"{path} is not a checkpoint: a zip archive without manifest.json.{hint}")
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Check a checkpoint's table of contents and manifest, and return the manifest.
+
+    The archive must hold the manifest and the files that it lists for its components, no other, uncompressed; a
+    component of a state dict consists of its ``state.pt`` alone.
+
+    Raises:
+        CheckpointError: naming the file and the member or field.
+        zipfile.BadZipFile: if it is no zip archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = check_zip(archive, str(path), compressed=False)
+            manifest = read_manifest(archive, path)
+            if not isinstance(manifest.get("components"), dict):
+                raise DataError(f"{path}: {MANIFEST} lists no components.")
+            listed = {MANIFEST}
+            for name, record in manifest["components"].items():
+                listed |= set(_component_files(name, record, path))
+            for member in members:
+                if member not in listed:
+                    raise DataError(f"{path} has the member {member!r}, which its manifest does not list.")
+            for member in sorted(listed - set(members)):
+                raise DataError(f"{path} lacks the member {member!r}, which its manifest lists.")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return manifest
+
+
+def require_readable_manifest(path: Path) -> None:
+    """Refuse a file, or a directory, whose manifest is too large or too deep to be parsed.
+
+    Other damage is left to whoever opens the file.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    try:
+        if path.is_dir():
+            if (path / MANIFEST).is_file():
+                read_json(path / MANIFEST)
+            return
+        with zipfile.ZipFile(path) as archive:
+            if MANIFEST in archive.namelist():
+                read_manifest(archive, path)
+    except DataError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise CheckpointError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
+        return
+
+
+def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    """Return the manifest of an archive.
+
+    Raises:
+        DataError: naming the file, if there is none, or it is too large, too deep or no JSON object.
+    """
+    if MANIFEST not in archive.namelist():
+        raise DataError(f"{path} is not a checkpoint: a zip archive without {MANIFEST}.")
+    size = archive.getinfo(MANIFEST).file_size
+    if size > MAX_JSON_BYTES:
+        raise DataError(f"{path}: {MANIFEST} has {size} bytes, more than {MAX_JSON_BYTES}.")
+    manifest = parse_json(archive.read(MANIFEST), f"{path}: {MANIFEST}")
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: {MANIFEST} must be a JSON object, got {type(manifest).__name__}.")
+    return manifest
+
+
+def _component_files(name: str, record: Any, path: Path) -> Iterator[str]:
+    where = f"{path}: component {name!r}"
+    folder = record.get("path") if isinstance(record, dict) else None
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(folder, str) or not isinstance(files, list) or not all(isinstance(f, str) for f in files):
+        raise DataError(f"{where} must give its path and files in the manifest.")
+    if record.get("adapter") == StateDictCheckpointAdapter.adapter_id:
+        if files != [_STATE]:
+            raise DataError(f"{where} must consist of {_STATE} alone, got {files[:6]}: nothing else is read.")
+    elif record.get("adapter") != DumpLoadCheckpointAdapter.adapter_id or not name.startswith("state."):
+        raise DataError(f"{where} has the adapter {str(record.get('adapter'))[:80]!r}, and that is not read.")
+    for file in files:
+        member = f"{folder}/{file}"
+        parts = PurePosixPath(member).parts
+        if member != "/".join(parts) or parts[0] != "components" or ".." in parts:
+            raise DataError(f"{where} lists {member!r}, which is outside of components/.")
+        yield member
+
+
+def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
+    """Refuse a manifest that lacks what a checkpoint of this package says.
+
+    Raises:
+        CheckpointError: naming the field.
+    """
+    own = manifest["metadata"]
+    for field, kind in _FIELDS.items():
+        if not isinstance(own.get(field), kind):
+            found = type(own[field]).__name__ if field in own else "nothing"
+            raise CheckpointError(f"{path}: the manifest's {field!r} must be an object, got {found}.")
+    if not isinstance(manifest.get("created_at"), str):
+        raise CheckpointError(f"{path}: the manifest's 'created_at' must be a text.")
+    for name, count in own["counters"].items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise CheckpointError(f"{path}: the counter {name!r} must be a whole number from 0 on, got {count!r}.")
+    for name, value in own.items():
+        if name.startswith(METRIC_PREFIX) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise CheckpointError(f"{path}: {name!r} of the manifest must be a number, got {str(value)[:80]!r}.")
+    configs = own["metadata"].get("module_configs", {})
+    if not isinstance(configs, dict):
+        raise CheckpointError(f"{path}: the manifest's 'module_configs' must be an object.")
+
+
+@contextmanager
+def building(path: Path, field: str) -> Iterator[None]:
+    """Name the file and the field where a network cannot be built from what a checkpoint says of it.
+
+    Args:
+        path: of the checkpoint.
+        field: of the manifest that describes the network.
+
+    Raises:
+        CheckpointError: in place of an error over types, values or missing fields.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, MemoryError, RuntimeError) as error:
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise CheckpointError(f"{path}: no network can be built from {field!r} ({reason}).") from error
+
+
+@contextmanager
+def _named_as(path: Path) -> Iterator[None]:
+    """Have errors name a component as it is in the archive, not where TorchRL unpacks it for a moment."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), f"components/{path.name}")) from error
+
+
+class CheckedStateDictAdapter(StateDictCheckpointAdapter):
+    """A ``torch.save`` payload a component, read with ``weights_only=True`` and in no other way.
+
+    TorchRL's default writes one file per tensor, hundreds for an optimiser, and gains nothing inside an archive; and
+    where a component has no ``state.pt``, its ``load`` falls back to a loader that unpickles.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(payload_format="torch")
+
+    def load(
+        self,
+        component: Any,
+        path: Path,
+        *,
+        map_location: Any,
+        tensor_load_kwargs: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Read ``state.pt`` and hand it to the component."""
+        with _named_as(path):
+            state = load_torch(path / self.state_torch, map_location=map_location)
+        component.load_state_dict(state, *args, **kwargs)
+
+
+class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
+    """What a replay buffer dumps, checked file by file when it is written and before it is read."""
+
+    def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Write the component; its files must be such as :meth:`load` reads."""
+        result = super().save(component, path, args=args, kwargs=kwargs)
+        if is_empty_prefetch(path / PREFETCH):
+            (path / PREFETCH).unlink()
+        try:
+            check_dump(path)
+        except DataError as error:
+            raise ValueError(
+                f"a {type(component).__name__} was dumped to what could not be read again: {error} TorchRL pickles "
+                "prefetched batches: make a stock buffer with prefetch=None."
+            ) from error
+        return result
+
+    def load(
+        self,
+        component: Any,
+        path: Path,
+        *,
+        map_location: Any,
+        tensor_load_kwargs: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Check every file and let the component read them."""
+        with _named_as(path):
+            check_dump(path)
+            component.load(path, *args, **kwargs)

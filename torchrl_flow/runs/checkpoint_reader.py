@@ -1,0 +1,318 @@
+"""Reading checkpoints: what a file holds, its parts on demand, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, GlobalRNGState
+
+from torchrl_flow.runs.checkpoint import FORMAT, FORMAT_VERSION, SUFFIX, CheckpointDirectory, as_json
+from torchrl_flow.runs.checkpoint_check import (
+    METRIC_PREFIX,
+    CheckedDumpAdapter,
+    CheckedStateDictAdapter,
+    check_checkpoint,
+    check_manifest_fields,
+    require_archive,
+)
+from torchrl_flow.training.finite_state import require_finite
+
+_KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
+
+__all__ = ["TrainingCheckpoint", "Which", "latest_checkpoint", "load_checkpoint", "require_task"]
+
+
+Which = Literal["last", "best"]
+"""Which checkpoint of a run."""
+
+
+class _Receiver:
+    """Takes a state dict and keeps it: what lets a part be read without the object that it belongs to."""
+
+    state: Any = None
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+class TrainingCheckpoint:
+    """A checkpoint file: its manifest is read, its tensors when asked for.
+
+    Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
+    unpacked, and tensors are read with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        manifest: manifest written by TorchRL's ``Checkpoint``.
+        map_location: device of the tensors, None for the one they were saved from.
+
+    Raises:
+        CheckpointError: if the manifest lacks a field.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
+        check_manifest_fields(manifest, path)
+        self.path = path
+        self.map_location = map_location
+        self.created_at: str = manifest["created_at"]
+        self._components: Mapping[str, Any] = manifest["components"]
+        own = manifest["metadata"]
+        self.config: dict[str, Any] = own["config"]
+        self.task: dict[str, Any] = own["task"]
+        self.actor_config: dict[str, Any] = own["actor_config"]
+        self.counters: dict[str, int] = own["counters"]
+        self.metadata: dict[str, Any] = own["metadata"]
+        self.versions: dict[str, str] = own["versions"]
+        self.metrics: dict[str, float] = {
+            key.removeprefix(METRIC_PREFIX): value for key, value in own.items() if key.startswith(METRIC_PREFIX)
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, step={self.step}, roles={self.roles})"
+
+    @property
+    def step(self) -> int:
+        """The counter ``step``, 0 where there is none."""
+        return self.counters.get("step", 0)
+
+    @property
+    def run_directory(self) -> Path:
+        """Directory of the run that wrote it, or that of the file where it lies outside of one."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    @property
+    def module_configs(self) -> dict[str, Any]:
+        """From what the modules beside the actor are rebuilt, by role."""
+        return self.metadata.get("module_configs", {})
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the modules."""
+        return self._names("module")
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names of the optimisers."""
+        return self._names("optimizer")
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the other objects with a state."""
+        return self._names("state")
+
+    @property
+    def has_rng(self) -> bool:
+        """Whether the state of the global generators is there."""
+        return "rng" in self._components
+
+    def _names(self, group: str) -> tuple[str, ...]:
+        prefix = f"{group}."
+        return tuple(sorted(key.removeprefix(prefix) for key in self._components if key.startswith(prefix)))
+
+    def state_dict(self, role: str) -> dict[str, Any]:
+        """Return the state dict of the module with this role.
+
+        Raises:
+            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or
+                the file is damaged.
+        """
+        return self._read("module", role)
+
+    def optimizer_state_dict(self, name: str) -> dict[str, Any]:
+        """Return the state dict of the optimiser of this name; raises as :meth:`state_dict` does."""
+        return self._read("optimizer", name)
+
+    def _read(self, group: str, name: str) -> dict[str, Any]:
+        receiver = _Receiver()
+        self._restore_into({(group, name): receiver})
+        return receiver.state
+
+    def restore(
+        self,
+        *,
+        modules: Mapping[str, Any] | None = None,
+        optimizers: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+        rng: bool = False,
+    ) -> int:
+        """Load parts into live objects; nothing is touched where a part is missing or not finite.
+
+        Args:
+            modules: by role; roles of the file that are not named are left alone.
+            optimizers: by name.
+            state: by name.
+            rng: put the global generators where they were. Do it last, when everything else is built.
+
+        Returns:
+            The step of the checkpoint.
+
+        Raises:
+            CheckpointError: if a part is not there (naming those that are), a module or optimiser holds values that
+                are not finite (naming the entry), or a part does not fit its object or is damaged.
+        """
+        parts: dict[tuple[str, str], Any] = {}
+        for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
+            parts |= {(group, name): part for name, part in (given or {}).items()}
+        if rng and not self.has_rng:
+            raise CheckpointError(f"{self.path} holds no state of the random generators, so no exact resume.")
+        self._restore_into(parts)
+        if rng:
+            self._load({"rng": GlobalRNGState()}, map_location="cpu")
+        return self.step
+
+    def _restore_into(self, parts: Mapping[tuple[str, str], Any]) -> None:
+        for group, name in parts:
+            if f"{group}.{name}" not in self._components:
+                kind = _KINDS[group]
+                there = ", ".join(self._names(group)) or "none"
+                raise CheckpointError(f"{self.path} holds no {kind} {name!r}; it holds: {there}.")
+        self._load({f"{group}.{name}": part for (group, name), part in parts.items()}, self.map_location)
+
+    def _load(self, components: Mapping[str, Any], map_location: Any) -> None:
+        _check_members(self.path)  # again: it may be another file by now
+        dumped = {
+            name for name in components if self._components[name]["adapter"] != CheckedStateDictAdapter.adapter_id
+        }
+        # All tensors are read and checked before any object is touched.
+        receivers = {name: _Receiver() for name in components if name not in dumped}
+        self._read_components(receivers, CheckedStateDictAdapter(), map_location)
+        for name, receiver in receivers.items():
+            group, _, part = name.partition(".")
+            if group in ("module", "optimizer"):
+                live = components[name]
+                # Infinite buffers are an object's own affair: bounds, masks.
+                buffers = {key for key, _ in live.named_buffers()} if isinstance(live, torch.nn.Module) else set()
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=buffers)
+        for name, receiver in receivers.items():
+            try:
+                components[name].load_state_dict(receiver.state)
+            except Exception as error:
+                raise CheckpointError(f"{self.path}: Failed to load checkpoint component {name!r}: {error}") from error
+        self._read_components({name: components[name] for name in dumped}, CheckedDumpAdapter(), map_location)
+
+    def _read_components(self, components: Mapping[str, Any], adapter: CheckpointAdapter, map_location: Any) -> None:
+        if not components:
+            return
+        checkpoint = Checkpoint()
+        for name, component in components.items():
+            checkpoint.register(name, component, adapter=adapter)
+        try:
+            checkpoint.load(self.path, map_location=map_location)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}.") from error
+
+
+def load_checkpoint(
+    path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
+) -> TrainingCheckpoint:
+    """Open a checkpoint; a file that is not one is refused with the reason.
+
+    Args:
+        path: file written by :func:`save_checkpoint`, or the directory of a run.
+        which: which one of a run: the ``"last"``, or the ``"best"`` by the metric that the run keeps the best of, which
+            is the last one where the run keeps none.
+        map_location: device of the tensors read; None for the one they were saved from.
+
+    Raises:
+        ValueError: if ``which`` is neither.
+        FileNotFoundError: if there is none.
+        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or
+            holds, or its manifest lists, what a checkpoint does not: see ``docs/security.md``.
+    """
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
+    path = Path(path).expanduser().absolute()
+    if path.is_dir():
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise FileNotFoundError(f"There is no checkpoint (*{SUFFIX}) in {path}.")
+        path = (_best_checkpoint(newest) or newest) if which == "best" else newest
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    require_archive(path)
+    try:
+        manifest = Checkpoint.manifest(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of torchrl_flow: {error}") from error
+    own = manifest.get("metadata")
+    own = own if isinstance(own, dict) else {}
+    if own.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a TorchRL checkpoint, but not one of torchrl_flow: its format is "
+            f"{own.get('format')!r}, not {FORMAT!r}."
+        )
+    version = own.get("format_version")
+    if version != FORMAT_VERSION:
+        versions = own.get("versions")
+        made_by = versions.get("torchrl_flow") if isinstance(versions, dict) else "an unknown version"
+        raise CheckpointError(
+            f"{path} has version {version!r} of the checkpoint format, this torchrl_flow reads version "
+            f"{FORMAT_VERSION}; it was written by torchrl_flow {made_by}."
+        )
+    _check_members(path)
+    return TrainingCheckpoint(path, manifest, map_location)
+
+
+def _check_members(path: Path) -> None:
+    try:
+        check_checkpoint(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint in ``run_dir/checkpoints``, else in ``run_dir``, or None."""
+    run_dir = Path(run_dir)
+    for directory in (run_dir / "checkpoints", run_dir):
+        newest = CheckpointDirectory(directory).latest()
+        if newest is not None:
+            return newest
+    return None
+
+
+def _best_checkpoint(newest: Path) -> Path | None:
+    """Return the best checkpoint beside the newest one, by the metric that the newest one names, or None."""
+    metric = load_checkpoint(newest).metadata.get("keep_best")
+    return None if metric is None else CheckpointDirectory(newest.parent, keep_best=metric).best()
+
+
+def require_task(
+    checkpoint: TrainingCheckpoint,
+    task_info: Mapping[str, Any],
+    *,
+    ignore: Collection[str] = ("max_episode_steps", "num_envs", "reward_mode", "sim_backend"),
+    optional: Collection[str] = ("state_dim", "pixels_size", "action_dim"),
+) -> None:
+    """Refuse a checkpoint that was made for another task, naming both values of each field that differs.
+
+    Args:
+        checkpoint: the checkpoint.
+        task_info: identity of the task now, such as an env's ``task_info``.
+        ignore: fields that may differ: what a policy sees and does depends on none of them.
+        optional: fields that the checkpoint need not have: those made before they were recorded do not.
+
+    Raises:
+        CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
+    """
+    wanted = as_json("task_info", dict(task_info))
+    absent = "not recorded"
+    differing = [
+        f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
+        for name, value in wanted.items()
+        if name not in ignore
+        and not (name in optional and name not in checkpoint.task)
+        and checkpoint.task.get(name, absent) != value
+    ]
+    if differing:
+        raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

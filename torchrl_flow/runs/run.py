@@ -1,0 +1,357 @@
+"""One training run: its directory, its metrics and checkpoints, stopping and resuming."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
+from torchrl_flow.runs.directory_lock import DirectoryLock
+from torchrl_flow.runs.metrics import RunLogger, WandbMode, as_scalars
+from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.files import write_json
+from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
+
+__all__ = ["Run"]
+
+_log = logging.getLogger(__name__)
+
+
+#: Fields of a recipe's configuration that affect only what happens after training.
+AFTER_TRAINING = (
+    "resume",
+    "results",
+    "label",
+    "eval_episodes",
+    "num_videos",
+    "compare_steps",
+    "noise_scales",
+    "best_of",
+)
+#: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
+LENGTH = ("iterations", "chunks", "total_env_steps")
+#: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
+BOOKKEEPING = (
+    *("name", "runs", "save_every", "eval_every", "log_every"),
+    *("tensorboard", "wandb", "wandb_project", "wandb_group"),
+)
+#: File of a run that says that it was evaluated: the mark of completion, written last.
+EVALUATION = "evaluation.json"
+"""Name of the file that a finished run leaves in its directory."""
+
+
+class Run:
+    """One training run in a directory of its own.
+
+    The directory holds ``config.json``, ``versions.json``, ``provenance.json`` (command, recipe, commit and date of
+    the start and of every resumption), ``metrics.csv``, ``checkpoints/`` and whatever the script adds. The
+    training loop stays the script's: it iterates over :meth:`steps`, which restores, saves, shows progress
+    and answers signals. TorchRL's ``Trainer`` is not used: it owns the loop, and its hooks would hide it.
+
+    Args:
+        directory: ``runs/<name>``.
+        config: dataclass or mapping, the script's arguments.
+        resume: go on with the run in ``directory``, from its newest checkpoint if it has one; start it if
+            there is none. Without it a directory that holds a run is refused. One without any checkpoint or evaluation
+            is of a run that died before there was anything to keep: it is taken over, whatever its config was.
+        task: identity of the task (an env's ``task_info``), checked on resuming.
+        actor_config: dataclass or mapping from which the actor is rebuilt.
+        module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
+        may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
+            its length (a schedule over the whole length goes on as that of the new length), bookkeeping, and what
+            comes after training.
+        keep_last: number of newest checkpoints to keep.
+        keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
+        tensorboard: see :class:`RunLogger`.
+        wandb: see :class:`RunLogger`.
+        project: project of W&B.
+        group: group of W&B, such as the seeds of one configuration.
+        progress: show progress.
+
+    Raises:
+        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process is
+            at it.
+        torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> net = torch.nn.Linear(1, 1)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     with Run(f"{directory}/demo", {"lr": 0.1}, progress=False) as run:
+        ...         run.track(modules={"policy": net})
+        ...         for step in run.steps(3):
+        ...             run.log({"train/loss": 1.0 / step})
+        ...         run.checkpoints.latest().name
+        'checkpoint-000000000003.torchrl'
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        config: Any,
+        *,
+        resume: bool = False,
+        task: Mapping[str, Any] | None = None,
+        actor_config: Any = None,
+        module_configs: Mapping[str, Any] | None = None,
+        may_differ: Collection[str] = (*AFTER_TRAINING, *LENGTH, *BOOKKEEPING),
+        keep_last: int = 2,
+        keep_best: str | None = None,
+        tensorboard: bool = False,
+        wandb: WandbMode | None = None,
+        project: str = "torchrl_flow",
+        group: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.directory = Path(directory)
+        self.config: dict[str, Any] = as_json("config", config)
+        self.recipe = _calling_script()
+        self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
+        self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
+        self.keep_best = keep_best
+        self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
+        self._new = not self.directory.exists()
+        # Not the run's own directory: a table of results in it has a lock there.
+        self._lock = DirectoryLock(self.checkpoints.directory)
+        self.resumed_from = self._find_checkpoint(resume, may_differ)
+        self.step = 0 if self.resumed_from is None else self.resumed_from.step
+        self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
+        self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
+        going_on = resume or (self.directory / "config.json").exists()
+        # Metrics of a run that died before its first checkpoint are cut back to none.
+        kept = -1 if self.resumed_from is None else self.step
+        self._write_provenance()
+        self.checkpoints.directory.mkdir(exist_ok=True)
+        self._lock.acquire()
+        self.logger = RunLogger(
+            self.directory,
+            resume_step=kept if going_on else None,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            project=project,
+            group=group,
+            config=self.config,
+        )
+        self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
+        self._metrics_now: dict[str, float] = {}
+        self._save_requested = False
+        self._signal: int | None = None
+        self._show_progress = progress
+        self._progress: Progress | None = None
+        self._start = time.monotonic()
+        self._wall_s_of_training: float | None = None
+        self._total = 0
+
+    def _find_checkpoint(self, resume: bool, may_differ: Collection[str]) -> TrainingCheckpoint | None:
+        config_file = self.directory / "config.json"
+        if not config_file.exists():
+            return None
+        if not self._lock.is_held():
+            self.checkpoints.remove_leftovers()
+        newest = self.checkpoints.latest()
+        if newest is None and not (self.directory / EVALUATION).exists():
+            if self._lock.is_held():
+                raise ValueError(f"{self.directory} is in use by a run of another process: choose another name.")
+            return None
+        if not resume:
+            raise ValueError(
+                f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
+            )
+        before = json.loads(config_file.read_text(encoding="utf-8"))
+        # An option that an older version did not have is one that was not given.
+        differing = [
+            f"{name}: {before.get(name)!r} before, {self.config.get(name)!r} now"
+            for name in [*before, *(name for name in self.config if name not in before)]
+            if name not in may_differ and before.get(name) != self.config.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
+            )
+        if newest is None:
+            return None
+        checkpoint = load_checkpoint(newest)
+        require_task(checkpoint, self.task)
+        return checkpoint
+
+    def _write_provenance(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = self.directory / "provenance.json"
+        starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
+        starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
+        self.write_json("config.json", self.config)
+        self.write_json("versions.json", collect_versions())
+        self.write_json("provenance.json", starts)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` to the file ``name`` of the run, whole or not at all."""
+        path = self.directory / name
+        write_json(path, as_json(name, value))
+        return path
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training, those before the checkpoint that was resumed included; what follows does not count."""
+        if self._wall_s_of_training is not None:
+            return self._wall_s_of_training
+        return self._wall_s_before + time.monotonic() - self._start
+
+    def track(
+        self,
+        *,
+        modules: Mapping[str, Any] | None = None,
+        optimizers: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Name what the checkpoints hold (see :func:`save_checkpoint`): everything that a step changes."""
+        self._parts = {"modules": modules or {}, "optimizers": optimizers or {}, "state": state or {}}
+
+    def steps(self, total: int, *, save_every: int | None = None) -> Iterator[int]:
+        """Yield the numbers of the steps to do, from 1 or the one after the checkpoint, up to ``total``.
+
+        On a resumed run all that is tracked, and the random generators, are restored first: build everything
+        before. A checkpoint is written after each ``save_every`` steps, after the last one, and where
+        :meth:`request_save` asked for it. On SIGINT or SIGTERM the step is finished, a checkpoint written,
+        and the program exits with 128 + the number of the signal; a second signal kills at once.
+
+        Args:
+            total: number of the last step.
+            save_every: steps between checkpoints; None: only the last.
+
+        Raises:
+            ValueError: if the run has done more steps than ``total``.
+            NonFiniteError: instead of a checkpoint of networks that are not finite.
+        """
+        if total < self.step:
+            raise ValueError(
+                f"{self.directory} has done {self.step} steps already and cannot be shortened to {total}: ask for at "
+                f"least {self.step}."
+            )
+        self._total = total
+        if self.resumed_from is not None:
+            self.resumed_from.restore(**self._parts, rng=True)
+        if self.step < total:
+            # A finished run that is made longer is not finished.
+            (self.directory / EVALUATION).unlink(missing_ok=True)
+        name = self.directory.name
+        with (
+            self._signals_noted(),
+            Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
+        ):
+            while self.step < total:
+                self._metrics_now = {}
+                self.step += 1
+                yield self.step
+                self._progress.update()
+                due = self._save_requested or self.step == total
+                if due or self._signal is not None or (save_every and self.step % save_every == 0):
+                    self.save()
+                if self._signal is not None:
+                    _log.warning("Stopped by a signal after step %d; checkpoint written.", self.step)
+                    raise SystemExit(128 + self._signal)
+        self._progress = None
+        finished = self.resumed_from is not None and self.resumed_from.step == total
+        self._wall_s_of_training = self._wall_s_before if finished else self.wall_s
+
+    def due(self, every: int) -> bool:
+        """Tell whether something done every so many steps is due: at the first step, each ``every`` steps and the last.
+
+        Args:
+            every: steps between two times, at least 1; 0 for never.
+        """
+        return bool(every) and (self.step == 1 or self.step % every == 0 or self.step == self._total)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Log scalars at the current step and show them beside the progress."""
+        values = as_scalars(metrics)
+        self._metrics_now |= values
+        self.logger.log(self.step, values)
+        if self._progress is not None:
+            ends = ("_low", "_high")
+            self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
+
+    def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Log an evaluation in training, and have a checkpoint written after the step: it may be the best one."""
+        self.log(metrics)
+        self.request_save()
+
+    def request_save(self) -> None:
+        """Have a checkpoint written after the current step, for example after an evaluation."""
+        self._save_requested = True
+
+    def save(self) -> Path:
+        """Write the checkpoint of the current step, with the metrics that were logged at it.
+
+        Raises:
+            NonFiniteError: if a network is not finite; nothing is written, and the checkpoints before are kept.
+        """
+        self._save_requested = False
+        doing = f"the checkpoint of step {self.step} is not written and those before are kept"
+        require_finite_modules(self._parts["modules"], doing=doing)
+        return self.checkpoints.save(
+            self.step,
+            config=self.config,
+            task=self.task,
+            actor_config=self.actor_config,
+            counters=self.counters,
+            metrics=self._metrics_now,
+            metadata={"wall_s": self.wall_s, "module_configs": self.module_configs, "keep_best": self.keep_best},
+            **self._parts,
+        )
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        watched = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in watched}
+
+        def note(number: int, _: Any) -> None:
+            self._signal = number
+            for other in watched:
+                signal.signal(other, signal.SIG_DFL)
+
+        for number in watched:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                # None stands for a handler that was not set from Python, and cannot be set.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def close(self) -> None:
+        """Close the metrics."""
+        self.logger.close()
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close()
+        if kind is not None and self._new and self.step == 0:
+            # It was refused before its first step: there is nothing to look at or to go on with.
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _calling_script() -> str:
+    """Name of the script that makes the run: a recipe that another one calls is told by its own name."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return "" if file.startswith("<") else Path(file).stem

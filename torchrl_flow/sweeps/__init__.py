@@ -1,0 +1,31 @@
+"""Sweeps of runs: planned, run in parallel with Ray, summarised."""
+
+from __future__ import annotations
+
+from torchrl_flow.sweeps.plan import (
+    RunStatus,
+    SweepRun,
+    Variant,
+    gpu_share,
+    plan_sweep,
+    run_status,
+    run_sweep,
+    select_variants,
+)
+from torchrl_flow.sweeps.report import SeedRun, VariantResult, format_statuses, summarise_sweep, write_sweep_report
+
+__all__ = [
+    "RunStatus",
+    "SeedRun",
+    "SweepRun",
+    "Variant",
+    "VariantResult",
+    "format_statuses",
+    "gpu_share",
+    "plan_sweep",
+    "run_status",
+    "run_sweep",
+    "select_variants",
+    "summarise_sweep",
+    "write_sweep_report",
+]

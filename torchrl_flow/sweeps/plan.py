@@ -1,0 +1,304 @@
+"""Many runs of one script: which they are, starting them through Ray, what became of each.
+
+There is no scheduler here: Ray places the runs on the CPUs and GPUs of a machine or a cluster. Where it is not
+installed they run one after the other. What a run did is in files of its own, so that a sweep which is started again
+leaves finished runs alone, resumes stopped ones, and can be watched from anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from torchrl_flow.runs.run import EVALUATION
+from torchrl_flow.util.files import write_json
+from torchrl_flow.util.platform import is_alive
+
+RunState = Literal["waiting", "running", "finished", "crashed"]
+
+__all__ = ["RunStatus", "SweepRun", "Variant", "gpu_share", "plan_sweep", "run_status", "run_sweep", "select_variants"]
+
+_has_ray = importlib.util.find_spec("ray") is not None
+_LOG_LINES = 5
+# Loaded here: between fork and exec little more than a system call is safe.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One configuration of a sweep."""
+
+    name: str
+    """Name of the variant."""
+    category: str
+    """Variants that it is compared with, beside the baseline."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the script that differ from the baseline's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One variant with one seed: a command, and the directory that it writes."""
+
+    variant: Variant
+    seed: int
+    directory: Path
+    command: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the run, that of its directory."""
+        return self.directory.name
+
+    @property
+    def log(self) -> Path:
+        """File of what the run prints."""
+        return self.directory.parent / "logs" / f"{self.name}.log"
+
+    @property
+    def record(self) -> Path:
+        """File of what became of the run."""
+        return self.directory.parent / "logs" / f"{self.name}.json"
+
+    def shell(self) -> str:
+        """Return the command as this system's shell takes it."""
+        return subprocess.list2cmdline(self.command) if sys.platform == "win32" else shlex.join(self.command)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """State of a run of the sweep."""
+
+    run: SweepRun
+    state: RunState
+    detail: str = ""
+    """The end of what a crashed run printed."""
+    wall_s: float | None = None
+    """Seconds that its last start took."""
+
+
+def select_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
+    """Return the variants of these names, or of these categories; all where none is named.
+
+    Raises:
+        ValueError: if a name is unknown, naming those that are known.
+
+    Examples:
+        >>> found = [Variant("baseline", "baseline"), Variant("k4", "steps"), Variant("k16", "steps")]
+        >>> [variant.name for variant in select_variants(found, ["steps"])]
+        ['k4', 'k16']
+    """
+    known = {variant.name for variant in variants} | {variant.category for variant in variants}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"there are no configurations {unknown}; there are {', '.join(v.name for v in variants)}, in the "
+            f"categories {', '.join(dict.fromkeys(v.category for v in variants))}."
+        )
+    return [v for v in variants if not names or v.name in names or v.category in names]
+
+
+def plan_sweep(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    *,
+    program: Sequence[str],
+    directory: str | Path,
+    options: Mapping[str, Any] | None = None,
+) -> list[SweepRun]:
+    """Return the runs of every variant with every seed, seeds outermost, so that a comparison is whole early.
+
+    The script must take ``--runs``, ``--name``, ``--seed``, ``--label`` and ``--resume``, and end with
+    :func:`~torchrl_flow.reports.conclude`: what it leaves says that the run is finished.
+
+    Args:
+        variants: the configurations.
+        seeds: of each.
+        program: the script's command without options, such as ``["python", "examples/reinflow.py"]``.
+        directory: of the sweep; a run's directory is ``directory/<variant>-<seed>``.
+        options: of all runs; a variant's come after them. ``None`` leaves an option out; a sequence is spread.
+
+    Raises:
+        ValueError: if there is nothing to run or a name comes twice.
+    """
+    if not variants or not seeds:
+        raise ValueError("a sweep needs at least one configuration and one seed.")
+    if len({v.name for v in variants}) < len(variants) or len(set(seeds)) < len(seeds):
+        raise ValueError("each configuration and each seed may come once.")
+    runs, root = [], Path(directory)
+    for seed in seeds:
+        for variant in variants:
+            own = {"runs": root, "name": f"{variant.name}-{seed}", "label": variant.name, "seed": seed}
+            given = {**(options or {}), **variant.options, **own, "resume": True}
+            command = (*program, *(word for name, value in given.items() for word in _option(name, value)))
+            runs.append(SweepRun(variant, seed, root / f"{variant.name}-{seed}", command))
+    return runs
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else "--no-" + flag[2:]]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [flag, *map(str, values)]
+
+
+def gpu_share(device: str, workers: int | None = None) -> float:
+    """Return the share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs without one.
+
+    Args:
+        device: of the runs: ``"auto"`` is a GPU where there is one.
+        workers: runs at a time; as many as there are CPUs where ``None``.
+
+    Examples:
+        >>> gpu_share("cpu")
+        0.0
+    """
+    if device != "auto" and not device.startswith("cuda"):
+        return 0.0
+    return min(1.0, torch.cuda.device_count() / (workers or os.cpu_count() or 1))
+
+
+def run_status(run: SweepRun) -> RunStatus:
+    """Read from its files what became of a run."""
+    record: dict[str, Any] = {}
+    if run.record.exists():
+        record = json.loads(run.record.read_text(encoding="utf-8"))
+    wall_s = record.get("wall_s")
+    if (run.directory / EVALUATION).exists():
+        return RunStatus(run, "finished", wall_s=wall_s)
+    if record.get("returncode") is not None:
+        return RunStatus(run, "crashed", f"exit status {record['returncode']}: {_tail(run.log)}", wall_s)
+    if record and _is_alive(record):
+        return RunStatus(run, "running", wall_s=time.time() - record["started"])
+    return RunStatus(run, "crashed", "killed", wall_s) if record else RunStatus(run, "waiting")
+
+
+def _runs_here(run: SweepRun) -> bool:
+    if not run.record.exists():
+        return False
+    record = json.loads(run.record.read_text(encoding="utf-8"))
+    return "returncode" not in record and record["host"] == platform.node() and _is_alive(record)
+
+
+def _is_alive(record: Mapping[str, Any]) -> bool:
+    if record["host"] != platform.node():
+        return True  # Another machine's processes cannot be asked for.
+    return is_alive(record["pid"])
+
+
+def _tail(path: Path) -> str:
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-_LOG_LINES:])
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process with the one that started it, so that no run outlives its sweep."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM)
+
+
+def _execute(run: SweepRun, threads: int) -> int:
+    """Run the command to its end, with its output in the log; returns its exit status."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "Agg"}
+    start = time.time()
+    with run.log.open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            run.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # Linux alone has such a call; elsewhere a run whose sweep is killed goes on, and is left alone by the next.
+            preexec_fn=None if _LIBC is None else _die_with_parent,
+        )
+        record = {"pid": process.pid, "host": platform.node(), "started": start, "command": run.shell()}
+        write_json(run.record, record)
+        returncode = process.wait()
+    write_json(run.record, {**record, "returncode": returncode, "wall_s": time.time() - start})
+    return returncode
+
+
+def run_sweep(
+    runs: Sequence[SweepRun],
+    *,
+    workers: int | None = None,
+    cpus_per_run: int = 1,
+    gpus_per_run: float = 0.0,
+    address: str | None = None,
+    on_change: Callable[[list[RunStatus]], None] | None = None,
+    poll_s: float = 2.0,
+) -> list[RunStatus]:
+    """Run what is not finished, several at a time; a run that crashes does not stop the others.
+
+    What another sweep runs on this machine is left to it.
+
+    Args:
+        runs: of :func:`plan_sweep`.
+        workers: runs at a time on this machine; as many as its CPUs allow where ``None``. Of no effect on a cluster.
+        cpus_per_run: CPUs, and threads, of a run.
+        gpus_per_run: GPUs of a run; parts of one are allowed.
+        address: of a Ray cluster, which must see this directory; this machine alone where ``None``.
+        on_change: called with the state of every run, at the start, every ``poll_s`` seconds and at the end.
+        poll_s: seconds between two calls of it.
+
+    Returns:
+        what became of each run, in their order.
+    """
+    show = on_change or (lambda statuses: None)
+    todo = [run for run in runs if run_status(run).state != "finished" and not _runs_here(run)]
+    for run in todo:
+        run.record.unlink(missing_ok=True)
+    show([run_status(run) for run in runs])
+    if todo and _has_ray:
+        _run_with_ray(todo, lambda: show([run_status(run) for run in runs]), workers, cpus_per_run, gpus_per_run,
+                      address, poll_s)  # fmt: skip
+    elif address is not None:
+        raise RuntimeError(f"address={address!r} needs ray: pip install 'torchrl-flow[sweep]'.")
+    else:
+        for run in todo:
+            _execute(run, cpus_per_run)
+            show([run_status(run) for run in runs])
+    return [run_status(run) for run in runs]
+
+
+def _run_with_ray(
+    todo: Sequence[SweepRun],
+    show: Callable[[], None],
+    workers: int | None,
+    cpus: int,
+    gpus: float,
+    address: str | None,
+    poll_s: float,
+) -> None:
+    import ray
+
+    where = {"address": address} if address else {"num_cpus": None if workers is None else workers * cpus}
+    ray.init(include_dashboard=False, log_to_driver=False, **where)  # pyright: ignore[reportArgumentType]
+    try:
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_execute)
+        waiting = [remote.remote(run, cpus) for run in todo]  # pyright: ignore[reportAttributeAccessIssue]
+        while waiting:
+            # A worker that dies leaves no exit status: its run counts as killed, and the others go on.
+            _, waiting = ray.wait(waiting, timeout=poll_s)
+            show()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,51 @@
+"""Environments that give the features of a frozen encoder in place of what it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import TensorSpec, Unbounded
+from torchrl.envs import Transform, TransformedEnv
+
+from torchrl_flow.modules import FEATURES_KEY, FlowActor, write_features
+
+__all__ = ["append_features"]
+
+
+class _Features(Transform):
+    """Encodes what an env observes, at resets too."""
+
+    def __init__(self, actor: FlowActor) -> None:
+        super().__init__(in_keys=list(actor.encoder.in_keys), out_keys=[FEATURES_KEY])
+        # Not a submodule: the transform's state is that of the env, and the actor's is its own.
+        self.__dict__["_actor"] = actor
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        actor: FlowActor = self.__dict__["_actor"]
+        observed, device = next_tensordict.select(*self.in_keys), next(actor.parameters()).device
+        features = write_features(actor, observed.to(device))[FEATURES_KEY]
+        return next_tensordict.set(FEATURES_KEY, features.to(observed[self.in_keys[0]].device))
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Any) -> TensorSpec:
+        shape = torch.Size([*observation_spec.shape, 1, self.__dict__["_actor"].encoder.out_features])
+        observation_spec[FEATURES_KEY] = Unbounded(shape, device=observation_spec.device)
+        return observation_spec
+
+
+def append_features(env: TransformedEnv, actor: FlowActor) -> None:
+    """Let an environment give the features ``[*B, 1, C]`` of its observations, of a flow whose encoder is frozen.
+
+    They are entry :data:`~torchrl_flow.modules.FEATURES_KEY`, which :func:`~torchrl_flow.modules.flow_on_features`
+    reads. Rollouts then need not keep the observations that they were made from, and each is encoded once. In an
+    environment of :func:`make_chunk_env` what a chunk ends with is encoded.
+
+    Args:
+        env: gains the entry, in place.
+        actor: held, not copied; no gradient reaches its encoder.
+    """
+    env.append_transform(_Features(actor))

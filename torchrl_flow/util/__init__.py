@@ -1,0 +1,21 @@
+"""Files written whole, progress bars, seeds, versions and what differs between platforms."""
+
+from __future__ import annotations
+
+from torchrl_flow.util.files import write_json, write_text
+from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.randomness import isolated_rng, mix_seeds, seed_everything
+from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
+
+__all__ = [
+    "Progress",
+    "collect_versions",
+    "command_line",
+    "git_commit",
+    "isolated_rng",
+    "mix_seeds",
+    "seed_everything",
+    "today",
+    "write_json",
+    "write_text",
+]
