@@ -14,14 +14,14 @@ from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
-PACKAGES = ("objectives", "modules", "envs", "data", "training", "functional")
+import torchrl_flow
 
 
 @functools.cache
 def public_names() -> dict[str, str]:
     """Map each public name to its documented path, such as ``FlowActor`` to ``torchrl_flow.modules.FlowActor``."""
     found: dict[str, str] = {}
-    for package in PACKAGES:
+    for package in torchrl_flow._PACKAGES:
         module = importlib.import_module(f"torchrl_flow.{package}")
         found |= {name: f"torchrl_flow.{package}.{name}" for name in module.__all__}
     return found

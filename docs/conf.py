@@ -45,6 +45,8 @@ myst_enable_extensions = ["deflist", "colon_fence"]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_flow).*"),
+    # What an annotated option type is checked by: its description says it in words.
+    (r"py:class", r"torchrl_flow\.options\.names\._\w+"),
     # Protocols of callables, which the arguments' descriptions say in words, keys of losses, and a base class.
     (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys|CheckedReplayBuffer)"),
 ]

@@ -51,7 +51,7 @@ BUDGETS = ("iterations", "critic_warmup", "chunks")
 """What `--scale` scales."""
 SHORT = {"act_horizon": 4}
 """Half the usual chunk: the fewer actions a critic must weigh together, the better it tells good ones from bad."""
-PLANAR: dict[str, dict[str, Any]] = {
+PLANAR_STAGES: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
     "2": {"critic_warmup": 2000, "iterations": 1200, "tau": 0.02, "critic_hidden": (128, 128)},
     "3": {
@@ -59,7 +59,7 @@ PLANAR: dict[str, dict[str, Any]] = {
         **{"beta": 10.0, "weight_clip": 10.0, "buffer_size": 25_000},
     },
 }
-MANISKILL: dict[str, dict[str, Any]] = {
+MANISKILL_STAGES: dict[str, dict[str, Any]] = {
     "1": {"iterations": 5000, **SHORT},
     "2": {"critic_warmup": 3000, "iterations": 1000, "tau": 0.02},
     "3": {"chunks": 10_000, "utd_ratio": 0.4, "actor_every": 1, "tau": 0.02, "beta": 10.0, "weight_clip": 10.0},
@@ -111,7 +111,7 @@ class Args:
 
 def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
     """Return module and arguments of each stage of one seed."""
-    budgets = PLANAR if args.task == PLANAR else MANISKILL
+    budgets = PLANAR_STAGES if args.task == PLANAR else MANISKILL_STAGES
     episodes = args.eval_episodes or (1000 if args.task == PLANAR else 100)
     names = {stage: f"{args.name}-{args.task}-{args.obs_mode}-{seed}-{stage}" for stage in STAGES}
     scaled = {

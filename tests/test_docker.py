@@ -116,7 +116,7 @@ def test_the_batch_script_of_the_docs_is_one():
     recipe = re.search(r"torchrl_flow run (\w+)", script)
     assert recipe is not None
     source = (ROOT / "examples" / f"{recipe[1]}.py").read_text(encoding="utf-8")
-    source += (ROOT / "torchrl_flow" / "training" / "run_arguments.py").read_text(encoding="utf-8")
+    source += (ROOT / "torchrl_flow" / "options" / "run_arguments.py").read_text(encoding="utf-8")
     for option in set(re.findall(r" --([a-z-]+)", script.split("srun", 1)[1])):
         assert f"    {option.replace('-', '_')}:" in source, option
     bash = shutil.which("bash")

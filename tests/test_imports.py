@@ -11,13 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "torchrl_flow"
+# The layers, lowest first: a package imports from those listed with it and from no other.
 PACKAGES = {
+    "util": set(),
     "functional": set(),
     "modules": {"functional"},
     "objectives": {"functional"},
-    "envs": {"functional"},
-    "data": {"functional"},
-    "training": {"functional", "modules", "objectives", "envs", "data"},
+    "data": {"functional", "util"},
+    "envs": {"functional", "util"},
+    "training": {"data", "envs", "modules", "util"},
+    "figures": {"envs"},
+    "runs": {"data", "training", "util"},
+    "evaluation": {"data", "envs", "figures", "functional", "modules", "util"},
+    "options": {"data", "envs", "modules", "runs", "training", "util"},
+    "demos": {"data", "envs", "options", "runs", "util"},
+    "recsys": {"data", "envs", "evaluation", "modules", "options", "runs", "training", "util"},
+    "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "util"},
+    "reports": {"evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
+    "sweeps": {"figures", "functional", "reports", "runs", "util"},
+    "offline": {"data", "evaluation", "figures", "recsys", "reports", "runs", "training", "util"},
 }
 
 
@@ -61,6 +73,13 @@ def test_packages_import_only_what_lies_below_them(package):
                 pytest.fail(f"{path} imports {name}")
             if parts[0] == "torchrl_flow" and len(parts) > 1 and parts[1] in PACKAGES:
                 assert parts[1] in PACKAGES[package] | {package}, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_two_packages_import_each_other():
+    above: set[str] = set()
+    for package, below in PACKAGES.items():
+        assert below <= above, f"{package} is listed before {sorted(below - above)}"
+        above.add(package)
 
 
 def test_functional_imports_torch_alone():

@@ -37,15 +37,15 @@ def test_names_for_type_checkers_are_those_that_are_imported_when_asked_for():
     tree = ast.parse((ROOT / "torchrl_flow" / "__init__.py").read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {(node.module, name.name) for node in block.body for name in node.names}
-    exported = {(f"torchrl_flow.{room}", name) for room, names in torchrl_flow._EXPORTS.items() for name in names}
-    assert seen == exported | {("torchrl_flow", room) for room in torchrl_flow._ROOMS}
+    exported = {(f"torchrl_flow.{package}", name) for package, names in torchrl_flow._EXPORTS.items() for name in names}
+    assert seen == exported | {("torchrl_flow", package) for package in torchrl_flow._PACKAGES}
     assert set(torchrl_flow.__all__) == {name for _, name in exported} | {"__version__"}
 
 
-def test_names_of_the_top_level_are_the_rooms_own():
-    for room, names in torchrl_flow._EXPORTS.items():
-        module = importlib.import_module(f"torchrl_flow.{room}")
-        assert getattr(torchrl_flow, room) is module
+def test_names_of_the_top_level_are_the_packages_own():
+    for package, names in torchrl_flow._EXPORTS.items():
+        module = importlib.import_module(f"torchrl_flow.{package}")
+        assert getattr(torchrl_flow, package) is module
         for name in names:
             assert getattr(torchrl_flow, name) is getattr(module, name)
     assert set(torchrl_flow.__all__) <= set(dir(torchrl_flow))

@@ -12,10 +12,22 @@ from torchrl_flow._version import __version__
 
 if TYPE_CHECKING:
     from torchrl_flow import data as data
+    from torchrl_flow import demos as demos
     from torchrl_flow import envs as envs
+    from torchrl_flow import evaluation as evaluation
+    from torchrl_flow import figures as figures
     from torchrl_flow import functional as functional
     from torchrl_flow import modules as modules
     from torchrl_flow import objectives as objectives
+    from torchrl_flow import offline as offline
+    from torchrl_flow import options as options
+    from torchrl_flow import policies as policies
+    from torchrl_flow import recsys as recsys
+    from torchrl_flow import reports as reports
+    from torchrl_flow import runs as runs
+    from torchrl_flow import sweeps as sweeps
+    from torchrl_flow import training as training
+    from torchrl_flow import util as util
     from torchrl_flow.data import (
         ChunkStorage,
         DemoReplayBuffer,
@@ -92,6 +104,8 @@ _EXPORTS = {
         "SMDPChunk",
         "collect_demonstrations",
         "history_transforms",
+        "make_chunk_env",
+        "make_task_env",
     ),
     "modules": (
         "BestOfN",
@@ -126,23 +140,32 @@ _EXPORTS = {
         "ReinFlowPPOLoss",
         "ShortCutFlowLoss",
     ),
-    "training": (
-        "Run",
-        "conclude",
-        "evaluate",
-        "load_acting_policy",
-        "load_checkpoint",
-        "load_critic",
-        "load_policy",
-        "load_steered",
-        "make_chunk_env",
-        "make_demonstrations",
-        "make_task_env",
-        "save_checkpoint",
-    ),
+    "demos": ("make_demonstrations",),
+    "evaluation": ("evaluate",),
+    "policies": ("load_acting_policy", "load_critic", "load_policy", "load_steered"),
+    "reports": ("conclude",),
+    "runs": ("Run", "load_checkpoint", "save_checkpoint"),
 }
-_ROOMS = ("data", "envs", "functional", "modules", "objectives", "training")
-_ROOM_OF = {name: room for room, names in _EXPORTS.items() for name in names}
+_PACKAGES = (
+    "data",
+    "demos",
+    "envs",
+    "evaluation",
+    "figures",
+    "functional",
+    "modules",
+    "objectives",
+    "offline",
+    "options",
+    "policies",
+    "recsys",
+    "reports",
+    "runs",
+    "sweeps",
+    "training",
+    "util",
+)
+_PACKAGE_OF = {name: package for package, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "AWFlowLoss",
@@ -205,14 +228,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, and keep it."""
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _ROOM_OF:
+    if name not in _PACKAGE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -13,7 +13,7 @@ import pytest
 import torchrl_flow
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("functional", "modules", "objectives", "envs", "data", "training")
+PACKAGES = torchrl_flow._PACKAGES
 
 
 def public_objects():

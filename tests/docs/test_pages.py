@@ -26,7 +26,7 @@ FINAL = {
 
 COMPILED_ONLY = {
     "docs/slates.md": ("runs/td3_bc-pendulum-0",),
-    "docs/concepts/runs.md": ("training.show_video", "class Args"),
+    "docs/concepts/runs.md": ("show_video", "class Args"),
 }
 """Words of blocks that need a trained run or a notebook, or show a part of a recipe: compiled, not run."""
 

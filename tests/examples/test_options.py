@@ -46,7 +46,7 @@ def demos(folder, mode):
 
 def test_control_mode_and_time_limit_reach_the_environment(tmp_path, monkeypatch):
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(training, "make_evaluation_env", lambda task, **options: made.append(options))
+    monkeypatch.setattr(shortcut_flow_bc, "make_evaluation_env", lambda task, **options: made.append(options))
 
     def options(**given):
         args = shortcut_flow_bc.Args(task="PickCube-v1", **given)

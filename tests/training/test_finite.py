@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from tests.training.tiny_training import Config, train_run
+from tests.tiny_training import Config, train_run
 from torchrl_flow.runs import Run, load_checkpoint
 from torchrl_flow.training import LossGroup, NamedLossStepper, NonFiniteError, gradient_step, require_finite_modules
 

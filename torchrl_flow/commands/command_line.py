@@ -31,28 +31,29 @@ COMMANDS = {
         "torchrl_flow.commands.report:ReportArgs", "Print the path of a run's report; make it from the run's files."
     ),
     "evaluate": Command(
-        "torchrl_flow.training:EvaluateArgs", "Evaluate the policy of a run over fixed seeds and write a report."
+        "torchrl_flow.commands.evaluate:EvaluateArgs",
+        "Evaluate the policy of a run over fixed seeds and write a report.",
     ),
     "check-batch": Command(
-        "torchrl_flow.training:CheckBatchArgs",
+        "torchrl_flow.commands.check_batch:CheckBatchArgs",
         "Compare many ManiSkill environments in one CPU process with single ones, bit for bit.",
     ),
     "curves": Command(
-        "torchrl_flow.training:CurvesArgs",
+        "torchrl_flow.reports:CurvesArgs",
         "Draw a metric of several runs against environment steps or seconds, as an SVG file.",
     ),
     "make-demos": Command(
-        "torchrl_flow.training:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
+        "torchrl_flow.demos:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
     ),
-    "slate-models": Command("torchrl_flow.training:SlateModelsArgs", "Train belief encoder and ranker of a slate env."),
+    "slate-models": Command("torchrl_flow.recsys:SlateModelsArgs", "Train belief encoder and ranker of a slate env."),
     "collect-slates": Command(
-        "torchrl_flow.training:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
+        "torchrl_flow.recsys:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
     ),
     "relabel-slates": Command(
-        "torchrl_flow.training:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
+        "torchrl_flow.recsys:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
     ),
     "collect-sardine": Command(
-        "torchrl_flow.training:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
+        "torchrl_flow.recsys:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
     ),
     "doctor": Command(
         "torchrl_flow.commands.doctor:DoctorArgs",

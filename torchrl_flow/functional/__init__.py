@@ -62,7 +62,6 @@ from torchrl_flow.functional.latent import (
 )
 from torchrl_flow.functional.observation import flatten_state, state_paths
 from torchrl_flow.functional.statistics import difference_interval, wilson_interval
-from torchrl_flow.recsys.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
 
 __all__ = [
     "AdvantageNorm",
@@ -78,7 +77,6 @@ __all__ = [
     "alias_residual",
     "batch_advantage",
     "best_alias",
-    "binary_auc",
     "bound_latent",
     "bound_log_det",
     "bounded_sigma",
@@ -98,14 +96,12 @@ __all__ = [
     "executed_steps",
     "expand_latent",
     "flatten_state",
-    "gaussian_kl",
     "integrate",
     "interpolate",
     "invert_noise",
     "is_power_of_two",
     "kl_to_prior",
     "latch",
-    "latent_sample",
     "masked_mean_square",
     "max_sigma_schedule",
     "mish",
@@ -115,7 +111,6 @@ __all__ = [
     "reverse_flow",
     "select_dyadic_steps",
     "shortcut_target",
-    "slate_vae_terms",
     "state_paths",
     "subset_min",
     "take_best",

@@ -14,6 +14,7 @@ from torchrl_flow.recsys.catalogue import ItemCatalogue
 from torchrl_flow.recsys.dynamics import effective_user
 
 SlatePolicyName = Literal["random", "sto", "logged", "medium", "expert"]
+"""Name of a reference policy."""
 SLATE_POLICIES = get_args(SlatePolicyName)
 """Names of the reference policies of the slate recommender."""
 

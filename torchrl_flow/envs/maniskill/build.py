@@ -15,6 +15,7 @@ from torchrl_flow.envs.maniskill.requirements import detect_render_backend, requ
 from torchrl_flow.util.suggest import close_names
 
 OBS_MODES = ("state", "rgb", "rgb+state")
+"""What a ManiSkill environment can observe."""
 
 MAX_EPISODE_STEPS = {
     "PickCube-v1": 100,

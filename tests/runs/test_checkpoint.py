@@ -20,7 +20,7 @@ from torchrl.checkpoint import Checkpoint, CheckpointError
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 
-from tests.training.tiny_training import train
+from tests.tiny_training import train
 from torchrl_flow.runs import CheckpointDirectory, latest_checkpoint, load_checkpoint, require_task, save_checkpoint
 from torchrl_flow.util import isolated_rng
 
@@ -324,7 +324,7 @@ def test_resuming_in_a_fresh_process_is_bit_exact(tmp_path):
         train(tmp_path / "whole.torchrl", None, 20)
         train(tmp_path / "half.torchrl", None, 10)
     torch.set_num_threads(threads)
-    module, root = "tests.training.tiny_training", Path(__file__).parents[2]
+    module, root = "tests.tiny_training", Path(__file__).parents[2]
     arguments = [str(tmp_path / "resumed.torchrl"), str(tmp_path / "half.torchrl"), "20"]
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=root, capture_output=True, text=True, check=False

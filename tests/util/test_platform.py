@@ -63,7 +63,7 @@ def test_what_one_system_lacks_is_in_one_file():
     wrong = {
         str(path.relative_to(PACKAGE)): names
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.name != "_platform.py" and (names := set(of_one_system(path.read_text(encoding="utf-8"))) - allowed)
+        if path.name != "platform.py" and (names := set(of_one_system(path.read_text(encoding="utf-8"))) - allowed)
     }
     assert wrong == {}
 
@@ -73,7 +73,7 @@ def test_files_are_not_flushed_through_a_descriptor_for_reading():
     for path in PACKAGE.rglob("*.py"):
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
-            if "os.fsync(" in line and path.name != "_platform.py":
+            if "os.fsync(" in line and path.name != "platform.py":
                 opened = " ".join(lines[max(0, number - 8) : number])
                 assert '"rb"' not in opened, f"{path.name}:{number + 1}"
 

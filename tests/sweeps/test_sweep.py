@@ -12,7 +12,6 @@ import pytest
 from torchrl_flow.sweeps import (
     Variant,
     format_statuses,
-    plan,
     plan_sweep,
     run_status,
     run_sweep,
@@ -20,6 +19,7 @@ from torchrl_flow.sweeps import (
     summarise_sweep,
     write_sweep_report,
 )
+from torchrl_flow.sweeps import plan as sweep_plan
 
 # A run that leaves what a recipe leaves. It counts its starts, and fails or dies where it is told to.
 SCRIPT = """
@@ -72,7 +72,7 @@ def backend(request, monkeypatch):
     if request.param == "ray":
         pytest.importorskip("ray")
         return {"workers": 2, "poll_s": 0.5}
-    monkeypatch.setattr(plan, "_has_ray", False)
+    monkeypatch.setattr(sweep_plan, "_has_ray", False)
     return {}
 
 
@@ -113,7 +113,7 @@ def test_a_running_run_is_known_by_its_process(tmp_path):
 
 
 def test_the_report_compares_with_the_baseline(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_has_ray", False)
+    monkeypatch.setattr(sweep_plan, "_has_ray", False)
     runs = plan(tmp_path)
     statuses = run_sweep(runs)
     baseline, better, broken, worse = summarise_sweep(statuses)
@@ -168,7 +168,7 @@ def test_selection_by_name_and_category_and_refusals(tmp_path):
 
 
 def test_a_cluster_without_ray_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_has_ray", False)
+    monkeypatch.setattr(sweep_plan, "_has_ray", False)
     with pytest.raises(RuntimeError, match=r"torchrl-flow\[sweep\]"):
         run_sweep(plan(tmp_path), address="auto")
 

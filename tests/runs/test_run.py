@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrl.checkpoint import CheckpointError
 
-from tests.training.tiny_training import Config, make_parts, train_run, update
+from tests.tiny_training import Config, make_parts, train_run, update
 from torchrl_flow.reports import record_results
 from torchrl_flow.runs import Run, load_checkpoint, read_metrics
 from torchrl_flow.util import isolated_rng

@@ -11,7 +11,7 @@ from torchrl.collectors import Evaluator
 from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, exploration_type
 
-from tests.training.tiny_envs import CountdownEnv, expected
+from tests.tiny_envs import CountdownEnv, expected
 from torchrl_flow.envs import FrameRecorder, PlanarPickPlaceEnv, make_chunk_env, reset_with_seeds
 from torchrl_flow.evaluation import compare_num_steps, evaluate, success_metrics
 
