@@ -1,6 +1,6 @@
 """Files written whole, progress bars, seeds, versions and what differs between platforms.
 
-A name is imported when it is first asked for: the command line reads small modules of this package before it needs torch.
+A name is imported at its first use, because the command line reads small modules of this package before it needs torch.
 """
 
 from __future__ import annotations
