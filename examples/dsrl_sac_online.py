@@ -111,6 +111,9 @@ class Args(RunArgs):
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
+    hold_steps: NonNegativeInt = 0
+    """end a training episode after so many successful environment steps in a row, each of them rewarded; 0 ends it at
+    the first success, and asks nothing of the policy after it"""
     rollout: Count = 13
     """chunks per environment and iteration"""
     buffer_size: Count = 200_000
@@ -182,7 +185,11 @@ class Learner:
 
 def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
-    limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
+    limits: dict[str, Any] = {
+        "gamma": args.gamma,
+        "max_episode_steps": args.max_episode_steps,
+        "hold_steps": args.hold_steps,
+    }
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
     return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 

@@ -82,6 +82,9 @@ class Args(RunArgs):
     """refuse a policy of another control mode"""
     max_episode_steps: Count | None = None
     """time limit in training and evaluation; by default the time limit of the policy"""
+    hold_steps: NonNegativeInt = 0
+    """end a training episode after so many successful environment steps in a row, each of them rewarded; 0 ends it at
+    the first success, and asks nothing of the policy after it"""
     num_steps: SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: Count = 1_000_000
@@ -149,7 +152,7 @@ class Args(RunArgs):
 
 def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma", "hold_steps")}
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
     if checkpoint.task.get("task") == PLANAR:
         options["device"] = args.device

@@ -22,6 +22,7 @@ from torchrl_flow.envs.tasks import (
 )
 from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
 from torchrl_flow.envs.transforms.history import history_transforms
+from torchrl_flow.envs.transforms.hold import HoldSuccess
 from torchrl_flow.envs.transforms.smdp import SMDPChunk
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "PLANAR",
     "BatchUnsupportedError",
     "FrameRecorder",
+    "HoldSuccess",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",

@@ -64,6 +64,7 @@ def make_training_env(
     num_envs: int | None,
     sim_backend: str | None = None,
     planar_envs: int = 256,
+    hold_steps: int = 0,
     **kwargs: Any,
 ) -> EnvBase:
     """Make the chunk environment of a checkpoint's task in which success ends an episode.
@@ -73,7 +74,9 @@ def make_training_env(
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: see :func:`training_env_options`.
-        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+        hold_steps: end an episode once success has held for so many environment steps, each of which is rewarded; 0
+            ends it at the first success.
+        **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
         SystemExit: if the task cannot be simulated so.
@@ -83,7 +86,10 @@ def make_training_env(
     options = training_env_options(
         task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
     )
-    return checkpoint_env(checkpoint, ignore_terminations=False, **options, **kwargs)
+    options |= {"ignore_terminations": hold_steps > 0, "hold_steps": hold_steps}
+    if hold_steps and task != PLANAR:
+        options["reconfiguration_freq"] = 0  # Episodes end apart: scenes cannot be rebuilt together.
+    return checkpoint_env(checkpoint, **options, **kwargs)
 
 
 def evaluation_env_options(
@@ -110,13 +116,13 @@ def evaluation_env_options(
 def policy_evaluation_env(
     checkpoint: TrainingCheckpoint, *, num_envs: int | None, sim_backend: str | None = None, **kwargs: Any
 ) -> EnvBase:
-    """Make the environment to evaluate a checkpoint's policy in (:func:`evaluation_env`), simulated as asked for.
+    """Make the environment to evaluate a checkpoint's policy in (:func:`checkpoint_env`), simulated as asked for.
 
     Args:
         checkpoint: of the policy.
         num_envs: see :func:`evaluation_env_options`.
         sim_backend: see :func:`training_env_options`.
-        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``episodes``.
+        **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``episodes``.
 
     Raises:
         SystemExit: if the task cannot be simulated so.
@@ -133,6 +139,7 @@ def make_training_envs(
     sim_backend: str | None = None,
     planar_envs: int = 256,
     episodes: int | None = None,
+    hold_steps: int = 0,
     **kwargs: Any,
 ) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
@@ -146,7 +153,8 @@ def make_training_envs(
         sim_backend: see :func:`training_env_options`.
         planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
         episodes: of the evaluation.
-        **kwargs: passed to :func:`evaluation_env`, such as ``gamma`` and ``max_episode_steps``.
+        hold_steps: see :func:`make_training_env`; the environment to evaluate in ignores it.
+        **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
         SystemExit: if the task cannot be simulated so.
@@ -154,6 +162,6 @@ def make_training_envs(
     task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     found = training_env_options(task, obs_mode=obs_mode, **asked)
-    train_env = make_training_env(checkpoint, **asked, **kwargs)
+    train_env = make_training_env(checkpoint, **asked, hold_steps=hold_steps, **kwargs)
     on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
     return train_env, checkpoint_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)
