@@ -13,7 +13,6 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from torchrl.envs import EnvBase
 
 from torchrl_flow.data import DemoReplayBuffer
@@ -36,6 +35,7 @@ from torchrl_flow.options import (
     RunSource,
     Sizes,
     TaskName,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, require_actor_config, warm_start
@@ -254,4 +254,4 @@ def main(args: Args) -> EvaluationResult:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -17,7 +17,6 @@ from typing import Any
 
 import awsc_online
 import torch
-import tyro
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -28,7 +27,7 @@ from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import reset_with_seeds, task_info
 from torchrl_flow.functional import advantage_weights, effective_sample_size
 from torchrl_flow.objectives import AWFlowLoss
-from torchrl_flow.options import Count, RunSource, WritableDirectory, check_options, refusals_in_one_line
+from torchrl_flow.options import Count, RunSource, WritableDirectory, check_options, parse_options, refusals_in_one_line
 from torchrl_flow.policies import checkpoint_env, warm_start
 from torchrl_flow.reports import window_means
 from torchrl_flow.runs import TrainingCheckpoint, load_checkpoint, read_metrics
@@ -198,4 +197,4 @@ def main(args: Args) -> dict[str, float]:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

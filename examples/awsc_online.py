@@ -15,7 +15,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import tyro
 from tensordict.nn import TensorDictSequential
 from torchrl.envs import EnvBase
 
@@ -46,6 +45,7 @@ from torchrl_flow.options import (
     RunSource,
     Sizes,
     TaskName,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
@@ -348,4 +348,4 @@ def main(args: Args) -> EvaluationResult:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import aw_shortcut_flow_offline
 import awsc_online
 import shortcut_flow_bc
-import tyro
 
 from torchrl_flow.envs import PLANAR
 from torchrl_flow.figures import markdown_table
@@ -38,6 +37,7 @@ from torchrl_flow.options import (
     WritableFile,
     check_options,
     check_task,
+    parse_options,
     refusals_in_one_line,
     resolve_device,
 )
@@ -259,4 +259,4 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import tyro
 from tensordict.nn import TensorDictModule
 from torchrl.data import Bounded
 from torchrl.objectives import SoftUpdate
@@ -34,6 +33,7 @@ from torchrl_flow.options import (
     Rate,
     RunArgs,
     Sizes,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.recsys import q_diagnostics
@@ -138,4 +138,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from tensordict import TensorDictBase
 
 from torchrl_flow.data import module_digest
@@ -30,6 +29,7 @@ from torchrl_flow.options import (
     WritableDirectory,
     WritableFile,
     check_options,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import latent_value_gap, load_acting_policy, policy_evaluation_env, policy_kind, run_labels
@@ -136,4 +136,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -14,7 +14,6 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-import tyro
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
@@ -44,6 +43,7 @@ from torchrl_flow.options import (
     RunSource,
     SamplingSteps,
     Sizes,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
@@ -257,4 +257,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

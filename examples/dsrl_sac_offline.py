@@ -15,7 +15,6 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-import tyro
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
@@ -49,6 +48,7 @@ from torchrl_flow.options import (
     SamplingSteps,
     Sizes,
     WritableDirectory,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
@@ -267,4 +267,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

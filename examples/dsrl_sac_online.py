@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import tyro
 from tensordict import TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
@@ -48,6 +47,7 @@ from torchrl_flow.options import (
     SamplingSteps,
     Sizes,
     WritableDirectory,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
@@ -356,4 +356,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

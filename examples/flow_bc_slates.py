@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import tyro
 from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
@@ -34,6 +33,7 @@ from torchrl_flow.options import (
     Positive,
     RunArgs,
     SamplingSteps,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.runs import Run
@@ -147,4 +147,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

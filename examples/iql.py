@@ -15,7 +15,6 @@ import dataclasses
 from typing import Annotated
 
 import torch
-import tyro
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import IQLLoss, SoftUpdate
 
@@ -34,6 +33,7 @@ from torchrl_flow.options import (
     Rate,
     RunArgs,
     Sizes,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.recsys import q_diagnostics
@@ -135,4 +135,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -19,8 +19,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from torchrl_flow.figures import markdown_table, mean_and_deviation
 from torchrl_flow.offline import offline_row, offline_task
 from torchrl_flow.options import (
@@ -32,6 +30,7 @@ from torchrl_flow.options import (
     WritableDirectory,
     WritableFile,
     check_options,
+    parse_options,
     refusals_in_one_line,
     resolve_device,
 )
@@ -217,4 +216,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

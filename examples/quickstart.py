@@ -10,7 +10,6 @@ import tempfile
 from typing import Any
 
 import torch
-import tyro
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
@@ -19,6 +18,7 @@ from torchrl_flow.evaluation import evaluate
 from torchrl_flow.figures import tile_episodes, video_suffix, write_video
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.options import parse_options
 from torchrl_flow.util import Progress
 
 
@@ -83,4 +83,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(parse_options(Args, description=__doc__))

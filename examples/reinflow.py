@@ -26,7 +26,6 @@ import time
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
@@ -56,6 +55,7 @@ from torchrl_flow.options import (
     RunSource,
     SamplingSteps,
     TaskName,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
@@ -316,4 +316,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

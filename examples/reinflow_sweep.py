@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from torchrl_flow.options import (
     Count,
     NonNegative,
@@ -29,6 +27,7 @@ from torchrl_flow.options import (
     WritableDirectory,
     WritableFile,
     check_options,
+    parse_options,
     refusals_in_one_line,
     resolve_device,
 )
@@ -260,4 +259,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -15,7 +15,6 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
@@ -39,6 +38,7 @@ from torchrl_flow.options import (
     check_demonstrations,
     check_network,
     check_task,
+    parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import evaluation_env_options
@@ -241,4 +241,4 @@ def main(args: Args) -> EvaluationResult:
 
 if __name__ == "__main__":
     with refusals_in_one_line():
-        main(tyro.cli(Args, description=__doc__))
+        main(parse_options(Args, description=__doc__))

@@ -15,6 +15,7 @@ from torchrl_flow.options.names import (
     WritableDirectory,
     WritableFile,
 )
+from torchrl_flow.options.parse import GROUPS, option_group, parse_options
 from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.run_arguments import RunArgs, require_device, resolve_device
 from torchrl_flow.options.types import (
@@ -40,6 +41,7 @@ from torchrl_flow.options.types import (
 )
 
 __all__ = [
+    "GROUPS",
     "Count",
     "Decay",
     "DemoPath",
@@ -72,7 +74,9 @@ __all__ = [
     "check_options",
     "check_task",
     "nearest",
+    "option_group",
     "option_problem",
+    "parse_options",
     "refusals_in_one_line",
     "require_device",
     "resolve_device",

@@ -1,0 +1,138 @@
+"""Reads a recipe's options from the command line, with a help that shows them in groups."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["GROUPS", "option_group", "parse_options"]
+
+Options = TypeVar("Options")
+
+GROUPS = {
+    "start": "policy which init load_critic run stage1 models",
+    "data": "data demos num_demos retime quality filter_policy_data cache",
+    "environment": "task obs_mode control_mode max_episode_steps hold_steps env envs num_envs sim_backend",
+    "network": (
+        "network width depth obs_horizon pred_horizon act_horizon hidden_sizes layer_norm num_qs num_min_qs "
+        "critic_hidden critic_sizes steer_mode latent_bound num_steps train_encoder mean_bound"
+    ),
+    "training": "",
+    "evaluation": "eval_episodes eval_every evaluations episodes compare_steps noise_scales best_of num_videos",
+    "logging": "wandb wandb_project wandb_group tensorboard log_every",
+    "run": (
+        "name runs directory output results label recipe seed seeds device threads workers gpus_per_run address "
+        "save_every resume dry_run watch"
+    ),
+}
+"""Groups of options in the order of the help, with the names in each; any other option is one of training."""
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR"}
+
+
+def option_group(name: str) -> str:
+    """Return the group of an option.
+
+    Examples:
+        >>> option_group("num_envs"), option_group("utd_ratio")
+        ('environment', 'training')
+    """
+    return _GROUP_OF.get(name, "training")
+
+
+def parse_options(
+    options_class: type[Options],
+    *,
+    description: str | None = None,
+    args: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> Options:
+    """Read the fields of a dataclass from the command line.
+
+    The help shows them in :data:`GROUPS`. A value ``None`` is not shown as a default: the description says what is done
+    where an option is not given.
+
+    Args:
+        options_class: a dataclass whose fields have a string literal below them, which is their help.
+        description: of the program.
+        args: the words of the command line; those of the process where ``None``.
+        prog: name of the program; that of the script where ``None``.
+    """
+    import tyro
+
+    grouped = _grouped(options_class)
+    parsed = tyro.cli(tyro.conf.OmitArgPrefixes[grouped], description=description, args=args, prog=prog)
+    groups = [getattr(parsed, group.name) for group in dataclasses.fields(parsed)]
+    values = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    return options_class(**values)
+
+
+def _grouped(options_class: Any) -> Any:
+    """Return a dataclass of dataclasses, one for each group that has options."""
+    hints, helps = get_type_hints(options_class, include_extras=True), _helps(options_class)
+    members: dict[str, list[Any]] = {group: [] for group in GROUPS}
+    for field in dataclasses.fields(options_class):
+        default: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
+        given = {name: value for name, value in default.items() if value is not dataclasses.MISSING}
+        hint = _described(hints[field.name], helps.get(field.name, ""), given)
+        members[option_group(field.name)].append((field.name, hint, dataclasses.field(**given)))
+    groups = [
+        (group, dataclasses.make_dataclass(group, fields, kw_only=True)) for group, fields in members.items() if fields
+    ]
+    return dataclasses.make_dataclass(options_class.__name__, groups, kw_only=True)
+
+
+def _described(hint: Any, text: str, given: dict[str, Any]) -> Any:
+    import tyro
+
+    settings: dict[str, Any] = {"help": text}
+    if given.get("default", ...) is None:
+        # The names that tyro gives, {None}|INT and "(default: None)", say nothing more than the help does.
+        settings["help_behavior_hint"] = ""
+        if (metavar := _metavar(hint)) is not None:
+            settings["metavar"] = metavar
+    return Annotated[hint, tyro.conf.arg(**settings)]
+
+
+def _metavar(hint: Any) -> str | None:
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) not in (Union, types.UnionType):
+        return None
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    if len(kinds) != 1:
+        return None
+    kind = kinds[0]
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    return _METAVARS.get(kind)
+
+
+def _helps(options_class: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for base in reversed(options_class.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _helps_of_one(base)
+    return found
+
+
+@functools.cache
+def _helps_of_one(options_class: Any) -> dict[str, str]:
+    """Return the string literal below each field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(options_class))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for node, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
+            value = following.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                found[node.target.id] = " ".join(value.value.split())
+    return found
