@@ -85,7 +85,8 @@ def test_no_option_is_in_two_groups():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_option_of_a_recipe_is_described_and_grouped(recipe, capsys):
+def test_every_option_of_a_recipe_is_described_and_grouped(recipe, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # recipes import one another by name
     options = importlib.import_module(f"examples.{recipe}").Args
     with pytest.raises(SystemExit):
         parse_options(options, args=["--help"])
