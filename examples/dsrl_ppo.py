@@ -87,8 +87,8 @@ class Args(RunArgs):
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
     hold_steps: NonNegativeInt = 0
-    """end a training episode after so many successful environment steps in a row, each of them rewarded; 0 ends it at
-    the first success, and asks nothing of the policy after it"""
+    """end a training episode, with its reward, after so many successful environment steps in a row; 0 ends it at the
+    first success, and asks nothing of the policy after it"""
     rollout: Count = 13
     """chunks per environment and iteration"""
     iterations: Count = 80

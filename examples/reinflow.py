@@ -83,8 +83,8 @@ class Args(RunArgs):
     max_episode_steps: Count | None = None
     """time limit in training and evaluation; by default the time limit of the policy"""
     hold_steps: NonNegativeInt = 0
-    """end a training episode after so many successful environment steps in a row, each of them rewarded; 0 ends it at
-    the first success, and asks nothing of the policy after it"""
+    """end a training episode, with its reward, after so many successful environment steps in a row; 0 ends it at the
+    first success, and asks nothing of the policy after it"""
     num_steps: SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: Count = 1_000_000

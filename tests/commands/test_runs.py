@@ -183,6 +183,11 @@ def test_comparison_refuses_what_is_no_run_and_names_likely_ones(tmp_path, monke
         require_runs(["empty"])
     # By name alone, and each run once.
     assert len(require_runs(["awsc-planar-0", "runs"])) == 1
+    # As the shell expands runs/*.
+    (tmp_path / "runs" / "results.csv").write_text("recipe\n", encoding="utf-8")
+    assert len(require_runs(["runs/awsc-planar-0", "runs/results.csv"])) == 1
+    with pytest.raises(SystemExit, match="holds no run"):
+        require_runs(["runs/results.csv"])
     with pytest.raises(SystemExit, match=r"Did you mean eval/success_once"):
         CompareArgs(("runs",), metric="eval/succes_once")()
 

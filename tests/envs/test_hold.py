@@ -68,7 +68,7 @@ def test_inside_a_chunk_steps_are_counted_one_by_one():
     # Row 1 ends in its first chunk after 3 steps, and in its second, of a new episode, again.
     assert rollout["next", "steps_to_next_obs"].squeeze(-1).tolist() == [[4, 3], [3, 3]]
     assert rollout["next", "terminated"].squeeze(-1).tolist() == [[False, True], [True, True]]
-    assert rollout["next", "reward"].squeeze(-1).tolist() == [[2.0, 3.0], [3.0, 3.0]]
+    assert rollout["next", "reward"].squeeze(-1).tolist() == [[0.0, 1.0], [1.0, 1.0]]
 
 
 def test_what_cannot_be_is_refused():

@@ -183,12 +183,17 @@ def find_runs(root: str | Path) -> list[RunFiles]:
 def require_runs(names: Sequence[str]) -> list[RunFiles]:
     """Read the runs that are named, and those below directories that are none; each once.
 
+    Files beside directories are left out: `runs/*` names the table of results too.
+
     Raises:
         SystemExit: if one is not there or holds no run, naming those of a like name.
     """
     found: dict[Path, RunFiles] = {}
+    folders = any(Path(name).is_dir() for name in names)
     for name in names:
         path = Path(name)
+        if folders and path.is_file():
+            continue
         # A name alone is looked for where runs lie.
         if not path.exists() and len(path.parts) == 1 and (Path("runs") / path).is_dir():
             path = Path("runs") / path

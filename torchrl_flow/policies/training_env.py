@@ -74,8 +74,8 @@ def make_training_env(
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: see :func:`training_env_options`.
-        hold_steps: end an episode once success has held for so many environment steps, each of which is rewarded; 0
-            ends it at the first success.
+        hold_steps: end an episode, with its reward, once success has held for so many environment steps; 0 ends it at
+            the first success.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:

@@ -14,9 +14,9 @@ class HoldSuccess(Transform):
     """Ends an episode as ``terminated`` once ``success`` has held for a number of consecutive environment steps.
 
     An environment that ends at the first success never asks its policy to stay at the goal. Put this transform on an
-    environment that ignores terminations and gives a reward at every successful step: the return then grows with the
-    steps that the success lasts, up to ``steps``. Place it before :class:`SMDPChunk`, so that it counts environment
-    steps.
+    environment with sparse rewards that ignores terminations. The rewards of successful steps are withheld, up to the
+    step that ends the episode. A reward at every successful step would be largest for a policy that leaves the goal in
+    time, so that the episode does not end. Place it before :class:`SMDPChunk`, so that it counts environment steps.
 
     Args:
         steps: environment steps of success in a row that end an episode, at least 1.
@@ -46,6 +46,8 @@ class HoldSuccess(Transform):
         held = torch.where(success, before + 1, torch.zeros_like(before))
         reached = held >= self.steps
         next_tensordict.set(self.count_key, held)
+        reward = next_tensordict.get("reward")
+        next_tensordict.set("reward", torch.where(success & ~reached, torch.zeros_like(reward), reward))
         for name in ("terminated", "done"):
             next_tensordict.set(name, next_tensordict.get(name) | reached)
         return next_tensordict
