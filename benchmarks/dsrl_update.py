@@ -39,7 +39,7 @@ from torchrl_flow.modules import (
     make_latent_critics,
     make_latent_policy,
 )
-from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
+from torchrl_flow.objectives import ActionScorer, ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
 from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
@@ -106,7 +106,8 @@ def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
     critic = make_critic(config, flow)
     critic_loss = ChunkCriticLoss(flow, critic, policy, augment=False)
     critics = make_latent_critics(config, flow, policy)
-    loss = DistilledSACLoss(policy, critics, critic, flow, deactivate_vmap=args.device == "cpu")
+    teacher = ActionScorer(flow, critic, steer_mode=policy.steer_mode)
+    loss = DistilledSACLoss(policy, critics, teacher, deactivate_vmap=args.device == "cpu")
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=0.005)
     adam = partial(torch.optim.Adam, fused=True)
     td_group = LossGroup("loss_qvalue", adam(critic_loss.critic_parameters(), 3e-4), target_updater=target)

@@ -68,9 +68,8 @@ def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, 
     ones = torch.ones(3)
     actor = make_flow_actor(config, statistics=store.statistics(), action_low=-ones, action_high=ones)
     critic = make_critic(CriticConfig(num_qs=args.num_qs, hidden_sizes=(args.width,) * 2), actor)
-    loss = AWFlowLoss(
-        actor, critic, gamma=0.97, baseline="policy", advantage="td", filter_policy_data=True, num_baseline_samples=1
-    )
+    options: dict[str, Any] = {"beta": 100.0, "weight_clip": 200.0, "advantage_reduction": "min"}
+    loss = AWFlowLoss(actor, critic, gamma=0.97, filter_policy_data=True, **options)
     target = NetworkSoftUpdate(loss, "critic_network", tau=0.005)
     average = NetworkSoftUpdate(loss, "actor_network", tau=0.005)
     adam = [

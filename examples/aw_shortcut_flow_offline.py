@@ -43,6 +43,12 @@ from torchrl_flow.reports import best_of_variants, conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {"gamma": 0.99, "beta": 20.0, "weight_clip": 20.0, "baseline": "policy"},
+    "published": {"gamma": 0.9, "beta": 100.0, "weight_clip": 200.0, "baseline": "batch"},
+}
+"""What `--preset` sets, as in `awsc_online.py`."""
+
 
 @dataclasses.dataclass
 class Args(RunArgs):
@@ -76,18 +82,22 @@ class Args(RunArgs):
     """learning rate of the actor"""
     critic_lr: Positive = 1e-3
     """learning rate of the critic"""
-    gamma: Fraction = 0.99
-    """discount of one environment step"""
+    preset: Literal["recommended", "published"] = "recommended"
+    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if they are not given: those of AWFlowLoss, or
+    those of AWFlowLoss.published"""
+    gamma: Fraction | None = None
+    """discount of one environment step; by default 0.99, with --preset published 0.9"""
     tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
     ema: Decay = 0.995
     """decay of the averaged policy"""
-    beta: NonNegative = 20.0
-    """inverse temperature of the advantage weights; with --baseline batch, use 100 and --weight-clip 200"""
-    weight_clip: Positive = 20.0
-    """upper bound on the advantage weight of a row"""
-    baseline: Literal["batch", "policy"] = "policy"
-    """what advantages are relative to: the mean value of the batch, or the value of the policy in the same state"""
+    beta: NonNegative | None = None
+    """inverse temperature of the advantage weights; by default 20, with --preset published 100"""
+    weight_clip: Positive | None = None
+    """upper bound on the advantage weight of a row; by default 20, with --preset published 200"""
+    baseline: Literal["batch", "policy"] | None = None
+    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the policy in
+    the same state (by default)"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
     the default"""
@@ -125,6 +135,13 @@ class Args(RunArgs):
     save_every: Count = 500
     """iterations between checkpoints"""
 
+    def __post_init__(self) -> None:
+        """Take the preset's values for what was not given."""
+        for name, value in PRESETS[self.preset].items():
+            setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
+        if self.advantage is None:
+            self.advantage = "td" if self.baseline == "policy" and self.preset == "recommended" else "critic"
+
     def check(self) -> None:
         """Refuse options without an effect."""
         if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
@@ -142,22 +159,10 @@ def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
 
 def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
     """Build the loss around the policy and a new critic."""
-    return AWFlowLoss(
-        actor,
-        make_critic(critic_config, actor),
-        beta=args.beta,
-        weight_clip=args.weight_clip,
-        baseline=args.baseline,
-        advantage=(args.advantage or "td") if args.baseline == "policy" else "critic",
-        num_baseline_samples=args.num_baseline_samples,
-        weighting=args.weighting,
-        advantage_norm=args.advantage_norm,
-        gamma=args.gamma,
-        num_min_qs=args.num_min_qs,
-        advantage_reduction="mean",
-        num_action_samples=args.num_action_samples,
-        target_num_steps=1,
-    )
+    names = ("beta", "weight_clip", "baseline", "advantage", "num_baseline_samples", "weighting", "advantage_norm")
+    names += ("gamma", "num_min_qs", "num_action_samples")
+    build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
+    return build(actor, make_critic(critic_config, actor), **{name: getattr(args, name) for name in names})
 
 
 def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
@@ -197,8 +202,8 @@ def train(
     env: EnvBase,
 ) -> None:
     """Train critic and policy; all of the loop is here."""
-    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
-    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.ema_value}
+    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
+    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.target_critic}
     run.track(modules=modules, state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())
@@ -241,7 +246,7 @@ def main(args: Args) -> EvaluationResult:
             stage=" ".join(["2", *([args.label] if args.label else [])]),
             seed=args.seed,
             noise_scales=args.noise_scales,
-            variants=best_of_variants(policy, loss_module.ema_critic(), args.best_of),
+            variants=best_of_variants(policy, loss_module.target_critic(), args.best_of),
             num_videos=args.num_videos,
             results=args.results,
             run=run,

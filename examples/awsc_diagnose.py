@@ -71,7 +71,7 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
 @torch.no_grad()
 def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gamma: float) -> tuple[Tensor, Tensor]:
     """Return the target critic's mean value and the discounted return of every chunk of some episodes, ``[N]`` each."""
-    actor, critic = loss_module.ema_actor(), loss_module.ema_critic()
+    actor, critic = loss_module.ema_actor(), loss_module.target_critic()
     parallel = env.batch_size.numel()
     values, returns = [], []
     bar = Progress(episodes, description="episodes", unit="ep")
@@ -160,7 +160,7 @@ def main(args: Args) -> dict[str, float]:
     options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
     env = checkpoint_env(checkpoint, episodes=args.episodes, **options)
     found: dict[str, Tensor] = {}
-    found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, own.gamma)
+    found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, loss_module.gamma)
     demos = part(buffer, 0, buffer.num_demo_rows, args.rows)
     online = part(buffer, buffer.num_demo_rows, len(buffer), args.rows)
     found["demos"], found["online"] = loss_module.advantages(demos), loss_module.advantages(online)

@@ -29,7 +29,7 @@ from torchrl_flow.modules import (
     make_critic,
     write_features,
 )
-from torchrl_flow.objectives import ChunkCriticLoss, LatentAWMLELoss, NetworkSoftUpdate
+from torchrl_flow.objectives import ActionScorer, ChunkCriticLoss, LatentAWMLELoss, NetworkSoftUpdate
 from torchrl_flow.options import (
     Count,
     DemoPath,
@@ -150,10 +150,11 @@ def train(
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
     critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
     options = {"beta": args.beta, "kappa": args.kappa, "kl_coef": args.kl_coef, "num_candidates": args.num_candidates}
-    loss = LatentAWMLELoss(actor.policy, critic, actor.flow, standardize_scores=True, **options)
+    scorer = ActionScorer(actor.flow, critic, steer_mode=actor.policy.steer_mode)
+    loss = LatentAWMLELoss(actor.policy, scorer, standardize_scores=True, **options)
     adam = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, "critic": critic}
-    modules["target_critic"] = critic_loss.ema_value
+    modules["target_critic"] = critic_loss.target_critic
     run.track(modules=modules, optimizers={"critic": critic_adam, "adam": adam})
     for step in run.steps(warm_up + args.iterations, save_every=args.save_every):
         batch = data.sample()

@@ -34,7 +34,14 @@ from torchrl_flow.modules import (
     make_critic,
     make_latent_critics,
 )
-from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, NetworkSoftUpdate
+from torchrl_flow.objectives import (
+    ActionScorer,
+    ChunkCriticLoss,
+    DistilledSACLoss,
+    LatentAWMLELoss,
+    LatentScorer,
+    NetworkSoftUpdate,
+)
 from torchrl_flow.options import (
     Count,
     DemoPath,
@@ -186,9 +193,10 @@ def train(
     latent_config = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     latent_critics = make_latent_critics(latent_config, flow, policy)
     options: dict[str, Any] = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy}
-    sac = DistilledSACLoss(policy, latent_critics, critic, flow, mode=args.distillation, **options)
+    teacher = ActionScorer(flow, critic, steer_mode=policy.steer_mode)
+    sac = DistilledSACLoss(policy, latent_critics, teacher, mode=args.distillation, **options)
     weights = {"num_candidates": args.num_candidates, "beta": args.beta}
-    aw_mle = LatentAWMLELoss(policy, sac, kl_coef=args.kl_coef, standardize_scores=True, **weights)
+    aw_mle = LatentAWMLELoss(policy, LatentScorer(sac), kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
     group = LossGroup(
         "loss_qvalue", torch.optim.Adam(td.critic_parameters(), args.lr, fused=True), target_updater=target
@@ -209,7 +217,7 @@ def train(
         policy_step = NamedLossStepper(sac, [group])
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
     modules = {"policy": actor.flow, LATENT_POLICY: policy, "sac": sac, "critic": critic}
-    modules["target_critic"] = td.ema_value
+    modules["target_critic"] = td.target_critic
     run.track(modules=modules, state={"critic": critic_step, "distil": distil_step, "policy": policy_step})
     fixed = buffer[torch.arange(0, len(buffer), max(1, len(buffer) // 1024))]
     for step in run.steps(ends[-1], save_every=args.save_every):

@@ -35,7 +35,7 @@ from torchrl_flow.modules import (
     make_critic,
     make_latent_critics,
 )
-from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentSACLoss, NetworkSoftUpdate
+from torchrl_flow.objectives import ActionScorer, ChunkCriticLoss, DistilledSACLoss, LatentSACLoss, NetworkSoftUpdate
 from torchrl_flow.options import (
     Count,
     Fraction,
@@ -238,7 +238,8 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
     critic_loss = ChunkCriticLoss(flow, action_critic, actor.policy, gamma=args.gamma)
     critics = make_latent_critics(critic_config, flow, actor.policy)
     options = {"mode": args.distillation, **sac_options(args, actor)}
-    loss = DistilledSACLoss(actor.policy, critics, action_critic, flow, **options)
+    teacher = ActionScorer(flow, action_critic, steer_mode=actor.policy.steer_mode)
+    loss = DistilledSACLoss(actor.policy, critics, teacher, **options)
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
     critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
     latent_adam = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.critic_lr, fused=True)
@@ -252,7 +253,7 @@ def make_na(args: Args, actor: SteeredFlowActor, critic_config: CriticConfig) ->
             metrics["distillation_error"] = distil.update(pairs)["td_error"]
         return metrics | improve.update(batch) if improves(args, td.num_updates) else metrics
 
-    modules = {"sac": loss, "critic": action_critic, "target_critic": critic_loss.ema_value}
+    modules = {"sac": loss, "critic": action_critic, "target_critic": critic_loss.target_critic}
     return Learner(update, modules, {"td": td, "distil": distil, "improve": improve})
 
 

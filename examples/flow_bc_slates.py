@@ -112,7 +112,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss) -> No
     ema = SoftUpdate(loss, eps=args.ema)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(args))
-    modules = {"policy": loss.actor_network, "ema_policy": loss.ema_policy}
+    modules = {"policy": loss.actor_network, "ema_policy": loss.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer}, state={"schedule": schedule})
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = as_chunks(task.data.sample())

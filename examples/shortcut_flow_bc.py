@@ -186,7 +186,7 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
     optimizer = torch.optim.AdamW(
         loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True
     )
-    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_policy}
+    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
         optimizer.param_groups[0]["lr"] = learning_rate(args, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Mapping
 
 import pytest
@@ -22,6 +23,9 @@ def as_double(batch: TensorDictBase) -> TensorDictBase:
 
 class MoveContract:
     """What a loss must do when it is moved, copied and saved; a part of :class:`LossContract`."""
+
+    #: whether the loss can be pickled; TorchRL's losses that call their critics by vmap cannot
+    pickles: bool = True
 
     def make_loss(self, **kwargs) -> LossModule:
         raise NotImplementedError
@@ -69,6 +73,36 @@ class MoveContract:
             values.append({key: value for key, value in loss(batch.clone()).items() if key.startswith("loss")})
         torch.testing.assert_close(values[1], values[0], rtol=0, atol=0)
 
+    def test_a_state_dict_after_use_goes_into_a_fresh_loss(self):
+        used, fresh = self.make_loss(), self.make_loss()
+        used(self.make_batch())["loss_" + self.first_loss()].sum().backward()
+        assert list(used.state_dict()) == list(fresh.state_dict())
+        fresh.load_state_dict(copy.deepcopy(used.state_dict()))
+        used.load_state_dict(copy.deepcopy(self.make_loss().state_dict()))
+
+    def test_pickling(self):
+        loss = self.make_loss()
+        loss(self.make_batch())
+        if not self.pickles:
+            with pytest.raises((AttributeError, pickle.PicklingError), match="_vmap_func"):
+                pickle.dumps(loss)
+            return
+        values = []
+        for module in (loss, pickle.loads(pickle.dumps(loss))):
+            torch.manual_seed(0)
+            values.append({key: value for key, value in module(self.make_batch()).items() if key.startswith("loss")})
+        torch.testing.assert_close(values[1], values[0], rtol=0, atol=0)
+
+    def test_out_keys_can_be_selected(self):
+        loss = self.make_loss()
+        key = "loss_" + self.first_loss()
+        loss.select_out_keys(key)
+        assert loss.out_keys == [key]
+        assert list(loss(self.make_batch()).keys()) == [key]
+
+    def first_loss(self) -> str:
+        return next(key for key in self.make_loss().out_keys if key.startswith("loss_")).removeprefix("loss_")
+
 
 class LossContract(MoveContract):
     """Inherit, give :meth:`make_loss` and :meth:`make_batch`, and state where gradients may go."""
@@ -77,6 +111,8 @@ class LossContract(MoveContract):
     gradients: Mapping[str, tuple[str, ...]]
     #: keys that the loss can do without
     optional_keys: tuple[str, ...] = ()
+    #: losses whose mean is weighted by the rows' importance weights; all where None
+    weighted: tuple[str, ...] | None = None
 
     def run(self, loss: LossModule, batch: TensorDictBase, seed: int = 0) -> TensorDictBase:
         torch.manual_seed(seed)
@@ -178,6 +214,24 @@ class LossContract(MoveContract):
             assert rows.shape[: self.make_batch().ndim] == self.make_batch().shape
             torch.testing.assert_close(values["mean"][key], rows.mean())
             torch.testing.assert_close(values["sum"][key], rows.sum())
+
+    def test_importance_weights_give_the_weighted_mean(self):
+        keys = tuple(self.gradients) if self.weighted is None else self.weighted
+        weight = torch.rand(self.make_batch().shape, generator=torch.Generator().manual_seed(4)) + 0.1
+        values = {}
+        for reduction, batch in (("none", self.make_batch()), ("mean", self.make_batch())):
+            if reduction == "mean":
+                batch["priority_weight"] = weight
+            torch.manual_seed(3)
+            values[reduction] = self.losses(self.run(self.make_loss(reduction=reduction), batch))
+        for key in keys:
+            torch.testing.assert_close(values["mean"][key], (values["none"][key] * weight).sum() / weight.sum())
+
+    def test_a_row_without_a_batch_dimension_equals_a_batch_of_one(self):
+        loss, batch = self.make_loss(), self.make_batch()
+        alone, one = self.losses(self.run(loss, batch[0])), self.losses(self.run(loss, batch[:1]))
+        for key, value in one.items():
+            torch.testing.assert_close(alone[key], value)
 
     def test_unknown_reduction_is_refused(self):
         with pytest.raises((ValueError, NotImplementedError), match=r"reduction|average"):

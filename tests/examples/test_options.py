@@ -11,6 +11,7 @@ import torch
 from examples import aw_shortcut_flow_offline, awsc_online, shortcut_flow_bc
 from torchrl_flow.data import DemoStore
 from torchrl_flow.demos import DemoSource
+from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_flow_actor
 
 
 @pytest.mark.parametrize("recipe", [aw_shortcut_flow_offline, awsc_online])
@@ -18,6 +19,27 @@ from torchrl_flow.demos import DemoSource
 def test_what_the_batch_s_baseline_does_not_use_is_refused(recipe, options):
     with pytest.raises(SystemExit, match="no effect with --baseline batch"):
         recipe.main(recipe.Args(policy="nowhere", baseline="batch", **options))
+
+
+@pytest.mark.parametrize("recipe", [aw_shortcut_flow_offline, awsc_online])
+def test_a_preset_sets_what_is_not_given(recipe):
+    names = ("gamma", "beta", "weight_clip", "baseline", "advantage")
+    actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5, width=16, depth=1, num_steps=2))
+    critic = CriticConfig(num_qs=2, hidden_sizes=(16,))
+
+    def of(**options):
+        args = recipe.Args(policy="nowhere", **options)
+        args.check()
+        loss = recipe.make_loss(args, actor, critic)
+        assert (loss.gamma, loss.weights.beta, loss.weights.weight_clip) == (args.gamma, args.beta, args.weight_clip)
+        assert (loss.baseline, loss.advantage) == (args.baseline, args.advantage)
+        return [getattr(args, name) for name in names], (loss.advantage_reduction, loss.td.target_num_steps)
+
+    assert of() == ([0.99, 20.0, 20.0, "policy", "td"], ("mean", 1))
+    assert of(preset="published") == ([0.9, 100.0, 200.0, "batch", "critic"], ("min", 2))
+    assert of(preset="published", beta=3.0, gamma=0.5)[0] == [0.5, 3.0, 200.0, "batch", "critic"]
+    assert of(preset="published", baseline="policy", advantage="td")[0] == [0.9, 100.0, 200.0, "policy", "td"]
+    assert of(baseline="batch")[0] == [0.99, 20.0, 20.0, "batch", "critic"]
 
 
 def of_task(task, obs_mode="state") -> Any:

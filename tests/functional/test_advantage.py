@@ -99,6 +99,22 @@ def test_effective_sample_size_of_k_equal_weights_is_k():
         assert F.effective_sample_size(weights).item() == pytest.approx(k)
 
 
+def test_filtered_rows_weigh_as_if_they_were_alone():
+    value = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    always, valid = torch.arange(16) % 5 == 0, torch.arange(16) < 12
+    options = {"beta": 2.0, "weight_clip": 3.0}
+    for norm in ("none", "std", "mad"):
+        weights, kept = F.filtered_weights(value, **options, norm=norm, valid=valid, always=always, threshold=0.2)
+        better = F.batch_advantage(value[valid], norm=norm) > 0.2
+        wanted = always[:12] | better
+        assert torch.equal(kept, torch.cat([wanted, torch.zeros(4, dtype=torch.bool)]))
+        assert 0 < wanted.sum() < 12
+        alone = F.advantage_weights(F.batch_advantage(value[kept], norm=norm), **options)
+        torch.testing.assert_close(weights[kept], alone)
+        assert (weights[~kept] == 0).all()
+    assert F.filtered_weights(value, **options)[1] is None
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -96,7 +96,7 @@ def test_executed_slice(pred, act, obs, alignment):
         (lambda: executed_slice(0, 1), "pred_horizon must be at least 1, got 0"),
         (lambda: executed_slice(4, 0), "act_horizon must be at least 1"),
         (lambda: executed_slice(4, 1, 0), "obs_horizon must be at least 1"),
-        (lambda: executed_slice(4, 2, 1, "middle"), "alignment must be one of"),
+        (lambda: executed_slice(4, 2, 1, "middle"), "alignment must be 'newest' or 'oldest'"),
         (lambda: executed_mask(torch.zeros(3)), "done must be a bool tensor"),
         (lambda: executed_mask(torch.zeros((), dtype=torch.bool)), "done must have shape"),
         (lambda: executed_mask(torch.zeros(2, 0, dtype=torch.bool)), "k_max >= 1"),

@@ -126,9 +126,12 @@ def test_masked_mean_square_equals_dropping_the_steps():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: F.interpolate(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2)), "x_0 has shape"),
+        (
+            lambda: F.interpolate(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2)),
+            "x_0 and x_1 must have one shape",
+        ),
         (lambda: F.interpolate(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1)), "one value per row"),
-        (lambda: F.velocity_target(torch.zeros(2, 3), torch.zeros(3)), "x_0 has shape"),
+        (lambda: F.velocity_target(torch.zeros(2, 3), torch.zeros(3)), "x_0 and x_1 must have one shape"),
         (lambda: F.euler_step(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3)), "dt must hold"),
         (lambda: F.integrate(lambda x, t, d: x, torch.zeros(2, 3), num_steps=0), "num_steps must be"),
         (lambda: F.masked_mean_square(torch.zeros(2, 3, 1), torch.zeros(2, 1).bool()), "mask must have"),

@@ -23,7 +23,14 @@ from torchrl_flow.modules import (
     make_latent_policy,
     write_features,
 )
-from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, LatentSACLoss
+from torchrl_flow.objectives import (
+    ActionScorer,
+    ChunkCriticLoss,
+    DistilledSACLoss,
+    LatentAWMLELoss,
+    LatentSACLoss,
+    LatentScorer,
+)
 from torchrl_flow.runs import load_checkpoint, save_checkpoint
 from torchrl_flow.training import ReplayState, macro_replay, macro_transitions
 
@@ -89,9 +96,15 @@ def losses_of(flow, batch, on_features):
                 parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     td = ChunkCriticLoss(reads, critic, policy, gamma=0.9, augment=False)
     sac = LatentSACLoss(policy, critics, gamma=0.9)
-    distilled = DistilledSACLoss(policy, critics, critic, reads, mode="both", gamma=0.9)
+    teacher = ActionScorer(reads, critic, steer_mode=policy.steer_mode)
+    distilled = DistilledSACLoss(policy, critics, teacher, mode="both", gamma=0.9)
     found = {}
-    for name, loss in {"td": td, "sac": sac, "na": distilled, "aw": LatentAWMLELoss(policy, distilled)}.items():
+    for name, loss in {
+        "td": td,
+        "sac": sac,
+        "na": distilled,
+        "aw": LatentAWMLELoss(policy, LatentScorer(distilled)),
+    }.items():
         torch.manual_seed(11)
         found |= {f"{name}/{key}": value for key, value in loss(batch.clone()).items() if key.startswith("loss_")}
     return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -74,9 +75,14 @@ def off_the_start(loss, seed=5):
     return loss
 
 
+# What the tests below say otherwise of: the values of the publication, with a horizon of their own.
+OLD = {"beta": 100.0, "weight_clip": 200.0, "baseline": "batch", "advantage": "critic", "num_baseline_samples": 4}
+OLD |= {"gamma": GAMMA, "advantage_reduction": "min", "target_num_steps": 2}
+
+
 def make_loss(share_encoder=False, num_qs=3, actor=None, **kwargs):
     torch.manual_seed(0)
-    return off_the_start(AWFlowLoss(*make_networks(share_encoder, num_qs, **(actor or {})), **kwargs))
+    return off_the_start(AWFlowLoss(*make_networks(share_encoder, num_qs, **(actor or {})), **{**OLD, **kwargs}))
 
 
 def run(loss, batch, seed=0):
@@ -94,7 +100,7 @@ class TestContract(LossContract):
 
     def make_loss(self, **kwargs):
         torch.manual_seed(0)
-        return AWFlowLoss(*make_networks(), **{**self.options, **kwargs})
+        return AWFlowLoss(*make_networks(), **{**OLD, **self.options, **kwargs})
 
     def make_batch(self):
         return make_batch().exclude("is_demo", ("next", "truncated"))
@@ -115,6 +121,8 @@ class TestContractFilter(TestContract):
         torch.testing.assert_close(values["mean"]["loss_actor"], rows.sum() / kept)
         torch.testing.assert_close(values["mean"]["loss_qvalue"], values["none"]["loss_qvalue"].mean())
 
+    weighted = ("loss_qvalue",)  # The actor's weighted mean is over the rows that it keeps.
+
 
 PIXELS = {"pixels_size": (32, 32), "pixel_features": 8}
 
@@ -131,7 +139,7 @@ class TestContractSharedEncoder(TestContract):
     def make_loss(self, **kwargs):
         torch.manual_seed(0)
         networks = make_networks(True, **PIXELS)
-        return AWFlowLoss(*networks, beta=1.0, encoder_grad=self.encoder_grad, **kwargs)
+        return AWFlowLoss(*networks, **{**OLD, "beta": 1.0, "encoder_grad": self.encoder_grad, **kwargs})
 
     def make_batch(self):
         batch = super().make_batch()
@@ -395,12 +403,13 @@ def known_loss(**kwargs):
     encoder = ObservationEncoder(state_shape=(T, D))
     actor = FlowActor(KnownActor(), encoder, act_horizon=H_A, obs_horizon=T)
     critic = QEnsemble.for_actor(actor, num_qs=kwargs.pop("num_qs", 3), hidden_sizes=(16,))
-    return off_the_start(AWFlowLoss(actor, critic, beta=1.0, gamma=GAMMA, **kwargs))
+    kwargs = {**OLD, "target_num_steps": 4 if kwargs.get("num_action_samples", 1) == 1 else 1, **kwargs}
+    return off_the_start(AWFlowLoss(actor, critic, **{**kwargs, "beta": 1.0}))
 
 
 def hand_target(loss, batch, noise, num_samples=1, reduce=None):
     """Targets row by row: member networks, candidates and powers of gamma in plain Python."""
-    critic, shift = loss.ema_critic(), loss.target_actor_network_params["velocity_network", "shift"]
+    critic, shift = loss.target_critic(), loss.target_actor_network_params["velocity_network", "shift"]
     reduce = reduce or (lambda members: members.min())
     targets = []
     with torch.no_grad():
@@ -492,7 +501,8 @@ def test_chunk_of_one_step_is_one_step_td():
     torch.manual_seed(0)
     config = FlowActorConfig(action_dim=A, state_dim=D, obs_horizon=1, pred_horizon=1, act_horizon=1, width=16, depth=1)
     actor = make_flow_actor(config)
-    loss = off_the_start(AWFlowLoss(actor, QEnsemble.for_actor(actor, num_qs=2, hidden_sizes=(16,)), gamma=GAMMA))
+    critic = QEnsemble.for_actor(actor, num_qs=2, hidden_sizes=(16,))
+    loss = off_the_start(AWFlowLoss(actor, critic, gamma=GAMMA, target_num_steps=actor.num_steps))
     batch = make_batch()
     observation, following = batch["observation"][:, -1:], batch["next", "observation"][:, -1:]
     batch = batch.set("observation", observation).set(("next", "observation"), following)
@@ -504,7 +514,7 @@ def test_chunk_of_one_step_is_one_step_td():
     torch.manual_seed(4)
     noise = torch.randn(8, 1, A)
     action = loss.ema_actor()(TensorDict(observation=following, noise=noise, batch_size=[8]))
-    q = loss.ema_critic()(action)["state_action_value"].min(0).values.detach()
+    q = loss.target_critic()(action)["state_action_value"].min(0).values.detach()
     # the textbook: r + gamma (1 - terminated) min(Q_1, Q_2)(s', a')
     expected = batch["next", "reward"] + GAMMA * (~batch["next", "terminated"]) * q
     torch.testing.assert_close(target, expected)
@@ -515,7 +525,7 @@ def test_more_candidates_raise_the_target():
     means = []
     for num in (1, 4, 16):
         loss = known_loss(num_action_samples=num, target_reduction="mean")
-        assert loss.target_num_steps == (4 if num == 1 else 1)
+        assert loss.td.target_num_steps == (4 if num == 1 else 1)
         torch.manual_seed(0)
         means.append(loss.next_value(batch["next"]).mean().item())
     assert means[0] < means[1] < means[2]
@@ -643,10 +653,10 @@ def test_averaged_critic_can_be_saved_and_restored():
     loss, other = make_loss(), make_loss()
     loss.target_critic_network_params.data.apply_(lambda x: x.mul_(2) if x.is_floating_point() else x)
     data = make_batch()
-    expected = loss.ema_critic()(data)["state_action_value"]
-    assert (other.ema_critic()(data)["state_action_value"] - expected).abs().max() > 1e-3
-    other.ema_value.load_state_dict(copy.deepcopy(loss.ema_value.state_dict()))
-    torch.testing.assert_close(other.ema_critic()(data)["state_action_value"], expected)
+    expected = loss.target_critic()(data)["state_action_value"]
+    assert (other.target_critic()(data)["state_action_value"] - expected).abs().max() > 1e-3
+    other.target_critic.load_state_dict(copy.deepcopy(loss.target_critic.state_dict()))
+    torch.testing.assert_close(other.target_critic()(data)["state_action_value"], expected)
 
 
 def test_single_terms_equal_forward():
@@ -675,6 +685,7 @@ def test_metrics_do_not_start_like_losses():
         ({"advantage_norm": "range"}, "'range'"),
         ({"gamma": 1.5}, "gamma"),
         ({"num_min_qs": 4}, r"num_min_qs.*num_qs=3"),
+        ({"num_min_qs": 0}, "num_min_qs must be at least 1, got 0"),
         ({"num_action_samples": 0}, "num_action_samples"),
         ({"baseline": "zero"}, "'zero'"),
         ({"advantage": "mc", "baseline": "policy"}, "'mc'"),
@@ -684,13 +695,45 @@ def test_metrics_do_not_start_like_losses():
         ({"target_reduction": "max"}, "target_reduction"),
         ({"advantage_reduction": "max"}, "advantage_reduction"),
         ({"encoder_grad": "none"}, "encoder_grad"),
-        ({"loss_function": "l3"}, "loss_function"),
         ({"consistency_fraction": 2.0}, "consistency_fraction"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, match):
     with pytest.raises(ValueError, match=match):
         make_loss(**kwargs)
+
+
+def test_the_published_values_are_a_constructor():
+    """Its values are those that these tests were written for, and explicit options win."""
+    batch, results = make_batch(), []
+    for make, options in ((AWFlowLoss, OLD), (AWFlowLoss.published, {})):
+        torch.manual_seed(0)
+        loss = off_the_start(make(*make_networks(), **options))
+        assert loss.td.target_num_steps == loss.actor_network.num_steps == 2
+        assert loss.gamma == GAMMA
+        results.append(run(loss, batch).detach())
+    torch.testing.assert_close(dict(results[1].items()), dict(results[0].items()), rtol=0, atol=0)
+    assert set(results[0].keys()) == set(loss.out_keys)
+    other = AWFlowLoss.published(*make_networks(), beta=3.0, num_action_samples=4, gamma=0.5)
+    assert (other.weights.beta, other.weights.weight_clip, other.gamma) == (3.0, 200.0, 0.5)
+    assert (other.td.num_action_samples, other.td.target_num_steps) == (4, 1)
+
+
+def test_the_defaults_are_those_that_work():
+    loss = AWFlowLoss(*make_networks())
+    assert (loss.baseline, loss.advantage, loss.advantage_reduction) == ("policy", "td", "mean")
+    assert (loss.weights.beta, loss.weights.weight_clip, loss.weights.center) == (20.0, 20.0, False)
+    assert (loss.gamma, loss.num_baseline_samples, loss.td.target_num_steps) == (0.99, 1, 1)
+
+
+def test_another_term_may_be_put_in_a_terms_place():
+    loss, batch = make_loss(beta=1.0, actor={"state_noise": 0.5}), make_batch()
+    noisy = run(loss, batch)
+    loss.shortcut = dataclasses.replace(loss.shortcut, augment=False)
+    loss.td = dataclasses.replace(loss.td, augment=False)
+    plain = run(loss, batch)
+    assert noisy["loss_actor"] != plain["loss_actor"]
+    assert noisy["q_mean"] != plain["q_mean"]
 
 
 def test_critic_of_another_chunk_is_refused():
@@ -738,7 +781,7 @@ def test_the_actor_learns_the_better_of_two_behaviours():
     for beta in (0.0, 10.0):
         actor = make_flow_actor(config)
         critic = QEnsemble.for_actor(actor, num_qs=3, hidden_sizes=(32,))
-        loss = AWFlowLoss(actor, critic, beta=beta, gamma=0.9, target_num_steps=1)
+        loss = AWFlowLoss(actor, critic, **{**OLD, "beta": beta, "target_num_steps": 1})
         updaters = [NetworkSoftUpdate(loss, name, tau=0.02) for name in ("actor_network", "critic_network")]
         optimizer = Adam(loss.parameters(), 5e-3)
         for _ in range(300):

@@ -8,7 +8,7 @@ from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from tests.contract.kit import LossContract
 from tests.objectives.latent_fixtures import GAMMA, A, H, make_batch, make_networks
-from torchrl_flow.objectives import DistilledSACLoss, LatentSACLoss
+from torchrl_flow.objectives import ActionScorer, DistilledSACLoss, LatentSACLoss
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -25,7 +25,11 @@ def make_loss(latent=None, **kwargs):
 def make_distilled(latent=None, **kwargs):
     flow, policy, critic, critics = make_networks(**(latent or {}))
     torch.manual_seed(0)
-    return DistilledSACLoss(policy, critics, critic, flow, **{"gamma": GAMMA, **kwargs})
+    return DistilledSACLoss(policy, critics, scorer(policy, flow, critic), **{"gamma": GAMMA, **kwargs})
+
+
+def scorer(policy, flow, critic):
+    return ActionScorer(flow, critic, steer_mode=policy.steer_mode)
 
 
 class TestContract(LossContract):
@@ -34,6 +38,8 @@ class TestContract(LossContract):
         "loss_qvalue": ("qvalue_network_params",),
         "loss_alpha": ("log_alpha",),
     }
+    pickles = False
+    test_a_row_without_a_batch_dimension_equals_a_batch_of_one = None  # SACLoss takes flat batches.
 
     def make_loss(self, **kwargs):
         return make_loss(**kwargs)
@@ -76,23 +82,12 @@ class TestContractDistilled(TestContract):
     def make_batch(self):
         return make_batch().exclude("next")
 
-    def test_reductions_agree(self):
-        # With "both" there are twice as many pairs as rows.
-        values = {r: self.run(self.make_loss(reduction=r), self.make_batch()) for r in ("mean", "sum", "none")}
-        assert values["none"]["loss_qvalue"].shape == (16,)
-        for key in self.gradients:
-            torch.testing.assert_close(values["mean"][key], values["none"][key].mean())
-            torch.testing.assert_close(values["sum"][key], values["none"][key].sum())
-
 
 class TestContractForward(TestContractDistilled):
     mode = "forward"
 
     def make_batch(self):
         return make_batch().select("observation")
-
-    def test_reductions_agree(self):
-        LossContract.test_reductions_agree(self)
 
 
 def test_losses_and_gradients_equal_sacs():
@@ -131,6 +126,23 @@ def test_target_discounts_by_the_steps_executed(backup_entropy):
     torch.testing.assert_close(target, wanted)
 
 
+@pytest.mark.parametrize("made_again", [False, True])
+def test_executed_steps_may_have_another_key(made_again):
+    loss, batch = make_loss(), make_batch()
+    torch.manual_seed(7)
+    wanted = loss._compute_target_v2(batch.clone())
+    loss.set_keys(steps_to_next_obs=("next", "info", "k"))
+    if made_again:
+        loss.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
+    assert ("next", "info", "k") in loss.in_keys
+    assert ("next", "steps_to_next_obs") not in loss.in_keys
+    batch.rename_key_(("next", "steps_to_next_obs"), ("next", "info", "k"))
+    torch.manual_seed(7)
+    torch.testing.assert_close(loss._compute_target_v2(batch.clone()), wanted, rtol=0, atol=0)
+    with pytest.raises(KeyError):
+        loss._compute_target_v2(batch.exclude(("next", "info", "k")))
+
+
 def test_target_entropy_is_half_the_latents_size():
     assert make_loss().target_entropy.item() == -0.5 * H * A
     assert make_loss(latent={"steer_mode": "tied"}).target_entropy.item() == -0.5 * A
@@ -145,12 +157,12 @@ def test_pairs_are_of_a_latent_and_the_value_of_its_action(mode):
     loss, batch = make_distilled(latent={"latent_bound": 1.5}, mode=mode), make_batch()
     pairs = loss.distillation_pairs(batch, 3)
     assert pairs.shape == (3, 16 if mode == "both" else 8)
-    teacher = loss.action_critic
+    teacher = loss.teacher.critic_network
     if mode != "aliased":
         drawn = pairs[1, :8]
         assert drawn["latent"].abs().max() < 1.5
         assert torch.equal(drawn["observation"], batch["observation"])
-        data = loss.flow(drawn.select("observation").set("noise", drawn["latent"]))
+        data = loss.teacher.actor_network(drawn.select("observation").set("noise", drawn["latent"]))
         wanted = teacher(data)["state_action_value"].squeeze(-1)
         torch.testing.assert_close(drawn["distillation_target"].mT, wanted)
         assert not torch.equal(pairs[0, 0]["latent"], pairs[1, 0]["latent"])
@@ -163,7 +175,7 @@ def test_pairs_are_of_a_latent_and_the_value_of_its_action(mode):
 
 def test_distilled_values_equal_the_teachers_at_aliased_pairs():
     flow, policy, critic, critics = make_networks(latent_bound=None, shift=0.3)
-    loss = DistilledSACLoss(policy, critics, critic, flow, mode="aliased")
+    loss = DistilledSACLoss(policy, critics, scorer(policy, flow, critic), mode="aliased")
     batch = flow(make_batch(32).exclude("action"))  # the latent is the noise of the action, exactly
     batch = batch.set("latent", torch.randn(32, H, A))
     batch = flow(batch.set("noise", batch["latent"]))
@@ -188,6 +200,26 @@ def test_steps_on_prepared_pairs_equal_those_on_batches():
         pairs = loss.distillation_pairs(batch)[0] if prepared else batch
         losses.append(loss.qvalue_loss(pairs)[0])
     assert torch.equal(*losses)
+
+
+def test_prepared_pairs_keep_the_rows_weights():
+    loss, batch = make_distilled(mode="both"), make_batch()
+    batch["priority_weight"] = torch.linspace(0.1, 1.0, 8)
+    values = []
+    for prepared in (False, True):
+        torch.manual_seed(4)
+        values.append(loss.qvalue_loss(loss.distillation_pairs(batch)[0] if prepared else batch.clone())[0])
+    torch.testing.assert_close(*values)
+
+
+def test_each_row_gets_the_largest_error_of_its_pairs():
+    loss, batch = make_distilled(mode="both"), make_batch()
+    torch.manual_seed(4)
+    pairs = loss.distillation_pairs(batch)[0]
+    loss.qvalue_loss(pairs)
+    torch.manual_seed(4)
+    loss.qvalue_loss(batch)
+    torch.testing.assert_close(batch["td_error"], pairs["td_error"].reshape(2, 8).amax(0))
 
 
 def test_the_policy_climbs_the_distilled_values():
@@ -236,4 +268,4 @@ def test_a_teacher_of_another_number_of_heads_is_refused():
     flow, policy, critic, _ = make_networks(num_qs=3)
     *_, critics = make_networks(num_qs=2)
     with pytest.raises(ValueError, match="3 heads for 2 critics"):
-        DistilledSACLoss(policy, critics, critic, flow)
+        DistilledSACLoss(policy, critics, scorer(policy, flow, critic))

@@ -75,6 +75,8 @@ class TestContract(LossContract):
         "loss_anchor": ("actor_network_params.flow_actor",),
     }
     optional_keys = ("noise",)
+    weighted = ()  # PPO has none.
+    test_a_row_without_a_batch_dimension_equals_a_batch_of_one = None  # It normalises and averages over minibatches.
 
     def make_loss(self, **kwargs):
         loss = ReinFlowPPOLoss(*make(), **PPO, anchor_coeff=0.3, warmup_steps=10, target_kl=0.1, **kwargs)

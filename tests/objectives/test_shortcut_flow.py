@@ -205,7 +205,7 @@ def test_ema_actor_holds_the_average_and_can_be_restored():
         torch.testing.assert_close(value, expected[name] + (0.0 if is_buffer else 0.5))
     other = TestContract().make_loss()
     SoftUpdate(other, tau=0.5)
-    other.load_ema_actor(loss.ema_actor().state_dict())
+    other.ema_actor.load_state_dict(loss.ema_actor().state_dict())
     data = TestContract().make_batch().select("observation").set("noise", torch.randn(8, 8, 3))
     torch.testing.assert_close(other.ema_actor()(data.clone())["action"], loss.ema_actor()(data.clone())["action"])
 

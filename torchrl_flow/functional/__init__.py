@@ -9,6 +9,7 @@ from torchrl_flow.functional.advantage import (
     advantage_weights,
     batch_advantage,
     effective_sample_size,
+    filtered_weights,
 )
 from torchrl_flow.functional.aliasing import DecodeFn, alias_residual, best_alias, invert_noise, reverse_flow
 from torchrl_flow.functional.chain import (
@@ -45,8 +46,10 @@ from torchrl_flow.functional.flow import (
     interpolate,
     is_power_of_two,
     masked_mean_square,
+    part_means,
     select_dyadic_steps,
     shortcut_target,
+    shortcut_times,
     velocity_target,
 )
 from torchrl_flow.functional.latent import (
@@ -95,6 +98,7 @@ __all__ = [
     "executed_slice",
     "executed_steps",
     "expand_latent",
+    "filtered_weights",
     "flatten_state",
     "integrate",
     "interpolate",
@@ -107,10 +111,12 @@ __all__ = [
     "mish",
     "mixture_log_prob",
     "normal_log_prob",
+    "part_means",
     "reduce_ensemble",
     "reverse_flow",
     "select_dyadic_steps",
     "shortcut_target",
+    "shortcut_times",
     "state_paths",
     "subset_min",
     "take_best",

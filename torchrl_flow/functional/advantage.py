@@ -13,24 +13,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_at_least, check_mask, check_one_of, check_positive
+
 AdvantageNorm = Literal["none", "std", "mad"]
 """How advantages are scaled: not at all, by their standard deviation, or by their median absolute deviation."""
 Weighting = Literal["exp", "softmax", "binary"]
 """How advantages become weights: exponentials, a softmax over the batch, or 1 where the advantage is positive."""
 
 __all__ = ["AdvantageNorm", "Weighting", "advantage_weights", "batch_advantage", "effective_sample_size"]
+__all__ += ["filtered_weights"]
 
 
 def _check_vector(name: str, value: Tensor) -> None:
     if value.ndim != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be a non-empty vector [B], got shape {tuple(value.shape)}.")
-
-
-def _check_mask(mask: Tensor | None, value: Tensor) -> None:
-    if mask is not None and (mask.shape != value.shape or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be bool of shape {tuple(value.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}."
-        )
 
 
 def _mean(value: Tensor, mask: Tensor | None) -> Tensor:
@@ -77,7 +73,8 @@ def batch_advantage(
         tensor([-1.,  0.,  1.])
     """
     _check_vector("q", q)
-    _check_mask(mask, q)
+    check_mask("mask", mask, q.shape)
+    check_one_of("norm", norm, ("none", "std", "mad"))
     deviation = q - _mean(q, mask)
     advantage = deviation if center else q
     if norm == "none":
@@ -85,9 +82,7 @@ def batch_advantage(
     if norm == "std":
         spread = q.std(unbiased=False) if mask is None else _mean(deviation.square(), mask).sqrt()
         return advantage / (spread + eps)
-    if norm == "mad":
-        return advantage / (1.4826 * _median((q - _median(q, mask)).abs(), mask) + eps)
-    raise ValueError(f"norm must be 'none', 'std' or 'mad', got {norm!r}.")
+    return advantage / (1.4826 * _median((q - _median(q, mask)).abs(), mask) + eps)
 
 
 def advantage_weights(
@@ -123,13 +118,10 @@ def advantage_weights(
         tensor([2., 0.])
     """
     _check_vector("advantage", advantage)
-    _check_mask(mask, advantage)
-    if beta < 0:
-        raise ValueError(f"beta must be at least 0, got {beta}.")
-    if weighting not in ("exp", "softmax", "binary"):
-        raise ValueError(f"weighting must be 'exp', 'softmax' or 'binary', got {weighting!r}.")
-    if weight_clip <= 0:
-        raise ValueError(f"weight_clip must be above 0, got {weight_clip}.")
+    check_mask("mask", mask, advantage.shape)
+    check_at_least("beta", beta, 0)
+    check_one_of("weighting", weighting, ("exp", "softmax", "binary"))
+    check_positive("weight_clip", weight_clip)
     counted = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
     if weighting == "binary":
         kept = counted & (advantage > 0)
@@ -143,6 +135,56 @@ def advantage_weights(
         # The largest weight is 1, so that the mean is no smaller than 1 / B and equal weights become 1 exactly.
         weight = torch.exp(log_weight - log_weight.max()) * counted
     return weight / _mean(weight, mask).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def filtered_weights(
+    value: Tensor,
+    *,
+    beta: float,
+    weight_clip: float = 200.0,
+    weighting: Weighting = "exp",
+    norm: AdvantageNorm = "none",
+    center: bool = True,
+    valid: Tensor | None = None,
+    always: Tensor | None = None,
+    threshold: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Keep the rows that are better than the batch, and weigh them against one another.
+
+    A row is kept if it is to be kept ``always`` or if its advantage against all valid rows exceeds ``threshold``; the
+    weights are made of its advantage against the rows that are kept.
+
+    Args:
+        value: what advantages are made of, ``[B]``, see :func:`batch_advantage`.
+        beta: see :func:`advantage_weights`.
+        weight_clip: see :func:`advantage_weights`.
+        weighting: see :func:`advantage_weights`.
+        norm: see :func:`batch_advantage`.
+        center: see :func:`batch_advantage`.
+        valid: ``[B]`` bool, True where a row counts at all; all rows where ``None``.
+        always: ``[B]`` bool, rows to keep whatever their advantage is; where ``None`` all valid rows are kept.
+        threshold: advantage above which another row is kept.
+
+    Returns:
+        weights ``[B]``, of mean 1 over the rows that are kept and 0 on the others; which are kept, ``None`` for all.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+
+    Examples:
+        >>> import torch
+        >>> demo = torch.tensor([True, False, False])
+        >>> weights, kept = filtered_weights(torch.tensor([0.0, 1.0, -1.0]), beta=0.0, always=demo)
+        >>> weights, kept
+        (tensor([1., 1., 0.]), tensor([ True,  True, False]))
+    """
+    kept = valid
+    advantage = batch_advantage(value, mask=valid, norm=norm, center=center)
+    if always is not None:
+        kept = always | (advantage > threshold)
+        kept = kept if valid is None else kept & valid
+        advantage = batch_advantage(value, mask=kept, norm=norm, center=center)
+    return advantage_weights(advantage, beta=beta, weight_clip=weight_clip, weighting=weighting, mask=kept), kept
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_at_least, check_one_of, check_same_shape, check_shape
+
 LogProbReduction = Literal["mean", "sum"]
 """Whether a chain's log-probability is averaged or summed over steps, chunk and action dimensions."""
 NoiseSchedule = Literal["constant", "linear", "exponential"]
@@ -50,8 +52,7 @@ def chain_times(num_steps: int, *, device: torch.device | None = None, dtype: to
         >>> chain_times(4)
         tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    check_at_least("num_steps", num_steps, 1)
     return torch.arange(num_steps, device=device, dtype=dtype or torch.get_default_dtype()) * (1.0 / num_steps)
 
 
@@ -105,29 +106,17 @@ def max_sigma_schedule(
         >>> round(max_sigma_schedule(50, kind="linear", sigma_max=0.3, sigma_min=0.1, decay_steps=100), 3)
         0.2
     """
-    if kind not in ("constant", "linear", "exponential"):
-        raise ValueError(f"kind must be 'constant', 'linear' or 'exponential', got {kind!r}.")
+    check_one_of("kind", kind, ("constant", "linear", "exponential"))
     if not 0 < sigma_min <= sigma_max:
         raise ValueError(f"0 < sigma_min <= sigma_max is needed, got sigma_min={sigma_min}, sigma_max={sigma_max}.")
-    if decay_steps < 1 or step < 0:
-        raise ValueError(f"decay_steps must be at least 1 and step at least 0, got {decay_steps} and {step}.")
+    check_at_least("decay_steps", decay_steps, 1)
+    check_at_least("step", step, 0)
     p = min(1.0, step / decay_steps)
     if kind == "constant":
         return sigma_max
     if kind == "linear":
         return sigma_max * (1 - p) + sigma_min * p
     return sigma_min + (sigma_max - sigma_min) * math.exp(-3 * p)
-
-
-def _check_chain(value: Tensor, mean: Tensor, sigma: Tensor) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (value, mean, sigma)]
-    if len(set(shapes)) > 1 or value.ndim < 3:
-        raise ValueError(f"value, mean and sigma must have one shape [*B, K, H, A], got {', '.join(map(str, shapes))}.")
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
 
 
 def chain_log_prob(
@@ -157,14 +146,13 @@ def chain_log_prob(
         >>> chain_log_prob(x, x, sigma), chain_log_prob(x, x, sigma, reduction="sum")
         (tensor([-0.9189, -0.9189]), tensor([-55.1363, -55.1363]))
     """
-    _check_chain(x_next, mean, sigma)
-    _check_reduction(reduction)
+    check_same_shape("[*B, K, H, A]", 3, x_next=x_next, mean=mean, sigma=sigma)
+    check_one_of("reduction", reduction, ("mean", "sum"))
     # Constants are added after the sum: fewer passes over memory, and less is lost to rounding.
     terms = -0.5 * ((x_next - mean) / sigma).square() - sigma.log()
     total, count = terms.sum((-3, -2, -1)), terms.shape[-3:].numel()
     if noise is not None:
-        if noise.shape != (*x_next.shape[:-3], *x_next.shape[-2:]):
-            raise ValueError(f"noise must have shape [*B, H, A] of a chain {tuple(x_next.shape)}, got {noise.shape}.")
+        check_shape("noise", noise, (*x_next.shape[:-3], *x_next.shape[-2:]), "[*B, H, A]")
         total = total - 0.5 * noise.square().sum((-2, -1))
         count += noise.shape[-2:].numel()
     total = total - count * _HALF_LOG_2PI
@@ -183,7 +171,7 @@ def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Ten
     Raises:
         ValueError: if the shape does not fit or the reduction is unknown.
     """
-    _check_reduction(reduction)
+    check_one_of("reduction", reduction, ("mean", "sum"))
     if sigma.ndim < 3:
         raise ValueError(f"sigma must have shape [*B, K, H, A], got {tuple(sigma.shape)}.")
     dims, count = (-3, -2, -1), sigma.shape[-3:].numel()
@@ -207,8 +195,5 @@ def chunk_transport_cost(chunk: Tensor, reference: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
-    if chunk.shape != reference.shape or chunk.ndim < 2:
-        raise ValueError(
-            f"chunk and reference must have one shape [*B, H, A], got {tuple(chunk.shape)}, {tuple(reference.shape)}."
-        )
+    check_same_shape("[*B, H, A]", 2, chunk=chunk, reference=reference)
     return (chunk - reference).square().sum((-2, -1))

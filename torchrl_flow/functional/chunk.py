@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_at_least, check_fraction, check_one_of, check_same_shape
+
 __all__ = [
     "ChunkAlignment",
     "chunk_return",
@@ -57,10 +59,8 @@ def executed_slice(
     """
     horizons = {"pred_horizon": pred_horizon, "act_horizon": act_horizon, "obs_horizon": obs_horizon}
     for name, value in horizons.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if alignment not in ALIGNMENTS:
-        raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}.")
+        check_at_least(name, value, 1)
+    check_one_of("alignment", alignment, ALIGNMENTS)
     start = obs_horizon - 1 if alignment == "oldest" else 0
     stop = start + act_horizon
     if stop > pred_horizon:
@@ -141,15 +141,10 @@ def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
         tensor([[2.]])
     """
     _check_flags("executed", executed)
-    if rewards.shape != executed.shape:
-        raise ValueError(
-            "rewards and executed must have one shape [*B, k_max], got "
-            f"{tuple(rewards.shape)} and {tuple(executed.shape)}."
-        )
+    check_same_shape("[*B, k_max]", rewards=rewards, executed=executed)
     if not rewards.is_floating_point():
         raise ValueError(f"rewards must be floating point, got {rewards.dtype}: convert them first.")
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
+    check_fraction("gamma", gamma)
     rewards = torch.where(executed, rewards, 0.0)
     if gamma != 1.0:
         steps = torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype)
@@ -178,10 +173,7 @@ def latch(flags: Tensor, executed: Tensor) -> Tensor:
     """
     _check_flags("flags", flags)
     _check_flags("executed", executed)
-    if flags.shape != executed.shape:
-        raise ValueError(
-            f"flags and executed must have one shape [*B, k_max], got {tuple(flags.shape)} and {tuple(executed.shape)}."
-        )
+    check_same_shape("[*B, k_max]", flags=flags, executed=executed)
     return (flags & executed).any(dim=-1, keepdim=True)
 
 

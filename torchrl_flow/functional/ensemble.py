@@ -12,8 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_one_of, check_shape
+
 EnsembleReduction = Literal["min", "mean", "ucb"]
 """How an ensemble's values become one: minimum over a random subset, mean, or an upper confidence bound."""
+REDUCTIONS = ("min", "mean", "ucb")
 
 __all__ = ["EnsembleReduction", "reduce_ensemble", "subset_min", "take_best", "upper_confidence_bound"]
 
@@ -45,8 +48,7 @@ def subset_min(q: Tensor, draws: Tensor, *, size: int) -> Tensor:
         tensor([2., 4.])
     """
     _check_ensemble(q)
-    if draws.shape != q.shape[:1]:
-        raise ValueError(f"draws must hold one number per member, shape [{q.shape[0]}], got {tuple(draws.shape)}.")
+    check_shape("draws", draws, q.shape[:1], "[num_qs]")
     if not 1 <= size <= q.shape[0]:
         raise ValueError(f"size must lie between 1 and the {q.shape[0]} members of the ensemble, got {size}.")
     return q.index_select(0, draws.topk(size).indices).amin(0)
@@ -104,8 +106,7 @@ def reduce_ensemble(
         return q.mean(0)
     if reduction == "ucb":
         return upper_confidence_bound(q, kappa=kappa)
-    if reduction != "min":
-        raise ValueError(f"reduction must be 'min', 'mean' or 'ucb', got {reduction!r}.")
+    check_one_of("reduction", reduction, REDUCTIONS)
     if draws is None:
         raise ValueError("reduction 'min' takes a random subset: give draws, such as torch.rand(num_qs).")
     return subset_min(q, draws, size=num_min_qs)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_at_least, check_fraction, check_same_shape, check_shape
+
 VelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [B, *E], t [B], d [B]) -> velocity [B, *E]``."""
 
@@ -27,8 +29,10 @@ __all__ = [
     "interpolate",
     "is_power_of_two",
     "masked_mean_square",
+    "part_means",
     "select_dyadic_steps",
     "shortcut_target",
+    "shortcut_times",
     "velocity_target",
 ]
 
@@ -41,14 +45,6 @@ def is_power_of_two(value: int) -> bool:
         [1, 2, 4, 8]
     """
     return value >= 1 and value & (value - 1) == 0
-
-
-def _check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}; they must be equal, "
-            "since nothing is broadcast here."
-        )
 
 
 def _per_row(name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -74,7 +70,7 @@ def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         >>> interpolate(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0.25, 1.0]))[:, 0]
         tensor([0.2500, 1.0000])
     """
-    _check_same_shape("x_0", x_0, "x_1", x_1)
+    check_same_shape("[B, *E]", x_0=x_0, x_1=x_1)
     t = _per_row("t", t, x_0)
     return (1 - t) * x_0 + t * x_1
 
@@ -89,7 +85,7 @@ def velocity_target(x_0: Tensor, x_1: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
-    _check_same_shape("x_0", x_0, "x_1", x_1)
+    check_same_shape("[B, *E]", x_0=x_0, x_1=x_1)
     return x_1 - x_0
 
 
@@ -104,7 +100,7 @@ def euler_step(x: Tensor, velocity: Tensor, dt: Tensor | float) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit.
     """
-    _check_same_shape("x", x, "velocity", velocity)
+    check_same_shape("[B, *E]", x=x, velocity=velocity)
     if isinstance(dt, Tensor):
         dt = _per_row("dt", dt, x)
     return x + dt * velocity
@@ -150,13 +146,38 @@ def select_dyadic_steps(u_step: Tensor, u_time: Tensor, *, max_steps: int) -> tu
         >>> d.tolist(), t.tolist()
         ([1.0, 0.25], [0.0, 0.5])
     """
-    _check_same_shape("u_step", u_step, "u_time", u_time)
+    check_same_shape("[B]", u_step=u_step, u_time=u_time)
     levels = len(dyadic_step_sizes(max_steps))
     level = (u_step * levels).floor().clamp(max=levels - 1)
     d = torch.exp2(-level)
     cells = torch.exp2(level)
     t = (u_time * cells).floor().clamp(max=cells - 1) * d
     return d, t
+
+
+def shortcut_times(u_time: Tensor, u_step: Tensor, rows: Tensor, *, max_steps: int) -> tuple[Tensor, Tensor]:
+    """Return times and step sizes of a batch of which some rows train self-consistency and the others flow matching.
+
+    Args:
+        u_time: uniform draws in [0, 1), ``[B]``: the time itself, or its place on the grid of ``d``.
+        u_step: uniform draws in [0, 1), ``[B]``, that choose ``d``.
+        rows: indices of the rows of self-consistency, see :func:`consistency_rows`.
+        max_steps: M, a power of two.
+
+    Returns:
+        ``(t, d)``, both ``[B]``: of the rows those of :func:`select_dyadic_steps`, of the others ``u_time`` and 0.
+
+    Raises:
+        ValueError: if the shapes differ, or M is no power of two.
+
+    Examples:
+        >>> import torch
+        >>> u_time, u_step = torch.tensor([0.6, 0.6]), torch.tensor([0.9, 0.9])
+        >>> shortcut_times(u_time, u_step, torch.tensor([1]), max_steps=8)
+        (tensor([0.6000, 0.5000]), tensor([0.0000, 0.2500]))
+    """
+    d, t = select_dyadic_steps(u_step, u_time, max_steps=max_steps)
+    return u_time.index_copy(0, rows, t[rows]), torch.zeros_like(d).index_copy(0, rows, d[rows])
 
 
 def shortcut_target(
@@ -221,8 +242,7 @@ def integrate(velocity_fn: VelocityFn, x_0: Tensor, *, num_steps: int, shortcut:
         >>> integrate(growth, torch.ones(1, 1), num_steps=2)
         tensor([[2.2500]])
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    check_at_least("num_steps", num_steps, 1)
     dt = 1.0 / num_steps
     d = x_0.new_full(x_0.shape[:1], dt if shortcut else 0.0)
     x = x_0
@@ -254,13 +274,28 @@ def masked_mean_square(error: Tensor, mask: Tensor | None = None) -> Tensor:
         raise ValueError(f"error must have shape [B, H, A], got {tuple(error.shape)}.")
     if mask is None:
         return error.square().mean((-2, -1))
-    if mask.shape != error.shape[:-1]:
-        raise ValueError(
-            f"mask must have shape [B, H] = {tuple(error.shape[:-1])}, got {tuple(mask.shape)}: one flag per "
-            "chunk step."
-        )
+    check_shape("mask", mask, error.shape[:-1], "[B, H]")
     kept = torch.where(mask.unsqueeze(-1), error, torch.zeros_like(error))
     return kept.square().sum((-2, -1)) / (mask.sum(-1).clamp(min=1) * error.shape[-1])
+
+
+def part_means(errors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean error of the rows of flow matching, and that of the rows of self-consistency.
+
+    Args:
+        errors: of all rows, ``[B]``.
+        rows: indices of the latter.
+
+    Returns:
+        two scalars; NaN for a part with no rows.
+
+    Examples:
+        >>> import torch
+        >>> part_means(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([2]))
+        (tensor(2.), tensor(8.))
+    """
+    consistency = errors[rows]
+    return (errors.sum() - consistency.sum()) / (errors.numel() - rows.numel()), consistency.mean()
 
 
 def consistency_rows(batch_size: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
@@ -283,8 +318,7 @@ def consistency_rows(batch_size: int, fraction: float, *, device: torch.device |
         >>> consistency_rows(8, 0.25)
         tensor([3, 7])
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in [0, 1], got {fraction}.")
+    check_fraction("fraction", fraction)
     # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
     edges = [int(i * fraction + 1e-9) for i in range(batch_size + 1)]
     rows = [i for i in range(batch_size) if edges[i + 1] > edges[i]]

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_at_least, check_one_of, check_positive, check_same_shape
+
 SteerMode = Literal["full", "act_horizon", "tied"]
 """Which noise a latent policy chooses: all of it, that of the executed steps, or one vector for all steps."""
 
@@ -37,8 +39,8 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _check_bound(bound: float | None) -> None:
-    if bound is not None and bound <= 0:
-        raise ValueError(f"bound must be above 0, or None for no bound, got {bound}.")
+    if bound is not None:
+        check_positive("bound", bound, none="no bound")
 
 
 def bound_latent(u: Tensor, bound: float | None) -> Tensor:
@@ -134,8 +136,7 @@ def kl_to_prior(loc: Tensor, scale: Tensor) -> Tensor:
         >>> kl_to_prior(torch.ones(1, 1, 2), torch.ones(1, 1, 2))
         tensor([1.])
     """
-    if loc.shape != scale.shape or loc.ndim < 2:
-        raise ValueError(f"loc and scale must both be [*B, S, A], got {tuple(loc.shape)} and {tuple(scale.shape)}.")
+    check_same_shape("[*B, S, A]", 2, loc=loc, scale=scale)
     return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum((-2, -1))
 
 
@@ -176,9 +177,8 @@ def expand_latent(latent: Tensor, fill: Tensor, mode: SteerMode) -> Tensor:
         >>> expand_latent(torch.ones(1, 2, 1), torch.zeros(1, 4, 1), "act_horizon").flatten()
         tensor([1., 1., 0., 0.])
     """
+    check_one_of("steer_mode", mode, ("full", "act_horizon", "tied"))
     steps = {"full": fill.shape[-2], "act_horizon": latent.shape[-2], "tied": 1}
-    if mode not in steps:
-        raise ValueError(f"steer_mode must be one of {tuple(steps)}, got {mode!r}.")
     wanted = (*fill.shape[:-2], steps[mode], fill.shape[-1])
     if tuple(latent.shape) != wanted or latent.shape[-2] > fill.shape[-2]:
         raise ValueError(
@@ -192,7 +192,7 @@ def expand_latent(latent: Tensor, fill: Tensor, mode: SteerMode) -> Tensor:
     return torch.cat([latent, fill[..., latent.shape[-2] :, :]], -2)
 
 
-def candidate_weights(scores: Tensor, *, beta: float, baseline_temperature: None = None) -> Tensor:
+def candidate_weights(scores: Tensor, *, beta: float) -> Tensor:
     """Return the weights of a row's candidates, ``softmax(beta s)``.
 
     The published form is ``softmax(beta (s - b))`` with a soft baseline ``b = sum_i softmax(s / tau)_i s_i``. A softmax
@@ -201,13 +201,12 @@ def candidate_weights(scores: Tensor, *, beta: float, baseline_temperature: None
     Args:
         scores: ``[B, M]``.
         beta: inverse temperature, at least 0; at 0 all weights are ``1 / M``.
-        baseline_temperature: tau of former versions; refused, since it changed nothing.
 
     Returns:
         weights ``[B, M]`` of sum 1.
 
     Raises:
-        ValueError: if a shape or a number does not fit, or a baseline's temperature is given.
+        ValueError: if a shape or a number does not fit.
 
     Examples:
         >>> import torch
@@ -216,11 +215,5 @@ def candidate_weights(scores: Tensor, *, beta: float, baseline_temperature: None
     """
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise ValueError(f"scores must have shape [B, M] with at least one candidate, got {tuple(scores.shape)}.")
-    if beta < 0:
-        raise ValueError(f"beta must be at least 0, got {beta}.")
-    if baseline_temperature is not None:
-        raise ValueError(
-            f"baseline_temperature={baseline_temperature} (tau) is no argument any more: the soft baseline cancels in "
-            "the softmax, whatever its temperature. Leave it out; beta sets how sharp the weights are."
-        )
+    check_at_least("beta", beta, 0)
     return (beta * scores).softmax(-1)

@@ -8,44 +8,50 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
+from torch.nn import Parameter
 
-from torchrl_flow.functional.advantage import (
-    AdvantageNorm,
-    Weighting,
-    advantage_weights,
-    batch_advantage,
-    effective_sample_size,
-)
-from torchrl_flow.functional.ensemble import EnsembleReduction
-from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective, EncoderGrad
+from torchrl_flow.functional._checks import check_at_least, check_one_of
+from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
+from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
+from torchrl_flow.functional.flow import dyadic_step_sizes
+from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
+from torchrl_flow.objectives.flow_loss import AveragedNetwork
+from torchrl_flow.objectives.shortcut_term import ShortCutTerm
+from torchrl_flow.objectives.smdp_loss import SMDPLossModule
+from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torchrl_flow.modules import FlowActor, QEnsemble
 
 Baseline = Literal["batch", "policy"]
-
+"""What advantages are relative to: the batch's mean value, or the policy's in the same state."""
 AdvantageSource = Literal["critic", "td"]
+"""What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
+EncoderGrad = Literal["actor", "critic", "both"]
+"""Which loss trains an encoder that actor and critic share."""
 
-__all__ = ["AWFlowLoss", "AdvantageSource", "Baseline"]
+__all__ = ["AWFlowLoss", "AdvantageSource", "Baseline", "EncoderGrad"]
 
 
-class AWFlowLoss(ChunkCriticObjective):
+class AWFlowLoss(SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
-    Actor: the mean of ``w * error`` with each row's ShortCut error (that of
-    :class:`~torchrl_flow.objectives.ShortCutFlowLoss`, which it equals bit for bit at ``beta=0``) and weights
-    ``w = min(exp(beta A), weight_clip)``, scaled to mean 1. With ``baseline="batch"`` ``A = q - mean(q)`` of the
-    critic's values of the data's own chunks: rows compete with one another, so that chunks in states near the goal
-    outweigh all others where rewards are sparse. With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)`` with
-    ``a_i`` from the averaged actor in the same state, the advantage proper. With ``advantage="td"`` the first term is
-    not Q of the chunk but ``R + gamma^k (1 - terminated) V(s')``, where V is that mean of Q: the temporal-difference
-    advantage. It needs a critic that ranks states, which is much easier than ranking chunks of one state.
+    Actor: the mean of ``w * error`` with each row's :class:`~torchrl_flow.objectives.ShortCutTerm` (which it equals bit
+    for bit at ``beta=0``) and weights ``w = min(exp(beta A), weight_clip)``, scaled to mean 1
+    (:class:`~torchrl_flow.objectives.AdvantageWeightTerm`). With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)``
+    with ``a_i`` from the averaged actor in the same state, and with ``advantage="td"`` ``q`` is not Q of the chunk but
+    ``R + gamma^k (1 - terminated) V(s')``, where V is that mean of Q: it needs a critic that ranks states, which is
+    much easier than ranking chunks of one state. With ``baseline="batch"`` ``A = q - mean(q)``: rows compete with one
+    another, so that chunks in states near the goal outweigh all others where rewards are sparse. The defaults are those
+    of the recipes; :meth:`published` has the publication's.
 
-    Critic: ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the averaged actor,
-    through TorchRL's value estimator. R and k are the chunk's return and executed steps, as
-    :class:`~torchrl_flow.envs.SMDPChunk` and the data readers write them. ``truncated`` bootstraps.
+    Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with
+    ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R and k are the chunk's return and
+    executed steps. ``truncated`` bootstraps.
 
     With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
     (A against the whole batch), and the weights compare these rows with one another; the critic uses all rows.
@@ -55,8 +61,8 @@ class AWFlowLoss(ChunkCriticObjective):
     is part of both averages.
 
     :meth:`forward` computes both terms and the critic once; :meth:`actor_loss` and :meth:`qvalue_loss` compute one,
-    for several critic steps an actor step. :meth:`actor_parameters` and :meth:`critic_parameters` split what there
-    is to optimise.
+    for several critic steps an actor step. ``loss.shortcut``, ``loss.weights`` and ``loss.td`` hold the terms' options:
+    put another term in its place for those that are no keywords here.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
@@ -65,10 +71,10 @@ class AWFlowLoss(ChunkCriticObjective):
     Keyword Args:
         beta: inverse temperature of the weights.
         weight_clip: bound on ``exp(beta A)``.
-        weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
-        baseline: ``"batch"`` or ``"policy"``, see above.
-        advantage: ``"critic"`` or ``"td"``, see above; the latter needs ``baseline="policy"``.
+        baseline: ``"policy"`` or ``"batch"``, see above.
+        advantage: ``"td"`` or ``"critic"``, see above; the former needs ``baseline="policy"``.
         num_baseline_samples: chunks ``a_i`` of a state, each by ``target_num_steps`` Euler steps.
+        weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
         advantage_norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
         filter_policy_data: keep rows that are neither demonstrations nor better than the batch from the actor.
         advantage_threshold: what "better" is, in units of the advantage after ``advantage_norm``.
@@ -78,22 +84,17 @@ class AWFlowLoss(ChunkCriticObjective):
         advantage_reduction: of the critic's members in the advantage.
         kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
-        target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
+        target_num_steps: K of the candidates.
         encoder_grad: which of the losses train an encoder that actor and critic share: ``"actor"``, ``"critic"`` or
             ``"both"``. Encoders of their own are always trained by their own loss.
-        loss_function: distance of the critic's loss, as in TorchRL.
         consistency_fraction: share of the rows that train self-consistency.
-        target_clip: bound on each component of the consistency target; ``None`` for none.
-        augment: let the encoders augment observations, in both terms and in the target.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row). The mean of the actor's loss is over the
-            rows that it keeps.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row). The actor's mean is over the rows it keeps.
 
-    Output: ``loss_actor``, ``loss_qvalue``, and detached: ``flow_error`` and ``consistency_error``, unweighted (NaN
-    for a part with no rows); ``effective_sample_size`` of the weights; ``policy_share``, the share of rows kept;
+    Output: ``loss_actor``, ``loss_qvalue``, and detached: the ``flow_error`` and ``consistency_error`` of the
+    ShortCutTerm; ``effective_sample_size`` of the weights; ``policy_share`` of the rows, those that are kept;
     ``skipped_policy_batches``, how many batches so far had none, for which the actor's loss is 0 with a graph;
-    ``advantage_std``, the spread of the values before ``advantage_norm``; ``q_mean``, ``q_std`` (between members)
-    and ``q_target_mean``; ``td_error``, its mean size. Writes each row's largest TD error into the input, as
-    priority for a replay buffer.
+    ``advantage_std``, the spread of the values before ``advantage_norm``; and the ChunkTDTerm's metrics. Writes each
+    row's largest TD error into the input, as priority for a replay buffer.
 
     Raises:
         ValueError: if an argument is outside what is allowed, or actor and critic do not fit together.
@@ -103,29 +104,29 @@ class AWFlowLoss(ChunkCriticObjective):
         Ball et al., "Efficient Online Reinforcement Learning with Offline Data", https://arxiv.org/abs/2302.02948
 
     Examples:
-        >>> from torchrl.objectives import SoftUpdate
         >>> from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor
         >>> actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))
         >>> loss = AWFlowLoss(actor, QEnsemble.for_actor(actor), filter_policy_data=True)
-        >>> updater = SoftUpdate(loss, tau=0.005)
         >>> loss.in_keys[:3], loss.in_keys[-2:]
         (['observation', 'action_chunk', 'action'], [('next', 'steps_to_next_obs'), 'is_demo'])
     """
 
     @dataclass
-    class _AcceptedKeys(ChunkCriticObjective._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of :class:`ChunkCriticObjective`.
+    class _AcceptedKeys(SMDPLossModule._AcceptedKeys):
+        """Keys that ``set_keys`` accepts, beside those of :class:`~torchrl_flow.objectives.SMDPLossModule`.
 
         Attributes:
+            action_chunk: the chunk to clone ``[*B, H, A]``, in the environment's units.
+            action_mask: ``[*B, H]`` bool, True where a step of it is real; optional.
             is_demo: ``[*B, 1]`` bool; needed with ``filter_policy_data`` alone.
         """
 
+        action_chunk: NestedKey = "action_chunk"
+        action_mask: NestedKey = "action_mask"
         is_demo: NestedKey = "is_demo"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    weighting: Weighting
-    advantage_norm: AdvantageNorm
     advantage_reduction: EnsembleReduction
     skipped_policy_batches: Tensor
 
@@ -134,72 +135,91 @@ class AWFlowLoss(ChunkCriticObjective):
         actor_network: FlowActor,
         critic_network: QEnsemble,
         *,
-        beta: float = 100.0,
-        weight_clip: float = 200.0,
-        baseline: Baseline = "batch",
-        advantage: AdvantageSource = "critic",
-        num_baseline_samples: int = 4,
+        beta: float = 20.0,
+        weight_clip: float = 20.0,
+        baseline: Baseline = "policy",
+        advantage: AdvantageSource = "td",
+        num_baseline_samples: int = 1,
         weighting: Weighting = "exp",
         advantage_norm: AdvantageNorm = "none",
         filter_policy_data: bool = False,
         advantage_threshold: float = 0.0,
-        gamma: float = 0.9,
+        gamma: float = 0.99,
         num_min_qs: int = 2,
         target_reduction: EnsembleReduction = "min",
-        advantage_reduction: EnsembleReduction = "min",
+        advantage_reduction: EnsembleReduction = "mean",
         kappa: float = -1.0,
         num_action_samples: int = 1,
-        target_num_steps: int | None = None,
+        target_num_steps: int = 1,
         encoder_grad: EncoderGrad = "both",
-        loss_function: str = "l2",
         consistency_fraction: float = 0.25,
-        target_clip: float | None = 4.0,
-        augment: bool = True,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            actor_network,
-            critic_network,
-            gamma=gamma,
-            num_min_qs=num_min_qs,
-            target_reduction=target_reduction,
-            kappa=kappa,
-            num_action_samples=num_action_samples,
-            target_num_steps=target_num_steps,
-            encoder_grad=encoder_grad,
-            loss_function=loss_function,
-            consistency_fraction=consistency_fraction,
-            target_clip=target_clip,
-            augment=augment,
-            reduction=reduction,
-        )
-        # The functionals name what they refuse.
-        zero = torch.zeros(1)
-        batch_advantage(zero, norm=advantage_norm)
-        advantage_weights(zero, beta=beta, weight_clip=weight_clip, weighting=weighting)
-        if advantage_reduction not in ("min", "mean", "ucb"):
-            raise ValueError(f"advantage_reduction must be 'min', 'mean' or 'ucb', got {advantage_reduction!r}.")
-        if baseline not in ("batch", "policy"):
-            raise ValueError(f"baseline must be 'batch' or 'policy', got {baseline!r}.")
-        if advantage not in ("critic", "td"):
-            raise ValueError(f"advantage must be 'critic' or 'td', got {advantage!r}.")
+        super().__init__(gamma, reduction)
+        dyadic_step_sizes(actor_network.max_steps)
+        check_critic_fits(actor_network, critic_network, num_min_qs)
+        check_one_of("advantage_reduction", advantage_reduction, REDUCTIONS)
+        check_one_of("baseline", baseline, ("batch", "policy"))
+        check_one_of("advantage", advantage, ("critic", "td"))
+        check_one_of("encoder_grad", encoder_grad, ("actor", "critic", "both"))
+        check_at_least("num_baseline_samples", num_baseline_samples, 1)
         if advantage == "td" and baseline != "policy":
             raise ValueError("advantage='td' is relative to the policy's value: give baseline='policy' with it.")
-        if num_baseline_samples < 1:
-            raise ValueError(f"num_baseline_samples must be at least 1, got {num_baseline_samples}.")
+        self.shortcut = ShortCutTerm(consistency_fraction)
+        scale: dict[str, Any] = {"norm": advantage_norm, "center": baseline == "batch"}
+        self.weights = AdvantageWeightTerm(beta, weight_clip, weighting, **scale, threshold=advantage_threshold)
+        self.td = ChunkTDTerm(num_min_qs, target_reduction, kappa, num_action_samples, target_num_steps)
         self.baseline, self.advantage, self.num_baseline_samples = baseline, advantage, num_baseline_samples
-        self.beta, self.weight_clip, self.weighting = beta, weight_clip, weighting
-        self.advantage_norm, self.advantage_reduction = advantage_norm, advantage_reduction
-        self.filter_policy_data, self.advantage_threshold = filter_policy_data, advantage_threshold
+        self.advantage_reduction, self.encoder_grad = advantage_reduction, encoder_grad
+        self.filter_policy_data = filter_policy_data
+        self.shared_encoder = not {*actor_network.encoder.parameters()}.isdisjoint(critic_network.encoder.parameters())
+        for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
+            self.convert_to_functional(network, name, create_target_params=True)  # pyright: ignore[reportArgumentType]
+        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        self.make_value_estimator()
         self.register_buffer("skipped_policy_batches", torch.zeros((), dtype=torch.int64, device=self._default_device))
-        self._out_keys = [
-            *("loss_actor", "loss_qvalue", "flow_error", "consistency_error", "effective_sample_size"),
-            *("policy_share", "skipped_policy_batches", "advantage_std", "q_mean", "q_std", "q_target_mean"),
-            "td_error",
-        ]
+        self._out_keys = ["loss_actor", "loss_qvalue", "flow_error", "consistency_error", "effective_sample_size"]
+        self._out_keys += ["policy_share", "skipped_policy_batches", "advantage_std", "q_mean", "q_std"]
+        self._out_keys += ["q_target_mean", "td_error"]
+
+    @classmethod
+    def published(cls, actor_network: FlowActor, critic_network: QEnsemble, **options: Any) -> AWFlowLoss:
+        """Build the loss with the values of its publication, of which ``options`` change single ones.
+
+        They are ``beta=100``, ``weight_clip=200``, ``baseline="batch"``, ``advantage="critic"``, ``gamma=0.9``,
+        ``advantage_reduction="min"``, and the actor's own K for ``target_num_steps`` with one candidate.
+        """
+        num_steps = actor_network.num_steps if options.get("num_action_samples", 1) == 1 else 1
+        values: dict[str, Any] = {"beta": 100.0, "weight_clip": 200.0, "baseline": "batch", "advantage": "critic"}
+        values |= {"gamma": 0.9, "advantage_reduction": "min", "target_num_steps": num_steps}
+        return cls(actor_network, critic_network, **{**values, **options})
 
     def _make_in_keys(self) -> list[NestedKey]:
-        return [*super()._make_in_keys(), *([self.tensor_keys.is_demo] if self.filter_policy_data else [])]
+        keys = self.tensor_keys
+        observations = [*self.actor_network.in_keys, *self.critic_network.encoder.in_keys]
+        wanted = [*observations, keys.action_chunk, keys.action, *self._transition_keys(*observations)]
+        wanted += [keys.is_demo] if self.filter_policy_data else []
+        return list(dict.fromkeys(unravel_key(key) for key in wanted))
+
+    def actor_parameters(self) -> Iterator[Parameter]:
+        """Yield the actor's parameters; with ``encoder_grad="actor"`` a shared encoder is among them."""
+        others = set() if self.encoder_grad == "actor" else {*self.critic_network_params.parameters()}
+        return (parameter for parameter in self.actor_network_params.parameters() if parameter not in others)
+
+    def critic_parameters(self) -> Iterator[Parameter]:
+        """Yield the critic's parameters; unless ``encoder_grad="actor"`` a shared encoder is among them."""
+        others = set() if self.encoder_grad != "actor" else {*self.actor_network_params.parameters()}
+        return (parameter for parameter in self.critic_network_params.parameters() if parameter not in others)
+
+    @property
+    def ema_actor(self) -> AveragedNetwork[FlowActor]:
+        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "actor_network")
+
+    @property
+    def target_critic(self) -> AveragedNetwork[QEnsemble]:
+        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "critic_network")
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -209,98 +229,115 @@ class AWFlowLoss(ChunkCriticObjective):
             ValueError: if a shape does not fit.
         """
         # In this order the actor's term draws first, and thus what ShortCutFlowLoss would draw.
-        errors, rows = self._actor_errors(tensordict)
-        q = self._data_values(tensordict)
-        loss_actor, actor_metrics = self._actor_term(tensordict, errors, rows, q.detach())
-        loss_qvalue, critic_metrics = self._critic_term(tensordict, q)
-        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
-        out = TensorDict({**losses, **actor_metrics, **critic_metrics})
-        self._clear_weakrefs(
-            tensordict,
-            out,
-            *("actor_network_params", "target_actor_network_params"),
-            *("critic_network_params", "target_critic_network_params"),
-        )
+        cloning = self._flow_errors(tensordict)
+        q = self._chunk_values(tensordict)
+        loss_actor, actor_metrics = self.actor_loss(tensordict, cloning, q.detach())
+        loss_qvalue, critic_metrics = self.qvalue_loss(tensordict, q)
+        metrics = {**actor_metrics, **critic_metrics}
+        out = TensorDict({"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, **metrics})
+        names = ("actor_network_params", "critic_network_params")
+        self._clear_weakrefs(tensordict, out, *names, *(f"target_{name}" for name in names))
         return out
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the actor's loss alone, and its metrics."""
-        errors, rows = self._actor_errors(tensordict)
-        return self._actor_term(tensordict, errors, rows, self._chunk_values(tensordict))
-
-    @torch.no_grad()
-    def advantages(self, tensordict: TensorDictBase) -> Tensor:
-        """Return what the weights are made of ``[B]``, before ``advantage_norm``: for looking at."""
-        value = self._advantage_values(tensordict, self._chunk_values(tensordict))
-        return value - value.mean() if self.baseline == "batch" else value
-
-    @torch.no_grad()
-    def _chunk_values(self, tensordict: TensorDictBase) -> Tensor | None:
-        """Return the critic's values of the rows' chunks, of which ``advantage="td"`` does not ask."""
-        return None if self.advantage == "td" else self._data_values(tensordict)
-
-    def _advantage_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
-        return self._reduce_members(self._relative_values(tensordict, q), self.advantage_reduction)
-
-    def _actor_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        detach = self.shared_encoder and self.encoder_grad == "critic"
-        return self.row_errors(tensordict, detach_features=detach)
-
-    @torch.no_grad()
-    def _relative_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
-        """Return each member's values ``[num_qs, B]`` of the rows' chunks, less its baseline."""
-        if q is None or self.advantage == "td":
-            following: Any = tensordict["next"]
-            values = self._policy_values(following)
-            q = torch.stack([self._discounted(tensordict, value) for value in values])
-        return q if self.baseline == "batch" else q - self._policy_values(tensordict)
-
-    @torch.no_grad()
-    def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
-        """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
-        chunks = self.sample_targets(tensordict, self.num_baseline_samples)
-        return self._values(self.critic_network_params, tensordict, chunks).mean(-1)
-
-    def _valid_rows(self, tensordict: TensorDictBase, errors: Tensor) -> Tensor | None:
-        """Return which rows TorchRL's validity masks leave in the losses; ``None`` where there is no mask."""
-        valid = None
-        for key in self._loss_mask_keys():
-            mask = tensordict.get(key, None)
-            if mask is not None:
-                mask = self._expand_loss_mask(mask, errors).reshape(-1)
-                valid = mask if valid is None else valid & mask
-        return valid
-
-    def _actor_term(
-        self, tensordict: TensorDictBase, errors: Tensor, rows: Tensor, q: Tensor | None
+    def actor_loss(
+        self,
+        tensordict: TensorDictBase,
+        cloning: tuple[Tensor, dict[str, Tensor]] | None = None,
+        q: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weight the rows' errors ``[*B]`` by the members' values ``[num_qs, B]`` of the rows, where they are used."""
-        own_baseline = self.baseline == "policy"
-        value = self._advantage_values(tensordict, q)
-        scale: dict[str, Any] = {"norm": self.advantage_norm, "center": not own_baseline}
-        kept = valid = self._valid_rows(tensordict, errors)
-        advantage = batch_advantage(value, mask=valid, **scale)
-        if self.filter_policy_data:
-            kept = tensordict[self.tensor_keys.is_demo].reshape(-1) | (advantage > self.advantage_threshold)
-            kept = kept if valid is None else kept & valid
-            advantage = batch_advantage(value, mask=kept, **scale)
-        weights = advantage_weights(
-            advantage, beta=self.beta, weight_clip=self.weight_clip, weighting=self.weighting, mask=kept
-        )
-        row_weights = self._priority(tensordict, errors.shape)
-        if self.filter_policy_data and kept is not None:
+        """Compute the actor's loss alone, the mean of ``w * error`` over the rows that are kept, and its metrics.
+
+        Args:
+            tensordict: a batch.
+            cloning: what ``self.shortcut`` has made of it, where that is known.
+            q: the critic's values of its chunks, ``[num_qs, B]``, likewise.
+        """
+        errors, error_metrics = self._flow_errors(tensordict) if cloning is None else cloning
+        value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
+        valid = self._valid_rows(tensordict, errors)
+        demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
+        weights, kept, metrics = self.weights(value, valid, demos)
+        row_weights = self._row_weights(tensordict, errors.shape)
+        if demos is not None and kept is not None:
             self.skipped_policy_batches.add_((~kept.any()).to(torch.int64))
             # Where no row is kept all count, each with weight 0: a zero with a graph instead of 0 / 0.
             counted = torch.where(kept.any(), kept, True).to(errors.dtype).reshape(errors.shape)
             row_weights = counted if row_weights is None else counted * row_weights
         loss = self._reduce_loss(errors * weights.reshape(errors.shape), tensordict, weights=row_weights)
-        everyone = torch.ones_like(value, dtype=torch.bool) if valid is None else valid
-        share = everyone if kept is None else kept
-        deviation = torch.where(everyone, batch_advantage(value, mask=valid), torch.zeros_like(value))
-        return loss, {
-            **self._error_metrics(errors, rows),
-            "effective_sample_size": effective_sample_size(weights),
-            "policy_share": share.sum() / everyone.sum(),
-            "skipped_policy_batches": self.skipped_policy_batches.clone(),
-            "advantage_std": (deviation.square().sum() / everyone.sum()).sqrt(),
-        }
+        return loss, {**error_metrics, **metrics, "skipped_policy_batches": self.skipped_policy_batches.clone()}
+
+    def qvalue_loss(self, tensordict: TensorDictBase, q: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the critic's loss alone, ``mean_i (Q_i(s, a) - y)^2``, and its metrics.
+
+        Args:
+            tensordict: a batch.
+            q: the critic's values of its chunks, ``[num_qs, B]``, where they are known.
+        """
+        q = self._chunk_values(tensordict) if q is None else q
+        target = self.target_value(tensordict)
+        batch = target.shape[:-1]
+        rows, td_error, metrics = self.td(q, target.reshape(-1))
+        loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
+        tensordict.set(self.tensor_keys.priority, td_error.reshape(batch))
+        return loss, metrics
+
+    def _flow_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the ShortCut error of each row ``[*B]``, and its metrics."""
+        keys, params = self.tensor_keys, (self.actor_network_params, self.target_actor_network_params)
+        data = (tensordict, tensordict[keys.action_chunk], tensordict.get(keys.action_mask, None))
+        detach = self.shared_encoder and self.encoder_grad == "critic"
+        return self.shortcut(self.actor_network, *params, *data, detach_features=detach)
+
+    def _chunk_values(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the critic's values ``[num_qs, B]`` of the chunks that were sent."""
+        action = tensordict[self.tensor_keys.action]
+        data = (tensordict, action.reshape(-1, *action.shape[-2:]))
+        detach = self.shared_encoder and self.encoder_grad == "actor"
+        return self.td.values(self.critic_network, self.critic_network_params, *data, detach_features=detach)
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
+
+        Raises:
+            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+        """
+        following: Any = tensordict["next"]
+        return self.discounted(tensordict, self.next_value(following))
+
+    @torch.no_grad()
+    def next_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for a state.
+
+        Args:
+            tensordict: the observations that follow, ``[*B]``.
+        """
+        actor, params = self.actor_network, self.target_actor_network_params
+        chunks = self.td.chunks(actor, params, tensordict, self.td.num_action_samples)
+        q = self.td.values(self.critic_network, self.target_critic_network_params, tensordict, chunks)
+        return self.td.bootstrap(q).reshape(*actor.encoder.batch_shape(tensordict), 1)
+
+    @torch.no_grad()
+    def advantages(self, tensordict: TensorDictBase) -> Tensor:
+        """Return what the weights are made of ``[B]``, before ``advantage_norm``: for looking at."""
+        value = self.td.reduce(self._relative_values(tensordict, None), self.advantage_reduction)
+        return value - value.mean() if self.baseline == "batch" else value
+
+    @torch.no_grad()
+    def _relative_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
+        """Return each member's values ``[num_qs, B]`` of the rows' chunks, less its baseline."""
+        if self.advantage == "td":
+            following: Any = tensordict["next"]
+            batch = self.actor_network.encoder.batch_shape(tensordict)
+            values = self._policy_values(following)
+            q = torch.stack([self.discounted(tensordict, v.reshape(*batch, 1)).reshape(-1) for v in values])
+        elif q is None:
+            q = self._chunk_values(tensordict)
+        return q if self.baseline == "batch" else q - self._policy_values(tensordict)
+
+    @torch.no_grad()
+    def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
+        """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
+        params = self.target_actor_network_params
+        chunks = self.td.chunks(self.actor_network, params, tensordict, self.num_baseline_samples)
+        return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)

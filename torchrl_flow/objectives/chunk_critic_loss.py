@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
+from torch.nn import Parameter
 
-from torchrl_flow.functional.ensemble import EnsembleReduction
 from torchrl_flow.functional.latent import expand_latent
-from torchrl_flow.objectives.chunk_critic import ChunkCriticObjective
+from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
+from torchrl_flow.objectives.flow_loss import AveragedNetwork
 from torchrl_flow.objectives.held_networks import HeldNetworks
+from torchrl_flow.objectives.smdp_loss import SMDPLossModule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torchrl_flow.modules import FlowActor, LatentGaussianPolicy, QEnsemble
 
 __all__ = ["ChunkCriticLoss"]
 
 
-class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
+class ChunkCriticLoss(HeldNetworks, SMDPLossModule):
     """TD loss of ``Q(s, a)`` on executed action chunks, online and off: the action critic of a steered flow.
 
     ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the flow: started from the prior,
@@ -38,12 +42,9 @@ class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
 
     Keyword Args:
         gamma: discount of one environment step.
-        num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
-        target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
-        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
-        target_num_steps: K of the candidates; ``None`` for the actor's own where N is 1, and 1 where it is more.
-        loss_function: distance, as in TorchRL.
+        num_min_qs: members in the random subset of the minimum, drawn anew for each use.
+        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken. They take the
+            actor's own K steps where N is 1, and one step where it is more.
         augment: let the encoders augment observations.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
@@ -62,8 +63,8 @@ class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
     """
 
     @dataclass
-    class _AcceptedKeys(ChunkCriticObjective._AcceptedKeys):
-        """Keys that ``set_keys`` accepts; chunks and masks are read by no term here."""
+    class _AcceptedKeys(SMDPLossModule._AcceptedKeys):
+        """Keys that ``set_keys`` accepts: those of :class:`~torchrl_flow.objectives.SMDPLossModule`."""
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -77,42 +78,39 @@ class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
         *,
         gamma: float = 0.99,
         num_min_qs: int = 2,
-        target_reduction: EnsembleReduction = "min",
-        kappa: float = -1.0,
         num_action_samples: int = 1,
-        target_num_steps: int | None = None,
-        loss_function: str = "l2",
         augment: bool = True,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            actor_network,
-            critic_network,
-            gamma=gamma,
-            num_min_qs=num_min_qs,
-            target_reduction=target_reduction,
-            kappa=kappa,
-            num_action_samples=num_action_samples,
-            target_num_steps=target_num_steps,
-            encoder_grad="critic",
-            loss_function=loss_function,
-            consistency_fraction=0.0,
-            target_clip=None,
-            augment=augment,
-            reduction=reduction,
-        )
-        if self.shared_encoder:
+        super().__init__(gamma, reduction)
+        check_critic_fits(actor_network, critic_network, num_min_qs)
+        if not {*actor_network.encoder.parameters()}.isdisjoint(critic_network.encoder.parameters()):
             raise ValueError("the critic must not share the flow's encoder, which is frozen: give it a copy.")
+        num_steps = actor_network.num_steps if num_action_samples == 1 else 1
+        self.td = ChunkTDTerm(
+            num_min_qs, num_action_samples=num_action_samples, target_num_steps=num_steps, augment=augment
+        )
+        for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
+            self.convert_to_functional(network, name, create_target_params=True)  # pyright: ignore[reportArgumentType]
+        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        self.make_value_estimator()
         self.hold(latent_policy=latent_policy)
         self._out_keys = ["loss_qvalue", "q_mean", "q_std", "q_target_mean", "td_error"]
 
     def _make_in_keys(self) -> list[NestedKey]:
-        keys, policy = self.tensor_keys, self.latent_policy
-        critic = self.critic_network.encoder.in_keys
+        policy, critic = self.latent_policy, self.critic_network.encoder.in_keys
         following = [*critic, *self.actor_network.in_keys, *([] if policy is None else policy.in_keys)]
-        following += [keys.reward, keys.done, keys.terminated]
-        wanted = [*critic, keys.action, *(("next", key) for key in following), keys.steps_to_next_obs]
+        wanted = [*critic, self.tensor_keys.action, *self._transition_keys(*following)]
         return list(dict.fromkeys(unravel_key(key) for key in wanted))
+
+    def critic_parameters(self) -> Iterator[Parameter]:
+        """Yield the critic's parameters, which are all that the loss trains."""
+        return self.critic_network_params.parameters()
+
+    @property
+    def target_critic(self) -> AveragedNetwork[QEnsemble]:
+        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "critic_network")
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -127,11 +125,47 @@ class ChunkCriticLoss(HeldNetworks, ChunkCriticObjective):
         self._clear_weakrefs(tensordict, out, *names)
         return out
 
-    def _next_noise(self, tensordict: TensorDictBase, features: Tensor, num: int) -> Tensor:
-        noise = super()._next_noise(tensordict, features, num)
-        policy = self.latent_policy
-        if policy is None:
-            return noise
-        latent = policy.normal(tensordict).sample(torch.Size([num]))
-        latent = latent.flatten(1, -3).transpose(0, 1)  # [num, *B, S, A] to [B, num, S, A]
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute ``mean_i (Q_i(s, a) - y)^2``, and its metrics."""
+        action = tensordict[self.tensor_keys.action]
+        action = action.reshape(-1, *action.shape[-2:])
+        q = self.td.values(self.critic_network, self.critic_network_params, tensordict, action)
+        target = self.target_value(tensordict)
+        batch = target.shape[:-1]
+        rows, td_error, metrics = self.td(q, target.reshape(-1))
+        loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
+        tensordict.set(self.tensor_keys.priority, td_error.reshape(batch))
+        return loss, metrics
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
+
+        Raises:
+            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+        """
+        following: Any = tensordict["next"]
+        return self.discounted(tensordict, self.next_value(following))
+
+    @torch.no_grad()
+    def next_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the target critic's value ``[*B, 1]`` of the flow's chunk (the best of N) for a state.
+
+        Args:
+            tensordict: the observations that follow, ``[*B]``.
+        """
+        chunks = self.sample_targets(tensordict, self.td.num_action_samples)
+        q = self.td.values(self.critic_network, self.target_critic_network_params, tensordict, chunks)
+        return self.td.bootstrap(q).reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)
+
+    def sample_targets(self, tensordict: TensorDictBase, num: int) -> Tensor:
+        """Return ``num`` executed chunks ``[B, num, H_a, A]`` of the flow for each state of a batch."""
+        steer = None if self.latent_policy is None else self._steer
+        return self.td.chunks(self.actor_network, self.target_actor_network_params, tensordict, num, steer)
+
+    def _steer(self, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
+        """Put the policy's latents into noise ``[B, num, H, A]`` from the prior."""
+        policy: Any = self.latent_policy
+        latent = policy.normal(tensordict).sample(torch.Size([noise.shape[1]]))
+        latent = latent.reshape(noise.shape[1], -1, *latent.shape[-2:]).transpose(0, 1)
         return expand_latent(latent, noise, policy.steer_mode)

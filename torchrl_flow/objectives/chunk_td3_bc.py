@@ -11,6 +11,9 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import TD3BCLoss
 
+from torchrl_flow.functional._checks import check_one_of
+from torchrl_flow.objectives.flow_loss import REDUCTIONS
+
 __all__ = ["ChunkTD3BCLoss"]
 
 
@@ -59,11 +62,21 @@ class ChunkTD3BCLoss(TD3BCLoss):
     default_keys = _AcceptedKeys
 
     def __init__(self, actor_network: Any, qvalue_network: Any, *, gamma: float = 0.99, **kwargs: Any) -> None:
-        reduction = kwargs.get("reduction")
-        if reduction not in (None, "mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        check_one_of("reduction", kwargs.get("reduction") or "mean", REDUCTIONS)
         super().__init__(actor_network, qvalue_network, **{"loss_function": "l2", **kwargs})
+        self._out_keys: list[NestedKey] = ["loss_actor", "loss_qvalue", "bc_loss", "lmbd", "pred_value"]
+        self._out_keys += ["state_action_value_actor", "next_state_value", "target_value"]
         self.make_value_estimator(gamma=gamma)
+
+    # A list of the class in TorchRL, of which select_out_keys cannot choose.
+    @property
+    def out_keys(self) -> list[NestedKey]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Keys that the loss writes."""
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, values: list[NestedKey]) -> None:
+        self._out_keys = values
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()

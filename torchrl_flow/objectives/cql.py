@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -20,7 +21,14 @@ class ConservativeQLoss(CQLLoss):
     actions and as many of the policy at this state and the next, each divided by its density. TorchRL 0.14.1 stacks
     the three kinds along the last dimension of ``[B * num_random, 1]``: its log-sum-exp runs over three actions at a
     time and the mean over the rest is taken outside of the logarithm, which is a weaker penalty; and with
-    ``reduction="none"`` every row holds a mean over the batch. All else is TorchRL's, arguments included.
+    ``reduction="none"`` every row holds a mean over the batch. All else is TorchRL's, arguments included, except that
+    the value estimator is made at once, of TD(0) unless :meth:`make_value_estimator` is called.
+
+    Args:
+        actor_network: see TorchRL's loss.
+        qvalue_network: see TorchRL's loss; a list of critics, so that each keeps its initialisation.
+        gamma: discount of one environment step.
+        **kwargs: see TorchRL's loss.
 
     References:
         Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", https://arxiv.org/abs/2006.04779
@@ -34,6 +42,17 @@ class ConservativeQLoss(CQLLoss):
         >>> loss.num_random
         10
     """
+
+    def __init__(self, actor_network: Any, qvalue_network: Any, *, gamma: float = 0.99, **kwargs: Any) -> None:
+        super().__init__(actor_network, qvalue_network, **kwargs)
+        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        self.make_value_estimator(gamma=gamma)
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        # State dicts of before the estimator was made at construction may lack it: it stays as it is then.
+        for name, value in self.value_estimator.state_dict(prefix=f"{prefix}_value_estimator.").items():
+            state_dict.setdefault(name, value)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
         """Compute the conservative term; :meth:`q_loss` has written the values of the data's actions.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives import LossModule
 
+from torchrl_flow.functional._checks import check_shape
 from torchrl_flow.functional.chain import chunk_transport_cost
+from torchrl_flow.objectives.flow_loss import FlowLossModule
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FlowAnchorLoss"]
 
 
-class FlowAnchorLoss(LossModule):
+class FlowAnchorLoss(FlowLossModule):
     """Mean squared distance between the chunks that a flow and its start carry the same noise to.
 
     A bound on the squared 2-Wasserstein distance between the two policies, in units of normalised actions and without
@@ -52,11 +53,12 @@ class FlowAnchorLoss(LossModule):
     """
 
     @dataclass
-    class _AcceptedKeys:
+    class _AcceptedKeys(FlowLossModule._AcceptedKeys):
         """Keys that ``set_keys`` accepts.
 
         Attributes:
             noise: what both flows start from, ``[*B, H, A]``; optional.
+            priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
         """
 
         noise: NestedKey = "noise"
@@ -68,38 +70,17 @@ class FlowAnchorLoss(LossModule):
     target_actor_network_params: TensorDictParams
 
     def __init__(self, actor_network: FlowActor, *, num_steps: int | None = None, reduction: str = "mean") -> None:
-        self._in_keys: list[NestedKey] | None = None
-        self._out_keys: list[NestedKey] = ["loss_anchor"]
-        super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
-        self.num_steps, self.reduction = num_steps, reduction
+        super().__init__(reduction)
+        self.num_steps = num_steps
         self.convert_to_functional(
             actor_network,  # pyright: ignore[reportArgumentType]
             "actor_network",
             create_target_params=True,
         )
+        self._out_keys = ["loss_anchor"]
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Keys that the loss needs."""
-        return list(self.actor_network.in_keys) if self._in_keys is None else self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Keys that the loss writes."""
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[NestedKey]) -> None:
-        self._out_keys = values
-
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        self._in_keys = None
+    def _make_in_keys(self) -> list[NestedKey]:
+        return list(self.actor_network.in_keys)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -110,14 +91,11 @@ class FlowAnchorLoss(LossModule):
         """
         batch = self.actor_network.encoder.batch_shape(tensordict)
         noise = self._noise(tensordict, batch)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
-            chunk = self._chunk(tensordict, noise)
-        with (
-            torch.no_grad(),
-            self.target_actor_network_params.to_module(self.actor_network, preserve_module_state=False),
-        ):
-            reference = self._chunk(tensordict, noise)
-        loss = self._reduce_loss(chunk_transport_cost(chunk, reference).reshape(batch), tensordict)
+        chunk = self._chunk(self.actor_network_params, tensordict, noise)
+        with torch.no_grad():
+            reference = self._chunk(self.target_actor_network_params, tensordict, noise)
+        rows = chunk_transport_cost(chunk, reference).reshape(batch)
+        loss = self._reduce_loss(rows, tensordict, weights=self._row_weights(tensordict, batch))
         out = TensorDict({"loss_anchor": loss})
         self._clear_weakrefs(tensordict, out, "actor_network_params", "target_actor_network_params")
         return out
@@ -128,10 +106,10 @@ class FlowAnchorLoss(LossModule):
         if noise is None:
             parameter = next(iter(self.actor_network_params.values(True, True)))
             noise = torch.randn(shape, device=parameter.device, dtype=parameter.dtype)
-        if tuple(noise.shape) != shape:
-            raise ValueError(f"{self.tensor_keys.noise!r} must have shape {list(shape)}, got {list(noise.shape)}.")
+        check_shape(repr(self.tensor_keys.noise), noise, shape, "[*B, pred_horizon, action_dim]")
         return noise.reshape(-1, *self.actor_network.noise_shape)
 
-    def _chunk(self, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
+    def _chunk(self, params: TensorDictParams, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
         actor = self.actor_network
-        return actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)
+        with params.to_module(actor, preserve_module_state=False):
+            return actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)

@@ -32,12 +32,20 @@ class HeldNetworks(_Base):
     """
 
     _held: tuple[str, ...] = ()
+    _former_names: dict[str, str]
+    """Where the held networks were in state dicts of before, by the names of then."""
 
-    def hold(self, **networks: nn.Module | None) -> None:
-        """Register networks under their names; ``None`` where there is none."""
+    def hold(self, former_names: dict[str, str] | None = None, **networks: Any) -> None:
+        """Register networks under their names; what is no module, ``None`` or a function, is an attribute.
+
+        Args:
+            former_names: by the start of a key in state dicts of before, what that key starts with now.
+            **networks: what to hold.
+        """
         for name, network in networks.items():
             setattr(self, name, network)
-        self._held = (*self._held, *(name for name, network in networks.items() if network is not None))
+        self._held = (*self._held, *(name for name, network in networks.items() if isinstance(network, nn.Module)))
+        self._former_names = former_names or {}
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, **options: Any
@@ -58,6 +66,9 @@ class HeldNetworks(_Base):
         return self
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        for former, now in self._former_names.items():
+            for key in [key for key in state_dict if key.startswith(f"{prefix}{former}.")]:
+                state_dict[f"{prefix}{now}{key[len(prefix) + len(former) :]}"] = state_dict.pop(key)
         # State dicts of before had no held networks: those stay as they are then.
         for name in self._held:
             start = f"{prefix}{name}."

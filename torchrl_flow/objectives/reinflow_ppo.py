@@ -13,7 +13,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_flow.functional._checks import check_at_least, check_one_of, check_positive, check_shape
 from torchrl_flow.functional.chain import NoiseSchedule, chunk_transport_cost, max_sigma_schedule
+from torchrl_flow.objectives.flow_loss import REDUCTIONS
 from torchrl_flow.objectives.held_networks import HeldNetworks
 
 if TYPE_CHECKING:
@@ -109,13 +111,11 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         anchor_coeff: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if warmup_steps < 0 or anchor_coeff < 0:
-            raise ValueError(f"warmup_steps and anchor_coeff must be at least 0, got {warmup_steps}, {anchor_coeff}.")
-        if target_kl is not None and target_kl <= 0:
-            raise ValueError(f"target_kl must be above 0, or None to never stop, got {target_kl}.")
-        reduction = kwargs.get("reduction")
-        if reduction not in (None, "mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        check_at_least("warmup_steps", warmup_steps, 0)
+        check_at_least("anchor_coeff", anchor_coeff, 0)
+        if target_kl is not None:
+            check_positive("target_kl", target_kl, none="no stop")
+        check_one_of("reduction", kwargs.get("reduction") or "mean", REDUCTIONS)
         noise_net = actor_network.noise_net
         self.warmup_steps, self.noise_schedule, self.noise_decay_steps = warmup_steps, noise_schedule, noise_decay_steps
         self.sigma_min, self.sigma_max = noise_net.sigma_min, float(noise_net.sigma_max)
@@ -251,8 +251,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         noise = tensordict.get(self.tensor_keys.noise, None)
         if noise is None:
             noise = torch.randn(shape, device=features.device, dtype=features.dtype)
-        elif noise.shape != shape:
-            raise ValueError(f"{self.tensor_keys.noise!r} must have shape {list(shape)}, got {list(noise.shape)}.")
+        check_shape(repr(self.tensor_keys.noise), noise, shape, "[*B, pred_horizon, action_dim]")
         return noise.to(features.dtype).reshape(-1, *shape[len(batch) :])
 
     @dispatch(auto_batch_size=False)

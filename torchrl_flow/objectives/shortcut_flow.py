@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 
-from torchrl_flow.objectives.shortcut_objective import ShortCutObjective
+from torchrl_flow.functional.flow import dyadic_step_sizes
+from torchrl_flow.objectives.flow_loss import AveragedNetwork, FlowLossModule
+from torchrl_flow.objectives.shortcut_term import ShortCutTerm
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
@@ -16,17 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["ShortCutFlowLoss"]
 
 
-class ShortCutFlowLoss(ShortCutObjective):
+class ShortCutFlowLoss(FlowLossModule):
     """Flow matching on a part of each batch, ShortCut self-consistency on the rest.
 
     A row of the flow-matching part draws ``t ~ U(0, 1)`` and regresses the instantaneous velocity (``d = 0``) on
     ``x_1 - x_0``. A row of the consistency part draws a dyadic ``d`` and a ``t`` on its grid, and regresses
     ``v(x_t, t, d)`` on the mean of two half steps of the averaged (target) network. Steps past an episode's end,
-    where ``action_mask`` is False, count in neither.
+    where ``action_mask`` is False, count in neither. See :class:`~torchrl_flow.objectives.ShortCutTerm`.
 
     The target parameters are the exponential moving average that both the teacher and evaluation use: attach
     TorchRL's :class:`~torchrl.objectives.SoftUpdate` and call its ``step()`` after each optimiser step.
-    :meth:`ema_actor` gives the averaged policy.
+    ``loss.ema_actor()`` gives the averaged policy.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor` to train. Its weights are shared, not copied.
@@ -57,6 +60,25 @@ class ShortCutFlowLoss(ShortCutObjective):
         >>> loss(data)["loss_flow"].backward()
     """
 
+    @dataclass
+    class _AcceptedKeys(FlowLossModule._AcceptedKeys):
+        """Keys that ``set_keys`` accepts.
+
+        Attributes:
+            action_chunk: the chunk to clone ``[*B, H, A]``, in the environment's units.
+            action_mask: ``[*B, H]`` bool, True where a step of it is real; optional.
+            priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
+        """
+
+        action_chunk: NestedKey = "action_chunk"
+        action_mask: NestedKey = "action_mask"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    actor_network: FlowActor
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
     def __init__(
         self,
         actor_network: FlowActor,
@@ -66,20 +88,23 @@ class ShortCutFlowLoss(ShortCutObjective):
         augment: bool = True,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(
-            actor_network,
-            consistency_fraction=consistency_fraction,
-            target_clip=target_clip,
-            augment=augment,
-            reduction=reduction,
+        super().__init__(reduction)
+        dyadic_step_sizes(actor_network.max_steps)
+        self.shortcut = ShortCutTerm(consistency_fraction, target_clip, augment)
+        self.convert_to_functional(
+            actor_network,  # pyright: ignore[reportArgumentType]
+            "actor_network",
+            create_target_params=True,
         )
         self._out_keys = ["loss_flow", "flow_error", "consistency_error"]
 
     def _make_in_keys(self) -> list[NestedKey]:
         return [*self.actor_network.in_keys, self.tensor_keys.action_chunk]
 
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        self._in_keys = None
+    @property
+    def ema_actor(self) -> AveragedNetwork[FlowActor]:
+        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "actor_network")
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -88,9 +113,14 @@ class ShortCutFlowLoss(ShortCutObjective):
         Raises:
             ValueError: if the chunk's shape is not the actor's ``[*B, H, A]``.
         """
-        errors, rows = self.row_errors(tensordict)
-        weights = self._priority(tensordict, errors.shape)
-        loss = self._reduce_loss(errors, tensordict, weights=weights)
-        out = TensorDict({"loss_flow": loss, **self._error_metrics(errors, rows)})
+        errors, metrics = self.shortcut(
+            self.actor_network,
+            self.actor_network_params,
+            self.target_actor_network_params,
+            tensordict,
+            tensordict[self.tensor_keys.action_chunk],
+            tensordict.get(self.tensor_keys.action_mask, None),
+        )
+        loss = self._reduce_loss(errors, tensordict, weights=self._row_weights(tensordict, errors.shape))
         self._clear_weakrefs(tensordict, "actor_network_params", "target_actor_network_params")
-        return out
+        return TensorDict({"loss_flow": loss, **metrics})

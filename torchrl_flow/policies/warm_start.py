@@ -37,7 +37,7 @@ def warm_start(
     require_actor_config(checkpoint, actor)
     average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
     checkpoint.restore(modules={"policy": actor})
-    checkpoint.restore(modules={average: loss_module.ema_policy})
+    checkpoint.restore(modules={average: loss_module.ema_actor})
     if not critic:
         return
     if not isinstance(loss_module, AWFlowLoss):
@@ -48,4 +48,4 @@ def warm_start(
             f"{checkpoint.path} holds no {' and no '.join(missing)}, only {', '.join(checkpoint.roles)}: start without "
             "(--no-load-critic), or from a checkpoint of aw_shortcut_flow_offline or later."
         )
-    checkpoint.restore(modules={"critic": loss_module.critic_network, "target_critic": loss_module.ema_value})
+    checkpoint.restore(modules={"critic": loss_module.critic_network, "target_critic": loss_module.target_critic})

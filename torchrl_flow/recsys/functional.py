@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchrl_flow.functional._checks import check_same_shape
+
 __all__ = ["binary_auc", "gaussian_kl", "latent_sample", "slate_vae_terms"]
 
 
@@ -19,11 +21,7 @@ def latent_sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
-    if not mean.shape == log_variance.shape == noise.shape:
-        raise ValueError(
-            f"mean, log_variance and noise must have one shape, got {list(mean.shape)}, {list(log_variance.shape)} and "
-            f"{list(noise.shape)}."
-        )
+    check_same_shape("[*B, A]", mean=mean, log_variance=log_variance, noise=noise)
     return mean + (0.5 * log_variance).exp() * noise
 
 

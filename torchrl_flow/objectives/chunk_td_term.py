@@ -1,0 +1,155 @@
+"""The critic of executed chunks in a loss: what it values, what follows, and its squared temporal difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from torch import Tensor
+
+from torchrl_flow.functional._checks import check_at_least, check_one_of
+from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction, reduce_ensemble, take_best
+
+if TYPE_CHECKING:
+    from torchrl_flow.modules import FlowActor, QEnsemble
+
+__all__ = ["ChunkTDTerm", "check_critic_fits"]
+
+
+def check_critic_fits(actor: FlowActor, critic: QEnsemble, num_min_qs: int = 1) -> None:
+    """Refuse a critic of other chunks than those that the actor executes, or of too few members."""
+    ours, theirs = (actor.act_horizon, actor.action_dim), (critic.act_horizon, critic.action_dim)
+    if ours != theirs:
+        raise ValueError(
+            f"the actor executes chunks [act_horizon, action_dim] = {list(ours)} but the critic values "
+            f"{list(theirs)}; build the critic with QEnsemble.for_actor(actor)."
+        )
+    if num_min_qs > critic.num_qs:
+        raise ValueError(f"num_min_qs must be at most num_qs={critic.num_qs}, got {num_min_qs}.")
+
+
+@dataclass(frozen=True)
+class ChunkTDTerm:
+    """Squared temporal difference of each row, ``mean_i (Q_i(s, a) - y)^2``, and what ``y`` bootstraps from.
+
+    ``y = R + gamma^k (1 - terminated) reduce_i Q_target,i(s', a')`` with ``a'`` the best of N chunks of the averaged
+    actor. The discounting is that of the loss's value estimator; all else is here.
+
+    The term owns no network: a loss that holds it passes actor, critic and the parameters to run them with.
+
+    Args:
+        num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
+        target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
+        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
+        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
+        target_num_steps: K of the candidates.
+        augment: let the encoders augment observations.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+    """
+
+    num_min_qs: int = 2
+    target_reduction: EnsembleReduction = "min"
+    kappa: float = -1.0
+    num_action_samples: int = 1
+    target_num_steps: int = 1
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name in ("num_min_qs", "num_action_samples", "target_num_steps"):
+            check_at_least(name, getattr(self, name), 1)
+        check_one_of("target_reduction", self.target_reduction, REDUCTIONS)
+
+    def __call__(self, q: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return each row's error, each row's largest TD error, and metrics.
+
+        Args:
+            q: the members' values ``[num_qs, B]``.
+            target: y, ``[B]``, without a graph.
+
+        Returns:
+            errors ``[B]``; TD errors ``[B]``, detached; ``q_mean``, ``q_std`` (between members), ``q_target_mean`` and
+            ``td_error``, its mean size, detached.
+        """
+        rows = (q - target).square().mean(0)
+        q = q.detach()
+        td_error = (target - q).abs()
+        return (
+            rows,
+            td_error.amax(0),
+            {
+                "q_mean": q.mean(),
+                "q_std": q.std(0, unbiased=False).mean(),
+                "q_target_mean": target.mean(),
+                "td_error": td_error.mean(),
+            },
+        )
+
+    def values(
+        self,
+        critic: QEnsemble,
+        params: TensorDictParams,
+        tensordict: TensorDictBase,
+        action: Tensor,
+        *,
+        detach_features: bool = False,
+    ) -> Tensor:
+        """Return the members' values of executed chunks.
+
+        Args:
+            critic: the critic.
+            params: its parameters, or the target ones.
+            tensordict: the observations ``[*B]``.
+            action: ``[B, H_a, A]`` of the flattened batch, or S for each row, ``[B, S, H_a, A]``.
+            detach_features: keep the gradient from the encoder.
+
+        Returns:
+            ``[num_qs, B]`` or ``[num_qs, B, S]``.
+        """
+        with params.to_module(critic, preserve_module_state=False):
+            features = critic.encoder(*critic.encoder.preprocess(tensordict, augment=self.augment))
+            return critic.q_values(features.detach() if detach_features else features, action).squeeze(-1)
+
+    @torch.no_grad()
+    def chunks(
+        self,
+        actor: FlowActor,
+        params: TensorDictParams,
+        tensordict: TensorDictBase,
+        num: int,
+        steer: Callable[[TensorDictBase, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Draw executed chunks of a flow actor.
+
+        Args:
+            actor: the flow actor.
+            params: its parameters, or the averaged ones.
+            tensordict: the observations ``[*B]``.
+            num: chunks for each of them.
+            steer: what to make of noise from the prior, ``[B, num, H, A]``, before the flow; nothing where ``None``.
+
+        Returns:
+            ``[B, num, H_a, A]``.
+        """
+        with params.to_module(actor, preserve_module_state=False):
+            features = actor.features(tensordict, augment=self.augment)
+            # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
+            shape = (features.shape[0], num, *actor.noise_shape)
+            noise = torch.randn(shape, device=features.device, dtype=features.dtype)
+            noise = noise if steer is None else steer(tensordict, noise)
+            chunks = actor.sample(features, noise, num_steps=self.target_num_steps)
+        return chunks[..., actor.executed_slice, :]
+
+    def reduce(self, q: Tensor, reduction: EnsembleReduction) -> Tensor:
+        """Reduce the members' values ``[num_qs, B]`` to ``[B]``."""
+        draws = torch.rand(q.shape[0], device=q.device)
+        return reduce_ensemble(q, reduction, draws=draws, num_min_qs=self.num_min_qs, kappa=self.kappa)
+
+    def bootstrap(self, q: Tensor) -> Tensor:
+        """Return the value ``[B]`` of the best of N candidates, by the members' values ``[num_qs, B, N]``."""
+        return self.reduce(take_best(q.mean(0), q, dim=1), self.target_reduction)

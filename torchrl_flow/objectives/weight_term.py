@@ -1,0 +1,83 @@
+"""The weights of rows by their advantages in a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchrl_flow.functional.advantage import (
+    AdvantageNorm,
+    Weighting,
+    batch_advantage,
+    effective_sample_size,
+    filtered_weights,
+)
+
+__all__ = ["AdvantageWeightTerm"]
+
+
+@dataclass(frozen=True)
+class AdvantageWeightTerm:
+    """Weights ``w = min(exp(beta A), weight_clip)`` of mean 1 over the rows that are kept, 0 on the others.
+
+    Args:
+        beta: inverse temperature of the weights.
+        weight_clip: bound on ``exp(beta A)``.
+        weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
+        norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
+        center: subtract the mean over the batch; False for values that are relative to a baseline already.
+        threshold: advantage above which a row is kept where only some are kept always.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+    """
+
+    beta: float = 20.0
+    weight_clip: float = 20.0
+    weighting: Weighting = "exp"
+    norm: AdvantageNorm = "none"
+    center: bool = False
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the options: the functionals name what they refuse."""
+        self(torch.zeros(1))
+
+    def __call__(
+        self, value: Tensor, valid: Tensor | None = None, always: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Weigh rows against one another.
+
+        Args:
+            value: what advantages are made of, ``[B]``.
+            valid: ``[B]`` bool, True where a row counts at all; all rows where ``None``.
+            always: ``[B]`` bool, rows to keep whatever their advantage is; where ``None`` all valid rows are kept.
+
+        Returns:
+            weights ``[B]``; which rows are kept, ``None`` for all; and ``effective_sample_size`` of the weights,
+            ``policy_share``, the share of rows kept, and ``advantage_std``, the spread of the values.
+        """
+        weights, kept = filtered_weights(
+            value,
+            beta=self.beta,
+            weight_clip=self.weight_clip,
+            weighting=self.weighting,
+            norm=self.norm,
+            center=self.center,
+            valid=valid,
+            always=always,
+            threshold=self.threshold,
+        )
+        everyone = torch.ones_like(value, dtype=torch.bool) if valid is None else valid
+        deviation = torch.where(everyone, batch_advantage(value, mask=valid), torch.zeros_like(value))
+        return (
+            weights,
+            kept,
+            {
+                "effective_sample_size": effective_sample_size(weights),
+                "policy_share": (everyone if kept is None else kept).sum() / everyone.sum(),
+                "advantage_std": (deviation.square().sum() / everyone.sum()).sqrt(),
+            },
+        )
