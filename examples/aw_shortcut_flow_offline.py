@@ -83,7 +83,7 @@ class Args(RunArgs):
     critic_lr: Positive = 1e-3
     """learning rate of the critic"""
     preset: Literal["recommended", "published"] = "recommended"
-    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if they are not given: those of AWFlowLoss, or
+    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
     those of AWFlowLoss.published"""
     gamma: Fraction | None = None
     """discount of one environment step; by default 0.99, with --preset published 0.9"""
@@ -96,8 +96,8 @@ class Args(RunArgs):
     weight_clip: Positive | None = None
     """upper bound on the advantage weight of a row; by default 20, with --preset published 200"""
     baseline: Literal["batch", "policy"] | None = None
-    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the policy in
-    the same state (by default)"""
+    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the
+    policy in the same state (by default)"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
     the default"""
