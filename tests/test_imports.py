@@ -25,7 +25,7 @@ PACKAGES = {
     "evaluation": {"data", "envs", "figures", "functional", "modules", "util"},
     "options": {"data", "envs", "modules", "runs", "training", "util"},
     "demos": {"data", "envs", "options", "runs", "util"},
-    "recsys": {"data", "envs", "evaluation", "modules", "options", "runs", "training", "util"},
+    "recsys": {"data", "envs", "evaluation", "functional", "modules", "options", "runs", "training", "util"},
     "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "util"},
     "reports": {"evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
     "sweeps": {"figures", "functional", "reports", "runs", "util"},

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_mask, check_one_of, check_positive
+from torchrl_flow.functional.checks import check_at_least, check_mask, check_one_of, check_positive
 
 AdvantageNorm = Literal["none", "std", "mad"]
 """How advantages are scaled: not at all, by their standard deviation, or by their median absolute deviation."""

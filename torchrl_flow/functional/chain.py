@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_one_of, check_same_shape, check_shape
+from torchrl_flow.functional.checks import check_at_least, check_one_of, check_same_shape, check_shape
 
 LogProbReduction = Literal["mean", "sum"]
 """Whether a chain's log-probability is averaged or summed over steps, chunk and action dimensions."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_fraction, check_one_of, check_same_shape
+from torchrl_flow.functional.checks import check_at_least, check_fraction, check_one_of, check_same_shape
 
 __all__ = [
     "ChunkAlignment",

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_one_of, check_shape
+from torchrl_flow.functional.checks import check_one_of, check_shape
 
 EnsembleReduction = Literal["min", "mean", "ucb"]
 """How an ensemble's values become one: minimum over a random subset, mean, or an upper confidence bound."""

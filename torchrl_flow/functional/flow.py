@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_fraction, check_same_shape, check_shape
+from torchrl_flow.functional.checks import check_at_least, check_fraction, check_same_shape, check_shape
 
 VelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [B, *E], t [B], d [B]) -> velocity [B, *E]``."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_one_of, check_positive, check_same_shape
+from torchrl_flow.functional.checks import check_at_least, check_one_of, check_positive, check_same_shape
 
 SteerMode = Literal["full", "act_horizon", "tied"]
 """Which noise a latent policy chooses: all of it, that of the executed steps, or one vector for all steps."""

@@ -12,8 +12,8 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torch.nn import Parameter
 
-from torchrl_flow.functional._checks import check_at_least, check_one_of
 from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
+from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits

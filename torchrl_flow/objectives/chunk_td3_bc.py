@@ -11,7 +11,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import TD3BCLoss
 
-from torchrl_flow.functional._checks import check_one_of
+from torchrl_flow.functional.checks import check_one_of
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
 
 __all__ = ["ChunkTD3BCLoss"]

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase, TensorDictParams
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least, check_one_of
+from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction, reduce_ensemble, take_best
 
 if TYPE_CHECKING:

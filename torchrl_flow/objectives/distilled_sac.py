@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_one_of
+from torchrl_flow.functional.checks import check_one_of
 from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_sac import LatentSACLoss
 

@@ -11,8 +11,8 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_shape
 from torchrl_flow.functional.chain import chunk_transport_cost
+from torchrl_flow.functional.checks import check_shape
 from torchrl_flow.objectives.flow_loss import FlowLossModule
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_flow.functional._checks import check_one_of
+from torchrl_flow.functional.checks import check_one_of
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 

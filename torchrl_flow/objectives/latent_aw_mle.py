@@ -12,7 +12,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_at_least
+from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.functional.ensemble import upper_confidence_bound
 from torchrl_flow.functional.latent import candidate_weights
 from torchrl_flow.objectives.flow_loss import FlowLossModule

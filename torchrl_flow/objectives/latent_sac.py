@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.objectives import SACLoss, ValueEstimators
 from torchrl.objectives.utils import distance_loss
 
-from torchrl_flow.functional._checks import check_one_of
+from torchrl_flow.functional.checks import check_one_of
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
 
 if TYPE_CHECKING:

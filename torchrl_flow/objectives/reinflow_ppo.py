@@ -13,8 +13,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_flow.functional._checks import check_at_least, check_one_of, check_positive, check_shape
 from torchrl_flow.functional.chain import NoiseSchedule, chunk_transport_cost, max_sigma_schedule
+from torchrl_flow.functional.checks import check_at_least, check_one_of, check_positive, check_shape
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
 from torchrl_flow.objectives.held_networks import HeldNetworks
 

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase, TensorDictParams
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_fraction, check_positive, check_shape
+from torchrl_flow.functional.checks import check_fraction, check_positive, check_shape
 from torchrl_flow.functional.flow import (
     consistency_rows,
     interpolate,

@@ -12,7 +12,7 @@ from torchrl.objectives import ValueEstimators
 from torchrl.objectives.utils import dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_flow.functional._checks import check_fraction
+from torchrl_flow.functional.checks import check_fraction
 from torchrl_flow.objectives.flow_loss import FlowLossModule
 
 if TYPE_CHECKING:

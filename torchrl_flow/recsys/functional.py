@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchrl_flow.functional._checks import check_same_shape
+from torchrl_flow.functional.checks import check_same_shape
 
 __all__ = ["binary_auc", "gaussian_kl", "latent_sample", "slate_vae_terms"]
 
