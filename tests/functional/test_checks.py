@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from torchrl_flow.functional import _checks as checks
+from torchrl_flow.functional import checks
 
 
 @pytest.mark.parametrize(
