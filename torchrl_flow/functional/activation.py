@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class _Mish(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         gate, e = _gate(x)
         return grad * (gate + x * (1 - gate * gate) * (e / (1 + e)))
@@ -60,4 +61,5 @@ def mish(x: Tensor) -> Tensor:
         tensor([-0.3034,  0.0000,  0.8651, 50.0000])
     """
     own = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-    return _Mish.apply(x) if own else F.mish(x)  # pyright: ignore[reportReturnType]
+    apply = cast("Callable[[Tensor], Tensor]", _Mish.apply)  # pyright: ignore[reportUnknownMemberType]
+    return apply(x) if own else F.mish(x)

@@ -124,7 +124,7 @@ def invert_noise(
             break
         optimizer.param_groups[0]["lr"] = lr * (final_lr / lr) ** (i / max(1, num_steps - 1))
         (w.grad,) = torch.autograd.grad(loss, [w])
-        optimizer.step()
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
     noise = take_best(-lowest, best)
     return noise, lowest.amin(1).sqrt()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 STATE_GROUPS = ("agent", "extra")
 """The groups of a nested observation that make up its state vector, in order."""
@@ -14,7 +15,7 @@ STATE_GROUPS = ("agent", "extra")
 def _leaves(group: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in group.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*prefix, name))
+            yield from _leaves(cast("Mapping[str, Any]", value), (*prefix, name))
         else:
             yield (*prefix, name), value
 
@@ -57,7 +58,7 @@ def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
         tensor([[0., 0., 0., 1.],
                 [0., 0., 0., 0.]])
     """
-    columns = []
+    columns: list[Tensor] = []
     for group in STATE_GROUPS:
         for path, value in _leaves(observation.get(group, {}), (group,)):
             entry = torch.as_tensor(value[...])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-import torch
+from statistics import NormalDist
 
 __all__ = ["difference_interval", "wilson_interval"]
 
@@ -45,7 +44,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"successes must be between 0 and n={n}, got {successes}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, both excluded, got {confidence}.")
-    z = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)).item()
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate = successes / n
     centre = rate + z * z / (2 * n)
     half_width = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
