@@ -52,6 +52,7 @@ from torchrl_flow.options import (
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
+    AfterSuccess,
     alias_demonstrations,
     load_flow_checkpoint,
     make_training_envs,
@@ -111,9 +112,9 @@ class Args(RunArgs):
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
-    hold_steps: NonNegativeInt = 0
-    """end a training episode, with its reward, after so many successful environment steps in a row; 0 ends it at the
-    first success, and asks nothing of the policy after it"""
+    after_success: AfterSuccess = "end"
+    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
+    step at the goal, and the policy learns to stay there"""
     rollout: Count = 13
     """chunks per environment and iteration"""
     buffer_size: Count = 200_000
@@ -184,11 +185,11 @@ class Learner:
 
 
 def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
-    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
+    """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
     limits: dict[str, Any] = {
         "gamma": args.gamma,
         "max_episode_steps": args.max_episode_steps,
-        "hold_steps": args.hold_steps,
+        "after_success": args.after_success,
     }
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
     return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)

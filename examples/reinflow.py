@@ -58,7 +58,7 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
+from torchrl_flow.policies import AfterSuccess, load_flow_checkpoint, load_policy, make_training_envs
 from torchrl_flow.reports import conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
 from torchrl_flow.training import ChunkRollouts, append_features, finished_success, gradient_step, minibatches
@@ -82,9 +82,9 @@ class Args(RunArgs):
     """refuse a policy of another control mode"""
     max_episode_steps: Count | None = None
     """time limit in training and evaluation; by default the time limit of the policy"""
-    hold_steps: NonNegativeInt = 0
-    """end a training episode, with its reward, after so many successful environment steps in a row; 0 ends it at the
-    first success, and asks nothing of the policy after it"""
+    after_success: AfterSuccess = "end"
+    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
+    step at the goal, and the policy learns to stay there"""
     num_steps: SamplingSteps = 8
     """sampling steps K: a power of two up to 16"""
     total_env_steps: Count = 1_000_000
@@ -151,8 +151,10 @@ class Args(RunArgs):
 
 
 def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
-    """Make the environment to train in, where success ends an episode, and that to evaluate in, where it does not."""
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma", "hold_steps")}
+    """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma", "after_success")
+    }
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
     if checkpoint.task.get("task") == PLANAR:
         options["device"] = args.device

@@ -22,7 +22,6 @@ from torchrl_flow.envs.tasks import (
 )
 from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
 from torchrl_flow.envs.transforms.history import history_transforms
-from torchrl_flow.envs.transforms.hold import HoldSuccess
 from torchrl_flow.envs.transforms.smdp import SMDPChunk
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "PLANAR",
     "BatchUnsupportedError",
     "FrameRecorder",
-    "HoldSuccess",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",

@@ -9,7 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-from torchrl_flow.envs.transforms import HoldSuccess, SMDPChunk, history_transforms
+from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.envs.transforms.frames import FrameRecorder
 
 __all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
@@ -29,7 +29,6 @@ def make_chunk_env(
     gamma: float,
     obs_keys: Sequence[NestedKey] = ("observation",),
     success_key: NestedKey = "success",
-    hold_steps: int = 0,
     **chunk: Any,
 ) -> TransformedEnv:
     """Build the environment in which one step executes a chunk of actions.
@@ -47,8 +46,6 @@ def make_chunk_env(
         gamma: discount of the rewards inside a chunk, in [0, 1].
         obs_keys: observations that get a history dimension.
         success_key: where the env tells success; nothing is copied where the env has no such key.
-        hold_steps: end an episode once success has held for so many env steps
-            (:class:`~torchrl_flow.envs.transforms.HoldSuccess`); 0 leaves its end to the env.
         **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Returns:
@@ -66,8 +63,6 @@ def make_chunk_env(
     per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
-    if hold_steps:
-        per_step.append(HoldSuccess(hold_steps, success_key=success_key))
     per_step.append(FrameRecorder())
     history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
     transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])

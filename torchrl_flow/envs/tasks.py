@@ -87,7 +87,6 @@ def make_task_chunk_env(
     act_horizon: int,
     gamma: float,
     obs_mode: str = "state",
-    hold_steps: int = 0,
     **kwargs: Any,
 ) -> EnvBase:
     """Make the environment of a task in which one step executes a chunk (:func:`make_chunk_env`).
@@ -98,7 +97,6 @@ def make_task_chunk_env(
         act_horizon: number of actions executed per step.
         gamma: discount of the rewards inside a chunk.
         obs_mode: what is observed.
-        hold_steps: end an episode once success has held for so many env steps; 0 leaves its end to the task.
         **kwargs: passed to :func:`make_task_env`.
     """
     # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
@@ -109,7 +107,6 @@ def make_task_chunk_env(
         act_horizon=act_horizon,
         gamma=gamma,
         obs_keys=observation_keys(obs_mode),
-        hold_steps=hold_steps,
         render_last=obs_horizon if renders else None,
     )
 

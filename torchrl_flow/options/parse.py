@@ -18,7 +18,7 @@ Options = TypeVar("Options")
 GROUPS = {
     "start": "policy which init load_critic run stage1 models",
     "data": "data demos num_demos retime quality filter_policy_data cache",
-    "environment": "task obs_mode control_mode max_episode_steps hold_steps env envs num_envs sim_backend",
+    "environment": "task obs_mode control_mode max_episode_steps after_success env envs num_envs sim_backend",
     "network": (
         "network width depth obs_horizon pred_horizon act_horizon hidden_sizes layer_norm num_qs num_min_qs "
         "critic_hidden critic_sizes steer_mode latent_bound num_steps train_encoder mean_bound"

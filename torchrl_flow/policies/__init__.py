@@ -30,6 +30,7 @@ from torchrl_flow.policies.steering import (
     steering_flow,
 )
 from torchrl_flow.policies.training_env import (
+    AfterSuccess,
     evaluation_env_options,
     make_training_env,
     make_training_envs,
@@ -41,6 +42,7 @@ from torchrl_flow.policies.warm_start import warm_start
 __all__ = [
     "LATENT_POLICY",
     "POLICY_KINDS",
+    "AfterSuccess",
     "PolicyKind",
     "RunLabels",
     "alias_demonstrations",

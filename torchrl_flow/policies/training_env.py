@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torchrl.envs import EnvBase
@@ -11,7 +11,11 @@ from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
 from torchrl_flow.policies.checkpoint_env import checkpoint_env
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 
+AfterSuccess = Literal["end", "continue"]
+"""Whether success ends a training episode."""
+
 __all__ = [
+    "AfterSuccess",
     "evaluation_env_options",
     "make_training_env",
     "make_training_envs",
@@ -64,18 +68,18 @@ def make_training_env(
     num_envs: int | None,
     sim_backend: str | None = None,
     planar_envs: int = 256,
-    hold_steps: int = 0,
+    after_success: AfterSuccess = "end",
     **kwargs: Any,
 ) -> EnvBase:
-    """Make the chunk environment of a checkpoint's task in which success ends an episode.
+    """Make the chunk environment of a checkpoint's task to train in.
 
     Args:
         checkpoint: of the policy.
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: see :func:`training_env_options`.
-        hold_steps: end an episode, with its reward, once success has held for so many environment steps; 0 ends it at
-            the first success.
+        after_success: ``"end"`` an episode at its first success, or ``"continue"`` it to the time limit: sparse rewards
+            then pay for every step at the goal.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
@@ -86,10 +90,7 @@ def make_training_env(
     options = training_env_options(
         task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
     )
-    options |= {"ignore_terminations": hold_steps > 0, "hold_steps": hold_steps}
-    if hold_steps and task != PLANAR:
-        options["reconfiguration_freq"] = 0  # Episodes end apart: scenes cannot be rebuilt together.
-    return checkpoint_env(checkpoint, **options, **kwargs)
+    return checkpoint_env(checkpoint, ignore_terminations=after_success == "continue", **options, **kwargs)
 
 
 def evaluation_env_options(
@@ -139,7 +140,7 @@ def make_training_envs(
     sim_backend: str | None = None,
     planar_envs: int = 256,
     episodes: int | None = None,
-    hold_steps: int = 0,
+    after_success: AfterSuccess = "end",
     **kwargs: Any,
 ) -> tuple[EnvBase, EnvBase]:
     """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
@@ -153,7 +154,7 @@ def make_training_envs(
         sim_backend: see :func:`training_env_options`.
         planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
         episodes: of the evaluation.
-        hold_steps: see :func:`make_training_env`; the environment to evaluate in ignores it.
+        after_success: see :func:`make_training_env`; the environment to evaluate in always continues.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
@@ -162,6 +163,6 @@ def make_training_envs(
     task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     found = training_env_options(task, obs_mode=obs_mode, **asked)
-    train_env = make_training_env(checkpoint, **asked, hold_steps=hold_steps, **kwargs)
+    train_env = make_training_env(checkpoint, **asked, after_success=after_success, **kwargs)
     on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
     return train_env, checkpoint_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)
