@@ -15,7 +15,7 @@ PACKAGE = ROOT / "torchrl_flow"
 PACKAGES = {
     "util": set(),
     "functional": set(),
-    "modules": {"functional"},
+    "modules": {"functional", "util"},
     "objectives": {"functional"},
     "data": {"functional", "util"},
     "envs": {"functional", "util"},

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform
 
-__all__ = ["ItemCatalogue"]
+MAX_ITEMS = 10_000_000
+"""Most items of a catalogue that a configuration may ask for."""
+
+__all__ = ["MAX_ITEMS", "ItemCatalogue"]
 
 _FORMAT = "torchrl_flow.item_catalogue"
 

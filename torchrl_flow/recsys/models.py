@@ -157,9 +157,8 @@ class SlateModels:
             raise CheckpointError(
                 f"{checkpoint.path} holds no belief encoder and ranker, only {sorted(checkpoint.roles)}."
             )
-        ranker_config = {**configs["ranker"], "hidden_sizes": tuple(configs["ranker"]["hidden_sizes"])}
-        encoder = BeliefEncoder(BeliefEncoderConfig(**configs["belief_encoder"]))
-        ranker = SlateRanker(SlateRankerConfig(**ranker_config))
+        encoder = BeliefEncoder(BeliefEncoderConfig.from_dict(configs["belief_encoder"], complete=True))
+        ranker = SlateRanker(SlateRankerConfig.from_dict(configs["ranker"], complete=True))
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
         checkpoint.restore(modules={"belief_encoder": encoder, "ranker": ranker, "catalogue": items})

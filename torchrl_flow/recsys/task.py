@@ -234,7 +234,7 @@ def load_state_policy(
     if config is None:
         raise CheckpointError(f"{checkpoint.path} holds no policy of states, only {sorted(checkpoint.roles)}.")
     with building(checkpoint.path, "module_configs.state_policy"):
-        policy = make_state_policy(StatePolicyConfig(**{**config, "hidden_sizes": tuple(config["hidden_sizes"])}))
+        policy = make_state_policy(StatePolicyConfig.from_dict(config))
     checkpoint.restore(modules={"policy": policy})
     return (in_data_units(policy, checkpoint) if data_units else policy).eval(), checkpoint
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 
+from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.normalizer import Normalizer
 
 PolicyKind = Literal["deterministic", "gaussian"]
@@ -20,11 +21,12 @@ __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_st
 
 
 @dataclasses.dataclass(frozen=True)
-class StatePolicyConfig:
+class StatePolicyConfig(Config):
     """All that is needed, beside the weights, to build the networks of an offline baseline.
 
     Raises:
-        ValueError: if the kind is unknown or a size is below 1.
+        ValueError: if the kind is unknown, or a size is below 1 or above its limit
+            (:class:`~torchrl_flow.modules.config.Config`).
     """
 
     state_dim: int
@@ -44,6 +46,7 @@ class StatePolicyConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if self.kind not in ("deterministic", "gaussian"):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
@@ -61,9 +64,8 @@ class StatePolicyConfig:
         """Numbers in an action or a chunk."""
         return self.action_dim * (self.act_horizon or 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return dataclasses.asdict(self)
+    def _weights(self) -> int:
+        return dense_weights([self.observation_size, *self.hidden_sizes, self.action_size])
 
 
 def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None) -> Normalizer:
