@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv
+from torchrl_flow.util.files import write_text
 
 __all__ = ["CheckBatchArgs"]
 
@@ -213,4 +214,4 @@ def _write_table(path: Path, lines: list[str]) -> None:
     if begin not in text or end not in text:
         raise SystemExit(f"{path} has no marks {begin} and {end} for the table to stand between.")
     before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
-    path.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
+    write_text(path, before + begin + "\n" + "\n".join(lines) + "\n" + end + after)

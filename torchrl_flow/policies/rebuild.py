@@ -15,6 +15,7 @@ from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnse
 from torchrl_flow.runs.checkpoint import as_json
 from torchrl_flow.runs.checkpoint_check import building
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.util.differences import differing_fields
 
 LATENT_POLICY = "latent_policy"
 """Role of the latent policy in checkpoints."""
@@ -118,11 +119,8 @@ def require_actor_config(
     given = wanted.config if isinstance(wanted, FlowActor) else wanted
     # As the checkpoint has it, lists in place of tuples.
     values: dict[str, Any] = as_json("wanted", given or {})
-    differing = [
-        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {values[name]!r}"
-        for name in (values if fields is None else fields)
-        if values.get(name) is not None and checkpoint.actor_config.get(name) != values[name]
-    ]
+    names = [name for name in (values if fields is None else fields) if values.get(name) is not None]
+    differing = differing_fields(checkpoint.actor_config, values, names)
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another policy. {'; '.join(differing)}.")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform
+from torchrl_flow.util.files import staged
 
 MAX_ITEMS = 10_000_000
 """Most items of a catalogue that a configuration may ask for."""
@@ -107,7 +108,7 @@ class ItemCatalogue:
 
     def save(self, path: str | Path) -> None:
         """Write the catalogue to an ``.npz`` file."""
-        with Path(path).open("wb") as file:
+        with staged(Path(path)) as part, part.open("wb") as file:
             np.savez(file, format=_FORMAT, embeddings=self.embeddings.cpu().numpy(), num_topics=self.num_topics)
 
     @classmethod

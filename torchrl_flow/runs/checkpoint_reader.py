@@ -21,6 +21,7 @@ from torchrl_flow.runs.checkpoint_check import (
     require_archive,
 )
 from torchrl_flow.training.finite_state import require_finite
+from torchrl_flow.util.differences import differing_fields
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
@@ -306,13 +307,8 @@ def require_task(
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
     """
     wanted = as_json("task_info", dict(task_info))
-    absent = "not recorded"
-    differing = [
-        f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
-        for name, value in wanted.items()
-        if name not in ignore
-        and not (name in optional and name not in checkpoint.task)
-        and checkpoint.task.get(name, absent) != value
-    ]
+    recorded = [name for name in wanted if name in checkpoint.task or name not in optional]
+    names = [name for name in recorded if name not in ignore]
+    differing = differing_fields(checkpoint.task, wanted, names, absent="not recorded")
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

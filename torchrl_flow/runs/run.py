@@ -19,6 +19,7 @@ from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpo
 from torchrl_flow.runs.directory_lock import DirectoryLock
 from torchrl_flow.runs.metrics import RunLogger, WandbMode, as_scalars
 from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
 from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
@@ -170,11 +171,8 @@ class Run:
             )
         before = json.loads(config_file.read_text(encoding="utf-8"))
         # An option that an older version did not have is one that was not given.
-        differing = [
-            f"{name}: {before.get(name)!r} before, {self.config.get(name)!r} now"
-            for name in [*before, *(name for name in self.config if name not in before)]
-            if name not in may_differ and before.get(name) != self.config.get(name)
-        ]
+        names = [name for name in {**before, **self.config} if name not in may_differ]
+        differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
             raise ValueError(
                 f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
