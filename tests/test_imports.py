@@ -27,7 +27,7 @@ PACKAGES = {
     "demos": {"data", "envs", "options", "runs", "util"},
     "recsys": {"data", "envs", "evaluation", "modules", "options", "runs", "training", "util"},
     "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "util"},
-    "reports": {"evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
+    "reports": {"envs", "evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
     "sweeps": {"figures", "functional", "reports", "runs", "util"},
     "offline": {"data", "evaluation", "figures", "recsys", "reports", "runs", "training", "util"},
 }

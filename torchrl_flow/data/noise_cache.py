@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.checks.memmap import MemmapEntry, check_memmap, list_members, load_memmap, require_members
 from torchrl_flow.data.demos.replay import DemoReplayBuffer
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.digest import module_digest
 from torchrl_flow.util.files import part_of, write_json
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
@@ -27,25 +28,6 @@ AliasFn = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 _METADATA, _ROWS = "cache.json", "rows"
 _PART = part_of(Path(_METADATA)).name
-
-
-def module_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state dict: names, shapes, types and every bit of it.
-
-    Examples:
-        >>> import torch
-        >>> layer = torch.nn.Linear(1, 1)
-        >>> before = module_digest(layer)
-        >>> _ = layer.bias.data.add_(1.0)
-        >>> module_digest(layer) == before
-        False
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def data_digest(data: DemoReplayBuffer) -> str:

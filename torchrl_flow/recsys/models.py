@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torchrl_flow.recsys.slate_ranker import SlateRanker, SlateRankerConfig
 from torchrl_flow.recsys.transforms import latent_slate_env
 from torchrl_flow.runs.checkpoint import save_checkpoint
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.util.digest import module_digest
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
@@ -87,8 +87,8 @@ class SlateModels:
         """Hashes of items, belief encoder and ranker, which a data set made with them carries."""
         return {
             "catalogue": self.catalogue.hash,
-            "belief_encoder": _hash(self.encoder),
-            "ranker": _hash(self.ranker),
+            "belief_encoder": module_digest(self.encoder, layout=False)[:16],
+            "ranker": module_digest(self.ranker, layout=False)[:16],
         }
 
     def to(self, device: torch.device | str) -> SlateModels:
@@ -167,11 +167,3 @@ class SlateModels:
         if not isinstance(name, str):
             raise TypeError(f"the task's name must be a text, got {name!r}")
         return cls(name, catalogue, encoder, ranker, quality)
-
-
-def _hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation.group_rollout import Policy
 from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
 from torchrl_flow.evaluation.result import EvaluationResult
@@ -55,8 +56,7 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
 def can_film(env: EnvBase) -> bool:
     """Tell whether an environment can draw frames: ManiSkill without a Vulkan device cannot."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
+    env = base_env(env)
     return callable(getattr(env, "render", None)) and getattr(env, "has_visuals", True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_flow.envs.chunk_env import base_env
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 from torchrl_flow.util.randomness import mix_seeds
 

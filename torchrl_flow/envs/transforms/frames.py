@@ -10,6 +10,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
+from torchrl_flow.envs.unwrap import layers
+
 __all__ = ["FrameRecorder", "as_frames", "find_recorder"]
 
 
@@ -122,9 +124,8 @@ class FrameRecorder(Transform):
 
 def find_recorder(env: EnvBase) -> FrameRecorder | None:
     """Return the recorder among the transforms of ``env``, or None."""
-    while isinstance(env, TransformedEnv):
-        for module in env.transform.modules():
+    for layer in layers(env):
+        for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
             if isinstance(module, FrameRecorder):
                 return module
-        env = env.base_env
     return None

@@ -15,7 +15,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-__all__ = ["carry", "expand_right", "inner_step", "innermost_env", "keep_where", "read", "split_below"]
+from torchrl_flow.envs import unwrap
+
+__all__ = ["carry", "expand_right", "inner_step", "keep_where", "read", "split_below"]
 
 
 def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
@@ -70,13 +72,6 @@ def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedK
             target._set_tuple(key, value, inplace=False, validated=True, non_blocking=False)
 
 
-def innermost_env(env: EnvBase) -> EnvBase:
-    """The env at the bottom of nested ``TransformedEnv``."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
-
-
 def inner_step(
     base_env: EnvBase, transforms: list[Transform], tensordict: Any, alive: Tensor | None = None
 ) -> TensorDictBase:
@@ -104,7 +99,7 @@ def inner_step(
 
 
 def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
-    if isinstance(innermost_env(base_env), BatchedEnvBase):
+    if isinstance(unwrap.base_env(base_env), BatchedEnvBase):
         # A batched env steps whole workers, and fills the rows of the others from whatever entries of the
         # input have an output's name: transforms may have given those another shape.
         tensordict = tensordict.select(*base_env.action_keys, *base_env.state_keys, strict=False)
