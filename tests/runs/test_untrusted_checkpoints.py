@@ -28,7 +28,7 @@ from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.sardine_env import make_sardine_env
 from torchrl_flow.recsys.task import load_state_policy
 from torchrl_flow.runs import CheckpointDirectory, load_checkpoint, save_checkpoint
-from torchrl_flow.training.finite_state import non_finite_entry
+from torchrl_flow.training.finite import non_finite_entry
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchrl_flow.recsys.slate_ranker import SlateRanker, SlateRankerConfig
 from torchrl_flow.recsys.transforms import latent_slate_env
 from torchrl_flow.runs.checkpoint import save_checkpoint
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.runs.restore import restore_module
 from torchrl_flow.util.digest import module_digest
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
@@ -152,16 +154,14 @@ class SlateModels:
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: TrainingCheckpoint) -> SlateModels:
-        configs = checkpoint.module_configs
-        if not {"belief_encoder", "ranker"} <= set(configs):
-            raise CheckpointError(
-                f"{checkpoint.path} holds no belief encoder and ranker, only {sorted(checkpoint.roles)}."
-            )
-        encoder = BeliefEncoder(BeliefEncoderConfig.from_dict(configs["belief_encoder"], complete=True))
-        ranker = SlateRanker(SlateRankerConfig.from_dict(configs["ranker"], complete=True))
+        absent = "{path} holds no belief encoder and ranker, only {roles}."
+        read = functools.partial(BeliefEncoderConfig.from_dict, complete=True)
+        encoder = restore_module(checkpoint, "belief_encoder", read, BeliefEncoder, absent=absent)
+        read = functools.partial(SlateRankerConfig.from_dict, complete=True)
+        ranker = restore_module(checkpoint, "ranker", read, SlateRanker, absent=absent)
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
-        checkpoint.restore(modules={"belief_encoder": encoder, "ranker": ranker, "catalogue": items})
+        checkpoint.restore(modules={"catalogue": items})
         catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task["num_topics"])
         name, quality = checkpoint.task["task"], dict(checkpoint.metadata["quality"])
         if not isinstance(name, str):

@@ -20,7 +20,7 @@ from torchrl_flow.runs.checkpoint_check import (
     check_manifest_fields,
     require_archive,
 )
-from torchrl_flow.training.finite_state import require_finite
+from torchrl_flow.training.finite import buffers_of, require_finite
 from torchrl_flow.util.differences import differing_fields
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
@@ -189,10 +189,8 @@ class TrainingCheckpoint:
         for name, receiver in receivers.items():
             group, _, part = name.partition(".")
             if group in ("module", "optimizer"):
-                live = components[name]
-                # Infinite buffers are an object's own affair: bounds, masks.
-                buffers = {key for key, _ in live.named_buffers()} if isinstance(live, torch.nn.Module) else set()
-                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=buffers)
+                unbounded = buffers_of(components[name])
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=unbounded)
         for name, receiver in receivers.items():
             try:
                 components[name].load_state_dict(receiver.state)
