@@ -20,6 +20,7 @@ from torch import Tensor
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv
 from torchrl_flow.util.files import write_text
+from torchrl_flow.util.torchrl_compat import wrapped_env
 
 __all__ = ["CheckBatchArgs"]
 
@@ -130,7 +131,8 @@ class CheckBatchArgs:
         default: Any = None
         with _nobody_at_the_terminal():
             env = ManiSkillEnv(task, control_mode=default, seed=0, **kwargs)
-        default_mode, supported = env._env.unwrapped.control_mode, env._env.unwrapped.agent.supported_control_modes
+        simulator = wrapped_env(env).unwrapped
+        default_mode, supported = simulator.control_mode, simulator.agent.supported_control_modes
         try:
             env.step(env.rand_action(env.reset()))
         finally:

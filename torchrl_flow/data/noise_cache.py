@@ -37,7 +37,7 @@ def data_digest(data: DemoReplayBuffer) -> str:
     """
     columns = data.store.metadata["columns"]
     sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
-    folding = {key: value for key, value in data._storage.state_dict().items() if key != "gamma"}
+    folding = {key: value for key, value in data.storage.state_dict().items() if key != "gamma"}
     text = json.dumps([sums, folding], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase, StepCounter, Transform
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs import unwrap
+from torchrl_flow.util.torchrl_compat import resets_itself
 
 __all__ = [
     "check_can_skip_rendering",
@@ -24,7 +25,7 @@ __all__ = [
 
 def check_no_autoreset(base_env: EnvBase) -> None:
     """Raises RuntimeError where ``base_env`` resets itself."""
-    if base_env.__dict__.get("_torchrl_native_autoreset", False):
+    if resets_itself(base_env):
         raise RuntimeError(
             "the base env resets itself when an episode ends, which would mix two episodes in a chunk: "
             "switch its native auto-reset off."
