@@ -1,13 +1,14 @@
-"""Hashes of what a network computes."""
+"""Hashes of networks and of files."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["module_digest"]
+__all__ = ["file_digest", "module_digest"]
 
 
 def module_digest(module: nn.Module, *, layout: bool = True) -> str:
@@ -31,4 +32,13 @@ def module_digest(module: nn.Module, *, layout: bool = True) -> str:
         if isinstance(value, Tensor):
             digest.update((f"{name} {value.dtype} {tuple(value.shape)}" if layout else name).encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
     return digest.hexdigest()
