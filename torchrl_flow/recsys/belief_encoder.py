@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import MLP
 
 from torchrl_flow.modules.config import Config
 from torchrl_flow.recsys.catalogue import MAX_ITEMS
@@ -68,11 +69,8 @@ class BeliefEncoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.num_items, config.item_dim)
         self.gru = nn.GRU(config.slate_size * (config.item_dim + 1), config.belief_dim, batch_first=True)
-        self.query = nn.Sequential(
-            nn.Linear(config.belief_dim, config.head_width),
-            nn.ReLU(),
-            nn.Linear(config.head_width, config.item_dim + 1),
-        )
+        width = config.head_width
+        self.query = MLP(config.belief_dim, config.item_dim + 1, num_cells=[width], activation_class=nn.ReLU)
         self.item_bias = nn.Embedding(config.num_items, 1)
         self.slot_bias = nn.Parameter(torch.zeros(config.slate_size))
         nn.init.normal_(self.embedding.weight, std=0.3)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import MLP
 
 from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.recsys.catalogue import MAX_ITEMS
@@ -90,13 +90,6 @@ class SlateRankerConfig(Config):
         return self.num_items * self.item_dim + sum(ends)
 
 
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 class SlateRanker(nn.Module):
     """Encode slates with their clicks as latents, decode latents as slates.
 
@@ -124,8 +117,8 @@ class SlateRanker(nn.Module):
         size, dim, hidden = config.slate_size, config.item_dim, list(config.hidden_sizes)
         self.embedding = nn.Embedding(config.num_items, dim)
         nn.init.normal_(self.embedding.weight, std=0.3)
-        self.encoder = _mlp([size * (dim + 1), *hidden, 2 * config.latent_dim])
-        self.decoder = _mlp([config.latent_dim, *reversed(hidden), size * (dim + 1)])
+        self.encoder = MLP(size * (dim + 1), 2 * config.latent_dim, num_cells=hidden, activation_class=nn.ReLU)
+        self.decoder = MLP(config.latent_dim, size * (dim + 1), num_cells=hidden[::-1], activation_class=nn.ReLU)
         self.box = LatentActionBox(config.latent_dim)
 
     @property

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 
 from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.normalizer import Normalizer
@@ -83,10 +82,10 @@ class _StateMLP(nn.Module):
         super().__init__()
         self.normalizer = normalizer
         self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise([inputs, *config.hidden_sizes]):
-            layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden_sizes[-1], outputs))
+        hidden, options = list(config.hidden_sizes), {}
+        if norm:
+            options = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": size} for size in hidden]}
+        self.layers = MLP(inputs, outputs, num_cells=hidden, activation_class=nn.ReLU, **options)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         state = self.normalizer(observation, "'observation'")

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
-from torch import nn
+from torchrl.modules import MLP
 
 from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.config import Config, dense_weights
@@ -63,12 +63,7 @@ class StateValue(TensorDictModuleBase):
         if min(hidden_sizes, default=1) < 1:
             raise ValueError(f"hidden_sizes must be at least 1, got {tuple(hidden_sizes)}.")
         self.encoder = encoder
-        layers: list[nn.Module] = []
-        size_in = encoder.out_features
-        for size in hidden_sizes:
-            layers += [nn.Linear(size_in, size), Mish()]
-            size_in = size
-        self.head = nn.Sequential(*layers, nn.Linear(size_in, 1))
+        self.head = MLP(encoder.out_features, 1, num_cells=list(hidden_sizes), activation_class=Mish)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
