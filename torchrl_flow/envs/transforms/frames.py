@@ -26,6 +26,7 @@ def as_frames(images: Any) -> np.ndarray:
         ValueError: if the values are not uint8 or no dimension holds 3 channels.
 
     Examples:
+        >>> import torch
         >>> as_frames(torch.zeros(3, 8, 10, dtype=torch.uint8)).shape
         (1, 8, 10, 3)
     """
