@@ -108,10 +108,10 @@ def prepare(args: Args, env: str) -> None:
     """Make the models and the data of an environment where they are missing."""
     models = SlateModelsArgs(env=env)
     if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
-        models()
+        print(models())
     collect = collection(args, env)
     if not collect.path.exists():
-        collect()
+        print(collect())
 
 
 def variant_name(algorithm: str, env: str) -> str:

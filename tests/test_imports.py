@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ PACKAGE = ROOT / "torchrl_flow"
 PACKAGES = {
     "util": set(),
     "functional": set(),
-    "modules": {"functional"},
+    "modules": {"functional", "util"},
     "objectives": {"functional"},
     "data": {"functional", "util"},
     "envs": {"functional", "util"},
@@ -27,7 +28,7 @@ PACKAGES = {
     "demos": {"data", "envs", "options", "runs", "util"},
     "recsys": {"data", "envs", "evaluation", "functional", "modules", "options", "runs", "training", "util"},
     "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "util"},
-    "reports": {"evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
+    "reports": {"envs", "evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
     "sweeps": {"figures", "functional", "reports", "runs", "util"},
     "offline": {"data", "evaluation", "figures", "recsys", "reports", "runs", "training", "util"},
 }
@@ -101,6 +102,20 @@ def test_importing_the_library_does_not_import_optional_packages():
     assert out.stdout.strip() == "[]", out.stdout
 
 
+def test_no_file_imports_one_that_imports_it():
+    """Imports inside of functions count: they would hide a circle."""
+    paths = [path for package in PACKAGES for path in files(package)]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    graph = {
+        module: {name.rpartition(".")[0] for name in imported_names(path)} & set(modules)
+        for module, path in modules.items()
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_exist_and_are_documented(package):
     module = __import__(f"torchrl_flow.{package}", fromlist=["__all__"])
@@ -111,3 +126,12 @@ def test_public_names_exist_and_are_documented(package):
         value = getattr(module, name)
         if callable(value) and getattr(value, "__module__", "").startswith("torchrl_flow"):
             assert value.__doc__, f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_library_prints_nothing(package):
+    """Commands and scripts print; the library returns, warns or logs."""
+    for path in files(package):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        lines = [node.lineno for node in calls if ast.unparse(node.func) == "print"]
+        assert not lines, f"{path.relative_to(ROOT)} prints in lines {lines}"

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from torchrl_flow.data import DataError, DataWarning, DemoStore
+from torchrl_flow.data import DataError, DataWarning, read_maniskill
 from torchrl_flow.data.demos.trajectory_json import as_whole_number
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_fields_that_are_not_needed_have_a_default(write_maniskill, tmp_path, ki
     path = edit(write_maniskill(), READ[kind])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        store = DemoStore.from_maniskill(path, tmp_path / "store")
+        store = read_maniskill(path, tmp_path / "store")
     assert store.num_episodes == 3
     seeds = store.episodes["seed"].tolist()
     assert seeds == ([-1, -1, -1] if "episode_seed" in kind else [100, 101, 102])
@@ -105,7 +105,7 @@ def test_fields_that_are_needed_are_refused_by_name_and_value(write_maniskill, t
     if text is not None:
         path.with_suffix(".json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message) as error:
-        DemoStore.from_maniskill(path, tmp_path / "store")
+        read_maniskill(path, tmp_path / "store")
     assert path.stem in str(error.value)
 
 
@@ -131,7 +131,7 @@ def test_a_missing_control_mode_is_unknown_or_that_of_the_environment(
         for episode, value in zip(info["episodes"], (*episodes, None), strict=True):
             episode.pop("control_mode") if value is None else episode.update(control_mode=value)
 
-    store = DemoStore.from_maniskill(edit(write_maniskill(), change), tmp_path / "store")
+    store = read_maniskill(edit(write_maniskill(), change), tmp_path / "store")
     assert store.task_info["control_mode"] == mode
 
 
@@ -141,10 +141,8 @@ def test_a_json_is_read_in_its_encoding_whatever_the_locale(write_maniskill, tmp
     info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     info["source"] = "démonstration 示范"
     path.with_suffix(".json").write_bytes(json.dumps(info, ensure_ascii=False).encode(encoding))
-    code = (
-        "import sys; from torchrl_flow.data import DemoStore; s = DemoStore.from_maniskill(sys.argv[1], sys.argv[2]);"
-    )
-    code += "print(DemoStore.open(s.root).num_episodes)"
+    code = "import sys; from torchrl_flow.data import read_maniskill; s = read_maniskill(sys.argv[1], sys.argv[2]);"
+    code += "print(s.num_episodes)"
     locale = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "store")]
     out = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, check=False)
@@ -173,7 +171,7 @@ def test_what_is_not_read_is_named_at_each_opening(write_maniskill, rgb_trajecto
     path = blind(write_maniskill, rgb_trajectory, mode, entries)
     for _ in range(2):
         with pytest.warns(DataWarning, match=message):
-            DemoStore.from_maniskill(path, tmp_path / "store")
+            read_maniskill(path, tmp_path / "store")
 
 
 def without_success(path, *, rewards=True, fail=False):
@@ -190,7 +188,7 @@ def without_success(path, *, rewards=True, fail=False):
 
 def test_rewards_without_success_are_kept_and_no_success_is_made_up(write_maniskill, tmp_path):
     with pytest.warns(DataWarning, match="no `success`.*recorded rewards are kept"):
-        store = DemoStore.from_maniskill(without_success(write_maniskill()), tmp_path / "store")
+        store = read_maniskill(without_success(write_maniskill()), tmp_path / "store")
     assert store.num_episodes == 3
     assert not store.has_success
     assert not store.steps["success"].any()
@@ -201,7 +199,7 @@ def test_rewards_without_success_are_kept_and_no_success_is_made_up(write_manisk
 def test_failures_alone_are_ends_and_rewards(write_maniskill, tmp_path):
     path = without_success(write_maniskill(), rewards=False, fail=True)
     with pytest.warns(DataWarning, match="rewards are -1 where it failed"):
-        store = DemoStore.from_maniskill(path, tmp_path / "store")
+        store = read_maniskill(path, tmp_path / "store")
     assert store.episode(1)["reward"].flatten().tolist() == [0, 0, 0, -1]
     assert store.episode(1)["terminated"].flatten().tolist() == [False, False, False, True]
 
@@ -211,22 +209,22 @@ def test_a_trajectory_without_success_among_others_is_left_out(write_maniskill, 
     with h5py.File(path, "r+") as file:
         del file["traj_1/success"]
     with pytest.warns(DataWarning, match="1 episode.*traj_1"):
-        store = DemoStore.from_maniskill(path, tmp_path / "store")
+        store = read_maniskill(path, tmp_path / "store")
     assert store.num_episodes == 2
 
 
 def test_double_precision_becomes_single(write_maniskill, make_trajectory, tmp_path):
     entry = make_trajectory(5)
     entry["obs"], entry["actions"] = entry["obs"].astype(np.float64), entry["actions"].astype(np.float64)
-    store = DemoStore.from_maniskill(write_maniskill([entry]), tmp_path / "store")
+    store = read_maniskill(write_maniskill([entry]), tmp_path / "store")
     assert {str(store.frames["observation"].dtype), str(store.steps["action"].dtype)} == {"torch.float32"}
     entry["obs"][3, 1] = 1e300
     with pytest.raises(DataError, match=r"`obs.*` is not finite \(first at row 3\)"):
-        DemoStore.from_maniskill(write_maniskill([entry], name="b"), tmp_path / "b")
+        read_maniskill(write_maniskill([entry], name="b"), tmp_path / "b")
 
 
 def test_fewer_demonstrations_than_asked_for_are_said(write_maniskill, tmp_path):
     path = write_maniskill()
     for _ in range(2):
         with pytest.warns(DataWarning, match="5 demonstrations were asked for and there are 3"):
-            DemoStore.from_maniskill(path, tmp_path / "store", max_episodes=5)
+            read_maniskill(path, tmp_path / "store", max_episodes=5)

@@ -95,7 +95,7 @@ def test_a_kill_during_the_merge_is_mended(tmp_path, whole, monkeypatch):
         source.rename(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("torchrl_flow.demos.ledger._publish", replace)
+        patch.setattr("torchrl_flow.demos.ledger.publish", replace)
         with pytest.raises(KeyboardInterrupt):
             ledger.merge(INFO, {"control_mode": "x"})
     assert replaced == [path]

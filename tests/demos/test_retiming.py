@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.data import DemoReplayBuffer, read_maniskill
 from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations
 from torchrl_flow.demos.planner import Motion
 from torchrl_flow.demos.retiming import Retiming, resample_path
@@ -130,7 +130,7 @@ def test_retimed_demonstrations_are_faster_and_solve_the_task(demos):
 
 @needs_maniskill
 def test_pushed_steps_are_marked_and_not_imitated(demos, tmp_path):
-    store = DemoStore.from_maniskill(demos["pushed"].path, tmp_path / "store")
+    store = read_maniskill(demos["pushed"].path, tmp_path / "store")
     perturbed = store.steps["perturbed"].squeeze(-1)
     assert 0.05 < perturbed.float().mean() < 0.8
     buffer = DemoReplayBuffer(store, pred_horizon=8, act_horizon=4, obs_horizon=1, mask_padding=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow.commands import EvaluateArgs
+from torchrl_flow.commands.evaluate import EvaluateArgs
 from torchrl_flow.envs import PlanarPickPlaceEnv
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.policies import checkpoint_env, load_acting_policy

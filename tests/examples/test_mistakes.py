@@ -20,7 +20,7 @@ import pytest
 import torch
 import tyro
 
-from torchrl_flow.commands import EvaluateArgs
+from torchrl_flow.commands.evaluate import EvaluateArgs
 from torchrl_flow.demos import MakeDemosArgs, make_demonstrations
 from torchrl_flow.envs import PlanarPickPlaceEnv, task_info
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor

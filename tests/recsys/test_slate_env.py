@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -310,3 +311,15 @@ def test_returns_equal_those_of_another_implementation(name, expected):
 def test_what_makes_no_sense_is_refused(make):
     with pytest.raises(ValueError, match=r"must|cannot|topic"):
         make()
+
+
+def test_a_catalogue_that_would_fill_the_memory_is_not_unpacked(tmp_path):
+    items = {"format": "torchrl_flow.item_catalogue", "num_topics": 2}
+    np.savez_compressed(tmp_path / "a.npz", embeddings=np.zeros((2**15, 2**10), np.float32), **items)
+    with pytest.raises(ValueError, match=r"a\.npz holds no item catalogue, or a damaged one: .*unpack"):
+        ItemCatalogue.load(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", x=np.zeros(2))
+    with pytest.raises(ValueError, match=r"b\.npz holds no item catalogue"):
+        ItemCatalogue.load(tmp_path / "b.npz")
+    with pytest.raises(FileNotFoundError, match=r"c\.npz"):
+        ItemCatalogue.load(tmp_path / "c.npz")

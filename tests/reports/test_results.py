@@ -124,7 +124,7 @@ def test_a_kill_between_memory_and_table_neither_loses_nor_doubles_a_row(tmp_pat
     path, run = tmp_path / "results.csv", tmp_path / "run"
     record_results(path, [ROW], directory=run)
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_replace", killed)
+        patch.setattr(results, "write_text", killed)
         with pytest.raises(Killed):
             record_results(path, [{**ROW, "return": 1.0}], directory=run)
     assert [row["return"] for row in rows(path)] == ["12.5"]

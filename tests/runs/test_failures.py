@@ -19,6 +19,7 @@ from torchrl_flow.data import (
     Episode,
     cut_after_success,
     drop_idle_steps,
+    read_maniskill,
 )
 from torchrl_flow.envs import ManiSkillWrapper, make_chunk_env
 
@@ -66,7 +67,7 @@ def test_offline_rows_equal_online_ones(tmp_path, kind, act_horizon):
     base = ManiSkillWrapper(FailingManiSkill(1, max_episode_steps=6), seed=0)
     entry = record(base, ACTIONS[kind])
     assert entry["fail"].any() == ("failure" in kind)
-    store = DemoStore.from_maniskill(write(tmp_path / "t.h5", [entry]), tmp_path / "store")
+    store = read_maniskill(write(tmp_path / "t.h5", [entry]), tmp_path / "store")
     options = {"act_horizon": act_horizon, "gamma": 0.9}
     demos = DemoReplayBuffer(store, pred_horizon=4, **options)
 
@@ -179,7 +180,7 @@ def test_a_task_of_maniskill_that_can_fail(tmp_path):
     entry = {"obs": torch.stack(frames).numpy(), "actions": np.stack(actions), "fail": np.array(fails)}
     entry["rewards"] = torch.stack([outcome["reward"] for outcome in outcomes]).flatten().numpy()
     with pytest.warns(DataWarning, match="has no `success`"):
-        store = DemoStore.from_maniskill(write(tmp_path / "t.h5", [entry], **mode), tmp_path / "store")
+        store = read_maniskill(write(tmp_path / "t.h5", [entry], **mode), tmp_path / "store")
     assert store.task_info["reward_mode"] == "normalized_dense"
     assert not store.has_success
     rows = DemoReplayBuffer(store, pred_horizon=1, act_horizon=1)[:]["next"]

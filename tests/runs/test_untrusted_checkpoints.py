@@ -19,15 +19,16 @@ from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDic
 
 from tests.doctored import TABLES, Payload
 from torchrl_flow.data import DataError
-from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+from torchrl_flow.modules import FlowActorConfig, StatePolicyConfig, make_flow_actor
 from torchrl_flow.offline import offline_task
-from torchrl_flow.policies import load_policy
+from torchrl_flow.policies import load_critic, load_latent_policy, load_policy
 from torchrl_flow.recsys import BeliefEncoder, BeliefEncoderConfig, ItemCatalogue, SlateRanker, SlateRankerConfig
 from torchrl_flow.recsys.collect import relabel_slates
 from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.sardine_env import make_sardine_env
+from torchrl_flow.recsys.task import load_state_policy
 from torchrl_flow.runs import CheckpointDirectory, load_checkpoint, save_checkpoint
-from torchrl_flow.training.finite_state import non_finite_entry
+from torchrl_flow.training.finite import non_finite_entry
 
 
 @pytest.fixture
@@ -506,6 +507,10 @@ def test_the_name_of_an_environment_imports_nothing():
         ({"width": -3}, "width"),
         ({"network": "pickle"}, "pickle"),
         ({"pred_horizon": None}, "NoneType"),
+        ({"colour": 1, "widht": 8}, "Did you mean width?"),
+        ({"depth": 10**6}, "depth=1000000 in a FlowActorConfig is above its limit of 1000"),
+        ({"width": 10**6}, "width=1000000 in a FlowActorConfig is above its limit of 100000"),
+        ({"width": 10**5, "depth": 100}, "above the limit of 2147483648"),
     ],
 )
 def test_a_policy_that_cannot_be_built_is_refused_with_the_field(tmp_path, change, part):
@@ -515,6 +520,34 @@ def test_a_policy_that_cannot_be_built_is_refused_with_the_field(tmp_path, chang
         tmp_path / "a.torchrl", modules={"policy": make_flow_actor(config)}, actor_config=fields, rng=False
     )
     refused(lambda: load_policy(path), str(path), "'actor_config'", part)
+
+
+@pytest.mark.parametrize("part", ["critic", "latent_policy", "state_policy"])
+def test_a_module_of_absurd_size_is_refused_before_it_is_allocated(tmp_path, part):
+    config = FlowActorConfig(action_dim=2, state_dim=3, width=8, depth=1)
+    described = StatePolicyConfig(3, 2).to_dict() if part == "state_policy" else {}
+    actor = make_flow_actor(config)
+    path = save_checkpoint(
+        tmp_path / "a.torchrl",
+        modules={"policy": actor},
+        actor_config=config.to_dict(),
+        metadata={"module_configs": {part: {**described, "hidden_sizes": [10**6]}}},
+        rng=False,
+    )
+    load = {
+        "critic": lambda: load_critic(path, actor),
+        "latent_policy": lambda: load_latent_policy(path, actor),
+        "state_policy": lambda: load_state_policy(path),
+    }[part]
+    refused(load, str(path), f"module_configs.{part}", "hidden_sizes=1000000", "limit of 100000")
+
+
+def test_slate_models_of_absurd_size_are_refused_before_they_are_allocated(slate_models):
+    def change(entries, manifest):
+        manifest["metadata"]["metadata"]["module_configs"]["ranker"]["item_dim"] = 10**9
+
+    edit(slate_models, change)
+    refused(lambda: SlateModels.load(slate_models), str(slate_models), "item_dim=1000000000", "limit of 100000")
 
 
 def test_a_file_of_data_does_not_choose_what_is_imported(tmp_path):

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv
+from torchrl_flow.util.files import write_text
+from torchrl_flow.util.torchrl_compat import wrapped_env
 
 __all__ = ["CheckBatchArgs"]
 
@@ -129,7 +131,8 @@ class CheckBatchArgs:
         default: Any = None
         with _nobody_at_the_terminal():
             env = ManiSkillEnv(task, control_mode=default, seed=0, **kwargs)
-        default_mode, supported = env._env.unwrapped.control_mode, env._env.unwrapped.agent.supported_control_modes
+        simulator = wrapped_env(env).unwrapped
+        default_mode, supported = simulator.control_mode, simulator.agent.supported_control_modes
         try:
             env.step(env.rand_action(env.reset()))
         finally:
@@ -213,4 +216,4 @@ def _write_table(path: Path, lines: list[str]) -> None:
     if begin not in text or end not in text:
         raise SystemExit(f"{path} has no marks {begin} and {end} for the table to stand between.")
     before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
-    path.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
+    write_text(path, before + begin + "\n" + "\n".join(lines) + "\n" + end + after)

@@ -14,7 +14,7 @@ __all__ = ["COMMANDS", "main", "program_name"]
 
 
 class Command(NamedTuple):
-    """A command whose arguments are a dataclass with ``__call__``."""
+    """A command whose arguments are a dataclass with ``__call__``, which returns a text to print or the exit status."""
 
     where: str
     """module:class"""
@@ -184,6 +184,8 @@ def _call(name: str, rest: list[str], program: str) -> None:
         with refusals_in_one_line():
             print(make_demonstrations(command).summary())
         return
-    status = command()
-    if status:
-        raise SystemExit(status)
+    outcome = command()
+    if isinstance(outcome, str):
+        print(outcome)
+    elif outcome:
+        raise SystemExit(outcome)

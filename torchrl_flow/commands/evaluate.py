@@ -24,6 +24,7 @@ from torchrl_flow.reports.conclusion import conclude
 from torchrl_flow.reports.results import record_results
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
 from torchrl_flow.runs.run import EVALUATION
+from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 
 __all__ = ["EvaluateArgs"]
@@ -186,7 +187,8 @@ class EvaluateArgs:
         task = offline_task(data, self.models or config.get("models"), **options)
         sizes = {"state_dim": task.state_dim, "action_dim": task.action_dim}
         described = checkpoint.module_configs.get("state_policy") or checkpoint.actor_config
-        differing = [f"{k}: the policy's {described[k]}, here {v}" for k, v in sizes.items() if described.get(k) != v]
+        form = "{name}: the policy's {found}, here {wanted}"
+        differing = differing_fields(described, sizes, sizes, form=form)
         if differing:
             raise SystemExit(f"{data} is not what {checkpoint.path} was trained on. {'; '.join(differing)}.")
         return task

@@ -11,39 +11,23 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.checks.memmap import MemmapEntry, check_memmap, list_members, load_memmap, require_members
 from torchrl_flow.data.demos.replay import DemoReplayBuffer
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.util.platform import replace
+from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.digest import module_digest
+from torchrl_flow.util.files import part_of, write_json
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
 
 AliasFn = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """``(rows [n], generator) -> latent [n, S, A], residual [n]``."""
 
-_METADATA, _PART, _ROWS = "cache.json", ".cache.json.part", "rows"
-
-
-def module_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state dict: names, shapes, types and every bit of it.
-
-    Examples:
-        >>> import torch
-        >>> layer = torch.nn.Linear(1, 1)
-        >>> before = module_digest(layer)
-        >>> _ = layer.bias.data.add_(1.0)
-        >>> module_digest(layer) == before
-        False
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+_METADATA, _ROWS = "cache.json", "rows"
+_PART = part_of(Path(_METADATA)).name
 
 
 def data_digest(data: DemoReplayBuffer) -> str:
@@ -53,7 +37,7 @@ def data_digest(data: DemoReplayBuffer) -> str:
     """
     columns = data.store.metadata["columns"]
     sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
-    folding = {key: value for key, value in data._storage.state_dict().items() if key != "gamma"}
+    folding = {key: value for key, value in data.storage.state_dict().items() if key != "gamma"}
     text = json.dumps([sums, folding], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -115,12 +99,7 @@ class NoiseCache:
         found = read_json(self.root / _METADATA)
         if not isinstance(found, dict):
             raise DataError(f"{self.root / _METADATA} is no JSON object, so not of a cache: remove the cache.")
-        keys = dict.fromkeys([*self.identity, *found])
-        differing = [
-            f"{key}: {found.get(key)!r} there, {self.identity.get(key)!r} here"
-            for key in keys
-            if found.get(key) != self.identity.get(key)
-        ]
+        differing = differing_fields(found, self.identity, form="{name}: {found!r} there, {wanted!r} here")
         if differing:
             raise DataError(
                 f"{self.root} holds the latents of something else. {'; '.join(differing)}. Give another directory, or "
@@ -138,9 +117,7 @@ class NoiseCache:
         self.root.mkdir(parents=True, exist_ok=True)
         table.memmap(str(self.root / _ROWS))
         # Last and whole: a directory without it is one that was never finished being made.
-        staged = self.root / _PART
-        staged.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
-        replace(staged, self.root / _METADATA)
+        write_json(self.root / _METADATA, self.identity)
 
     def _open(self) -> TensorDict:
         try:

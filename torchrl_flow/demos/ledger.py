@@ -14,8 +14,8 @@ import numpy as np
 
 from torchrl_flow.data.checks.hdf5 import check_hdf5
 from torchrl_flow.demos.recording import RecordedEpisode
-from torchrl_flow.util.files import write_json
-from torchrl_flow.util.platform import flush, replace
+from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.files import part_of, publish, staged, write_json
 
 __all__ = ["Attempt", "DemoLedger"]
 
@@ -73,10 +73,8 @@ class DemoLedger:
         if not (self.parts / "settings.json").exists():
             write_json(self.parts / "settings.json", self.settings, indent=1)
         if episode is not None:
-            temporary = self._part(attempt.seed).with_suffix(".tmp")
-            with h5py.File(temporary, "w", track_order=True) as file:
+            with staged(self._part(attempt.seed)) as part, h5py.File(part, "w", track_order=True) as file:
                 _write_episode(file.create_group("traj", track_order=True), episode)
-            _publish(temporary, self._part(attempt.seed))
         write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__, indent=1)
         self.attempts[attempt.seed] = attempt
 
@@ -87,9 +85,9 @@ class DemoLedger:
             info: ``env_info`` and other top-level entries of the ``.json``.
             episode_info: entries that all episodes have in common.
         """
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        part, json_part = part_of(self.path), part_of(self.json_path)
         episodes = []
-        with h5py.File(temporary, "w", track_order=True) as file:
+        with h5py.File(part, "w", track_order=True) as file:
             for number, attempt in enumerate(self.done):
                 self._copy(attempt.seed, file, f"traj_{number}")
                 episodes.append(
@@ -104,11 +102,10 @@ class DemoLedger:
                 )
         attempts = [self.attempts[seed].__dict__ for seed in sorted(self.attempts)]
         made = {"settings": self.settings, "attempts": attempts}
-        temporary_json = self.json_path.with_name(f".{self.json_path.name}.tmp")
-        write_json(temporary_json, {**info, "make_demos": made, "episodes": episodes}, indent=1)
+        write_json(json_part, {**info, "make_demos": made, "episodes": episodes}, indent=1)
         # The .json comes last: while it is the old one, the parts are still there to merge again.
-        _publish(temporary, self.path)
-        _publish(temporary_json, self.json_path)
+        publish(part, self.path)
+        publish(json_part, self.json_path)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _copy(self, seed: int, file: h5py.File, name: str) -> None:
@@ -150,15 +147,11 @@ class DemoLedger:
                 yield attempt
 
     def _compare(self, found: Mapping[str, Any], where: Path) -> None:
-        keys = sorted({*found, *self.settings})
-        differ = [
-            f"{key} ({found.get(key)!r} there, {self.settings.get(key)!r} now)"
-            for key in keys
-            if found.get(key) != self.settings.get(key)
-        ]
-        if differ:
+        names, form = sorted({*found, *self.settings}), "{name} ({found!r} there, {wanted!r} now)"
+        differing = differing_fields(found, self.settings, names, form=form)
+        if differing:
             raise ValueError(
-                f"{where} was made with other settings: {', '.join(differ)}. Give another out_dir, or remove it."
+                f"{where} was made with other settings: {', '.join(differing)}. Give another out_dir, or remove it."
             )
 
 
@@ -184,8 +177,3 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
     # One frame a chunk, so that reading a frame does not unpack others.
     options = {"compression": "gzip", "compression_opts": 4, "chunks": (1, *value.shape[1:])} if image else {}
     group.create_dataset(name, data=value, **options)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    flush(temporary)
-    replace(temporary, path)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
-import torch
 
 from torchrl_flow.demos.recording import RebuiltEnv, RecordedEpisode, RecordingEnv, equal_trees
+from torchrl_flow.util.randomness import isolated_rng
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = [
@@ -134,7 +133,7 @@ class Recorder:
         Raises:
             DemonstrationError: when a stage fails; the same seed then always does.
         """
-        with _seeded(seed):
+        with isolated_rng(seed):
             motion = self._convert(seed, self._plan(seed))
             perturbed, may_fail = None, False
             if self._transform is not None:
@@ -287,21 +286,6 @@ def _clip(command: np.ndarray) -> bool:
     if norm > 1:
         command[3:] /= norm
     return bool(fits and norm <= 1)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Global random state as a function of the seed inside, as it was outside."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
 
 
 def _flag(info: Mapping[str, Any], key: str) -> bool:

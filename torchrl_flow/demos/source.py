@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from torchrl_flow.demos.make import make_demonstrations
 from torchrl_flow.envs import collect_demonstrations
 from torchrl_flow.envs.task_identity import PLANAR
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["DemoSource"]
 
@@ -141,7 +144,7 @@ class DemoSource:
                 quality=quality,
             )
         )
-        print(report.summary())
+        _log.info(report.summary())
         return report.path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_flow.envs.chunk_env import base_env, make_chunk_env, reset_with_seeds
+from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
 from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
 from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
 from torchrl_flow.envs.maniskill.env import ManiSkillEnv
@@ -23,6 +23,7 @@ from torchrl_flow.envs.tasks import (
 from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
 from torchrl_flow.envs.transforms.history import history_transforms
 from torchrl_flow.envs.transforms.smdp import SMDPChunk
+from torchrl_flow.envs.unwrap import base_env
 
 __all__ = [
     "DEMO_QUALITIES",

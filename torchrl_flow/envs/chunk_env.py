@@ -11,6 +11,7 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.envs.transforms.frames import FrameRecorder
+from torchrl_flow.envs.unwrap import base_env
 
 __all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
 
@@ -67,16 +68,6 @@ def make_chunk_env(
     history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
     transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])
     return TransformedEnv(base_env, transforms)
-
-
-def base_env(env: EnvBase) -> EnvBase:
-    """Return the environment below all transforms, which holds the state of the simulation and is what to checkpoint.
-
-    A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
-    """
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
 
 
 def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchrl.data.tensor_specs import Bounded
 from torchrl.envs import EnvBase
 
-from torchrl_flow.envs.chunk_env import base_env
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = [

@@ -13,11 +13,14 @@ from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.runs.checkpoint import as_json
-from torchrl_flow.runs.checkpoint_check import building
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.restore import ACTOR_CONFIG, module_config, open_checkpoint, restore_module
+from torchrl_flow.util.differences import differing_fields
 
 LATENT_POLICY = "latent_policy"
 """Role of the latent policy in checkpoints."""
+
+_NO_FLOW = "{path} does not say how its policy is built (no actor_config)."
 
 __all__ = [
     "LATENT_POLICY",
@@ -30,28 +33,16 @@ __all__ = [
 ]
 
 
-def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
-    """Return the checkpoint itself, or open the file or the run that is named.
-
-    Args:
-        source: checkpoint, its file, or the directory of a run.
-        which: of a run, the last checkpoint or the best one.
-    """
-    if isinstance(source, TrainingCheckpoint):
-        return source
-    return load_checkpoint(source, which=which)
-
-
 def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
     """Return the description of a checkpoint's flow, with the number of sampling steps that it was trained to act with.
 
     Raises:
         CheckpointError: if the checkpoint holds no flow policy.
     """
-    if not checkpoint.actor_config:
-        raise CheckpointError(f"{checkpoint.path} does not say how its policy is built (no actor_config).")
-    with building(checkpoint.path, "actor_config"):
-        config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    return _as_trained(checkpoint, module_config(checkpoint, ACTOR_CONFIG, FlowActorConfig.from_dict, absent=_NO_FLOW))
+
+
+def _as_trained(checkpoint: TrainingCheckpoint, config: FlowActorConfig) -> FlowActorConfig:
     # Older files of steered flows have the K of --num-steps among the script's arguments alone.
     steered = LATENT_POLICY in checkpoint.module_configs
     num_steps = checkpoint.config.get("num_steps") if steered else None
@@ -93,12 +84,14 @@ def rebuild_flow(
     checkpoint: TrainingCheckpoint, *, role: str | None = None, device: torch.device | str = "cpu"
 ) -> FlowActor:
     """Rebuild the flow of a checkpoint, steered or not; see :func:`load_policy`."""
-    config = flow_config(checkpoint)
-    with building(checkpoint.path, "actor_config"):
-        actor = make_flow_actor(config)
-    if role is None:
-        role = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
-    checkpoint.restore(modules={role: actor})
+    actor = restore_module(
+        checkpoint,
+        ACTOR_CONFIG,
+        FlowActorConfig.from_dict,
+        lambda config: make_flow_actor(_as_trained(checkpoint, config)),
+        roles=("ema_policy", "policy") if role is None else (role,),
+        absent=_NO_FLOW,
+    )
     return actor.to(device).eval()
 
 
@@ -118,11 +111,8 @@ def require_actor_config(
     given = wanted.config if isinstance(wanted, FlowActor) else wanted
     # As the checkpoint has it, lists in place of tuples.
     values: dict[str, Any] = as_json("wanted", given or {})
-    differing = [
-        f"{name}: checkpoint {checkpoint.actor_config.get(name)!r}, here {values[name]!r}"
-        for name in (values if fields is None else fields)
-        if values.get(name) is not None and checkpoint.actor_config.get(name) != values[name]
-    ]
+    names = [name for name in (values if fields is None else fields) if values.get(name) is not None]
+    differing = differing_fields(checkpoint.actor_config, values, names)
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another policy. {'; '.join(differing)}.")
 
@@ -143,15 +133,18 @@ def load_critic(
         CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
     """
     checkpoint = open_checkpoint(source, which)
-    if "critic" not in checkpoint.module_configs:
-        raise CheckpointError(
-            f"{checkpoint.path} holds no critic, only {', '.join(checkpoint.roles) or 'nothing'}: it was written by a "
-            "stage that trains none. Train one from it, or name a checkpoint of aw_shortcut_flow_offline or later."
-        )
-    require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
-    if role is None:
-        role = "target_critic" if "target_critic" in checkpoint.roles else "critic"
-    with building(checkpoint.path, "module_configs.critic"):
-        critic = make_critic(CriticConfig.from_dict(checkpoint.module_configs["critic"]), actor)
-    checkpoint.restore(modules={role: critic})
+
+    def make(config: CriticConfig) -> QEnsemble:
+        require_actor_config(checkpoint, actor, ("action_dim", "state_dim", "obs_horizon", "act_horizon"))
+        return make_critic(config, actor)
+
+    critic = restore_module(
+        checkpoint,
+        "critic",
+        CriticConfig.from_dict,
+        make,
+        roles=("target_critic", "critic") if role is None else (role,),
+        absent="{path} holds no critic, only {roles}: it was written by a stage that trains none. Train one from it, "
+        "or name a checkpoint of aw_shortcut_flow_offline or later.",
+    )
     return critic, checkpoint

@@ -12,23 +12,21 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_digest
 from torchrl_flow.data.demos.task_match import SIZES
 from torchrl_flow.demos.source import DemoSource
 from torchrl_flow.modules import (
     FlowActor,
-    FlowActorConfig,
     LatentGaussianPolicy,
     LatentPolicyConfig,
     NoiseAliaser,
     SteeredFlowActor,
     make_latent_policy,
 )
-from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, open_checkpoint, rebuild_flow
-from torchrl_flow.runs.checkpoint_check import building
+from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, rebuild_flow
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.progress import Progress
 
 __all__ = [
@@ -62,15 +60,14 @@ def load_latent_policy(
         CheckpointError: if the checkpoint holds no latent policy.
     """
     checkpoint = open_checkpoint(source, which)
-    if LATENT_POLICY not in checkpoint.module_configs:
-        raise CheckpointError(
-            f"{checkpoint.path} holds no latent policy, only {', '.join(checkpoint.roles) or 'nothing'}: it was "
-            "written by a stage that steers nothing. Name a run of examples/dsrl_*.py."
-        )
-    with building(checkpoint.path, f"module_configs.{LATENT_POLICY}"):
-        config = LatentPolicyConfig.from_dict(checkpoint.module_configs[LATENT_POLICY])
-        policy = make_latent_policy(dataclasses.replace(config, **changes), actor)
-    checkpoint.restore(modules={LATENT_POLICY: policy})
+    policy = restore_module(
+        checkpoint,
+        LATENT_POLICY,
+        LatentPolicyConfig.from_dict,
+        lambda config: make_latent_policy(dataclasses.replace(config, **changes), actor),
+        absent="{path} holds no latent policy, only {roles}: it was written by a stage that steers nothing. Name a run "
+        "of examples/dsrl_*.py.",
+    )
     return policy, checkpoint
 
 
@@ -185,7 +182,7 @@ def policy_demonstrations(
         ValueError: if they are of another task.
     """
     source = DemoSource.of_checkpoint(checkpoint) if source is None else source
-    actor = FlowActorConfig.from_dict(checkpoint.actor_config)
+    actor = flow_config(checkpoint)
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
     # Checkpoints made before tasks told them have the sizes in the policy's configuration.

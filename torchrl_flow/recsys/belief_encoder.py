@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import MLP
+
+from torchrl_flow.modules.config import Config
+from torchrl_flow.recsys.catalogue import MAX_ITEMS
 
 __all__ = ["BeliefEncoder", "BeliefEncoderConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BeliefEncoderConfig:
+class BeliefEncoderConfig(Config):
     """All that is needed, beside the weights, to build a :class:`BeliefEncoder`."""
+
+    limits: ClassVar[Mapping[str, int]] = {"num_items": MAX_ITEMS}
 
     num_items: int = 1000
     """Items of the catalogue."""
@@ -26,9 +33,10 @@ class BeliefEncoderConfig:
     head_width: int = 128
     """Hidden width of the click model."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return dataclasses.asdict(self)
+    def _weights(self) -> int:
+        inputs = self.slate_size * (self.item_dim + 1)
+        recurrent = 3 * (inputs + self.belief_dim) * self.belief_dim
+        return self.num_items * self.item_dim + recurrent + self.head_width * (self.belief_dim + self.item_dim)
 
 
 class BeliefEncoder(nn.Module):
@@ -61,11 +69,8 @@ class BeliefEncoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.num_items, config.item_dim)
         self.gru = nn.GRU(config.slate_size * (config.item_dim + 1), config.belief_dim, batch_first=True)
-        self.query = nn.Sequential(
-            nn.Linear(config.belief_dim, config.head_width),
-            nn.ReLU(),
-            nn.Linear(config.head_width, config.item_dim + 1),
-        )
+        width = config.head_width
+        self.query = MLP(config.belief_dim, config.item_dim + 1, num_cells=[width], activation_class=nn.ReLU)
         self.item_bias = nn.Embedding(config.num_items, 1)
         self.slot_bias = nn.Parameter(torch.zeros(config.slate_size))
         nn.init.normal_(self.embedding.weight, std=0.3)

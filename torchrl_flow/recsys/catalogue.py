@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_flow.data.logged.npz_file import open_npz, read_member
 from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform
+from torchrl_flow.util.files import staged
 
-__all__ = ["ItemCatalogue"]
+MAX_ITEMS = 10_000_000
+"""Most items of a catalogue that a configuration may ask for."""
+
+__all__ = ["MAX_ITEMS", "ItemCatalogue"]
 
 _FORMAT = "torchrl_flow.item_catalogue"
 
@@ -104,7 +107,7 @@ class ItemCatalogue:
 
     def save(self, path: str | Path) -> None:
         """Write the catalogue to an ``.npz`` file."""
-        with Path(path).open("wb") as file:
+        with staged(Path(path)) as part, part.open("wb") as file:
             np.savez(file, format=_FORMAT, embeddings=self.embeddings.cpu().numpy(), num_topics=self.num_topics)
 
     @classmethod
@@ -112,25 +115,19 @@ class ItemCatalogue:
         """Read a catalogue.
 
         Raises:
-            ValueError: if the file holds none, or is damaged.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds none, is damaged, or would unpack to far more than its own size.
         """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no item catalogue {path}.")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file.get("format")) != _FORMAT:
+            with open_npz(path) as file:
+                if "format" not in file.files or str(read_member(path, file, "format")) != _FORMAT:
                     raise ValueError(f"it has {sorted(file.files)}")
-                return cls(torch.from_numpy(file["embeddings"]), int(file["num_topics"]))
-        except FileNotFoundError:
-            raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+                embeddings = torch.from_numpy(read_member(path, file, "embeddings"))
+                return cls(embeddings, int(read_member(path, file, "num_topics")))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} holds no item catalogue, or a damaged one: {error}.") from error
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +64,8 @@ class CollectSlatesArgs:
         """Where the models are."""
         return Path(self.models) if self.models else Path("runs/slate_models") / f"{self.env}.torchrl"
 
-    def __call__(self) -> None:
-        """Collect, and print the outcome and the path."""
+    def __call__(self) -> str:
+        """Collect, and return the outcome and the path."""
         check_options(self)
         torch.set_num_threads(self.threads)
         if not self.models_path.exists():
@@ -77,12 +75,9 @@ class CollectSlatesArgs:
             )
         with refusals_in_one_line():
             path = collect_slates(self, SlateModels.load(self.models_path))
-        with np.load(path, allow_pickle=False) as file:
-            rewards = file["rewards"]
-            print(
-                f"{len(rewards)} steps, mean return {rewards.mean() * json.loads(str(file['metadata']))['length']:.1f}"
-            )
-        print(path.resolve())
+            with open_npz(path) as file:
+                rewards, length = read_member(path, file, "rewards"), npz_metadata(path, file)["length"]
+        return f"{len(rewards)} steps, mean return {rewards.mean() * length:.1f}\n{path.resolve()}"
 
 
 def _columns(models: SlateModels) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -197,14 +192,14 @@ class RelabelSlatesArgs:
     threads: Count = 1
     """CPU threads"""
 
-    def __call__(self) -> None:
-        """Relabel and print the path."""
+    def __call__(self) -> str:
+        """Relabel and return the path."""
         check_options(self)
         torch.set_num_threads(self.threads)
         with refusals_in_one_line():
             models = SlateModels.load(self.models)
             path = relabel_slates(self.data, models, self.output, latent_clicks=self.latent_clicks)
-        print(path.resolve())
+        return str(path.resolve())
 
 
 def relabel_slates(

@@ -85,8 +85,11 @@ class SlateModelsArgs:
         """Return what the models depend on."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("output", "save_every", "threads")}
 
-    def __call__(self) -> None:
-        """Train, report the quality and write the file; models that are there already are reported alone.
+    def __call__(self) -> str:
+        """Train and write the file; models that are there already are reported alone.
+
+        Returns:
+            the quality, a figure a line, and the path.
 
         Raises:
             SystemExit: if an option is out of its range, the file is there and holds other models, or a stopped run of
@@ -98,9 +101,9 @@ class SlateModelsArgs:
             if not self.path.exists():
                 models.save(self.path, config=self.recipe())
             shutil.rmtree(self.partial, ignore_errors=True)
-        for name, value in models.quality.items():
-            print(f"{name:28} {value:.4g}")
-        print(self.path.resolve())
+        return "\n".join(
+            [*(f"{name:28} {value:.4g}" for name, value in models.quality.items()), str(self.path.resolve())]
+        )
 
     def _finished(self) -> SlateModels | None:
         if not self.path.exists():

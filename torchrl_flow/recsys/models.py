@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from torchrl_flow.recsys.slate_ranker import SlateRanker, SlateRankerConfig
 from torchrl_flow.recsys.transforms import latent_slate_env
 from torchrl_flow.runs.checkpoint import save_checkpoint
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.runs.restore import restore_module
+from torchrl_flow.util.digest import module_digest
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
@@ -87,8 +89,8 @@ class SlateModels:
         """Hashes of items, belief encoder and ranker, which a data set made with them carries."""
         return {
             "catalogue": self.catalogue.hash,
-            "belief_encoder": _hash(self.encoder),
-            "ranker": _hash(self.ranker),
+            "belief_encoder": module_digest(self.encoder, layout=False)[:16],
+            "ranker": module_digest(self.ranker, layout=False)[:16],
         }
 
     def to(self, device: torch.device | str) -> SlateModels:
@@ -152,27 +154,16 @@ class SlateModels:
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: TrainingCheckpoint) -> SlateModels:
-        configs = checkpoint.module_configs
-        if not {"belief_encoder", "ranker"} <= set(configs):
-            raise CheckpointError(
-                f"{checkpoint.path} holds no belief encoder and ranker, only {sorted(checkpoint.roles)}."
-            )
-        ranker_config = {**configs["ranker"], "hidden_sizes": tuple(configs["ranker"]["hidden_sizes"])}
-        encoder = BeliefEncoder(BeliefEncoderConfig(**configs["belief_encoder"]))
-        ranker = SlateRanker(SlateRankerConfig(**ranker_config))
+        absent = "{path} holds no belief encoder and ranker, only {roles}."
+        read = functools.partial(BeliefEncoderConfig.from_dict, complete=True)
+        encoder = restore_module(checkpoint, "belief_encoder", read, BeliefEncoder, absent=absent)
+        read = functools.partial(SlateRankerConfig.from_dict, complete=True)
+        ranker = restore_module(checkpoint, "ranker", read, SlateRanker, absent=absent)
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
-        checkpoint.restore(modules={"belief_encoder": encoder, "ranker": ranker, "catalogue": items})
+        checkpoint.restore(modules={"catalogue": items})
         catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task["num_topics"])
         name, quality = checkpoint.task["task"], dict(checkpoint.metadata["quality"])
         if not isinstance(name, str):
             raise TypeError(f"the task's name must be a text, got {name!r}")
         return cls(name, catalogue, encoder, ranker, quality)
-
-
-def _hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

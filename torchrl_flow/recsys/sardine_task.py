@@ -64,12 +64,12 @@ class CollectSardineArgs:
         """Where the data go."""
         return Path(self.output) if self.output else Path("data") / f"{self.env}-{self.episodes}.npz"
 
-    def __call__(self) -> None:
-        """Collect and print the path."""
+    def __call__(self) -> str:
+        """Collect and return the path."""
         check_options(self)
         with refusals_in_one_line():
             path = collect_sardine(self)
-        print(path.resolve())
+        return str(path.resolve())
 
 
 def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:

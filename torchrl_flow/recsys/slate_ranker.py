@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import MLP
+
+from torchrl_flow.modules.config import Config, dense_weights
+from torchrl_flow.recsys.catalogue import MAX_ITEMS
 
 __all__ = ["LatentActionBox", "SlateRanker", "SlateRankerConfig"]
 
@@ -64,8 +68,10 @@ class LatentActionBox(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class SlateRankerConfig:
+class SlateRankerConfig(Config):
     """All that is needed, beside the weights, to build a :class:`SlateRanker`; the paper's sizes."""
+
+    limits: ClassVar[Mapping[str, int]] = {"num_items": MAX_ITEMS}
 
     num_items: int = 1000
     """N, items of the catalogue."""
@@ -78,16 +84,10 @@ class SlateRankerConfig:
     hidden_sizes: tuple[int, ...] = (512, 256)
     """Hidden layers of the encoder; the decoder has them in reverse."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return dataclasses.asdict(self)
-
-
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    def _weights(self) -> int:
+        slate, hidden = self.slate_size * (self.item_dim + 1), self.hidden_sizes
+        ends = (dense_weights([slate, *hidden, 2 * self.latent_dim]), dense_weights([self.latent_dim, *hidden, slate]))
+        return self.num_items * self.item_dim + sum(ends)
 
 
 class SlateRanker(nn.Module):
@@ -117,8 +117,8 @@ class SlateRanker(nn.Module):
         size, dim, hidden = config.slate_size, config.item_dim, list(config.hidden_sizes)
         self.embedding = nn.Embedding(config.num_items, dim)
         nn.init.normal_(self.embedding.weight, std=0.3)
-        self.encoder = _mlp([size * (dim + 1), *hidden, 2 * config.latent_dim])
-        self.decoder = _mlp([config.latent_dim, *reversed(hidden), size * (dim + 1)])
+        self.encoder = MLP(size * (dim + 1), 2 * config.latent_dim, num_cells=hidden, activation_class=nn.ReLU)
+        self.decoder = MLP(config.latent_dim, size * (dim + 1), num_cells=hidden[::-1], activation_class=nn.ReLU)
         self.box = LatentActionBox(config.latent_dim)
 
     @property

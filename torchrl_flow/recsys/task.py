@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +25,8 @@ from torchrl_flow.recsys.env import SlateEnv
 from torchrl_flow.recsys.model_training import round_trip_return
 from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.policies import SLATE_POLICIES, SlatePolicyName
-from torchrl_flow.runs.checkpoint_check import building
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
 
 __all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "q_diagnostics"]
@@ -229,13 +228,15 @@ def load_state_policy(
     Raises:
         CheckpointError: if it holds no such policy.
     """
-    checkpoint = source if isinstance(source, TrainingCheckpoint) else load_checkpoint(source, which=which)
-    config: Mapping[str, Any] | None = checkpoint.module_configs.get("state_policy")
-    if config is None:
-        raise CheckpointError(f"{checkpoint.path} holds no policy of states, only {sorted(checkpoint.roles)}.")
-    with building(checkpoint.path, "module_configs.state_policy"):
-        policy = make_state_policy(StatePolicyConfig(**{**config, "hidden_sizes": tuple(config["hidden_sizes"])}))
-    checkpoint.restore(modules={"policy": policy})
+    checkpoint = open_checkpoint(source, which)
+    policy = restore_module(
+        checkpoint,
+        "state_policy",
+        StatePolicyConfig.from_dict,
+        make_state_policy,
+        roles=("policy",),
+        absent="{path} holds no policy of states, only {roles}.",
+    )
     return (in_data_units(policy, checkpoint) if data_units else policy).eval(), checkpoint
 
 

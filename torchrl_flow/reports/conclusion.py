@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation.group_rollout import Policy
 from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
 from torchrl_flow.evaluation.result import EvaluationResult
@@ -55,8 +56,7 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
 def can_film(env: EnvBase) -> bool:
     """Tell whether an environment can draw frames: ManiSkill without a Vulkan device cannot."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
+    env = base_env(env)
     return callable(getattr(env, "render", None)) and getattr(env, "has_visuals", True)
 
 
@@ -135,16 +135,10 @@ def conclude(
     for name, policy in (variants or {}).items():
         warm_up(env, policy, seeds)
         others[name] = evaluate(env, policy, seeds, progress=progress)
-    video = None
-    if films and can_write_video():
-        # In a pass of its own: rendering would be part of the times, which are compared.
-        frames = tile_episodes(evaluate(env, actor, seeds[:films], num_videos=films, progress=False).videos)
-        video = write_video(directory / f"episodes{video_suffix()}", frames)
-        if run is not None:
-            run.logger.log_video(run.step, "final/episodes", video, frames)
-    elif films:
+    video = _film(directory, actor, env, seeds[:films], run) if films and can_write_video() else None
+    if films and video is None:
         notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
-    elif num_videos:
+    elif num_videos and not films:
         notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
     name = f"{recipe} {stage}" if stage else recipe
     path = write_report(
@@ -166,15 +160,32 @@ def conclude(
     if run is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
-        # The stage names the number of sampling steps only if several were evaluated.
-        labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
         columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
-        stages = [" ".join(part for part in (stage, label) if part) or None for label in labelled]
-        rows = [{**columns, "stage": s, **v.result_columns()} for s, v in zip(stages, labelled.values())]
-        record_results(results, rows, directory=directory)
+        # The stage names the number of sampling steps only if several were evaluated.
+        labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
+        record_results(results, _rows(labelled, stage, columns), directory=directory)
     write_json(directory / EVALUATION, figures)
     return result, path
+
+
+def _film(
+    directory: Path, actor: FlowActor | SteeredFlowActor, env: EnvBase, seeds: Sequence[int], run: Run | None
+) -> Path:
+    """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared."""
+    frames = tile_episodes(evaluate(env, actor, seeds, num_videos=len(seeds), progress=False).videos)
+    video = write_video(directory / f"episodes{video_suffix()}", frames)
+    if run is not None:
+        run.logger.log_video(run.step, "final/episodes", video, frames)
+    return video
+
+
+def _rows(
+    results: Mapping[str | None, EvaluationResult], stage: str | None, columns: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the rows of ``results.csv``; each label becomes part of the stage."""
+    stages = [" ".join(part for part in (stage, label) if part) or None for label in results]
+    return [{**columns, "stage": name, **value.result_columns()} for name, value in zip(stages, results.values())]
 
 
 def _conditions(seeds: Sequence[int], actor: FlowActor | SteeredFlowActor) -> str:

@@ -47,14 +47,15 @@ class CurvesArgs:
     output: WritableFile = "curves.svg"
     """file to write"""
 
-    def __call__(self) -> None:
-        """Draw, and print the path, and before it the table that is asked for."""
+    def __call__(self) -> str:
+        """Draw, and return the path, and before it the table that is asked for."""
         check_options(self)
         with refusals_in_one_line():
-            path = draw_curves(self)
+            text = [str(draw_curves(self).resolve())]
             if self.reaches is not None:
-                print(reach_table(self.runs, self.metric, self.reaches, against=(self.against, "train/wall_s")))
-        print(path.resolve())
+                against = (self.against, "train/wall_s")
+                text.insert(0, reach_table(self.runs, self.metric, self.reaches, against=against))
+        return "\n".join(text)
 
 
 def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1) -> tuple[list[float], list[float]]:

@@ -6,15 +6,13 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torchrl_flow.util.files import write_json
-from torchrl_flow.util.platform import locked, replace
+from torchrl_flow.util.files import write_json, write_text
+from torchrl_flow.util.platform import locked
 from torchrl_flow.util.versions import command_line, git_commit, today
 
 __all__ = ["BENCHMARK_COLUMNS", "RESULT_COLUMNS", "append_benchmark", "append_result", "record_results"]
@@ -125,7 +123,7 @@ def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
         if tuple(found) != header:
             raise ValueError(f"{path} has the header {found}, not {list(header)}; give another file.")
         yield lines
-        _replace(path, "\n".join([first, *lines]) + "\n")
+        write_text(path, "\n".join([first, *lines]) + "\n")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -147,17 +145,3 @@ def _cell(name: str, value: Any) -> str:
             raise ValueError(f"{name} must be {'in [0, 1]' if name in _RATES else 'at least 0'}, got {value!r}.")
         return f"{number:.6g}"
     return " ".join(str(value).split())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file anew beside the old one and rename it, so that no reader or kill meets half a row."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

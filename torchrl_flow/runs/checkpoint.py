@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torchrl_flow.runs.checkpoint_check import (
     CheckedStateDictAdapter,
     require_readable_manifest,
 )
-from torchrl_flow.util.platform import flush, replace
+from torchrl_flow.util.files import staged
 from torchrl_flow.util.versions import collect_versions
 
 __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
@@ -149,14 +148,8 @@ def save_checkpoint(
         **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        staged = checkpoint.save(stage / path.name, metadata=manifest)
-        flush(staged)
-        replace(staged, path)
-        flush(path.parent)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with staged(path, apart=True) as part:
+        checkpoint.save(part, metadata=manifest)
     return path
 
 

@@ -200,7 +200,7 @@ def building(path: Path, field: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, MemoryError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError) as error:
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(f"{path}: no network can be built from {field!r} ({reason}).") from error
 

@@ -20,7 +20,8 @@ from torchrl_flow.runs.checkpoint_check import (
     check_manifest_fields,
     require_archive,
 )
-from torchrl_flow.training.finite_state import require_finite
+from torchrl_flow.training.finite import buffers_of, require_finite
+from torchrl_flow.util.differences import differing_fields
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
@@ -188,10 +189,8 @@ class TrainingCheckpoint:
         for name, receiver in receivers.items():
             group, _, part = name.partition(".")
             if group in ("module", "optimizer"):
-                live = components[name]
-                # Infinite buffers are an object's own affair: bounds, masks.
-                buffers = {key for key, _ in live.named_buffers()} if isinstance(live, torch.nn.Module) else set()
-                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=buffers)
+                unbounded = buffers_of(components[name])
+                require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=unbounded)
         for name, receiver in receivers.items():
             try:
                 components[name].load_state_dict(receiver.state)
@@ -306,13 +305,8 @@ def require_task(
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
     """
     wanted = as_json("task_info", dict(task_info))
-    absent = "not recorded"
-    differing = [
-        f"{name}: checkpoint {checkpoint.task.get(name, absent)!r}, here {value!r}"
-        for name, value in wanted.items()
-        if name not in ignore
-        and not (name in optional and name not in checkpoint.task)
-        and checkpoint.task.get(name, absent) != value
-    ]
+    recorded = [name for name in wanted if name in checkpoint.task or name not in optional]
+    names = [name for name in recorded if name not in ignore]
+    differing = differing_fields(checkpoint.task, wanted, names, absent="not recorded")
     if differing:
         raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
-from torchrl_flow.util.platform import replace
+from torchrl_flow.util.files import write_text
 
 __all__ = ["RunLogger", "read_metrics"]
 
@@ -104,7 +104,7 @@ class RunLogger:
             raise RuntimeError(f"wandb={mode!r} needs wandb: pip install 'torchrl-flow[wandb]'.")
         id_file = self.directory / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+            write_text(id_file, uuid.uuid4().hex[:12])
         return WandbLogger(
             exp_name=self.directory.resolve().name,
             log_dir=str(self.directory),
@@ -206,12 +206,11 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
 def _cut_back(path: Path, step: int) -> None:
     """Write the file anew with its header and the rows up to ``step``."""
     rows = [row for row in _rows(path) if row[0] <= step]
-    staged = path.with_name(f".{path.name}.new")
-    with staged.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_HEADER)
-        writer.writerows((step, name, repr(value)) for step, name, value in rows)
-    replace(staged, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADER)
+    writer.writerows((step, name, repr(value)) for step, name, value in rows)
+    write_text(path, text.getvalue())
 
 
 def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:

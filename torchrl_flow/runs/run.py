@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,9 @@ from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.runs.directory_lock import DirectoryLock
 from torchrl_flow.runs.metrics import RunLogger, WandbMode, as_scalars
+from torchrl_flow.runs.signals import noted_signals
 from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
 from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
@@ -146,7 +145,6 @@ class Run:
         self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
         self._metrics_now: dict[str, float] = {}
         self._save_requested = False
-        self._signal: int | None = None
         self._show_progress = progress
         self._progress: Progress | None = None
         self._start = time.monotonic()
@@ -170,11 +168,8 @@ class Run:
             )
         before = json.loads(config_file.read_text(encoding="utf-8"))
         # An option that an older version did not have is one that was not given.
-        differing = [
-            f"{name}: {before.get(name)!r} before, {self.config.get(name)!r} now"
-            for name in [*before, *(name for name in self.config if name not in before)]
-            if name not in may_differ and before.get(name) != self.config.get(name)
-        ]
+        names = [name for name in {**before, **self.config} if name not in may_differ]
+        differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
             raise ValueError(
                 f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
@@ -247,7 +242,7 @@ class Run:
             (self.directory / EVALUATION).unlink(missing_ok=True)
         name = self.directory.name
         with (
-            self._signals_noted(),
+            noted_signals() as signals,
             Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
         ):
             while self.step < total:
@@ -256,11 +251,11 @@ class Run:
                 yield self.step
                 self._progress.update()
                 due = self._save_requested or self.step == total
-                if due or self._signal is not None or (save_every and self.step % save_every == 0):
+                if due or signals or (save_every and self.step % save_every == 0):
                     self.save()
-                if self._signal is not None:
+                if signals:
                     _log.warning("Stopped by a signal after step %d; checkpoint written.", self.step)
-                    raise SystemExit(128 + self._signal)
+                    raise SystemExit(128 + signals[0])
         self._progress = None
         finished = self.resumed_from is not None and self.resumed_from.step == total
         self._wall_s_of_training = self._wall_s_before if finished else self.wall_s
@@ -310,28 +305,6 @@ class Run:
             metadata={"wall_s": self.wall_s, "module_configs": self.module_configs, "keep_best": self.keep_best},
             **self._parts,
         )
-
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        watched = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.getsignal(number) for number in watched}
-
-        def note(number: int, _: Any) -> None:
-            self._signal = number
-            for other in watched:
-                signal.signal(other, signal.SIG_DFL)
-
-        for number in watched:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                # None stands for a handler that was not set from Python, and cannot be set.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def close(self) -> None:
         """Close the metrics."""

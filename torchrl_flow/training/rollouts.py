@@ -11,9 +11,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_flow.envs.chunk_env import base_env
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 from torchrl_flow.util.randomness import mix_seeds
+from torchrl_flow.util.torchrl_compat import can_set_state
 
 __all__ = ["ChunkRollouts", "finished_success", "minibatches"]
 
@@ -121,7 +122,7 @@ class ChunkRollouts:
             return {}
         base = base_env(self.env)
         # TorchRL's own mark of an env whose state can be set, and that of one that plays its episodes again.
-        if not (getattr(base, "supports_resumption", False) or getattr(base, "_supports_set_state", False)):
+        if not (getattr(base, "supports_resumption", False) or can_set_state(base)):
             return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
         # A transformed env has in its own state that of its transforms alone, such as the frames of a history.

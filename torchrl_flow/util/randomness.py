@@ -41,7 +41,7 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
+def isolated_rng(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
     """Run a block on freshly seeded global generators and put back the state that was there before.
 
     What the block draws depends on ``seed`` alone, and what follows the block is as if it had not run. This
@@ -50,6 +50,8 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
     Args:
         seed: seed of the block.
+        device: seed and put back torch's generators of the CPU and of this device alone, where the block is known to
+            draw from no others and runs often.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -60,6 +62,10 @@ def isolated_rng(seed: int) -> Iterator[None]:
         >>> bool(torch.rand(()) == expected)
         True
     """
+    if device is not None:
+        with _isolated_torch_rng(seed, device):
+            yield
+        return
     generators = GlobalRNGState()
     before = generators.state_dict()
     seed_everything(seed)
@@ -67,3 +73,14 @@ def isolated_rng(seed: int) -> Iterator[None]:
         yield
     finally:
         generators.load_state_dict(before)
+
+
+@contextmanager
+def _isolated_torch_rng(seed: int, device: torch.device) -> Iterator[None]:
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

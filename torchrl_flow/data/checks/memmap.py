@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from tensordict.utils import _encode_key_for_filesystem
 
 from torchrl_flow.data.checks.json import MAX_DEPTH, read_json
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.torchrl_compat import file_name_of
 
 __all__ = ["MemmapEntry", "check_memmap", "dtype_of", "list_members", "load_memmap", "require_members", "shape_of"]
 
@@ -197,7 +197,7 @@ def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
 
 def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:
     """Return how the member of a key is called: TensorDict encodes what a file's name cannot hold."""
-    encoded = _encode_key_for_filesystem(key, robust=True) + suffix
+    encoded = file_name_of(key) + suffix
     plain = key + suffix
     # Written before keys were encoded; a member's name, so it cannot lead out of the directory.
     return plain if encoded not in members and plain in members else encoded

@@ -18,6 +18,7 @@ from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.demos.store import DemoStore
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.functional.chunk import chunk_return, executed_mask, executed_slice, executed_steps, latch
+from torchrl_flow.util.differences import differing_fields
 
 __all__ = ["ChunkKeys", "ChunkStorage"]
 
@@ -278,11 +279,9 @@ class ChunkStorage(Storage):
             RuntimeError: naming what differs.
         """
         own = self.state_dict()
-        differ = [
-            f"{key}: {state_dict.get(key)!r} saved, {own[key]!r} here" for key in own if state_dict.get(key) != own[key]
-        ]
-        if differ:
-            raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differ)}).")
+        differing = differing_fields(state_dict, own, own, form="{name}: {found!r} saved, {wanted!r} here")
+        if differing:
+            raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differing)}).")
 
     def dumps(self, path: str | Path) -> None:
         """Writes :meth:`state_dict` into a directory, as JSON."""

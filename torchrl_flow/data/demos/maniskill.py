@@ -12,10 +12,11 @@ from typing import Any
 
 from torchrl_flow.data.demos.episode import Episode
 from torchrl_flow.data.demos.maniskill_reader import EpisodeReader, ReadOptions, warn_doubts
-from torchrl_flow.data.demos.store import DemoStore, file_digest, warn_if_fewer
+from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
 from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
 from torchrl_flow.data.demos.writer import VERSION
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.digest import file_digest
 
 __all__ = ["read_maniskill"]
 

@@ -10,6 +10,7 @@ from torchrl.data import ImmutableDatasetWriter, RandomSampler
 
 from torchrl_flow.data.checks.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.demos.chunks import ChunkStorage
+from torchrl_flow.data.demos.maniskill import read_maniskill
 from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
 from torchrl_flow.util.signature import InitSignature
 
@@ -114,7 +115,7 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
 def open_demonstrations(path: str | Path, *, root: str | Path | None = None, **reading: Any) -> DemoStore:
     """Reads a ManiSkill ``.h5`` file or opens a demo store; see :func:`load_demonstrations`."""
     if not Path(path).is_dir():
-        return DemoStore.from_maniskill(path, root, **reading)
+        return read_maniskill(path, root, **reading)
     wanted = reading.pop("max_episodes", None)
     given = [*reading, *(["root"] if root is not None else [])]
     if given:

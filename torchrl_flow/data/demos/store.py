@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import warnings
@@ -26,6 +25,7 @@ from torchrl_flow.data.checks.memmap import (
 from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
 from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION, StoreWriter, store_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.util.digest import file_digest
 
 __all__ = ["DemoStore"]
 
@@ -44,8 +44,8 @@ class DemoStore:
     - ``episodes`` ``[E]``: ``start`` (its first row of ``steps``), ``length``, ``seed``, ``success``.
 
     The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and
-    nothing is pickled. Make one with :meth:`from_episodes` or :meth:`from_maniskill`; open one with
-    :meth:`open`.
+    nothing is pickled. Make one with :meth:`from_episodes`, or with
+    :func:`~torchrl_flow.data.read_maniskill` from ManiSkill's files; open one with :meth:`open`.
 
     Examples:
         >>> import tempfile, torch
@@ -131,13 +131,6 @@ class DemoStore:
                 shutil.rmtree(root)
             writer.finish({**content, "skipped": skipped})
         return cls.open(root)
-
-    @classmethod
-    def from_maniskill(cls, path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
-        """Reads a ManiSkill trajectory file, or reopens what was read before; see :func:`read_maniskill`."""
-        from torchrl_flow.data.demos.maniskill import read_maniskill
-
-        return read_maniskill(path, root, **options)
 
     @property
     def num_episodes(self) -> int:
@@ -338,12 +331,3 @@ def warn_if_fewer(source: str | Path, found: int, wanted: int) -> None:
             DataWarning,
             stacklevel=4,
         )
-
-
-def file_digest(path: Path) -> str:
-    """Computes the SHA-256 of a file, in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.differences import differing_fields
 
 __all__ = ["SIZES", "padding_of", "require_demonstrations_of"]
 
@@ -33,20 +32,12 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
     names = [name for name in ("task", "control_mode", "obs_mode") if found.get(name) is not None]
     names += ["reward_mode"] if None not in (task.get("reward_mode"), found.get("reward_mode")) else []
     names += [name for name in SIZES if name in task and name in found]
-    differing = [
-        f"{name}: demonstrations {_plain(found[name])!r}, here {_plain(task.get(name))!r}"
-        for name in names
-        if _plain(found[name]) != _plain(task.get(name))
-    ]
+    differing = differing_fields(found, task, names, form="{name}: demonstrations {found!r}, here {wanted!r}")
     if differing:
         raise DataError(
             f"{source} holds demonstrations of another task. {'; '.join(differing)}. Give demonstrations of this task, "
             "recorded with this version of the simulator, robot and camera, or make them anew."
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, torch.Size)) else value
 
 
 def padding_of(control_mode: str | None) -> Literal["hold", "last"]:

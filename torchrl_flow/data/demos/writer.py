@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -18,6 +16,8 @@ from torch import Tensor
 from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
 from torchrl_flow.data.demos.statistics import column_statistics
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.files import publish, write_json
+from torchrl_flow.util.platform import flush
 
 __all__ = ["FORMAT", "METADATA", "STATISTICS_KEYS", "VERSION", "StoreWriter", "store_statistics"]
 
@@ -47,9 +47,8 @@ class _Column:
 
     def close(self) -> dict[str, Any]:
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
+            flush(self.path)
         return {
             "shape": [self.rows, *self.row_shape],
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -177,11 +176,8 @@ class StoreWriter:
             "statistics": self._statistics(),
             "columns": columns,
         }
-        with (self._tmp / METADATA).open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        self._tmp.rename(self.root)
+        write_json(self._tmp / METADATA, content, indent=1)
+        publish(self._tmp, self.root)
 
     def _statistics(self) -> dict[str, dict[str, list[float]]]:
         frames = TensorDict.load_memmap(self._tmp / "frames", allow_pickle=False)

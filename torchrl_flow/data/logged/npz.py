@@ -17,6 +17,7 @@ from torchrl_flow.data.checks.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.demos.statistics import column_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.logged.npz_file import npz_metadata, open_npz, read_member
+from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.signature import InitSignature
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
@@ -82,11 +83,8 @@ def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, 
     found = metadata.get("hashes") or {}
     if not isinstance(found, dict):
         raise DataError(f"`hashes` in the metadata of {path} must be an object, got {found!r}.")
-    differing = [
-        f"{n}: {found.get(n, 'none')} in the file, {wanted} here"
-        for n, wanted in hashes.items()
-        if found.get(n) != wanted
-    ]
+    form = "{name}: {found} in the file, {wanted} here"
+    differing = differing_fields(found, hashes, hashes, form=form, absent="none")
     if differing:
         raise DataError(
             f"{path} was made with other models than the environment's, so that its observations and actions mean "

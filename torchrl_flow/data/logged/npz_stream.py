@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.util.platform import flush, replace
+from torchrl_flow.util.files import publish, write_json
+from torchrl_flow.util.platform import flush
 
 __all__ = ["NpzStream"]
 
@@ -129,11 +130,9 @@ class NpzStream:
         """Make what was appended durable, and remember how far the caller is."""
         for file in self._files.values():
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.name)
         state = {"description": self._description, "position": position, "rows": self.rows}
-        staged = self.partial / f".{_STATE}"
-        staged.write_text(json.dumps(state), encoding="utf-8")
-        replace(staged, self.partial / _STATE)
+        write_json(self.partial / _STATE, state, indent=None)
         self.position = position
 
     def finish(self, metadata: Mapping[str, Any]) -> Path:
@@ -145,8 +144,7 @@ class NpzStream:
                 self._copy(archive, name)
             with archive.open("metadata.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(json.dumps(dict(metadata))), allow_pickle=False)
-        flush(staged)
-        replace(staged, self.path)
+        publish(staged, self.path)
         shutil.rmtree(self.partial)
         return self.path
 

@@ -21,6 +21,7 @@ from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.mixed.storage import MixedStorage, drawable
 from torchrl_flow.data.mixed.storage_parts import StorageParts
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.torchrl_compat import clear, generator_of, set_generator
 
 __all__ = ["LinearRatio", "RatioSampler", "split_batch"]
 
@@ -157,11 +158,12 @@ class RatioSampler(Sampler):
 
     @property
     def _rng(self) -> torch.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.demo_sampler._rng
+        return generator_of(self.demo_sampler)
 
     @_rng.setter
     def _rng(self, value: torch.Generator | None) -> None:
-        self.demo_sampler._rng = self.online_sampler._rng = value
+        for sampler in (self.demo_sampler, self.online_sampler):
+            set_generator(sampler, value)
 
     def _parts(self, storage: Any) -> tuple[Any, Any]:
         """Return the storages of demonstrations and of online rows."""
@@ -177,7 +179,7 @@ class RatioSampler(Sampler):
         parts = self._split.of(storage)
         self._written = max(self._written, len(storage))
         for part in parts:
-            part._rng = self._rng
+            set_generator(part, generator_of(self))
         return parts
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Any, dict[str, Any]]:
@@ -271,7 +273,7 @@ class RatioSampler(Sampler):
                 sampler.mark_update(rows[own] - first, storage=part)
 
     def _empty(self) -> None:
-        self.online_sampler._empty()
+        clear(self.online_sampler)
         self._written = 0
 
     def state_dict(self) -> dict[str, Any]:

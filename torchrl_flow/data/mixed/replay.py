@@ -164,11 +164,11 @@ class MixedReplayBuffer(CheckedReplayBuffer):
 
     @property
     def _mixed(self) -> MixedStorage:
-        return cast(MixedStorage, self._storage)
+        return cast(MixedStorage, self.storage)
 
     @property
     def _ratio(self) -> RatioSampler:
-        return cast(RatioSampler, self._sampler)
+        return cast(RatioSampler, self.sampler)
 
     @property
     def num_demo_rows(self) -> int:

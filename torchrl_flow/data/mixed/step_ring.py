@@ -20,6 +20,7 @@ from torchrl_flow.functional.chunk import (
     executed_steps,
     latch,
 )
+from torchrl_flow.util.torchrl_compat import clear, generator_of, room_of, stored_rows
 
 __all__ = ["StepRing"]
 
@@ -49,7 +50,7 @@ class StepRing(Storage):
             demos.pred_horizon, demos.act_horizon, demos.obs_horizon, cast(ChunkAlignment, demos.alignment)
         )
         self._obs_keys = list(demos.obs_keys)
-        self._newest = -1
+        self.newest = -1
         self._last_ids: Tensor | None = None
 
     @property
@@ -63,7 +64,7 @@ class StepRing(Storage):
         shape = self.steps.shape
         if shape is None:
             return 0, 0, 0
-        return shape[0], self.steps._max_size_along_dim0(), shape[1]
+        return shape[0], room_of(self.steps), shape[1]
 
     @property
     def num_drawable(self) -> int:
@@ -73,15 +74,15 @@ class StepRing(Storage):
 
     def _column(self, key: NestedKey) -> Tensor:
         """One entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
-        return cast(TensorDictBase, self.steps._storage).get(key)
+        return stored_rows(self.steps).get(key)
 
     def _oldest(self) -> int:
         length, room, _ = self._sizes
-        return (self._newest + 1) % room if length == room else 0
+        return (self.newest + 1) % room if length == room else 0
 
     def _rand_given_ndim(self, batch_size: int) -> Tensor:
         length, room, envs = self._sizes
-        options: dict[str, Any] = {"generator": self._rng, "device": self.device}
+        options: dict[str, Any] = {"generator": generator_of(self), "device": self.device}
         age = torch.randint(length - self.act_horizon + 1, (batch_size,), **options)
         env = torch.randint(envs, (batch_size,), **options)
         return (self._oldest() + age) % room * envs + env
@@ -104,10 +105,10 @@ class StepRing(Storage):
         end = data.get(("next", self._keys.done)).squeeze(-1).clone()
         end[:-1] |= ids[1:] != ids[:-1]
         if length:
-            self.mark_end(self._newest, ids[0] != self._last_ids if self._last_ids is not None else True)
+            self.mark_end(self.newest, ids[0] != self._last_ids if self._last_ids is not None else True)
         self.steps.set(cursor, data.set(END, end), set_cursor=set_cursor)
         self.max_size = self.steps.max_size
-        self._newest, self._last_ids = int(cursor[-1]), ids[-1].clone()
+        self.newest, self._last_ids = int(cursor[-1]), ids[-1].clone()
 
     def mark_end(self, time: int, broken: Tensor | bool) -> None:
         """Ends the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
@@ -171,11 +172,11 @@ class StepRing(Storage):
         return {unravel_key(("next", name)): value for name, value in outcome.items()}
 
     def _max_size_along_dim0(self, *, single_data: Any = None, batched_data: Any = None) -> int:
-        return self.steps._max_size_along_dim0(single_data=single_data, batched_data=batched_data)
+        return room_of(self.steps, single_data=single_data, batched_data=batched_data)
 
     def _empty(self) -> None:
-        self.steps._empty()
-        self._newest, self._last_ids = -1, None
+        clear(self.steps)
+        self.newest, self._last_ids = -1, None
 
     def contains(self, item: Any) -> Any:
         """Tells which items have been written."""
@@ -196,7 +197,7 @@ class StepRing(Storage):
         self._empty()
         cursor: Any = torch.arange(rows.shape[0])
         self.steps.set(cursor, rows.to(self.device))
-        self.max_size, self._newest = self.steps.max_size, newest
+        self.max_size, self.newest = self.steps.max_size, newest
 
 
 def _same_episode(ends: Tensor, start: int) -> Tensor:

@@ -17,6 +17,7 @@ from torchrl_flow.data.checks.memmap import list_members, load_memmap, require_m
 from torchrl_flow.data.demos.chunks import ChunkStorage
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.mixed.step_ring import StepRing
+from torchrl_flow.util.torchrl_compat import clear, count_writes, generator_of, room_of, set_generator, set_last_cursor
 
 __all__ = ["MixedStorage", "OnlineWriter", "drawable"]
 
@@ -73,11 +74,12 @@ class MixedStorage(Storage):
 
     @property
     def _rng(self) -> torch.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.online._rng
+        return generator_of(self.online)
 
     @_rng.setter
     def _rng(self, value: torch.Generator | None) -> None:
-        self.demos._rng = self.online._rng = value
+        for part in (self.demos, self.online):
+            set_generator(part, value)
 
     def get(self, index: Any) -> TensorDictBase:
         """Reads rows.
@@ -137,7 +139,7 @@ class MixedStorage(Storage):
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         """Writes rows into the online part, at places counted within it."""
         if not isinstance(self.online, StepRing):
-            self._set_last_cursor(cursor)
+            set_last_cursor(self, cursor)
         self.online.set(cursor, data, set_cursor=set_cursor)
         self.max_size = self.num_demos + self.online.max_size
 
@@ -148,10 +150,10 @@ class MixedStorage(Storage):
         self.online[rows - self.num_demos] = value
 
     def _max_size_along_dim0(self, *, single_data: Any = None, batched_data: Any = None) -> int:
-        return self.online._max_size_along_dim0(single_data=single_data, batched_data=batched_data)
+        return room_of(self.online, single_data=single_data, batched_data=batched_data)
 
     def _empty(self) -> None:
-        self.online._empty()
+        clear(self.online)
 
     def contains(self, item: Any) -> Any:
         """Tells which rows exist."""
@@ -167,12 +169,12 @@ class MixedStorage(Storage):
         if len(self.online) == 0:
             return None, -1
         if isinstance(self.online, StepRing):
-            return self.online.rows(), self.online._newest
+            return self.online.rows(), self.online.newest
         rows = slice(None) if isinstance(self.online, TensorStorage) else range(len(self.online))
         return _stacked(self.online.get(rows)), -1
 
     def _restore(self, rows: TensorDictBase | None, newest: int) -> None:
-        self.online._empty()
+        clear(self.online)
         if rows is None:
             return
         if rows.shape.numel() > self.online.max_size:
@@ -276,7 +278,7 @@ class OnlineWriter(RoundRobinWriter):
             return index
         if isinstance(storage.online, StepRing):
             # Steps of all environments count.
-            self._write_count += data.shape.numel() - len(data)
+            count_writes(self, data.shape.numel() - len(data))
             index = storage.online.flat_index(index)
         return index + storage.num_demos
 

@@ -10,6 +10,8 @@ from tensordict.utils import expand_as_right
 from torch import Tensor
 from torchrl.data import Storage, TensorDictRoundRobinWriter
 
+from torchrl_flow.util.torchrl_compat import count_writes, finish_write, revision_of, room_of, write_cursor
+
 __all__ = ["DemoKeepingWriter", "StorageParts"]
 
 
@@ -66,7 +68,7 @@ class StorageParts:
         Raises:
             ValueError: if rows do not say which they are.
         """
-        seen = (id(storage), len(storage), int(storage._mutation_revision))
+        seen = (id(storage), len(storage), revision_of(storage))
         if self._parts is not None and seen == self._seen:
             return self._parts
         rows = self._by_offset(len(storage)) if self.num_demos is not None else self._by_entry(storage)
@@ -147,19 +149,17 @@ class DemoKeepingWriter(TensorDictRoundRobinWriter):
         """Write rows; return where."""
         storage: Any = self._storage
         rows = len(data)
-        size = storage._max_size_along_dim0(batched_data=data)
+        size = room_of(storage, batched_data=data)
         if size <= self.num_demos:
             raise ValueError(f"a storage of {size} rows has no room beside {self.num_demos} demonstrations.")
-        first, room = self._cursor, size - self.num_demos
+        first, room = write_cursor(self), size - self.num_demos
         if rows > (size - first if first < self.num_demos else room):
             raise ValueError(f"{rows} rows at once into an online part of {room}: make the storage larger.")
         position = torch.arange(first, first + rows + 1, device=getattr(data, "device", None) or "cpu")
         position = torch.where(position < size, position, self.num_demos + (position - size) % room)
-        index, self._cursor = position[:-1], int(position[-1])
-        self._write_count += rows
+        index = position[:-1]
+        write_cursor(self, int(position[-1]))
+        count_writes(self, rows)
         data.set("index", expand_as_right(index, data))
         storage.set(index, data)
-        self._bump_generation(index, data)
-        index = self._replicate_index(index)
-        self._mark_update_entities(index)
-        return index
+        return finish_write(self, index, data)

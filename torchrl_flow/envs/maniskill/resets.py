@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from torchrl_flow.envs.maniskill.replay import EpisodeLog
+from torchrl_flow.util.randomness import isolated_rng
 
 _SEED_RANGE = 2**31 - 1
 
@@ -167,7 +168,7 @@ class EpisodeResets:
             return self._reset_once(ids, options, seeds)
         # ManiSkill makes a NumPy generator for each seed it is given, 0.2 ms each: too slow for thousands of
         # sub-environments at every reset. Those that it has run on; torch is seeded here.
-        with _seeded_torch(seeds[0], self._device):
+        with isolated_rng(seeds[0], device=self._device):
             return self._reset_once(ids, options, None)
 
     def _check_seeds(self, seed: int | Sequence[int]) -> list[int]:
@@ -211,15 +212,3 @@ def copy_state(tree: Mapping[str, Any], batch_size: torch.Size) -> dict[str, Any
 
 def _to_states(options: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
     return {**options, "reset_to_env_states": {"env_states": states}}
-
-
-@contextlib.contextmanager
-def _seeded_torch(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global generators of the CPU and of a device, and puts their states back afterwards."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data.tensor_specs import Unbounded
-from torchrl.envs.common import _EnvWrapper
 
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.identity import state_keys, task_identity, time_limit
@@ -21,11 +20,12 @@ from torchrl_flow.envs.maniskill.resets import EpisodeResets, copy_state
 from torchrl_flow.envs.maniskill.specs import action_spec, choose_camera, done_spec, has_cameras, observation_spec
 from torchrl_flow.functional.observation import flatten_state
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.torchrl_compat import EnvWrapper
 
 _NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "single_observation_space")
 
 
-class ManiSkillWrapper(_EnvWrapper):
+class ManiSkillWrapper(EnvWrapper):
     """Wraps a ManiSkill environment made by ``gymnasium.make`` (not ManiSkill's own vector wrapper).
 
     The environment never resets by itself: the observation of a step that ends an episode is the true last

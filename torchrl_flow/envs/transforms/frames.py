@@ -10,6 +10,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
+from torchrl_flow.envs.unwrap import layers
+
 __all__ = ["FrameRecorder", "as_frames", "find_recorder"]
 
 
@@ -24,6 +26,7 @@ def as_frames(images: Any) -> np.ndarray:
         ValueError: if the values are not uint8 or no dimension holds 3 channels.
 
     Examples:
+        >>> import torch
         >>> as_frames(torch.zeros(3, 8, 10, dtype=torch.uint8)).shape
         (1, 8, 10, 3)
     """
@@ -122,9 +125,8 @@ class FrameRecorder(Transform):
 
 def find_recorder(env: EnvBase) -> FrameRecorder | None:
     """Return the recorder among the transforms of ``env``, or None."""
-    while isinstance(env, TransformedEnv):
-        for module in env.transform.modules():
+    for layer in layers(env):
+        for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
             if isinstance(module, FrameRecorder):
                 return module
-        env = env.base_env
     return None

@@ -8,14 +8,27 @@ one; what is stepped here are the transforms themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-__all__ = ["carry", "expand_right", "inner_step", "innermost_env", "keep_where", "read", "split_below"]
+from torchrl_flow.envs import unwrap
+from torchrl_flow.util.torchrl_compat import (
+    PARTIAL_STEP,
+    complete_done,
+    container_of,
+    get_entry,
+    map_pairs,
+    raw_inverse,
+    raw_step,
+    raw_transform_step,
+    set_entry,
+)
+
+__all__ = ["carry", "expand_right", "inner_step", "keep_where", "split_below"]
 
 
 def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
@@ -32,8 +45,7 @@ def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
     """
     node, before = transform, []
     while True:
-        reference = node.__dict__.get("_container")
-        container = reference() if reference is not None else None
+        container = container_of(node)
         if container is None:
             raise RuntimeError(
                 f"{type(transform).__name__} works in an environment only: append it to a TransformedEnv."
@@ -45,13 +57,6 @@ def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
         node = container
 
 
-def read(tensordict: TensorDictBase, key: NestedKey) -> Any:
-    """The entry of a key in its normal form, None where it is missing; a fraction of the time of ``get``."""
-    if isinstance(key, str):
-        return tensordict._get_str(key, None)
-    return tensordict._get_tuple(key, None)
-
-
 def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedKey]) -> None:
     """Sets the entries of ``source`` in ``target``, unchecked: both hold results of the same environment.
 
@@ -61,20 +66,9 @@ def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedK
         keys (iterable of NestedKey): the keys in their normal form.
     """
     for key in keys:
-        value = read(source, key)
-        if value is None:
-            continue
-        if isinstance(key, str):
-            target._set_str(key, value, inplace=False, validated=True, non_blocking=False)
-        else:
-            target._set_tuple(key, value, inplace=False, validated=True, non_blocking=False)
-
-
-def innermost_env(env: EnvBase) -> EnvBase:
-    """The env at the bottom of nested ``TransformedEnv``."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
+        value = get_entry(source, key)
+        if value is not None:
+            set_entry(target, key, value)
 
 
 def inner_step(
@@ -92,33 +86,33 @@ def inner_step(
         TensorDictBase: rows that are not alive hold values without meaning.
     """
     if alive is not None:
-        tensordict.set("_step", alive)
+        tensordict.set(PARTIAL_STEP, alive)
     for transform in reversed(transforms):
-        tensordict = transform._inv_call(tensordict)
-    mask = tensordict.pop("_step", None) if alive is not None else None
-    next_tensordict = base_env._step(tensordict) if mask is None else _partial_step(base_env, tensordict, mask)
-    base_env._complete_done(base_env.full_done_spec, next_tensordict)
+        tensordict = raw_inverse(transform, tensordict)
+    mask = tensordict.pop(PARTIAL_STEP, None) if alive is not None else None
+    next_tensordict = raw_step(base_env, tensordict) if mask is None else _partial_step(base_env, tensordict, mask)
+    complete_done(base_env, next_tensordict)
     for transform in transforms:
-        next_tensordict = transform._step(tensordict, next_tensordict)
+        next_tensordict = raw_transform_step(transform, tensordict, next_tensordict)
     return next_tensordict
 
 
 def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
-    if isinstance(innermost_env(base_env), BatchedEnvBase):
+    if isinstance(unwrap.base_env(base_env), BatchedEnvBase):
         # A batched env steps whole workers, and fills the rows of the others from whatever entries of the
         # input have an output's name: transforms may have given those another shape.
         tensordict = tensordict.select(*base_env.action_keys, *base_env.state_keys, strict=False)
         workers = mask.reshape(mask.shape[0], -1).any(-1)
         mask = expand_right(workers, mask).contiguous()
         if not workers.all():
-            tensordict.set("_step", mask)
-        return base_env._step(tensordict)
+            tensordict.set(PARTIAL_STEP, mask)
+        return raw_step(base_env, tensordict)
     if base_env.batch_locked:
-        tensordict.set("_step", mask)
-        return base_env._step(tensordict)
+        tensordict.set(PARTIAL_STEP, mask)
+        return raw_step(base_env, tensordict)
     # An env without a batch size of its own steps the rows it is given.
     rows = mask.reshape(tensordict.shape)
-    stepped: Any = base_env._step(tensordict[rows])
+    stepped: Any = raw_step(base_env, tensordict[rows])
     result: Any = stepped.new_zeros(tensordict.shape)
     result[rows] = stepped
     return result
@@ -142,7 +136,7 @@ def keep_where(mask: Tensor, new: TensorDictBase, old: TensorDictBase) -> Tensor
             return new_value
         return new_value.where(expand_right(mask, new_value), old_value)
 
-    return cast(TensorDictBase, new._fast_apply(select, old, default=None))
+    return map_pairs(select, new, old)
 
 
 def expand_right(tensor: Tensor, like: Tensor) -> Tensor:

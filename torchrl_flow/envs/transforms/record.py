@@ -9,9 +9,9 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from torchrl_flow.envs.transforms.inner import read
 from torchrl_flow.envs.transforms.requirements import float_dtype
 from torchrl_flow.functional.chunk import chunk_return, executed_mask, latch
+from torchrl_flow.util.torchrl_compat import get_entry
 
 __all__ = ["ChunkRecord", "PendingChunk", "Transition"]
 
@@ -82,9 +82,9 @@ class ChunkRecord:
     def add(self, next_tensordict: TensorDictBase) -> Tensor:
         """Takes note of a step and returns its done flag, bool ``[*B, 1]``."""
         for key, values in self._rewards.items():
-            values.append(read(next_tensordict, key))
+            values.append(get_entry(next_tensordict, key))
         for key, values in self._flags.items():
-            values.append(read(next_tensordict, key))
+            values.append(get_entry(next_tensordict, key))
         return self._flags[self._done_key][-1]
 
     def fold(self, gamma: float, selected: Tensor | None = None) -> Transition:

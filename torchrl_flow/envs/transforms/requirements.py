@@ -11,7 +11,8 @@ from torchrl.data.tensor_specs import ContinuousBox
 from torchrl.envs import EnvBase, StepCounter, Transform
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-from torchrl_flow.envs.transforms.inner import innermost_env
+from torchrl_flow.envs import unwrap
+from torchrl_flow.util.torchrl_compat import resets_itself
 
 __all__ = [
     "check_can_skip_rendering",
@@ -24,7 +25,7 @@ __all__ = [
 
 def check_no_autoreset(base_env: EnvBase) -> None:
     """Raises RuntimeError where ``base_env`` resets itself."""
-    if base_env.__dict__.get("_torchrl_native_autoreset", False):
+    if resets_itself(base_env):
         raise RuntimeError(
             "the base env resets itself when an episode ends, which would mix two episodes in a chunk: "
             "switch its native auto-reset off."
@@ -33,7 +34,7 @@ def check_no_autoreset(base_env: EnvBase) -> None:
 
 def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform]) -> None:
     """Raises ValueError where the image at the end of an episode could be missed."""
-    env = innermost_env(base_env)
+    env = unwrap.base_env(base_env)
     if isinstance(env, BatchedEnvBase):
         raise ValueError("render_last needs the transform inside of the workers of a batched env.")
     if not hasattr(env, "set_render_enabled"):

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_flow.envs.transforms.inner import carry, expand_right, inner_step, innermost_env, keep_where, split_below
+from torchrl_flow.envs import unwrap
+from torchrl_flow.envs.transforms.inner import carry, expand_right, inner_step, keep_where, split_below
 from torchrl_flow.envs.transforms.record import ChunkRecord, PendingChunk, Transition
 from torchrl_flow.envs.transforms.requirements import (
     check_can_skip_rendering,
@@ -295,5 +296,5 @@ class SMDPChunk(Transform):
             return
         first = self.act_horizon - self.render_last
         if step in (0, first, self.act_horizon):
-            env: Any = innermost_env(split_below(self)[0])
+            env: Any = unwrap.base_env(split_below(self)[0])
             env.set_render_enabled(step >= first, history=self.render_last)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_flow.functional.chunk import ChunkAlignment
 from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.config import MAX_DEPTH, Config, dense_weights
 from torchrl_flow.modules.observation.encoders import ObservationEncoder, PixelEncoder
 from torchrl_flow.modules.observation.normalizer import Normalizer, NormalizerMode
 from torchrl_flow.modules.velocity.dit import ShortCutVelocityDiT
@@ -26,12 +27,15 @@ __all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowActorConfig:
+class FlowActorConfig(Config):
     """All that is needed, beside the weights, to build a :class:`FlowActor`; plain numbers and strings.
 
     Raises:
-        ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, or a name is unknown.
+        ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, a name is unknown, or a size is above its
+            limit (:class:`~torchrl_flow.modules.config.Config`).
     """
+
+    limits: ClassVar[Mapping[str, int]] = {"depth": MAX_DEPTH}
 
     action_dim: int
     """A, size of one action."""
@@ -74,30 +78,19 @@ class FlowActorConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if self.state_dim is None and self.pixels_size is None:
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
         if self.network not in ("mlp", "unet", "dit"):
             raise ValueError(f"network must be 'mlp', 'unet' or 'dit', got {self.network!r}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FlowActorConfig:
-        """Rebuild a configuration from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is unknown, naming it and those that are known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown} in a FlowActorConfig; known are {sorted(known)}.")
-        values = dict(values)
-        if values.get("pixels_size") is not None:
-            values["pixels_size"] = tuple(values["pixels_size"])
-        return cls(**values)
+    def _weights(self) -> int:
+        frames, chunk = self.obs_horizon * (self.state_dim or 1), self.pred_horizon * self.action_dim
+        if self.network == "unet":
+            # Its blocks at the coarsest level have the most channels.
+            finest, coarsest = self.width, self.width * 2 ** (self.depth - 1)
+            return self.action_dim * finest + (frames + coarsest) * coarsest
+        return dense_weights([frames + chunk, self.width, chunk]) + self.depth * self.width**2
 
 
 def _make_velocity_network(config: FlowActorConfig, cond_dim: int) -> nn.Module:

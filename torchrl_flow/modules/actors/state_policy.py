@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 
+from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.normalizer import Normalizer
 
 PolicyKind = Literal["deterministic", "gaussian"]
@@ -20,11 +20,12 @@ __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_st
 
 
 @dataclasses.dataclass(frozen=True)
-class StatePolicyConfig:
+class StatePolicyConfig(Config):
     """All that is needed, beside the weights, to build the networks of an offline baseline.
 
     Raises:
-        ValueError: if the kind is unknown or a size is below 1.
+        ValueError: if the kind is unknown, or a size is below 1 or above its limit
+            (:class:`~torchrl_flow.modules.config.Config`).
     """
 
     state_dim: int
@@ -44,6 +45,7 @@ class StatePolicyConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if self.kind not in ("deterministic", "gaussian"):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
@@ -61,9 +63,8 @@ class StatePolicyConfig:
         """Numbers in an action or a chunk."""
         return self.action_dim * (self.act_horizon or 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return dataclasses.asdict(self)
+    def _weights(self) -> int:
+        return dense_weights([self.observation_size, *self.hidden_sizes, self.action_size])
 
 
 def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None) -> Normalizer:
@@ -81,10 +82,10 @@ class _StateMLP(nn.Module):
         super().__init__()
         self.normalizer = normalizer
         self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise([inputs, *config.hidden_sizes]):
-            layers += [nn.Linear(before, after), *([nn.LayerNorm(after)] if norm else []), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden_sizes[-1], outputs))
+        hidden, options = list(config.hidden_sizes), {}
+        if norm:
+            options = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": size} for size in hidden]}
+        self.layers = MLP(inputs, outputs, num_cells=hidden, activation_class=nn.ReLU, **options)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         state = self.normalizer(observation, "'observation'")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.config import MAX_DEPTH, Config, dense_weights
 from torchrl_flow.modules.critics.q_ensemble import EnsembleActivation, EnsembleInit, QEnsemble
 from torchrl_flow.modules.observation.frozen_features import flow_on_features
 
@@ -14,12 +15,14 @@ __all__ = ["CriticConfig", "make_critic"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Config):
     """All that is needed, beside the actor and the weights, to build a :class:`QEnsemble`; plain values.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: if a size is below 1 or above its limit (:class:`~torchrl_flow.modules.config.Config`).
     """
+
+    limits: ClassVar[Mapping[str, int]] = {"num_qs": MAX_DEPTH}
 
     num_qs: int = 10
     """Members."""
@@ -36,27 +39,14 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if self.num_qs < 1 or min(self.hidden_sizes, default=1) < 1:
             raise ValueError(f"num_qs and hidden_sizes must be at least 1, got {self.num_qs}, {self.hidden_sizes}.")
         if self.share_encoder and self.on_features:
             raise ValueError("share_encoder and on_features exclude one another: features are read without an encoder.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CriticConfig:
-        """Rebuild a configuration from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is unknown, naming it and those that are known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown} in a CriticConfig; known are {sorted(known)}.")
-        return cls(**{**values, **{k: tuple(v) for k, v in values.items() if k == "hidden_sizes"}})
+    def _weights(self) -> int:
+        return self.num_qs * dense_weights([1, *self.hidden_sizes, 1])
 
 
 def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:

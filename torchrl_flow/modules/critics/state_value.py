@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
-from torch import nn
+from torchrl.modules import MLP
 
 from torchrl_flow.modules.activation import Mish
+from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.encoders import ObservationEncoder
 
 if TYPE_CHECKING:
@@ -62,12 +63,7 @@ class StateValue(TensorDictModuleBase):
         if min(hidden_sizes, default=1) < 1:
             raise ValueError(f"hidden_sizes must be at least 1, got {tuple(hidden_sizes)}.")
         self.encoder = encoder
-        layers: list[nn.Module] = []
-        size_in = encoder.out_features
-        for size in hidden_sizes:
-            layers += [nn.Linear(size_in, size), Mish()]
-            size_in = size
-        self.head = nn.Sequential(*layers, nn.Linear(size_in, 1))
+        self.head = MLP(encoder.out_features, 1, num_cells=list(hidden_sizes), activation_class=Mish)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -79,28 +75,14 @@ class StateValue(TensorDictModuleBase):
 
 
 @dataclasses.dataclass(frozen=True)
-class StateValueConfig:
+class StateValueConfig(Config):
     """All that is needed, beside the actor and the weights, to build a :class:`StateValue`; plain values."""
 
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StateValueConfig:
-        """Rebuild a configuration from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is unknown, naming it and those that are known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown} in a StateValueConfig; known are {sorted(known)}.")
-        return cls(**{name: tuple(value) for name, value in values.items()})
+    def _weights(self) -> int:
+        return dense_weights([1, *self.hidden_sizes, 1])
 
 
 def make_state_value(config: StateValueConfig, actor: FlowActor) -> StateValue:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_flow.functional.chain import bounded_sigma
 from torchrl_flow.modules.activation import Mish
+from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.velocity.embedding import SinusoidalEmbedding, ZeroLinear
 
 if TYPE_CHECKING:
@@ -113,11 +114,12 @@ class ExploreNoiseNet(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseNetConfig:
+class NoiseNetConfig(Config):
     """All that is needed, beside the actor and the weights, to build an :class:`ExploreNoiseNet`; plain values.
 
     Raises:
-        ValueError: if the bounds are not ``0 < sigma_min <= sigma_max``.
+        ValueError: if the bounds are not ``0 < sigma_min <= sigma_max`` or a size is above its limit
+            (:class:`~torchrl_flow.modules.config.Config`).
     """
 
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -129,25 +131,12 @@ class NoiseNetConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if not 0 < self.sigma_min <= self.sigma_max:
             raise ValueError(f"0 < sigma_min <= sigma_max is needed, got {self.sigma_min} and {self.sigma_max}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NoiseNetConfig:
-        """Rebuild a configuration from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is unknown, naming it and those that are known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown} in a NoiseNetConfig; known are {sorted(known)}.")
-        return cls(**{**values, **{k: tuple(v) for k, v in values.items() if k == "hidden_sizes"}})
+    def _weights(self) -> int:
+        return dense_weights([1, *self.hidden_sizes, 1])
 
 
 def make_noise_net(config: NoiseNetConfig, actor: FlowActor) -> ExploreNoiseNet:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torchrl_flow.functional.latent import SteerMode, bound_latent
 from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.encoders import ObservationEncoder
 from torchrl_flow.modules.observation.frozen_features import feature_encoder
 from torchrl_flow.modules.steering.latent_distribution import LatentNormal, PriorMixture
@@ -206,7 +206,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentPolicyConfig:
+class LatentPolicyConfig(Config):
     """All that is needed, beside the actor and the weights, to build a :class:`LatentGaussianPolicy`; plain values."""
 
     steer_mode: SteerMode = "full"
@@ -222,23 +222,8 @@ class LatentPolicyConfig:
     on_features: bool = False
     """Whether it reads the features of the frozen flow's encoder; else it trains a copy of that encoder."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LatentPolicyConfig:
-        """Rebuild a configuration from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is unknown, naming it and those that are known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {unknown} in a LatentPolicyConfig; known are {sorted(known)}.")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+    def _weights(self) -> int:
+        return dense_weights([1, *self.hidden_sizes, 1])
 
 
 def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGaussianPolicy:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_flow.functional.aliasing import alias_residual, best_alias, invert_noise, reverse_flow
 from torchrl_flow.functional.latent import SteerMode, expand_latent, unbound_latent
 from torchrl_flow.modules.actors.flow import FlowActor
+from torchrl_flow.modules.config import Config
 from torchrl_flow.modules.observation.frozen_features import frozen_features
 from torchrl_flow.modules.steering.latent_policy import LatentGaussianPolicy
 
@@ -24,7 +25,7 @@ __all__ = ["AliasConfig", "AliasMode", "NoiseAliaser"]
 
 
 @dataclasses.dataclass(frozen=True)
-class AliasConfig:
+class AliasConfig(Config):
     """How aliases are searched for; plain values.
 
     Raises:
@@ -48,6 +49,7 @@ class AliasConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        super().__post_init__()
         if self.mode not in ("inversion", "retrieval", "reversal"):
             raise ValueError(f"mode must be 'inversion', 'retrieval' or 'reversal', got {self.mode!r}.")
         for name in ("starts", "steps", "candidates", "reverse_steps"):
@@ -108,7 +110,7 @@ class NoiseAliaser(TensorDictModuleBase):
     def identity(self) -> dict[str, Any]:
         """Return what determines an alias beside the flow's weights and the data, JSON-able."""
         own = {"steer_mode": self.steer_mode, "bound": self.bound, "num_steps": self.num_steps}
-        return {**dataclasses.asdict(self.config), **own, "latent_shape": list(self.latent_shape)}
+        return {**self.config.to_dict(), **own, "latent_shape": list(self.latent_shape)}
 
     def _randn(self, *shape: int, generator: torch.Generator | None) -> Tensor:
         drawn = torch.randn(*shape, generator=generator)

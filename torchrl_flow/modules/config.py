@@ -1,0 +1,116 @@
+"""Flat descriptions of networks: from and to plain values, with limits on the sizes that they may ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torchrl_flow.util.suggest import did_you_mean
+
+MAX_SIZE = 100_000
+"""Largest width, dimension or other whole number of a configuration, where the class states no other limit."""
+MAX_DEPTH = 1000
+"""Largest number of blocks, layers or members."""
+MAX_WEIGHTS = 2**31
+"""Largest number of weights of a network, 8 GiB in float32."""
+
+_INTEGER = re.compile(r"\bint\b")
+_Config = TypeVar("_Config", bound="Config")
+
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "MAX_WEIGHTS", "Config", "dense_weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of the dataclasses that describe a network by plain values.
+
+    A subclass with a ``__post_init__`` of its own calls this one first. A subclass whose sizes multiply overrides
+    ``_weights``.
+
+    Raises:
+        ValueError: if a size is above its limit, or the network would have more than :data:`MAX_WEIGHTS` weights.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Linear(Config):
+        ...     width: int = 8
+        >>> Linear.from_dict({"width": 16}).to_dict()
+        {'width': 16}
+        >>> Linear.from_dict({"wdith": 16})
+        Traceback (most recent call last):
+        ValueError: unknown fields ['wdith'] in a Linear; known are ['width']. Did you mean width?
+    """
+
+    limits: ClassVar[Mapping[str, int]] = {}
+    """Largest values of fields for which :data:`MAX_SIZE` is not the limit."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        kind = type(self).__name__
+        for name, value in self._sizes():
+            limit = self.limits.get(name, MAX_SIZE)
+            if value > limit:
+                raise ValueError(f"{name}={value} in a {kind} is above its limit of {limit}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (tuple, list)) and len(value) > MAX_DEPTH:
+                raise ValueError(f"{field.name} of a {kind} has {len(value)} entries, above its limit of {MAX_DEPTH}.")
+        weights = self._weights()
+        if weights > MAX_WEIGHTS:
+            sizes = ", ".join(f"{name}={getattr(self, name)}" for name in dict.fromkeys(n for n, _ in self._sizes()))
+            raise ValueError(
+                f"a {kind} with {sizes} asks for {weights} weights or more, above the limit of {MAX_WEIGHTS}."
+            )
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield the name and value of each whole number, those inside of tuples too."""
+        for field in dataclasses.fields(self):
+            if not _INTEGER.search(str(field.type)):
+                continue
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if number is not None:
+                    yield field.name, number
+
+    def _weights(self) -> int:
+        """Count the weights of the network, roughly and from below; 0 where no product of sizes can be large."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain, JSON-able values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[_Config], values: Mapping[str, Any], *, complete: bool = False) -> _Config:
+        """Rebuild a configuration from :meth:`to_dict`; lists, which JSON has in place of tuples, become tuples.
+
+        Args:
+            values: the fields; those with a default may be left out.
+            complete: refuse values that leave a field out.
+
+        Raises:
+            ValueError: if a field is unknown, naming it, those that are known and the one that was probably meant; or
+                one is missing that must not be.
+        """
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        unknown = sorted(map(str, set(values) - set(known)))
+        if unknown:
+            hints = "".join(did_you_mean(name, known) for name in unknown)
+            raise ValueError(f"unknown fields {unknown} in a {cls.__name__}; known are {known}.{hints}")
+        missing = [name for name in known if name not in values]
+        if complete and missing:
+            raise ValueError(f"a {cls.__name__} lacks the fields {missing}.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def dense_weights(sizes: Sequence[int]) -> int:
+    """Count the weights of an MLP with these sizes of input, hidden layers and output.
+
+    Examples:
+        >>> dense_weights([2, 8, 3])
+        40
+    """
+    return sum(before * after for before, after in itertools.pairwise(sizes))

@@ -1,0 +1,94 @@
+"""From a checkpoint to one of its modules: description, building, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchrl.checkpoint import CheckpointError
+
+from torchrl_flow.runs.checkpoint_check import building
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+
+__all__ = ["ACTOR_CONFIG", "module_config", "open_checkpoint", "restore_module"]
+
+ACTOR_CONFIG = "actor_config"
+"""Name of the actor's description, which has a field of its own in a checkpoint."""
+
+_ABSENT = "{path} holds no {name}, only {roles}."
+_Config = TypeVar("_Config")
+_Module = TypeVar("_Module")
+
+
+def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
+    """Return the checkpoint itself, or open the file or the run that is named.
+
+    Args:
+        source: checkpoint, its file, or the directory of a run.
+        which: of a run, the last checkpoint or the best one.
+    """
+    if isinstance(source, TrainingCheckpoint):
+        return source
+    return load_checkpoint(source, which=which)
+
+
+def module_config(
+    checkpoint: TrainingCheckpoint,
+    name: str,
+    read: Callable[[Mapping[str, Any]], _Config],
+    *,
+    absent: str = _ABSENT,
+) -> _Config:
+    """Return the description of a module.
+
+    Args:
+        checkpoint: the checkpoint.
+        name: :data:`ACTOR_CONFIG`, or the module's name among the checkpoint's ``module_configs``.
+        read: makes the description from plain values, such as ``CriticConfig.from_dict``.
+        absent: message where there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
+
+    Raises:
+        CheckpointError: if the checkpoint does not describe such a module, or describes what cannot be built.
+    """
+    values = checkpoint.actor_config or None if name == ACTOR_CONFIG else checkpoint.module_configs.get(name)
+    if values is None:
+        roles = ", ".join(checkpoint.roles) or "nothing"
+        raise CheckpointError(absent.format(path=checkpoint.path, name=name, roles=roles))
+    with building(checkpoint.path, _field(name)):
+        return read(values)
+
+
+def restore_module(
+    checkpoint: TrainingCheckpoint,
+    name: str,
+    read: Callable[[Mapping[str, Any]], _Config],
+    make: Callable[[_Config], _Module],
+    *,
+    roles: tuple[str, ...] | None = None,
+    absent: str = _ABSENT,
+) -> _Module:
+    """Build a module as a checkpoint describes it and load its weights.
+
+    Args:
+        checkpoint: the checkpoint.
+        name: see :func:`module_config`.
+        read: makes the description from plain values, such as ``CriticConfig.from_dict``.
+        make: builds the module from its description.
+        roles: where its weights may be, the first that is there; ``name`` by default.
+        absent: message where there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
+
+    Raises:
+        CheckpointError: if the module is not described, cannot be built, has no weights, or they do not fit.
+    """
+    config = module_config(checkpoint, name, read, absent=absent)
+    with building(checkpoint.path, _field(name)):
+        module = make(config)
+    roles = roles or (name,)
+    role = next((role for role in roles if role in checkpoint.roles), roles[-1])
+    checkpoint.restore(modules={role: module})
+    return module
+
+
+def _field(name: str) -> str:
+    return name if name == ACTOR_CONFIG else f"module_configs.{name}"

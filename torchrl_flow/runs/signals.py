@@ -1,0 +1,39 @@
+"""Signals that ask a program to end, noted so that it can finish what it is at."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["noted_signals"]
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM in a list while the block runs; a second signal ends the program at once.
+
+    Outside of the main thread, where Python handles no signals, the list stays empty.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        for other in watched:
+            signal.signal(other, signal.SIG_DFL)
+
+    for number in watched:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            # None stands for a handler that was not set from Python, and cannot be set.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,43 @@
+"""Which fields of two descriptions differ, for the message that refuses one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["differing_fields"]
+
+
+def differing_fields(
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    *,
+    form: str = "{name}: checkpoint {found!r}, here {wanted!r}",
+    absent: Any = None,
+) -> list[str]:
+    """Name both values of each field that differs; a tuple and a list of the same entries do not.
+
+    Args:
+        found: fields of what is examined: of a checkpoint, a file, a directory.
+        wanted: fields as they must be.
+        names: fields to compare; all of ``found`` and then the others of ``wanted`` by default.
+        form: text of one difference.
+        absent: value of a field that ``found`` lacks.
+
+    Returns:
+        one text for each field that differs.
+
+    Examples:
+        >>> differing_fields({"task": "planar", "size": 3}, {"task": "planar", "size": 4})
+        ['size: checkpoint 3, here 4']
+    """
+    pairs = {
+        name: (_plain(found.get(name, absent)), _plain(wanted.get(name)))
+        for name in ({**found, **wanted} if names is None else names)
+    }
+    return [form.format(name=name, found=one, wanted=other) for name, (one, other) in pairs.items() if one != other]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
