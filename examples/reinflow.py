@@ -1,15 +1,19 @@
 r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise in every sampling step, sparse reward.
 
+    python examples/shortcut_flow_bc.py --task PickCube-v1 --quality mixed --act-horizon 4 --iterations 5000 --name bc
+    python examples/reinflow.py --policy runs/bc --after-success continue
+
+The defaults are those of a ManiSkill task whose states are observed, with 64 environments in one CPU process. The
+planar task takes about 3 minutes on one CPU core, with more and larger steps:
+
     python examples/shortcut_flow_bc.py --task planar --num-demos 100 --iterations 1500 --width 128 --depth 2 \
         --pred-horizon 8 --name bc
-    python examples/reinflow.py --policy runs/bc --num-steps 4 --num-envs 256 --rollout-steps 13 --minibatch-size 832 \
-        --epochs 2 --total-env-steps 2000000 --lr 2e-4 --critic-lr 1e-3 --clip 0.01 --sigma-min 0.05 \
-        --noise-decay-steps 4000000 --critic-warmup-steps 100000
+    python examples/reinflow.py --policy runs/bc --rollout-steps 13 --minibatch-size 832 --epochs 2 --lr 2e-4 \
+        --total-env-steps 2000000 --noise-decay-steps 4000000 --critic-warmup-steps 100000
 
-Takes about 3 minutes on one CPU core for the planar task, success_once from about 0.5 to about 0.99. The defaults are
-those of ManiSkill's tasks with one environment. Beware of --clip with the log-probability averaged over the chain's
-K H A terms: a bound of 0.01 on the ratio is one of about 1 on the chain's log-probability here, 0.2 one of 20, which is
-none, and with this command's learning rate the policy is lost within ten iterations.
+The bound --clip is small because the log-probability is averaged over the K H A terms of the chain: 0.01 on the ratio
+is about 1 on the chain's log-probability. With 0.2 it is about 20, which bounds nothing, and the policy is lost within
+ten iterations.
 
 Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
 `policy`. The best policy of the evaluations along the way is kept besides the last, and a later stage starts from it
@@ -85,29 +89,30 @@ class Args(RunArgs):
     after_success: AfterSuccess = "end"
     """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
     step at the goal, and the policy learns to stay there"""
-    num_steps: SamplingSteps = 8
+    num_steps: SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
     total_env_steps: Count = 1_000_000
     """environment steps of training"""
-    num_envs: NonNegativeInt = 1
-    """environments that run side by side, 0 for one that is not batched"""
+    num_envs: NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; by default 256 of the planar task, 64 of a
+    ManiSkill task whose states are observed, and one with images"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    rollout_steps: Count = 128
+    rollout_steps: Count = 16
     """chunks per environment and iteration"""
     epochs: Count = 4
     """passes over an iteration's chunks"""
-    minibatch_size: Count = 64
+    minibatch_size: Count = 256
     """chunks per gradient step"""
-    lr: Positive = 3e-5
+    lr: Positive = 1e-4
     """learning rate of the flow and of the noise network"""
-    critic_lr: Positive = 1e-4
+    critic_lr: Positive = 1e-3
     """learning rate of the value network"""
     gamma: Fraction = 0.99
     """discount of an environment step"""
     gae_lambda: Fraction = 0.95
     """lambda of the advantage estimate"""
-    clip: Positive = 0.2
+    clip: Positive = 0.01
     """bound on the distance of the probability ratio from 1"""
     entropy_coef: NonNegative = 0.01
     """weight of the noise's entropy"""
@@ -119,19 +124,19 @@ class Args(RunArgs):
     """bound on the gradient's norm, of the flow and of the value"""
     target_kl: Positive | None = None
     """divergence of the probability ratio at which the epochs of an iteration stop; None for no limit"""
-    critic_warmup_steps: NonNegativeInt = 5000
+    critic_warmup_steps: NonNegativeInt = 20_000
     """environment steps in which only the value learns"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """whether the log-probability of the chain is the mean or the sum over steps, chunk and action dimensions"""
     mean_bound: Positive | None = None
     """clamp of the chain's means, in normalised units; for policies with min-max normalised actions"""
-    sigma_min: Annotated[Positive, NotAbove("sigma_max")] = 0.01
+    sigma_min: Annotated[Positive, NotAbove("sigma_max")] = 0.05
     """lower bound of the noise, in units of normalised actions"""
     sigma_max: Positive = 0.3
     """upper bound of the noise at the start of training, in units of normalised actions"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """how the upper bound of the noise falls"""
-    noise_decay_steps: Count = 500_000
+    noise_decay_steps: Count = 1_500_000
     """environment steps over which the upper bound of the noise falls"""
     train_encoder: bool = False
     """train the encoder too"""
@@ -158,7 +163,7 @@ def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvB
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
     if checkpoint.task.get("task") == PLANAR:
         options["device"] = args.device
-    return make_training_envs(checkpoint, episodes=args.eval_episodes, **options)
+    return make_training_envs(checkpoint, episodes=args.eval_episodes, maniskill_envs=64, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:

@@ -47,7 +47,7 @@ from torchrl_flow.sweeps import (
 
 SCRIPT = Path(__file__).with_name("reinflow.py")
 
-DEFAULTS: dict[str, Any] = {
+PUBLISHED: dict[str, Any] = {
     "num_steps": 8,
     "total_env_steps": 1_000_000,
     "num_envs": 1,
@@ -65,10 +65,10 @@ DEFAULTS: dict[str, Any] = {
     "noise_schedule": "linear",
     "noise_decay_steps": 500_000,
 }
-"""The baseline of a ManiSkill task: the defaults of `reinflow.py`."""
+"""The published baseline of a ManiSkill task, with one environment."""
 
 PLANAR: dict[str, Any] = {
-    **DEFAULTS,
+    **PUBLISHED,
     "total_env_steps": 2_000_000,
     "num_envs": 256,
     "rollout_steps": 12,
@@ -83,7 +83,7 @@ PLANAR: dict[str, Any] = {
 }
 """The baseline of the planar task: many environments, and noise that moves actions of unit scale noticeably."""
 
-PRESETS = {"default": DEFAULTS, "planar": PLANAR}
+PRESETS = {"published": PUBLISHED, "planar": PLANAR}
 
 VARIANTS = (
     Variant("baseline", "baseline"),
@@ -109,7 +109,7 @@ VARIANTS = (
     Variant("rollout_256", "rollout", {"rollout_steps": 256, "minibatch_size": 128}),
     Variant("epochs_8", "rollout", {"rollout_steps": 128, "epochs": 8}),
 )
-"""The baseline and 21 ablations in six categories, in the units of DEFAULTS; add a line for another one."""
+"""The baseline and 21 ablations in six categories, in the units of PUBLISHED; add a line for another one."""
 
 
 @dataclasses.dataclass
@@ -120,8 +120,8 @@ class Args:
     """run directory or checkpoint of the flow policy that all runs start from"""
     which: Which = "best"
     """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    preset: Literal["default", "planar"] = "default"
-    """baseline configuration; each ablation changes it by the same factors as it changes the preset default"""
+    preset: Literal["published", "planar"] = "published"
+    """baseline configuration; each ablation changes it by the same factors as it changes the preset published"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
     seeds: Seeds = (0,)
@@ -165,16 +165,16 @@ class Args:
 
 
 def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry a configuration over to another baseline: numbers by their ratio to the default, the rest as it is.
+    """Carry a configuration over to another baseline: numbers by their ratio to the published one, the rest as it is.
 
     The numbers of sampling steps are what they are: the network knows certain step sizes alone.
     """
     carried = {}
     for name, value in options.items():
-        if isinstance(value, str) or name == "num_steps" or not DEFAULTS[name]:
+        if isinstance(value, str) or name == "num_steps" or not PUBLISHED[name]:
             carried[name] = value
         else:
-            number = base[name] * value / DEFAULTS[name]
+            number = base[name] * value / PUBLISHED[name]
             carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else float(f"{number:.6g}")
     return carried
 

@@ -36,7 +36,7 @@ def test_there_are_a_baseline_and_21_ablations_in_six_categories():
     assert categories == {"baseline": 1, "warmup": 3, "noise": 5, "ppo": 5, "lr": 3, "steps": 2, "rollout": 3}
 
 
-@pytest.mark.parametrize("preset", ["default", "planar"])
+@pytest.mark.parametrize("preset", ["published", "planar"])
 def test_every_configuration_changes_the_baseline_and_nothing_else(preset):
     module = load()
     base = module.PRESETS[preset]
@@ -44,20 +44,19 @@ def test_every_configuration_changes_the_baseline_and_nothing_else(preset):
         carried = module.relative(variant.options, base)
         differing = {name for name, value in carried.items() if value != base[name]}
         assert differing, variant.name
-        if preset == "default":
+        if preset == "published":
             assert carried == dict(variant.options)
     low = module.relative({"lr": 1e-5, "rollout_steps": 64, "num_steps": 4, "critic_warmup_steps": 0}, module.PLANAR)
     assert low == {"lr": pytest.approx(2e-4 / 3), "rollout_steps": 6, "num_steps": 4, "critic_warmup_steps": 0}
 
 
-def test_the_baseline_is_the_recipes_defaults():
+def test_the_baseline_names_options_of_the_recipe():
     module = load()
     specification = importlib.util.spec_from_file_location("reinflow", ROOT / "examples" / "reinflow.py")
     recipe = importlib.util.module_from_spec(specification)
     sys.modules["reinflow"] = recipe
     specification.loader.exec_module(recipe)
-    defaults = recipe.Args()
-    assert {name: getattr(defaults, name) for name in module.DEFAULTS} == module.DEFAULTS
+    assert recipe.Args(**module.PUBLISHED).clip == module.PUBLISHED["clip"] == 0.2
 
 
 def test_a_dry_run_prints_commands_that_the_recipe_takes(tmp_path):

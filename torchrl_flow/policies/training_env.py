@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_flow.envs.maniskill import BatchUnsupportedError
 from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
 from torchrl_flow.policies.checkpoint_env import checkpoint_env
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
@@ -25,7 +26,13 @@ __all__ = [
 
 
 def training_env_options(
-    task: str, *, num_envs: int | None, sim_backend: str | None, planar_envs: int, obs_mode: str | None = "state"
+    task: str,
+    *,
+    num_envs: int | None,
+    sim_backend: str | None,
+    planar_envs: int,
+    maniskill_envs: int = 1,
+    obs_mode: str | None = "state",
 ) -> dict[str, Any]:
     """Return number of environments and simulation for a task.
 
@@ -36,6 +43,7 @@ def training_env_options(
         sim_backend: ManiSkill's simulation; where ``None`` physx_cuda for several environments on a machine with a
             CUDA device, and else physx_cpu, which simulates several in this process.
         planar_envs: the planar task's usual number.
+        maniskill_envs: the usual number of a ManiSkill task whose states are observed; with images it is one.
         obs_mode: what is observed; images of several environments need physx_cuda.
 
     Raises:
@@ -47,6 +55,8 @@ def training_env_options(
         if sim_backend is not None:
             raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: the planar task has one simulation.")
         return {"num_envs": (planar_envs if num_envs is None else num_envs) or None}
+    if num_envs is None and "rgb" not in (obs_mode or "state"):
+        num_envs = maniskill_envs
     on_gpu = (num_envs or 1) > 1 and torch.cuda.is_available()
     backend = sim_backend or ("physx_cuda" if on_gpu else "physx_cpu")
     if backend.split(":")[0] not in ("physx_cpu", "physx_cuda"):
@@ -68,6 +78,7 @@ def make_training_env(
     num_envs: int | None,
     sim_backend: str | None = None,
     planar_envs: int = 256,
+    maniskill_envs: int = 1,
     after_success: AfterSuccess = "end",
     **kwargs: Any,
 ) -> EnvBase:
@@ -78,6 +89,7 @@ def make_training_env(
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: see :func:`training_env_options`.
+        maniskill_envs: see :func:`training_env_options`.
         after_success: ``"end"`` an episode at its first success, or ``"continue"`` it to the time limit: sparse rewards
             then pay for every step at the goal.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
@@ -87,10 +99,15 @@ def make_training_env(
     """
     task = str(checkpoint.task.get("task"))
     obs_mode = checkpoint.task.get("obs_mode")
-    options = training_env_options(
-        task, num_envs=num_envs, sim_backend=sim_backend, planar_envs=planar_envs, obs_mode=obs_mode
-    )
-    return checkpoint_env(checkpoint, ignore_terminations=after_success == "continue", **options, **kwargs)
+    usual = {"planar_envs": planar_envs, "maniskill_envs": maniskill_envs}
+    options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode, **usual)
+    kwargs["ignore_terminations"] = after_success == "continue"
+    try:
+        return checkpoint_env(checkpoint, **options, **kwargs)
+    except BatchUnsupportedError:
+        if num_envs is not None:
+            raise
+        return checkpoint_env(checkpoint, **{**options, "num_envs": None}, **kwargs)
 
 
 def evaluation_env_options(
@@ -139,6 +156,7 @@ def make_training_envs(
     num_envs: int | None,
     sim_backend: str | None = None,
     planar_envs: int = 256,
+    maniskill_envs: int = 1,
     episodes: int | None = None,
     after_success: AfterSuccess = "end",
     **kwargs: Any,
@@ -153,6 +171,7 @@ def make_training_envs(
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
+        maniskill_envs: the same of a ManiSkill task.
         episodes: of the evaluation.
         after_success: see :func:`make_training_env`; the environment to evaluate in always continues.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
@@ -162,6 +181,7 @@ def make_training_envs(
     """
     task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
+    asked["maniskill_envs"] = maniskill_envs
     found = training_env_options(task, obs_mode=obs_mode, **asked)
     train_env = make_training_env(checkpoint, **asked, after_success=after_success, **kwargs)
     on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
