@@ -154,6 +154,7 @@ def test_what_a_batch_cannot_do_is_refused(kwargs, message):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_two_thousand_partial_resets():
     episodes = 0
     for seed in range(5):
@@ -173,6 +174,7 @@ def test_two_thousand_partial_resets():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_hundred_thousand_steps_do_not_grow():
     import resource
 
