@@ -149,6 +149,19 @@ def test_a_run_can_be_lengthened_and_equals_one_that_was_long_from_the_start(tmp
         train_length(tmp_path / "a", 30, lr=0.1)
 
 
+def test_a_run_that_lacks_a_new_option_is_resumed_where_the_option_has_its_default(tmp_path):
+    def go_on(config, **options):
+        with Run(tmp_path / "a", config, resume=True, progress=False, **options) as run:
+            run.track(modules={"policy": torch.nn.Linear(1, 1)})
+            return list(run.steps(1))
+
+    assert go_on({"lr": 0.1}) == [1]
+    assert go_on({"lr": 0.1, "clip": 0.2, "sizes": (3, 4)}, defaults={"clip": 0.2, "sizes": (3, 4), "other": 1}) == []
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["clip"] == 0.2
+    with pytest.raises(ValueError, match=r"clip: 0\.2 before, 0\.3 now"):
+        go_on({"lr": 0.1, "clip": 0.3, "sizes": (3, 4)}, defaults={"clip": 0.2, "sizes": (3, 4)})
+
+
 def test_the_time_of_training_stays_when_a_finished_run_is_resumed(tmp_path):
     train_run(tmp_path / "a", Config())
     before = load_checkpoint(tmp_path / "a").metadata["wall_s"]

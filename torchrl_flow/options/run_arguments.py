@@ -77,8 +77,10 @@ class RunArgs:
 
     def run_options(self) -> dict[str, Any]:
         """Return the arguments of :class:`~torchrl_flow.runs.Run` that are given here."""
+        fields = dataclasses.fields(self)
         return {
             "resume": self.resume,
+            "defaults": {field.name: field.default for field in fields if field.default is not dataclasses.MISSING},
             "tensorboard": self.tensorboard,
             "wandb": self.wandb,
             "project": self.wandb_project,

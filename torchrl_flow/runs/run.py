@@ -70,6 +70,8 @@ class Run:
         may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
             its length (a schedule over the whole length goes on as that of the new length), bookkeeping, and what
             comes after training.
+        defaults: values of the fields of ``config`` that are not given. A run of an older version, which lacked an
+            option, is resumed if the option now has its default.
         keep_last: number of newest checkpoints to keep.
         keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
@@ -105,6 +107,7 @@ class Run:
         actor_config: Any = None,
         module_configs: Mapping[str, Any] | None = None,
         may_differ: Collection[str] = (*AFTER_TRAINING, *LENGTH, *BOOKKEEPING),
+        defaults: Mapping[str, Any] | None = None,
         keep_last: int = 2,
         keep_best: str | None = None,
         tensorboard: bool = False,
@@ -123,7 +126,7 @@ class Run:
         self._new = not self.directory.exists()
         # Not the run's own directory: a table of results in it has a lock there.
         self._lock = DirectoryLock(self.checkpoints.directory)
-        self.resumed_from = self._find_checkpoint(resume, may_differ)
+        self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
         self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
@@ -151,7 +154,9 @@ class Run:
         self._wall_s_of_training: float | None = None
         self._total = 0
 
-    def _find_checkpoint(self, resume: bool, may_differ: Collection[str]) -> TrainingCheckpoint | None:
+    def _find_checkpoint(
+        self, resume: bool, may_differ: Collection[str], defaults: Mapping[str, Any]
+    ) -> TrainingCheckpoint | None:
         config_file = self.directory / "config.json"
         if not config_file.exists():
             return None
@@ -166,8 +171,8 @@ class Run:
             raise ValueError(
                 f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
-        before = json.loads(config_file.read_text(encoding="utf-8"))
         # An option that an older version did not have is one that was not given.
+        before = {**defaults, **json.loads(config_file.read_text(encoding="utf-8"))}
         names = [name for name in {**before, **self.config} if name not in may_differ]
         differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
