@@ -172,7 +172,8 @@ class Run:
                 f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
         # An option that an older version did not have is one that was not given.
-        before = {**defaults, **json.loads(config_file.read_text(encoding="utf-8"))}
+        new = {name: value for name, value in defaults.items() if name in self.config}
+        before = {**new, **json.loads(config_file.read_text(encoding="utf-8"))}
         names = [name for name in {**before, **self.config} if name not in may_differ]
         differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
