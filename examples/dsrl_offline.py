@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_flow.data import DemoReplayBuffer, module_digest
+from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
@@ -48,6 +48,7 @@ from torchrl_flow.options import (
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
+    frozen_flow,
     load_critic,
     load_flow_checkpoint,
     policy_demonstrations,
@@ -181,7 +182,6 @@ def main(args: Args) -> None:
     start = load_flow_checkpoint(args.policy, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
     flow, checkpoint = steering_flow(start, **options)
-    digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
     env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
@@ -198,9 +198,8 @@ def main(args: Args) -> None:
     configs = {LATENT_POLICY: policy.config, "critic": critic_config}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
     with Run(directory, config, task=task, **parts, **args.run_options()) as run:
-        train(args, run, data, actor, critic, warm_up, env)
-        if module_digest(flow) != digest:
-            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        with frozen_flow(flow, run.resumed_from):
+            train(args, run, data, actor, critic, warm_up, env)
         result, report = conclude(
             directory,
             actor,

@@ -19,7 +19,6 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.data import module_digest
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
@@ -49,6 +48,7 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import (
     LATENT_POLICY,
     AfterSuccess,
+    frozen_flow,
     load_flow_checkpoint,
     make_training_envs,
     start_latent_policy,
@@ -225,7 +225,6 @@ def main(args: Args) -> None:
     init = None if args.init is None else load_checkpoint(args.init, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
     flow, checkpoint = steering_flow(start, **options)
-    digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)
@@ -235,9 +234,8 @@ def main(args: Args) -> None:
     configs = {LATENT_POLICY: actor.policy.config, "value": value_config}
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
     with Run(directory, config, task=task, **parts, **args.run_options()) as run:
-        train(args, run, actor, value, envs)
-        if module_digest(flow) != digest:
-            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        with frozen_flow(flow, run.resumed_from):
+            train(args, run, actor, value, envs)
         result, report = conclude(
             directory,
             actor,

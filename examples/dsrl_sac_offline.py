@@ -19,7 +19,6 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow.data import module_digest
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
@@ -61,6 +60,7 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import (
     LATENT_POLICY,
     alias_demonstrations,
+    frozen_flow,
     latent_value_gap,
     load_critic,
     load_flow_checkpoint,
@@ -236,7 +236,6 @@ def main(args: Args) -> None:
     start = load_flow_checkpoint(args.policy, which=args.which)
     loading: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
     flow, checkpoint = steering_flow(start, **loading)
-    digest = module_digest(flow)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
     env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
@@ -251,9 +250,8 @@ def main(args: Args) -> None:
     parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
     with Run(directory, config, task=task, **parts, **args.run_options()) as run:
         buffer, note = make_data(args, checkpoint, source, actor)
-        gap = train(args, run, buffer, actor, critic, first, env)
-        if module_digest(flow) != digest:
-            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        with frozen_flow(flow, run.resumed_from):
+            gap = train(args, run, buffer, actor, critic, first, env)
         run.write_json("latent_value_gap.json", gap)
         result, report = conclude(
             directory,

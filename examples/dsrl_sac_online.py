@@ -22,7 +22,6 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow.data import module_digest
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
@@ -54,6 +53,7 @@ from torchrl_flow.policies import (
     LATENT_POLICY,
     AfterSuccess,
     alias_demonstrations,
+    frozen_flow,
     load_flow_checkpoint,
     make_training_envs,
     policy_demonstrations,
@@ -316,7 +316,6 @@ def main(args: Args) -> None:
     init = None if args.init is None else load_checkpoint(args.init, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
     flow, checkpoint = steering_flow(start, **options)
-    digest = module_digest(flow)
     envs = make_envs(args, checkpoint)
     task = task_info(envs[1])
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
@@ -335,9 +334,8 @@ def main(args: Args) -> None:
     with Run(directory, config, task=task, **parts, **args.run_options()) as run:
         buffer = macro_replay(args.buffer_size, batch_size=args.batch_size, device=args.device)
         note = add_demonstrations(args, buffer, actor, checkpoint)
-        train(args, run, actor, learner, buffer, envs)
-        if module_digest(flow) != digest:
-            raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        with frozen_flow(flow, run.resumed_from):
+            train(args, run, actor, learner, buffer, envs)
         result, report = conclude(
             directory,
             actor,

@@ -1,6 +1,6 @@
 """Checkpoints that an older version wrote, one of each recipe: they load, and act to the same bits.
 
-The files are of tiny networks after a few updates, written at commit e94a1bd, before the packages were split. Beside them
+The files are of tiny networks after a few updates, written before the packages were split. Beside them
 are observations and the actions that the older version answered with seed 1.
 """
 

@@ -30,6 +30,7 @@ from torchrl_flow.modules import (
 from torchrl_flow.policies import (
     alias_demonstrations,
     flow_config,
+    frozen_flow,
     latent_value_gap,
     load_acting_policy,
     load_latent_policy,
@@ -276,3 +277,23 @@ def test_stages_are_compared_on_equal_seeds_and_noise(tmp_path):
     assert "dsrl_ppo on planar" in (tmp_path / "stages.html").read_text()
     with pytest.raises(ValueError, match="at least one actor"):
         compare_stages(tmp_path, {}, make_env(3, True), range(6), task={}, recipe="x")
+
+
+def test_a_run_steers_one_flow_from_start_to_end(tmp_path):
+    def go_on(flow, steps, change=0.0):
+        with Run(tmp_path / "a", {}, resume=True, progress=False) as run:
+            run.track(modules={"policy": flow})
+            with frozen_flow(flow, run.resumed_from):
+                for _ in run.steps(steps):
+                    next(flow.parameters()).data.add_(change)
+
+    torch.manual_seed(0)
+    config = FlowActorConfig(2, state_dim=3, obs_horizon=1, pred_horizon=4, act_horizon=2, width=8, depth=1)
+    flow = make_flow_actor(config)
+    go_on(flow, 1)
+    go_on(flow, 2)
+    block = frozen_flow(make_flow_actor(config), load_checkpoint(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match=r"steers another flow than --policy has now"):
+        block.__enter__()
+    with pytest.raises(RuntimeError, match="training changed the weights of the flow"):
+        go_on(flow, 3, change=1.0)

@@ -22,6 +22,7 @@ from torchrl_flow.policies.rebuild import (
 )
 from torchrl_flow.policies.steering import (
     alias_demonstrations,
+    frozen_flow,
     latent_value_gap,
     load_latent_policy,
     load_steered,
@@ -49,6 +50,7 @@ __all__ = [
     "checkpoint_env",
     "evaluation_env_options",
     "flow_config",
+    "frozen_flow",
     "latent_value_gap",
     "load_acting_policy",
     "load_critic",

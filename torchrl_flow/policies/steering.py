@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_digest
 from torchrl_flow.data.demos.task_match import SIZES
@@ -32,6 +35,7 @@ from torchrl_flow.util.progress import Progress
 __all__ = [
     "LATENT_POLICY",
     "alias_demonstrations",
+    "frozen_flow",
     "latent_value_gap",
     "load_latent_policy",
     "load_steered",
@@ -42,6 +46,32 @@ __all__ = [
 
 VALUE_BLOCK = 128
 """Rows that are valued at a time."""
+
+
+@contextlib.contextmanager
+def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Iterator[None]:
+    """Make sure that a run steers one flow from its start to its end: around its training.
+
+    Args:
+        flow: the flow that is steered.
+        resumed_from: the checkpoint that the run continues, whose role ``policy`` is the flow (``run.resumed_from``).
+
+    Raises:
+        CheckpointError: if the run that goes on steers another flow than ``flow``, before it is trained.
+        RuntimeError: if the training changed the flow.
+    """
+    digest = module_digest(flow)
+    if resumed_from is not None:
+        steered = copy.deepcopy(flow)
+        resumed_from.restore(modules={"policy": steered})
+        if module_digest(steered) != digest:
+            raise CheckpointError(
+                f"{resumed_from.path} steers another flow than --policy has now: the run of --policy was made longer, "
+                "or written anew. Resume with the policy that the run started from, or start a run of another name."
+            )
+    yield
+    if module_digest(flow) != digest:
+        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
 
 
 def load_latent_policy(
