@@ -15,6 +15,7 @@ from torchrl_flow.modules.actors.state_policy import (
     make_state_policy,
     make_state_values,
 )
+from torchrl_flow.modules.config import Config
 from torchrl_flow.modules.critics.config import CriticConfig, make_critic
 from torchrl_flow.modules.critics.latent import make_latent_critics
 from torchrl_flow.modules.critics.q_ensemble import EnsembleActivation, EnsembleCompute, EnsembleInit, QEnsemble
@@ -47,6 +48,7 @@ __all__ = [
     "AliasMode",
     "BestOfN",
     "ChainNormal",
+    "Config",
     "CriticConfig",
     "EnsembleActivation",
     "EnsembleCompute",
