@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from torchrl_flow import _moved
 from torchrl_flow._version import __version__
 
 if TYPE_CHECKING:
@@ -239,3 +240,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_PACKAGES})
+
+
+_moved.install()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torchrl_flow._moved import moved_name
 from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
 from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
 from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
@@ -56,3 +59,8 @@ __all__ = [
     "reset_with_seeds",
     "task_info",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Find a name that was here before the packages were split."""
+    return moved_name(__name__, name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torchrl_flow._moved import moved_name
 from torchrl_flow.modules.actors.action_box import ActionBox
 from torchrl_flow.modules.actors.best_of_n import BestOfN
 from torchrl_flow.modules.actors.config import FlowActorConfig, Statistics, VelocityNetwork, make_flow_actor
@@ -98,3 +101,8 @@ __all__ = [
     "random_shift",
     "write_features",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Find a name that was here before the packages were split."""
+    return moved_name(__name__, name)

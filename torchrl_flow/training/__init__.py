@@ -5,6 +5,9 @@ The loops themselves are in the recipes.
 
 from __future__ import annotations
 
+from typing import Any
+
+from torchrl_flow._moved import moved_name
 from torchrl_flow.training.features import append_features
 from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
 from torchrl_flow.training.loss_groups import LossGroup
@@ -34,3 +37,8 @@ __all__ = [
     "require_finite_modules",
     "steered_rollouts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Find a name that was here before the packages were split."""
+    return moved_name(__name__, name)

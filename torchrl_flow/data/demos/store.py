@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import warnings
@@ -131,6 +132,15 @@ class DemoStore:
                 shutil.rmtree(root)
             writer.finish({**content, "skipped": skipped})
         return cls.open(root)
+
+    @classmethod
+    def from_maniskill(cls, path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
+        """Read a ManiSkill trajectory file; the older name of :func:`~torchrl_flow.data.read_maniskill`."""
+        message = (
+            "DemoStore.from_maniskill is torchrl_flow.data.read_maniskill now; the old name goes with version 0.3."
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return importlib.import_module("torchrl_flow.data.demos.maniskill").read_maniskill(path, root, **options)
 
     @property
     def num_episodes(self) -> int:
