@@ -24,7 +24,11 @@ GAMMA = "\u03b3"
 
 BARS = (
     ("planar pick-and-place", "planar", (("awsc", "1"), ("awsc", "3"), ("dsrl_sac", "2"), ("reinflow", "K=4"))),
-    ("ManiSkill PickCube-v1", "PickCube-v1", (("awsc", "1"), ("awsc", "3"), ("dsrl_ppo", "2"), ("reinflow", "K=4"))),
+    (
+        "ManiSkill PickCube-v1",
+        "PickCube-v1",
+        (("awsc", "1"), ("awsc", "3"), ("dsrl_ppo", "2"), ("reinflow", "K=4, 64 envs")),
+    ),
 )
 """Title, task, and (recipe, stage) of each bar, of the evaluations with the fewest episodes that all seeds have."""
 

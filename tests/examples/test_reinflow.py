@@ -92,7 +92,7 @@ def test_the_policy_stands_still_in_the_warm_up_and_moves_after(whole):
     assert metrics["train/gradient_norm_flow"][1][:2] == [0.0, 0.0]
     assert min(metrics["train/gradient_norm_flow"][1][2:]) > 0
     assert metrics["train/sigma_max"][1][0] == pytest.approx(0.3)
-    assert metrics["train/sigma_max"][1][-1] == pytest.approx(0.01)
+    assert metrics["train/sigma_max"][1][-1] == pytest.approx(0.05)
     assert not all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
     assert set(checkpoint.roles) == {"policy", "noise_net", "value"}
     assert NoiseNetConfig.from_dict(checkpoint.module_configs["noise_net"]) == NoiseNetConfig()
