@@ -138,7 +138,6 @@ STAGES = {
     ("dsrl_sac", "2"): "DSRL, online SAC",
     ("reinflow", "K=4"): "ReinFlow",
     ("reinflow", "K=4, 64 envs"): "ReinFlow, 64 environments",
-    ("reinflow", "K=4, 64 envs, continue"): "ReinFlow, 64 environments, success does not end an episode",
 }
 """What the brief table calls a recipe's stage."""
 

@@ -1,7 +1,7 @@
 r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise in every sampling step, sparse reward.
 
     python examples/shortcut_flow_bc.py --task PickCube-v1 --quality mixed --act-horizon 4 --iterations 5000 --name bc
-    python examples/reinflow.py --policy runs/bc --after-success continue
+    python examples/reinflow.py --policy runs/bc
 
 The defaults are those of a ManiSkill task whose states are observed, with 64 environments in one CPU process. The
 planar task takes about 3 minutes on one CPU core, with more and larger steps:

@@ -95,7 +95,7 @@ def test_the_policy_stands_still_in_the_warm_up_and_moves_after(whole):
     assert metrics["train/sigma_max"][1][-1] == pytest.approx(0.05)
     assert not all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
     assert set(checkpoint.roles) == {"policy", "noise_net", "value"}
-    assert NoiseNetConfig.from_dict(checkpoint.module_configs["noise_net"]) == NoiseNetConfig()
+    assert NoiseNetConfig.from_dict(checkpoint.module_configs["noise_net"]) == NoiseNetConfig(sigma_min=0.05)
     assert StateValueConfig.from_dict(checkpoint.module_configs["value"]) == StateValueConfig()
     assert after.num_steps == 2
     assert checkpoint.counters["env_steps"] <= 1920
