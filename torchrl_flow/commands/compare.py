@@ -74,6 +74,7 @@ class CompareArgs:
 
     def _write(self, groups: Sequence[Group], header: Sequence[str], rows: list[list[str]], notes: list[str]) -> Path:
         from torchrl_flow.commands.seed_curves import draw_bands, pick_metric, seed_curve
+        from torchrl_flow.figures.axes import axis_label
         from torchrl_flow.figures.plots import standalone_svg
         from torchrl_flow.figures.style import STYLE
         from torchrl_flow.util.files import write_text
@@ -90,7 +91,8 @@ class CompareArgs:
             notes = [*notes, "No curves: no metric of success or return was logged (--eval-every, or --metric)."]
         else:
             try:
-                drawing = draw_bands(curves, title=f"{metric} against {self.against.removeprefix('train/')}")
+                labels = {"x_label": axis_label(self.against), "y_label": axis_label(metric)}
+                drawing = draw_bands(curves, title=metric, **labels)
                 write_text(page.with_suffix(".svg"), standalone_svg(drawing))
             except RuntimeError as error:
                 notes = [*notes, f"No curves. {error}"]

@@ -71,8 +71,14 @@ def seed_curve(runs: Sequence[RunFiles], metric: str, against: str) -> SeedCurve
     return SeedCurve(places, values.mean(0), values.min(0), values.max(0), len(curves))
 
 
-def draw_bands(curves: Mapping[str, SeedCurve], *, title: str) -> str:
+def draw_bands(curves: Mapping[str, SeedCurve], *, title: str, x_label: str = "step", y_label: str = "") -> str:
     """Return the curves of all groups with bands over their seeds, as the text of an ``<svg>`` element.
+
+    Args:
+        curves: by the name of a group.
+        title: of the drawing.
+        x_label: what x counts.
+        y_label: unit of y.
 
     Raises:
         RuntimeError: if matplotlib is missing, naming the extra.
@@ -93,4 +99,4 @@ def draw_bands(curves: Mapping[str, SeedCurve], *, title: str) -> str:
                 text.set_text(plain_text(f"{name}, {curve.seeds} seed{'s' if curve.seeds > 1 else ''}"))
 
     unit = "success" in title and all(c.low.min() >= 0 and c.high.max() <= 1 for c in curves.values())
-    return _figure_svg(draw, title=title, unit_interval=unit, size=(6.4, 3.8))
+    return _figure_svg(draw, title=title, unit_interval=unit, size=(6.4, 3.8), x_label=x_label, y_label=y_label)
