@@ -10,7 +10,7 @@ about 2 minutes on one CPU core on the planar task; for its score see docs/resul
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torchrl.envs import EnvBase
@@ -22,16 +22,15 @@ from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.options import (
+    AdvantageWeightArgs,
     Count,
     Decay,
     DemoPath,
-    Fraction,
     NonNegative,
     NonNegativeInt,
     NotAbove,
     Positive,
     Rate,
-    RunArgs,
     RunSource,
     Sizes,
     TaskName,
@@ -43,15 +42,9 @@ from torchrl_flow.reports import best_of_variants, conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {"gamma": 0.99, "beta": 20.0, "weight_clip": 20.0, "baseline": "policy"},
-    "published": {"gamma": 0.9, "beta": 100.0, "weight_clip": 200.0, "baseline": "batch"},
-}
-"""What `--preset` sets, as in `awsc_online.py`."""
-
 
 @dataclasses.dataclass
-class Args(RunArgs):
+class Args(AdvantageWeightArgs):
     """What the recipe can be told on the command line."""
 
     policy: RunSource
@@ -82,31 +75,10 @@ class Args(RunArgs):
     """learning rate of the actor"""
     critic_lr: Positive = 1e-3
     """learning rate of the critic"""
-    preset: Literal["recommended", "published"] = "recommended"
-    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
-    those of AWFlowLoss.published"""
-    gamma: Fraction | None = None
-    """discount of one environment step; by default 0.99, with --preset published 0.9"""
     tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
     ema: Decay = 0.995
     """decay of the averaged policy"""
-    beta: NonNegative | None = None
-    """inverse temperature of the advantage weights; by default 20, with --preset published 100"""
-    weight_clip: Positive | None = None
-    """upper bound on the advantage weight of a row; by default 20, with --preset published 200"""
-    baseline: Literal["batch", "policy"] | None = None
-    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the
-    policy in the same state (by default)"""
-    advantage: Literal["critic", "td"] | None = None
-    """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
-    the default"""
-    num_baseline_samples: Count = 1
-    """chunks that are drawn from the policy in a state to estimate the value of the state"""
-    advantage_norm: Literal["none", "std", "mad"] = "none"
-    """how advantages are scaled before the weights: none, std or mad"""
-    weighting: Literal["exp", "softmax", "binary"] = "exp"
-    """how advantages become weights"""
     num_qs: Count = 10
     """members of the critic"""
     num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
@@ -134,20 +106,6 @@ class Args(RunArgs):
     """iterations between two lines of metrics"""
     save_every: Count = 500
     """iterations between checkpoints"""
-
-    def __post_init__(self) -> None:
-        """Take the preset's values for what was not given."""
-        for name, value in PRESETS[self.preset].items():
-            setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
-        if self.advantage is None:
-            self.advantage = "td" if self.baseline == "policy" and self.preset == "recommended" else "critic"
-
-    def check(self) -> None:
-        """Refuse options without an effect."""
-        if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
-            raise SystemExit(
-                "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
-            )
 
 
 def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:

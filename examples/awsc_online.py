@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictSequential
@@ -33,6 +33,7 @@ from torchrl_flow.modules import (
 )
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.options import (
+    AdvantageWeightArgs,
     Count,
     Decay,
     DemoPath,
@@ -41,7 +42,6 @@ from torchrl_flow.options import (
     NonNegativeInt,
     Positive,
     Rate,
-    RunArgs,
     RunSource,
     Sizes,
     TaskName,
@@ -60,15 +60,10 @@ from torchrl_flow.runs import Run, TrainingCheckpoint, Which
 from torchrl_flow.training import ChunkRollouts, LossGroup, NamedLossStepper, finished_success
 
 PLANAR_ENVS = 64
-PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {"gamma": 0.99, "beta": 20.0, "weight_clip": 20.0, "baseline": "policy"},
-    "published": {"gamma": 0.9, "beta": 100.0, "weight_clip": 200.0, "baseline": "batch"},
-}
-"""What `--preset` sets, as in `aw_shortcut_flow_offline.py`."""
 
 
 @dataclasses.dataclass
-class Args(RunArgs):
+class Args(AdvantageWeightArgs):
     """What the recipe can be told on the command line."""
 
     policy: RunSource
@@ -124,31 +119,10 @@ class Args(RunArgs):
     """learning rate of the actor"""
     critic_lr: Positive = 1e-3
     """learning rate of the critic"""
-    preset: Literal["recommended", "published"] = "recommended"
-    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
-    those of AWFlowLoss.published"""
-    gamma: Fraction | None = None
-    """discount of one environment step; by default 0.99, with --preset published 0.9"""
     tau: Rate = 0.01
     """rate (tau) at which the target critic follows the critic"""
     ema: Decay = 0.995
     """decay of the averaged policy"""
-    beta: NonNegative | None = None
-    """inverse temperature of the advantage weights; by default 20, with --preset published 100"""
-    weight_clip: Positive | None = None
-    """upper bound on the advantage weight of a row; by default 20, with --preset published 200"""
-    baseline: Literal["batch", "policy"] | None = None
-    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the
-    policy in the same state (by default)"""
-    advantage: Literal["critic", "td"] | None = None
-    """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
-    the default"""
-    num_baseline_samples: Count = 1
-    """chunks that are drawn from the policy in a state to estimate the value of the state"""
-    advantage_norm: Literal["none", "std", "mad"] = "none"
-    """how advantages are scaled before the weights: none, std or mad"""
-    weighting: Literal["exp", "softmax", "binary"] = "exp"
-    """how advantages become weights"""
     num_qs: Count = 10
     """members of a new critic"""
     num_min_qs: Count = 2
@@ -172,19 +146,9 @@ class Args(RunArgs):
     save_every: Count = 50
     """collected batches between checkpoints"""
 
-    def __post_init__(self) -> None:
-        """Take the preset's values for what was not given."""
-        for name, value in PRESETS[self.preset].items():
-            setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
-        if self.advantage is None:
-            self.advantage = "td" if self.baseline == "policy" and self.preset == "recommended" else "critic"
-
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
-        if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
-            raise SystemExit(
-                "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
-            )
+        super().check()
         if self.act_best_of > 1 and self.act_noise_scale != 1:
             raise SystemExit(
                 "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."

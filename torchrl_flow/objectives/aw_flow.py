@@ -274,12 +274,7 @@ class AWFlowLoss(SMDPLossModule):
             q: the critic's values of its chunks, ``[num_qs, B]``, where they are known.
         """
         q = self._chunk_values(tensordict) if q is None else q
-        target = self.target_value(tensordict)
-        batch = target.shape[:-1]
-        rows, td_error, metrics = self.td(q, target.reshape(-1))
-        loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
-        tensordict.set(self.tensor_keys.priority, td_error.reshape(batch))
-        return loss, metrics
+        return self._td_loss(tensordict, q)
 
     def _flow_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the ShortCut error of each row ``[*B]``, and its metrics."""
@@ -294,16 +289,6 @@ class AWFlowLoss(SMDPLossModule):
         data = (tensordict, action.reshape(-1, *action.shape[-2:]))
         detach = self.shared_encoder and self.encoder_grad == "actor"
         return self.td.values(self.critic_network, self.critic_network_params, *data, detach_features=detach)
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
-
-        Raises:
-            KeyError: if a key of the transition is missing; nothing is assumed in its place.
-        """
-        following: Any = tensordict["next"]
-        return self.discounted(tensordict, self.next_value(following))
 
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:

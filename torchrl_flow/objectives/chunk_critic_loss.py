@@ -130,22 +130,7 @@ class ChunkCriticLoss(HeldNetworks, SMDPLossModule):
         action = tensordict[self.tensor_keys.action]
         action = action.reshape(-1, *action.shape[-2:])
         q = self.td.values(self.critic_network, self.critic_network_params, tensordict, action)
-        target = self.target_value(tensordict)
-        batch = target.shape[:-1]
-        rows, td_error, metrics = self.td(q, target.reshape(-1))
-        loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
-        tensordict.set(self.tensor_keys.priority, td_error.reshape(batch))
-        return loss, metrics
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
-
-        Raises:
-            KeyError: if a key of the transition is missing; nothing is assumed in its place.
-        """
-        following: Any = tensordict["next"]
-        return self.discounted(tensordict, self.next_value(following))
+        return self._td_loss(tensordict, q)
 
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:

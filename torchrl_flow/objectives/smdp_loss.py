@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from torchrl_flow.modules import FlowActor, QEnsemble
+    from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
 
 __all__ = ["SMDPLossModule"]
 
@@ -26,8 +28,8 @@ __all__ = ["SMDPLossModule"]
 class SMDPLossModule(FlowLossModule):
     """A loss module whose targets discount by executed steps, ``R + gamma^k (1 - terminated) V(s')``.
 
-    It has no term of its own: a subclass registers networks as ``actor_network`` and ``critic_network``, computes its
-    terms and asks :meth:`discounted` for the targets.
+    A subclass registers networks as ``actor_network`` and ``critic_network``, holds a
+    :class:`~torchrl_flow.objectives.ChunkTDTerm` as ``td``, and says by :meth:`next_value` what it bootstraps from.
 
     Args:
         gamma: discount of one environment step.
@@ -67,6 +69,7 @@ class SMDPLossModule(FlowLossModule):
     critic_network: QEnsemble
     critic_network_params: TensorDictParams
     target_critic_network_params: TensorDictParams
+    td: ChunkTDTerm
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
 
@@ -74,6 +77,30 @@ class SMDPLossModule(FlowLossModule):
         super().__init__(reduction)
         check_fraction("gamma", gamma)
         self.gamma = gamma
+
+    @torch.no_grad()
+    def next_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the value ``[*B, 1]`` of the observations that follow; a subclass says which."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
+
+        Raises:
+            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+        """
+        following: Any = tensordict["next"]
+        return self.discounted(tensordict, self.next_value(following))
+
+    def _td_loss(self, tensordict: TensorDictBase, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute ``mean_i (Q_i(s, a) - y)^2`` of values ``[num_qs, B]`` and its metrics, and write the priorities."""
+        target = self.target_value(tensordict)
+        batch = target.shape[:-1]
+        rows, td_error, metrics = self.td(q, target.reshape(-1))
+        loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
+        tensordict.set(self.tensor_keys.priority, td_error.reshape(batch))
+        return loss, metrics
 
     def _estimator_keys(self) -> dict[str, NestedKey]:
         names = ("reward", "done", "terminated", "steps_to_next_obs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
 from torchrl_flow.options.checks import check_demonstrations, check_network, check_task
 from torchrl_flow.options.names import (
     DemoPath,
@@ -42,6 +43,7 @@ from torchrl_flow.options.types import (
 
 __all__ = [
     "GROUPS",
+    "AdvantageWeightArgs",
     "Count",
     "Decay",
     "DemoPath",
