@@ -14,14 +14,19 @@ from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
-import torchrl_flow
+from torchrl_flow._lazy import exports
+
+
+def packages() -> list[str]:
+    """Return the names of the packages inside the library that the reference documents."""
+    return [name for name, (_, attribute) in exports("torchrl_flow").items() if attribute is None]
 
 
 @functools.cache
 def public_names() -> dict[str, str]:
     """Map each public name to its documented path, such as ``FlowActor`` to ``torchrl_flow.modules.FlowActor``."""
     found: dict[str, str] = {}
-    for package in torchrl_flow._PACKAGES:
+    for package in packages():
         module = importlib.import_module(f"torchrl_flow.{package}")
         found |= {name: f"torchrl_flow.{package}.{name}" for name in module.__all__}
     return found

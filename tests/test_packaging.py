@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import pickle
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import torchrl_flow
+from torchrl_flow._lazy import exports
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -33,21 +33,27 @@ def test_every_package_is_listed():
     assert listed_packages() == found | {"torchrl_flow.recipes"}
 
 
-def test_names_for_type_checkers_are_those_that_are_imported_when_asked_for():
-    tree = ast.parse((ROOT / "torchrl_flow" / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    seen = {(node.module, name.name) for node in block.body for name in node.names}
-    exported = {(f"torchrl_flow.{package}", name) for package, names in torchrl_flow._EXPORTS.items() for name in names}
-    assert seen == exported | {("torchrl_flow", package) for package in torchrl_flow._PACKAGES}
-    assert set(torchrl_flow.__all__) == {name for _, name in exported} | {"__version__"}
+LAZY = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for path in (ROOT / "torchrl_flow").rglob("__init__.py")
+    if "lazy_exports(__name__)" in path.read_text(encoding="utf-8")
+)
 
 
-def test_names_of_the_top_level_are_the_packages_own():
-    for package, names in torchrl_flow._EXPORTS.items():
-        module = importlib.import_module(f"torchrl_flow.{package}")
-        assert getattr(torchrl_flow, package) is module
-        for name in names:
-            assert getattr(torchrl_flow, name) is getattr(module, name)
+@pytest.mark.parametrize("package", LAZY)
+def test_a_package_gives_the_names_that_it_promises(package):
+    module = importlib.import_module(package)
+    exported = exports(package)
+    packages = {name for name, (_, attribute) in exported.items() if attribute is None}
+    assert set(exported) == (set(module.__all__) | packages) - {"__version__"}
+    for name, (where, attribute) in exported.items():
+        found = importlib.import_module(where)
+        assert getattr(module, name) is (found if attribute is None else getattr(found, attribute))
+        # A submodule of the same name would hide it, once that is imported.
+        assert attribute is None or not (Path(module.__file__).parent / f"{name}.py").exists(), name
+
+
+def test_names_of_the_top_level_are_found():
     assert set(torchrl_flow.__all__) <= set(dir(torchrl_flow))
     space: dict = {}
     exec("from torchrl_flow import *", space)

@@ -5,10 +5,10 @@ A name is imported when it is first asked for (PEP 562), so that importing the p
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchrl_flow import _moved
+from torchrl_flow._lazy import lazy_exports
 from torchrl_flow._version import __version__
 
 if TYPE_CHECKING:
@@ -87,87 +87,6 @@ if TYPE_CHECKING:
     from torchrl_flow.reports import conclude
     from torchrl_flow.runs import Run, load_checkpoint, save_checkpoint
 
-# Where each name lies; the same names as above, which type checkers read.
-_EXPORTS = {
-    "data": (
-        "ChunkStorage",
-        "DemoReplayBuffer",
-        "DemoStore",
-        "MixedReplayBuffer",
-        "MixedStorage",
-        "RatioSampler",
-        "load_demonstrations",
-    ),
-    "envs": (
-        "ManiSkillEnv",
-        "ManiSkillWrapper",
-        "PlanarPickPlaceEnv",
-        "SMDPChunk",
-        "collect_demonstrations",
-        "history_transforms",
-        "make_chunk_env",
-        "make_task_env",
-    ),
-    "modules": (
-        "BestOfN",
-        "CriticConfig",
-        "FlowActor",
-        "FlowActorConfig",
-        "LatentGaussianPolicy",
-        "LatentPolicyConfig",
-        "NoiseAliaser",
-        "NoiseNetConfig",
-        "NoisyFlowActor",
-        "Normalizer",
-        "ObservationEncoder",
-        "PixelEncoder",
-        "QEnsemble",
-        "ShortCutVelocityDiT",
-        "ShortCutVelocityMLP",
-        "ShortCutVelocityUNet1D",
-        "SteeredFlowActor",
-        "make_critic",
-        "make_flow_actor",
-        "make_latent_policy",
-        "make_noise_net",
-    ),
-    "objectives": (
-        "AWFlowLoss",
-        "ChunkCriticLoss",
-        "DistilledSACLoss",
-        "FlowAnchorLoss",
-        "LatentAWMLELoss",
-        "LatentSACLoss",
-        "ReinFlowPPOLoss",
-        "ShortCutFlowLoss",
-    ),
-    "demos": ("make_demonstrations",),
-    "evaluation": ("evaluate",),
-    "policies": ("load_acting_policy", "load_critic", "load_policy", "load_steered"),
-    "reports": ("conclude",),
-    "runs": ("Run", "load_checkpoint", "save_checkpoint"),
-}
-_PACKAGES = (
-    "data",
-    "demos",
-    "envs",
-    "evaluation",
-    "figures",
-    "functional",
-    "modules",
-    "objectives",
-    "offline",
-    "options",
-    "policies",
-    "recsys",
-    "reports",
-    "runs",
-    "sweeps",
-    "training",
-    "util",
-)
-_PACKAGE_OF = {name: package for package, names in _EXPORTS.items() for name in names}
-
 __all__ = [
     "AWFlowLoss",
     "BestOfN",
@@ -226,20 +145,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, and keep it."""
-    if name in _PACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _PACKAGE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
-
+__getattr__, __dir__ = lazy_exports(__name__)
 
 _moved.install()

@@ -195,11 +195,11 @@ MODULES: dict[str, str] = {
     "training.sweep_report": "sweeps.report",
     "training.tables": "figures.tables",
     "training.task_identity": "envs.task_identity data.demos.task_match",
-    "training.tasks": "policies.rebuild envs.tasks policies.checkpoint_env",
+    "training.tasks": "policies.rebuild envs.tasks policies.environment",
     "training.training_env": "policies.training_env",
     "training.versions": "util.versions",
     "training.video": "figures.video envs.transforms.frames",
-    "training.warm_start": "policies.warm_start",
+    "training.warm_start": "policies.initial_weights",
 }
 """For a module of before: the modules that have its names now."""
 
@@ -214,7 +214,7 @@ def moved_name(package: str, name: str) -> Any:
     Raises:
         AttributeError: if the package never had it.
     """
-    for place, names in NAMES[package.removeprefix("torchrl_flow.")].items():
+    for place, names in NAMES.get(package.removeprefix("torchrl_flow."), {}).items():
         for entry in names.split():
             old, _, new = entry.partition("=")
             if old == name:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import torchrl_flow
+from torchrl_flow._lazy import exports
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = torchrl_flow._PACKAGES
+PACKAGES = [name for name, (_, attribute) in exports("torchrl_flow").items() if attribute is None]
 
 
 def public_objects():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from torchrl_flow._version import __version__
+from torchrl_flow.commands.options_source import options_alone
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["COMMANDS", "main", "program_name"]
@@ -39,21 +41,23 @@ COMMANDS = {
         "Compare many ManiSkill environments in one CPU process with single ones, bit for bit.",
     ),
     "curves": Command(
-        "torchrl_flow.reports:CurvesArgs",
+        "torchrl_flow.reports.curves:CurvesArgs",
         "Draw a metric of several runs against environment steps or seconds, as an SVG file.",
     ),
     "make-demos": Command(
-        "torchrl_flow.demos:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
+        "torchrl_flow.demos.arguments:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
     ),
-    "slate-models": Command("torchrl_flow.recsys:SlateModelsArgs", "Train belief encoder and ranker of a slate env."),
+    "slate-models": Command(
+        "torchrl_flow.recsys.model_training:SlateModelsArgs", "Train belief encoder and ranker of a slate env."
+    ),
     "collect-slates": Command(
-        "torchrl_flow.recsys:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
+        "torchrl_flow.recsys.collect:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
     ),
     "relabel-slates": Command(
-        "torchrl_flow.recsys:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
+        "torchrl_flow.recsys.collect:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
     ),
     "collect-sardine": Command(
-        "torchrl_flow.recsys:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
+        "torchrl_flow.recsys.sardine_task:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
     ),
     "doctor": Command(
         "torchrl_flow.commands.doctor:DoctorArgs",
@@ -103,8 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         _dispatch(sys.argv[1:] if arguments is None else list(arguments), program_name())
+        sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # What read the output, such as `head`, has closed it. Python would complain once more on leaving.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def _dispatch(arguments: list[str], program: str) -> None:
@@ -172,10 +181,21 @@ def command_class(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _call(name: str, rest: list[str], program: str) -> None:
-    import tyro
+def _source(name: str) -> tuple[Path, str]:
+    """Return the file of a command's arguments, and their class in it."""
+    module, attribute = COMMANDS[name].where.split(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"There is no file of {module}: the installation is not complete.")
+    return Path(spec.origin), attribute
 
-    command = tyro.cli(command_class(name), prog=program, args=rest)
+
+def _call(name: str, rest: list[str], program: str) -> None:
+    from torchrl_flow.options import parse_options
+
+    if {"-h", "--help"} & set(rest):
+        parse_options(options_alone(*_source(name)), prog=program, args=rest)
+    command = parse_options(command_class(name), prog=program, args=rest)
     if name == "make-demos":
         from torchrl_flow.demos import make_demonstrations
         from torchrl_flow.options import check_options, refusals_in_one_line

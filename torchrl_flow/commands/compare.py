@@ -59,7 +59,7 @@ class CompareArgs:
     against: str = "train/env_steps"
     """metric on the x axis; the run's own steps if a run has no such metric"""
     output: str = "comparison"
-    """files to write: <output>.html, <output>.svg and <output>.md"""
+    """files to write: <output>.html, <output>.svg and <output>.md; the suffix .html may be left out"""
 
     def __call__(self) -> int:
         """Print the table, write the files and print the path of the page."""
@@ -79,7 +79,7 @@ class CompareArgs:
         from torchrl_flow.figures.style import STYLE
         from torchrl_flow.util.files import write_text
 
-        page = Path(f"{self.output}.html")
+        page = Path(f"{self.output.removesuffix('.html')}.html")
         page.parent.mkdir(parents=True, exist_ok=True)
         metric, drawing = pick_metric([run for group in groups for run in group.runs], self.metric), ""
         curves: dict[str, SeedCurve] = {}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from torchrl_flow.envs.task_identity import PLANAR
+from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.evaluation.offline_task import OfflineTask
 from torchrl_flow.offline.conclusion import action_distance, offline_lines, offline_row
 from torchrl_flow.offline.envs import offline_task
@@ -18,11 +18,12 @@ from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.run_arguments import resolve_device
 from torchrl_flow.options.types import Count, NonNegative, NonNegativeInt, Seed, check_options
 from torchrl_flow.policies.acting import load_acting_policy, policy_kind, run_labels
-from torchrl_flow.policies.checkpoint_env import checkpoint_env
+from torchrl_flow.policies.environment import checkpoint_env
 from torchrl_flow.policies.training_env import training_env_options
 from torchrl_flow.reports.conclusion import conclude
 from torchrl_flow.reports.results import record_results
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.run import EVALUATION
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 from typing import NoReturn
 
+from torchrl_flow.commands.options_source import options_alone
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["find_recipes", "list_recipes", "recipe_folder", "run_recipe"]
@@ -67,6 +68,11 @@ def run_recipe(name: str, options: list[str], program: str) -> NoReturn:
         raise SystemExit(f"There is no recipe {name!r}.{did_you_mean(name, recipes)} There are: {', '.join(recipes)}.")
     script = recipes[name][0]
     sys.argv = [f"{program} run {name}", *options]
+    if {"-h", "--help"} & set(options):
+        from torchrl_flow.options import parse_options
+
+        args = options_alone(script, "Args")
+        parse_options(args, description=sys.modules[args.__module__].__doc__)
     # Where Python puts the directory of a script; processes that this one starts by `spawn` get it too.
     sys.path.insert(0, str(script.parent))
     # `runpy.run_path` would put the path of the script in place of what was typed.

@@ -4,25 +4,30 @@ Importing this makes
 ``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)`` work.
 """
 
-from torchrl.data.datasets.utils import register_dataset
+from __future__ import annotations
 
-from torchrl_flow.data.demos.chunks import ChunkKeys, ChunkStorage
-from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps
-from torchrl_flow.data.demos.maniskill import read_maniskill
-from torchrl_flow.data.demos.maniskill_reader import ReadOptions
-from torchrl_flow.data.demos.replay import DemoReplayBuffer, load_demonstrations
-from torchrl_flow.data.demos.statistics import column_statistics
-from torchrl_flow.data.demos.store import DemoStore
-from torchrl_flow.data.demos.task_match import padding_of, require_demonstrations_of
-from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
-from torchrl_flow.data.errors import DataError, DataWarning
-from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz
-from torchrl_flow.data.logged.npz_stream import NpzStream
-from torchrl_flow.data.mixed.ratio_sampler import LinearRatio, RatioSampler, split_batch
-from torchrl_flow.data.mixed.replay import MixedReplayBuffer
-from torchrl_flow.data.mixed.storage import MixedStorage, OnlineWriter
-from torchrl_flow.data.mixed.storage_parts import DemoKeepingWriter
-from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.data.demos.chunks import ChunkKeys, ChunkStorage
+    from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps
+    from torchrl_flow.data.demos.maniskill import read_maniskill
+    from torchrl_flow.data.demos.maniskill_reader import ReadOptions
+    from torchrl_flow.data.demos.replay import DemoReplayBuffer, load_demonstrations
+    from torchrl_flow.data.demos.statistics import column_statistics
+    from torchrl_flow.data.demos.store import DemoStore
+    from torchrl_flow.data.demos.task_match import padding_of, require_demonstrations_of
+    from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
+    from torchrl_flow.data.errors import DataError, DataWarning
+    from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz
+    from torchrl_flow.data.logged.npz_stream import NpzStream
+    from torchrl_flow.data.mixed.ratio_sampler import LinearRatio, RatioSampler, split_batch
+    from torchrl_flow.data.mixed.replay import MixedReplayBuffer
+    from torchrl_flow.data.mixed.storage import MixedStorage, OnlineWriter
+    from torchrl_flow.data.mixed.storage_parts import DemoKeepingWriter
+    from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
 
 __all__ = [
     "AliasFn",
@@ -57,5 +62,4 @@ __all__ = [
     "split_batch",
 ]
 
-# `replace`, because a module that is imported anew (a notebook's reload) registers again.
-register_dataset("maniskill", "torchrl_flow.data.demos.replay:load_demonstrations", replace=True)
+__getattr__, __dir__ = lazy_exports(__name__)

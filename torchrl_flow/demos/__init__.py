@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from torchrl_flow.demos.make import MakeDemosArgs, MakeDemosReport, make_demonstrations
-from torchrl_flow.demos.source import DemoSource
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.demos.make import MakeDemosArgs, MakeDemosReport, make_demonstrations
+    from torchrl_flow.demos.source import DemoSource
 
 __all__ = [
     "DemoSource",
@@ -11,3 +16,5 @@ __all__ = [
     "MakeDemosReport",
     "make_demonstrations",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

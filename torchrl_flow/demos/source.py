@@ -18,7 +18,7 @@ from torchrl_flow.data.demos.task_match import padding_of, require_demonstration
 from torchrl_flow.demos.arguments import MakeDemosArgs
 from torchrl_flow.demos.make import make_demonstrations
 from torchrl_flow.envs import collect_demonstrations
-from torchrl_flow.envs.task_identity import PLANAR
+from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 
 _log = logging.getLogger(__name__)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torchrl_flow._moved import moved_name
-from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
-from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
-from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
-from torchrl_flow.envs.maniskill.env import ManiSkillEnv
-from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
-from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
-from torchrl_flow.envs.planar.demonstrations import collect_demonstrations
-from torchrl_flow.envs.planar.demonstrator import DEMO_QUALITIES, PlanarDemonstrator
-from torchrl_flow.envs.planar.dynamics import PlanarGeometry
-from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
-from torchrl_flow.envs.task_identity import PLANAR, action_bounds, require_num_envs, task_info
-from torchrl_flow.envs.tasks import (
-    default_num_envs,
-    make_evaluation_env,
-    make_task_chunk_env,
-    make_task_env,
-    observation_keys,
-)
-from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
-from torchrl_flow.envs.transforms.history import history_transforms
-from torchrl_flow.envs.transforms.smdp import SMDPChunk
-from torchrl_flow.envs.unwrap import base_env
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
+    from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
+    from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
+    from torchrl_flow.envs.maniskill.env import ManiSkillEnv
+    from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
+    from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
+    from torchrl_flow.envs.names import PLANAR
+    from torchrl_flow.envs.planar.demonstrations import collect_demonstrations
+    from torchrl_flow.envs.planar.demonstrator import DEMO_QUALITIES, PlanarDemonstrator
+    from torchrl_flow.envs.planar.dynamics import PlanarGeometry
+    from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
+    from torchrl_flow.envs.task_identity import action_bounds, require_num_envs, task_info
+    from torchrl_flow.envs.tasks import (
+        default_num_envs,
+        make_evaluation_env,
+        make_task_chunk_env,
+        make_task_env,
+        observation_keys,
+    )
+    from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
+    from torchrl_flow.envs.transforms.history import history_transforms
+    from torchrl_flow.envs.transforms.smdp import SMDPChunk
+    from torchrl_flow.envs.unwrap import base_env
 
 __all__ = [
     "DEMO_QUALITIES",
@@ -60,7 +63,4 @@ __all__ = [
     "task_info",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Find a name that was here before the packages were split."""
-    return moved_name(__name__, name)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -11,19 +11,16 @@ from torchrl.data.tensor_specs import Bounded
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
+from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = [
-    "PLANAR",
     "action_bounds",
     "require_num_envs",
     "require_task_name",
     "task_info",
 ]
-
-PLANAR = "planar"
-"""Name of the planar task."""
 
 
 def task_info(env: EnvBase) -> dict[str, Any]:

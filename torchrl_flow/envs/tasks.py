@@ -9,8 +9,9 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow.envs.chunk_env import make_chunk_env
 from torchrl_flow.envs.maniskill import BatchUnsupportedError, ManiSkillEnv, maniskill_renders
+from torchrl_flow.envs.names import PLANAR, PLANAR_CONTROL_MODE
 from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
-from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
+from torchrl_flow.envs.task_identity import require_num_envs
 
 __all__ = [
     "ObsMode",
@@ -22,7 +23,6 @@ __all__ = [
 ]
 
 ObsMode = Literal["state", "rgb", "rgb+state"]
-PLANAR_CONTROL_MODE = "delta_position"
 
 
 def observation_keys(obs_mode: str) -> tuple[str, ...]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from torchrl_flow.evaluation.offline_task import OfflineTask, SlateReturns, episode_returns
-from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
-from torchrl_flow.evaluation.result import EvaluationResult
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.evaluation.offline_task import OfflineTask, SlateReturns, episode_returns
+    from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
+    from torchrl_flow.evaluation.result import EvaluationResult
 
 __all__ = [
     "EvaluationResult",
@@ -16,3 +21,5 @@ __all__ = [
     "success_metrics",
     "warm_up",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from torchrl_flow.figures.notebook import InlineVideo, show_video
-from torchrl_flow.figures.tables import markdown_table, mean_and_deviation
-from torchrl_flow.figures.video import tile_episodes, video_suffix, write_video
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.figures.notebook import InlineVideo, show_video
+    from torchrl_flow.figures.tables import markdown_table, mean_and_deviation
+    from torchrl_flow.figures.video import tile_episodes, video_suffix, write_video
 
 __all__ = [
     "InlineVideo",
@@ -15,3 +20,5 @@ __all__ = [
     "video_suffix",
     "write_video",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad
-from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
-from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
-from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
-from torchrl_flow.objectives.cql import ConservativeQLoss
-from torchrl_flow.objectives.distilled_sac import DistillationMode, DistilledSACLoss
-from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
-from torchrl_flow.objectives.flow_loss import AveragedNetwork, FlowLossModule
-from torchrl_flow.objectives.held_networks import HeldNetworks
-from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss, LatentScorerFn
-from torchrl_flow.objectives.latent_sac import LatentSACLoss
-from torchrl_flow.objectives.latent_scorer import ActionScorer, LatentScorer
-from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
-from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
-from torchrl_flow.objectives.shortcut_term import ShortCutTerm
-from torchrl_flow.objectives.smdp_loss import SMDPLossModule
-from torchrl_flow.objectives.target_update import NetworkSoftUpdate
-from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad
+    from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
+    from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
+    from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
+    from torchrl_flow.objectives.cql import ConservativeQLoss
+    from torchrl_flow.objectives.distilled_sac import DistillationMode, DistilledSACLoss
+    from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
+    from torchrl_flow.objectives.flow_loss import AveragedNetwork, FlowLossModule
+    from torchrl_flow.objectives.held_networks import HeldNetworks
+    from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss, LatentScorerFn
+    from torchrl_flow.objectives.latent_sac import LatentSACLoss
+    from torchrl_flow.objectives.latent_scorer import ActionScorer, LatentScorer
+    from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
+    from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
+    from torchrl_flow.objectives.shortcut_term import ShortCutTerm
+    from torchrl_flow.objectives.smdp_loss import SMDPLossModule
+    from torchrl_flow.objectives.target_update import NetworkSoftUpdate
+    from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
 
 __all__ = [
     "AWFlowLoss",
@@ -48,3 +53,5 @@ __all__ = [
     "ShortCutFlowLoss",
     "ShortCutTerm",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from torchrl_flow.offline.conclusion import conclude_offline, offline_row
-from torchrl_flow.offline.envs import GymTask, offline_task
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.offline.conclusion import conclude_offline, offline_row
+    from torchrl_flow.offline.envs import GymTask, offline_task
 
 __all__ = [
     "GymTask",
@@ -11,3 +16,5 @@ __all__ = [
     "offline_row",
     "offline_task",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

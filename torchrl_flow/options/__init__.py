@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
-from torchrl_flow.options.checks import check_demonstrations, check_network, check_task
-from torchrl_flow.options.names import (
-    DemoPath,
-    ExistingFile,
-    Installed,
-    LoggedData,
-    ManiSkillTask,
-    RunName,
-    RunSource,
-    TaskName,
-    WritableDirectory,
-    WritableFile,
-)
-from torchrl_flow.options.parse import GROUPS, option_group, parse_options
-from torchrl_flow.options.refusals import refusals_in_one_line
-from torchrl_flow.options.run_arguments import RunArgs, require_device, resolve_device
-from torchrl_flow.options.types import (
-    Count,
-    Decay,
-    Distinct,
-    Fraction,
-    NonNegative,
-    NonNegativeInt,
-    NotAbove,
-    NotEmpty,
-    OneOf,
-    Positive,
-    Range,
-    Rate,
-    SamplingSteps,
-    Seed,
-    Seeds,
-    Sizes,
-    check_options,
-    nearest,
-    option_problem,
-)
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
+    from torchrl_flow.options.checks import check_demonstrations, check_network, check_task
+    from torchrl_flow.options.names import (
+        DemoPath,
+        ExistingFile,
+        Installed,
+        LoggedData,
+        ManiSkillTask,
+        RunName,
+        RunSource,
+        TaskName,
+        WritableDirectory,
+        WritableFile,
+    )
+    from torchrl_flow.options.parse import GROUPS, option_group, parse_options
+    from torchrl_flow.options.refusals import refusals_in_one_line
+    from torchrl_flow.options.run_arguments import RunArgs, require_device, resolve_device
+    from torchrl_flow.options.types import (
+        Count,
+        Decay,
+        Distinct,
+        Fraction,
+        NonNegative,
+        NonNegativeInt,
+        NotAbove,
+        NotEmpty,
+        OneOf,
+        Positive,
+        Range,
+        Rate,
+        SamplingSteps,
+        Seed,
+        Seeds,
+        Sizes,
+        check_options,
+        nearest,
+        option_problem,
+    )
 
 __all__ = [
     "GROUPS",
@@ -83,3 +88,5 @@ __all__ = [
     "require_device",
     "resolve_device",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

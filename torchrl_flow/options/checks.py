@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchrl_flow.envs import DEMO_QUALITIES
-from torchrl_flow.envs.task_identity import PLANAR
-from torchrl_flow.envs.tasks import PLANAR_CONTROL_MODE
+from torchrl_flow.envs.names import PLANAR, PLANAR_CONTROL_MODE
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.options.types import OneOf, option_name
 

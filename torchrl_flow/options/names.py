@@ -11,10 +11,9 @@ import zipfile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from torchrl_flow.envs.task_identity import PLANAR
+from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.options.types import nearest
-from torchrl_flow.runs.checkpoint import SUFFIX
-from torchrl_flow.runs.checkpoint_reader import latest_checkpoint
+from torchrl_flow.runs.names import SUFFIX
 
 __all__ = [
     "DemoPath",
@@ -95,6 +94,8 @@ class _Run:
     here: ClassVar[bool] = True
 
     def problem(self, value: str, options: Any) -> str | None:
+        from torchrl_flow.runs.checkpoint_reader import latest_checkpoint
+
         del options
         wanted = f"must name the directory of a run, or a checkpoint (*{SUFFIX})"
         path = Path(value).expanduser()

@@ -6,12 +6,13 @@ import ast
 import dataclasses
 import functools
 import inspect
+import os
 import textwrap
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["GROUPS", "option_group", "parse_options"]
+__all__ = ["GROUPS", "TRACEBACK", "option_group", "parse_options"]
 
 Options = TypeVar("Options")
 
@@ -28,10 +29,14 @@ GROUPS = {
     "logging": "wandb wandb_project wandb_group tensorboard log_every",
     "run": (
         "name runs directory output results label recipe seed seeds device threads workers gpus_per_run address "
-        "save_every resume dry_run watch"
+        "save_every resume dry_run watch traceback"
     ),
 }
 """Groups of options in the order of the help, with the names in each; any other option is one of training."""
+TRACEBACK = "TORCHRL_FLOW_TRACEBACK"
+"""Environment variable that ``--traceback`` sets; set to anything but 0, refusals keep their traceback."""
+FEW = 9
+"""Options of a program that shows them in one list."""
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 _METAVARS = {int: "INT", float: "FLOAT", str: "STR"}
 
@@ -55,48 +60,66 @@ def parse_options(
 ) -> Options:
     """Read the fields of a dataclass from the command line.
 
-    The help shows them in :data:`GROUPS`. A value ``None`` is not shown as a default: the description says what is done
-    where an option is not given.
+    The help shows them in :data:`GROUPS`, a few of them in one list. It shows no default ``None``: the description says
+    what is done where an option is not given. ``--traceback`` is an option of every program.
 
     Args:
         options_class: a dataclass whose fields have a string literal below them, which is their help.
-        description: of the program.
+        description: of the program; the docstring of the class where ``None``.
         args: the words of the command line; those of the process where ``None``.
         prog: name of the program; that of the script where ``None``.
     """
     import tyro
 
     grouped = _grouped(options_class)
-    parsed = tyro.cli(tyro.conf.OmitArgPrefixes[grouped], description=description, args=args, prog=prog)
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[grouped],
+        description=description or inspect.getdoc(options_class),
+        args=args,
+        prog=prog,
+    )
     groups = [getattr(parsed, group.name) for group in dataclasses.fields(parsed)]
     values = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    if values.pop("traceback"):
+        os.environ[TRACEBACK] = "1"
     return options_class(**values)
 
 
 def _grouped(options_class: Any) -> Any:
     """Return a dataclass of dataclasses, one for each group that has options."""
+    import tyro
+
     hints, helps = get_type_hints(options_class, include_extras=True), _helps(options_class)
+    fields = dataclasses.fields(options_class)
     members: dict[str, list[Any]] = {group: [] for group in GROUPS}
-    for field in dataclasses.fields(options_class):
+    for field in fields:
         default: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
         given = {name: value for name, value in default.items() if value is not dataclasses.MISSING}
-        hint = _described(hints[field.name], helps.get(field.name, ""), given)
-        members[option_group(field.name)].append((field.name, hint, dataclasses.field(**given)))
+        hint = _described(field.name, hints[field.name], helps.get(field.name, ""), given)
+        members[option_group(field.name) if len(fields) > FEW else "run"].append(
+            (field.name, hint, dataclasses.field(**given))
+        )
+    traceback = Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="show the traceback of an error")]
+    members["run"].append(("traceback", traceback, dataclasses.field(default=False)))
     groups = [
         (group, dataclasses.make_dataclass(group, fields, kw_only=True)) for group, fields in members.items() if fields
     ]
     return dataclasses.make_dataclass(options_class.__name__, groups, kw_only=True)
 
 
-def _described(hint: Any, text: str, given: dict[str, Any]) -> Any:
+def _described(name: str, hint: Any, text: str, given: dict[str, Any]) -> Any:
     import tyro
 
     settings: dict[str, Any] = {"help": text}
-    if given.get("default", ...) is None:
-        # The names that tyro gives, {None}|INT and "(default: None)", say nothing more than the help does.
+    if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        many, optional = get_origin(get_args(hint)[0]) is tuple, bool(given)
+        settings["metavar"] = name.upper() + " ..." * many
+        if many or optional:
+            settings["metavar"] = f"[{settings['metavar']}]"
+    elif (metavar := _metavar(hint)) is not None:
+        settings["metavar"] = metavar
+    if given.get("default", ...) in (None, ()):
         settings["help_behavior_hint"] = ""
-        if (metavar := _metavar(hint)) is not None:
-            settings["metavar"] = metavar
     return Annotated[hint, tyro.conf.arg(**settings)]
 
 

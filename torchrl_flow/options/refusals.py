@@ -11,12 +11,11 @@ from pathlib import Path
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.options.parse import TRACEBACK
 from torchrl_flow.training.finite import NonFiniteError
 
-__all__ = ["TRACEBACK", "refusals_in_one_line"]
+__all__ = ["refusals_in_one_line"]
 
-TRACEBACK = "TORCHRL_FLOW_TRACEBACK"
-"""Environment variable; set to anything but 0, refusals keep their traceback."""
 EXTRAS = {
     "imageio": "plot",
     "matplotlib": "plot",
@@ -35,8 +34,8 @@ def refusals_in_one_line() -> Iterator[None]:
     """End the program with the message alone, in one line, where data, checkpoints or arguments are refused.
 
     A ``ValueError``, ``RuntimeError`` or ``ImportError`` is a refusal if this package raised it, and the lack of an
-    optional package is one; any other one keeps its traceback. With the environment variable
-    ``TORCHRL_FLOW_TRACEBACK=1`` all do.
+    optional package is one; any other one keeps its traceback. With ``--traceback``, or the environment variable
+    ``TORCHRL_FLOW_TRACEBACK=1``, all do.
     """
     try:
         yield

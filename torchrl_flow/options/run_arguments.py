@@ -6,12 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from torchrl_flow.options.names import Installed, RunName, WritableDirectory, WritableFile
 from torchrl_flow.options.types import Count, Seed, check_options
-from torchrl_flow.runs.metrics import WandbMode
-from torchrl_flow.util.randomness import seed_everything
+from torchrl_flow.runs.names import WandbMode
 
 __all__ = ["RunArgs", "require_device", "resolve_device"]
 
@@ -31,7 +28,7 @@ class RunArgs:
     runs: WritableDirectory = "runs"
     """directory of the runs"""
     results: WritableFile | None = "runs/results.csv"
-    """table of results; the rows of this run replace the rows that the same run wrote before"""
+    """table of results; the rows of this run replace the rows that the same run wrote before. None: no table"""
     label: str | None = None
     """name of this variant in the table of results"""
     seed: Seed = 0
@@ -57,6 +54,10 @@ class RunArgs:
         Raises:
             SystemExit: naming the first option that is out of its range, or contradicts another one.
         """
+        import torch
+
+        from torchrl_flow.util.randomness import seed_everything
+
         check_options(self, here=False)
         self.check()
         check_options(self, here=True)
@@ -95,6 +96,8 @@ def resolve_device(device: str) -> str:
         SystemExit: naming a device that torch does not know or that this machine lacks, and those that work.
     """
     if device == "auto":
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
     require_device(device)
     return device
@@ -106,6 +109,8 @@ def require_device(device: str) -> None:
     Raises:
         SystemExit: naming the device and the one that works.
     """
+    import torch
+
     try:
         kind = torch.device(device).type
         torch.zeros(1, device=device)

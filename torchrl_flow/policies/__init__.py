@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from torchrl_flow.policies.acting import (
-    POLICY_KINDS,
-    PolicyKind,
-    RunLabels,
-    load_acting_policy,
-    load_flow_checkpoint,
-    policy_kind,
-    run_labels,
-)
-from torchrl_flow.policies.checkpoint_env import checkpoint_env
-from torchrl_flow.policies.rebuild import (
-    LATENT_POLICY,
-    flow_config,
-    load_critic,
-    load_policy,
-    open_checkpoint,
-    require_actor_config,
-)
-from torchrl_flow.policies.steering import (
-    alias_demonstrations,
-    frozen_flow,
-    latent_value_gap,
-    load_latent_policy,
-    load_steered,
-    policy_demonstrations,
-    start_latent_policy,
-    steering_flow,
-)
-from torchrl_flow.policies.training_env import (
-    AfterSuccess,
-    evaluation_env_options,
-    make_training_env,
-    make_training_envs,
-    policy_evaluation_env,
-    training_env_options,
-)
-from torchrl_flow.policies.warm_start import warm_start
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.envs.names import AfterSuccess
+    from torchrl_flow.policies.acting import (
+        POLICY_KINDS,
+        PolicyKind,
+        RunLabels,
+        load_acting_policy,
+        load_flow_checkpoint,
+        policy_kind,
+        run_labels,
+    )
+    from torchrl_flow.policies.environment import checkpoint_env
+    from torchrl_flow.policies.initial_weights import warm_start
+    from torchrl_flow.policies.rebuild import (
+        LATENT_POLICY,
+        flow_config,
+        load_critic,
+        load_policy,
+        open_checkpoint,
+        require_actor_config,
+    )
+    from torchrl_flow.policies.steering import (
+        alias_demonstrations,
+        frozen_flow,
+        latent_value_gap,
+        load_latent_policy,
+        load_steered,
+        policy_demonstrations,
+        start_latent_policy,
+        steering_flow,
+    )
+    from torchrl_flow.policies.training_env import (
+        evaluation_env_options,
+        make_training_env,
+        make_training_envs,
+        policy_evaluation_env,
+        training_env_options,
+    )
 
 __all__ = [
     "LATENT_POLICY",
@@ -71,3 +76,5 @@ __all__ = [
     "training_env_options",
     "warm_start",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -15,7 +15,8 @@ from torchrl_flow.modules import SingleStepActor
 from torchrl_flow.policies.rebuild import LATENT_POLICY, open_checkpoint, rebuild_flow
 from torchrl_flow.policies.steering import load_steered
 from torchrl_flow.recsys.task import load_state_policy
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.names import Which
 
 __all__ = [
     "POLICY_KINDS",

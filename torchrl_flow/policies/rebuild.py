@@ -13,7 +13,8 @@ from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
 from torchrl_flow.runs.checkpoint import as_json
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import ACTOR_CONFIG, module_config, open_checkpoint, restore_module
 from torchrl_flow.util.differences import differing_fields
 

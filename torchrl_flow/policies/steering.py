@@ -28,7 +28,8 @@ from torchrl_flow.modules import (
     make_latent_policy,
 )
 from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, rebuild_flow
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.progress import Progress
 

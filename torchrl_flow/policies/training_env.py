@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs.maniskill import BatchUnsupportedError
-from torchrl_flow.envs.task_identity import PLANAR, require_num_envs
-from torchrl_flow.policies.checkpoint_env import checkpoint_env
+from torchrl_flow.envs.names import PLANAR, AfterSuccess
+from torchrl_flow.envs.task_identity import require_num_envs
+from torchrl_flow.policies.environment import checkpoint_env
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 
-AfterSuccess = Literal["end", "continue"]
-"""Whether success ends a training episode."""
-
 __all__ = [
-    "AfterSuccess",
     "evaluation_env_options",
     "make_training_env",
     "make_training_envs",

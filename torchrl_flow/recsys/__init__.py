@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from torchrl_flow.recsys.belief_encoder import BeliefEncoder, BeliefEncoderConfig
-from torchrl_flow.recsys.catalogue import ItemCatalogue
-from torchrl_flow.recsys.collect import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
-from torchrl_flow.recsys.env import SlateEnv
-from torchrl_flow.recsys.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
-from torchrl_flow.recsys.model_training import SlateModelsArgs, round_trip_return, train_slate_models
-from torchrl_flow.recsys.models import SlateLogs, SlateModels, play_slates
-from torchrl_flow.recsys.names import SLATE_ENVS, make_catalogue
-from torchrl_flow.recsys.option_types import SlateEnvName
-from torchrl_flow.recsys.policies import (
-    SLATE_POLICIES,
-    SlatePolicy,
-    SlatePolicyName,
-    diverse_slate,
-    make_slate_policy,
-)
-from torchrl_flow.recsys.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
-from torchrl_flow.recsys.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
-from torchrl_flow.recsys.task import SlateTask, action_box, in_data_units, load_state_policy, q_diagnostics
-from torchrl_flow.recsys.transforms import BeliefState, LatentSlate, latent_slate_env
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.recsys.belief_encoder import BeliefEncoder, BeliefEncoderConfig
+    from torchrl_flow.recsys.catalogue import ItemCatalogue, make_catalogue
+    from torchrl_flow.recsys.collect import CollectSlatesArgs, RelabelSlatesArgs, collect_slates, relabel_slates
+    from torchrl_flow.recsys.env import SlateEnv
+    from torchrl_flow.recsys.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
+    from torchrl_flow.recsys.model_training import SlateModelsArgs, round_trip_return, train_slate_models
+    from torchrl_flow.recsys.models import SlateLogs, SlateModels, play_slates
+    from torchrl_flow.recsys.names import SLATE_ENVS
+    from torchrl_flow.recsys.option_types import SlateEnvName
+    from torchrl_flow.recsys.policies import (
+        SLATE_POLICIES,
+        SlatePolicy,
+        SlatePolicyName,
+        diverse_slate,
+        make_slate_policy,
+    )
+    from torchrl_flow.recsys.sardine_task import CollectSardineArgs, SardineTask, collect_sardine
+    from torchrl_flow.recsys.slate_ranker import LatentActionBox, SlateRanker, SlateRankerConfig
+    from torchrl_flow.recsys.task import SlateTask, action_box, in_data_units, load_state_policy, q_diagnostics
+    from torchrl_flow.recsys.transforms import BeliefState, LatentSlate, latent_slate_env
 
 __all__ = [
     "SLATE_ENVS",
@@ -65,3 +70,5 @@ __all__ = [
     "slate_vae_terms",
     "train_slate_models",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from torchrl_flow.data.logged.npz_file import open_npz, read_member
 from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform
+from torchrl_flow.recsys.names import FOCUS_EXPONENTS, SLATE_ENVS
 from torchrl_flow.util.files import staged
 
 MAX_ITEMS = 10_000_000
 """Most items of a catalogue that a configuration may ask for."""
 
-__all__ = ["MAX_ITEMS", "ItemCatalogue"]
+__all__ = ["MAX_ITEMS", "ItemCatalogue", "make_catalogue"]
 
 _FORMAT = "torchrl_flow.item_catalogue"
 
@@ -145,3 +146,23 @@ def topic_components(normal: Tensor, weights: Tensor) -> Tensor:
     share = weights / weights.sum(-1, keepdim=True)
     magnitude = (0.4 * normal).clamp(-1.0, 1.0).abs()
     return (magnitude.unflatten(-1, (topics, -1)) * share.unsqueeze(-1)).flatten(-2)
+
+
+def make_catalogue(name: str, *, num_items: int = 1000, exponent: float | None = None, seed: int = 1) -> ItemCatalogue:
+    """Generate the items of an environment.
+
+    Args:
+        name: one of :data:`SLATE_ENVS`.
+        num_items: items.
+        exponent: power that focuses items on few topics; by default 1 for ``diffuse`` and 2, the paper's, for
+            ``focused``.
+        seed: of the items.
+
+    Raises:
+        ValueError: if there is no such environment.
+    """
+    if name not in SLATE_ENVS:
+        raise ValueError(f"name must be one of {SLATE_ENVS}, got {name!r}.")
+    if exponent is None:
+        exponent = FOCUS_EXPONENTS[name.split("_")[0]]
+    return ItemCatalogue.generate(num_items, exponent=exponent, seed=seed)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchrl_flow.recsys.catalogue import topic_components
-
-ClickModel = Literal["topdown", "mix", "divpen"]
-CLICK_MODELS = get_args(ClickModel)
+from torchrl_flow.recsys.names import CLICK_MODELS, ClickModel
 
 __all__ = [
     "BOREDOM_STEPS",
-    "CLICK_MODELS",
     "MEMORY",
     "ClickHistory",
-    "ClickModel",
     "bored_topics",
     "click_probability",
     "drift_user",

@@ -14,8 +14,8 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow.envs.counter_rng import counter_normal, counter_uniform, splitmix64
 from torchrl_flow.recsys import dynamics as dynamics
-from torchrl_flow.recsys.catalogue import ItemCatalogue
-from torchrl_flow.recsys.names import SLATE_ENVS, make_catalogue
+from torchrl_flow.recsys.catalogue import ItemCatalogue, make_catalogue
+from torchrl_flow.recsys.names import SLATE_ENVS, ClickModel
 from torchrl_flow.util.signature import InitSignature
 
 __all__ = ["SlateEnv"]
@@ -120,7 +120,7 @@ class SlateEnv(EnvBase):
         self.max_episode_steps, self.privileged = max_episode_steps, privileged
         self.legacy_click_history = legacy_click_history
         self.slate_key, self.clicks_key, self.user_key, self.bored_key = slate_key, clicks_key, user_key, bored_key
-        self._click_model: dynamics.ClickModel = name.split("_")[1]  # pyright: ignore[reportAttributeAccessIssue]
+        self._click_model: ClickModel = name.split("_")[1]  # pyright: ignore[reportAttributeAccessIssue]
         self._make_specs()
         self._make_buffers()
         self.set_seed(seed)

@@ -16,11 +16,10 @@ from torchrl_flow.options.names import WritableFile
 from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.types import Count, NonNegative, Positive, Seed, check_options
 from torchrl_flow.recsys.belief_encoder import BeliefEncoder, BeliefEncoderConfig
-from torchrl_flow.recsys.catalogue import ItemCatalogue
+from torchrl_flow.recsys.catalogue import ItemCatalogue, make_catalogue
 from torchrl_flow.recsys.env import SlateEnv
 from torchrl_flow.recsys.functional import binary_auc, latent_sample, slate_vae_terms
 from torchrl_flow.recsys.models import SlateLogs, SlateModels, play_slates
-from torchrl_flow.recsys.names import make_catalogue
 from torchrl_flow.recsys.option_types import SlateEnvName
 from torchrl_flow.recsys.policies import SlatePolicyName, make_slate_policy
 from torchrl_flow.recsys.slate_ranker import SlateRanker, SlateRankerConfig

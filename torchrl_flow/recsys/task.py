@@ -25,7 +25,8 @@ from torchrl_flow.recsys.env import SlateEnv
 from torchrl_flow.recsys.model_training import round_trip_return
 from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.policies import SLATE_POLICIES, SlatePolicyName
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from torchrl_flow.reports.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
-from torchrl_flow.reports.curves import CurvesArgs, draw_curves, run_curve, window_means
-from torchrl_flow.reports.report import write_report
-from torchrl_flow.reports.results import (
-    BENCHMARK_COLUMNS,
-    RESULT_COLUMNS,
-    append_benchmark,
-    append_result,
-    record_results,
-)
-from torchrl_flow.reports.seed_bands import SeedBand, group_by_seed, seed_band
-from torchrl_flow.reports.stage_comparison import compare_stages, stages_svg
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.reports.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
+    from torchrl_flow.reports.curves import CurvesArgs, draw_curves, run_curve, window_means
+    from torchrl_flow.reports.report import write_report
+    from torchrl_flow.reports.results import (
+        BENCHMARK_COLUMNS,
+        RESULT_COLUMNS,
+        append_benchmark,
+        append_result,
+        record_results,
+    )
+    from torchrl_flow.reports.seed_bands import SeedBand, group_by_seed, seed_band
+    from torchrl_flow.reports.stage_comparison import compare_stages, stages_svg
 
 __all__ = [
     "BENCHMARK_COLUMNS",
@@ -37,3 +42,5 @@ __all__ = [
     "window_means",
     "write_report",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

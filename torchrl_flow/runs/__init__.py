@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from torchrl_flow.runs.checkpoint import CheckpointDirectory, save_checkpoint
-from torchrl_flow.runs.checkpoint_reader import (
-    TrainingCheckpoint,
-    Which,
-    latest_checkpoint,
-    load_checkpoint,
-    require_task,
-)
-from torchrl_flow.runs.metrics import RunLogger, read_metrics
-from torchrl_flow.runs.run import EVALUATION, Run
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.runs.checkpoint import CheckpointDirectory, save_checkpoint
+    from torchrl_flow.runs.checkpoint_reader import (
+        TrainingCheckpoint,
+        latest_checkpoint,
+        load_checkpoint,
+        require_task,
+    )
+    from torchrl_flow.runs.metrics import RunLogger, read_metrics
+    from torchrl_flow.runs.names import Which
+    from torchrl_flow.runs.run import EVALUATION, Run
 
 __all__ = [
     "EVALUATION",
@@ -26,3 +31,5 @@ __all__ = [
     "require_task",
     "save_checkpoint",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

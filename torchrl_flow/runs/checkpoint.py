@@ -29,6 +29,7 @@ from torchrl_flow.runs.checkpoint_check import (
     CheckedStateDictAdapter,
     require_readable_manifest,
 )
+from torchrl_flow.runs.names import SUFFIX
 from torchrl_flow.util.files import staged
 from torchrl_flow.util.versions import collect_versions
 
@@ -36,7 +37,6 @@ __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
 
 FORMAT = "torchrl_flow.checkpoint"
 FORMAT_VERSION = 1
-SUFFIX = ".torchrl"
 """The suffix by which TorchRL's rotation knows an archive."""
 
 

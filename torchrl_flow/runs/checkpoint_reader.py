@@ -6,12 +6,12 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, GlobalRNGState
 
-from torchrl_flow.runs.checkpoint import FORMAT, FORMAT_VERSION, SUFFIX, CheckpointDirectory, as_json
+from torchrl_flow.runs.checkpoint import FORMAT, FORMAT_VERSION, CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_check import (
     METRIC_PREFIX,
     CheckedDumpAdapter,
@@ -20,16 +20,13 @@ from torchrl_flow.runs.checkpoint_check import (
     check_manifest_fields,
     require_archive,
 )
+from torchrl_flow.runs.names import SUFFIX, Which
 from torchrl_flow.training.finite import buffers_of, require_finite
 from torchrl_flow.util.differences import differing_fields
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
-__all__ = ["TrainingCheckpoint", "Which", "latest_checkpoint", "load_checkpoint", "require_task"]
-
-
-Which = Literal["last", "best"]
-"""Which checkpoint of a run."""
+__all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "require_task"]
 
 
 class _Receiver:

@@ -8,12 +8,13 @@ import io
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
+from torchrl_flow.runs.names import WandbMode
 from torchrl_flow.util.files import write_text
 
 __all__ = ["RunLogger", "read_metrics"]
@@ -21,8 +22,6 @@ __all__ = ["RunLogger", "read_metrics"]
 _HEADER = ("step", "metric", "value")
 _has_wandb = importlib.util.find_spec("wandb") is not None
 _has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-
-WandbMode = Literal["online", "offline"]
 
 
 class RunLogger:

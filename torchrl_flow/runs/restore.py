@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.runs.checkpoint_check import building
-from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.runs.names import Which
 
 __all__ = ["ACTOR_CONFIG", "module_config", "open_checkpoint", "restore_module"]
 

@@ -14,7 +14,8 @@ from typing import Any
 from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.runs.directory_lock import DirectoryLock
-from torchrl_flow.runs.metrics import RunLogger, WandbMode, as_scalars
+from torchrl_flow.runs.metrics import RunLogger, as_scalars
+from torchrl_flow.runs.names import WandbMode
 from torchrl_flow.runs.signals import noted_signals
 from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.util.differences import differing_fields

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from torchrl_flow.sweeps.plan import (
-    RunStatus,
-    SweepRun,
-    Variant,
-    gpu_share,
-    plan_sweep,
-    run_status,
-    run_sweep,
-    select_variants,
-)
-from torchrl_flow.sweeps.report import SeedRun, VariantResult, format_statuses, summarise_sweep, write_sweep_report
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.sweeps.plan import (
+        RunStatus,
+        SweepRun,
+        Variant,
+        gpu_share,
+        plan_sweep,
+        run_status,
+        run_sweep,
+        select_variants,
+    )
+    from torchrl_flow.sweeps.report import SeedRun, VariantResult, format_statuses, summarise_sweep, write_sweep_report
 
 __all__ = [
     "RunStatus",
@@ -29,3 +34,5 @@ __all__ = [
     "summarise_sweep",
     "write_sweep_report",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -5,21 +5,23 @@ The loops themselves are in the recipes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torchrl_flow._moved import moved_name
-from torchrl_flow.training.features import append_features
-from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
-from torchrl_flow.training.loss_groups import LossGroup
-from torchrl_flow.training.macro_replay import (
-    ReplayState,
-    macro_replay,
-    macro_transitions,
-    replay_demonstrations,
-    steered_rollouts,
-)
-from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
-from torchrl_flow.training.steppers import NamedLossStepper
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.training.features import append_features
+    from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+    from torchrl_flow.training.loss_groups import LossGroup
+    from torchrl_flow.training.macro_buffer import (
+        ReplayState,
+        macro_replay,
+        macro_transitions,
+        replay_demonstrations,
+        steered_rollouts,
+    )
+    from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
+    from torchrl_flow.training.steppers import NamedLossStepper
 
 __all__ = [
     "ChunkRollouts",
@@ -38,7 +40,4 @@ __all__ = [
     "steered_rollouts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Find a name that was here before the packages were split."""
-    return moved_name(__name__, name)
+__getattr__, __dir__ = lazy_exports(__name__)

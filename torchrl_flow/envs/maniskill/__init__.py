@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
-from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
-from torchrl_flow.envs.maniskill.env import ManiSkillEnv
-from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
-from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
+from typing import TYPE_CHECKING
+
+from torchrl_flow._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
+    from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
+    from torchrl_flow.envs.maniskill.env import ManiSkillEnv
+    from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
+    from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
 
 __all__ = [
     "MAX_EPISODE_STEPS",
@@ -18,3 +23,5 @@ __all__ = [
     "RenderDeviceError",
     "maniskill_renders",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)
