@@ -35,14 +35,11 @@ from torchrl_flow.options import (
     DemoPath,
     Fraction,
     NonNegative,
-    NonNegativeInt,
     Positive,
     Range,
     Rate,
-    RunArgs,
-    RunSource,
-    SamplingSteps,
     Sizes,
+    SteeringArgs,
     parse_options,
     refusals_in_one_line,
 )
@@ -56,33 +53,22 @@ from torchrl_flow.policies import (
     start_latent_policy,
     steering_flow,
 )
-from torchrl_flow.reports import conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.reports import conclude_run
+from torchrl_flow.runs import Run, TrainingCheckpoint
 from torchrl_flow.training import gradient_step
 
 
-@dataclasses.dataclass
-class Args(RunArgs):
+@dataclasses.dataclass(kw_only=True)
+class Args(SteeringArgs):
     """What the recipe can be told on the command line."""
 
-    policy: RunSource
-    """run directory or checkpoint with the flow to steer"""
-    which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
     num_demos: Count | None = None
     """number of demonstrations to use, if --demos names other demonstrations"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
-    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: Positive | None = None
-    """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: Sizes = (256, 256)
-    """hidden layers of the latent policy"""
-    num_steps: SamplingSteps | None = None
-    """sampling steps K of the flow; by default the number that the flow was trained with"""
-    train_encoder: bool = False
-    """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
     num_qs: Count = 10
     """members of the critic, if this recipe trains a new critic"""
     critic_sizes: Sizes = (128, 128)
@@ -109,23 +95,6 @@ class Args(RunArgs):
     """weight of the KL divergence of the latent policy from the prior"""
     batch_size: Count = 256
     """chunks per gradient step"""
-    max_episode_steps: Count | None = None
-    """time limit of an evaluated episode; by default the time limit of the policy's task"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: NonNegativeInt = 500
-    """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_envs: NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
-    given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: NonNegativeInt = 0
-    """episodes to film, where the machine can render"""
-    log_every: Count = 100
-    """gradient steps between two lines of metrics"""
-    save_every: Count = 500
-    """gradient steps between checkpoints"""
 
 
 def find_critic(args: Args, checkpoint: TrainingCheckpoint, flow: FlowActor) -> tuple[QEnsemble, CriticConfig, int]:
@@ -193,29 +162,19 @@ def main(args: Args) -> None:
     policy = start_latent_policy(flow, latents, train_encoder=args.train_encoder)
     actor = SteeredFlowActor(policy, flow)
     critic, critic_config, warm_up = find_critic(args, checkpoint, flow)
-    directory = args.run_directory(f"dsrl_offline-{task['task']}-{args.seed}")
-    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    configs = {LATENT_POLICY: policy.config, "critic": critic_config}
-    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
+    with args.open_run(
+        f"dsrl_offline-{task['task']}-{args.seed}",
+        task=task,
+        config={"demonstrations": dataclasses.asdict(source)},
+        actor_config=flow.config,
+        module_configs={LATENT_POLICY: policy.config, "critic": critic_config},
+        keep_best="eval/success_once",
+    ) as run:
         with frozen_flow(flow, run.resumed_from):
             train(args, run, data, actor, critic, warm_up, env)
-        result, report = conclude(
-            directory,
-            actor,
-            env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe="dsrl_ppo",
-            stage=" ".join(["1", *([args.label] if args.label else [])]),
-            seed=args.seed,
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"{data.store.num_episodes} demonstrations; critic {'trained here' if warm_up else 'given'}."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        notes = [f"{data.store.num_episodes} demonstrations; critic {'trained here' if warm_up else 'given'}."]
+        result, report = conclude_run(run, actor, env, recipe="dsrl_ppo", stage="1", notes=notes)
+    print(result.summary(), report.resolve(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,8 @@ from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
-    AliasConfig,
     CriticConfig,
     LatentPolicyConfig,
-    NoiseAliaser,
     QEnsemble,
     SteeredFlowActor,
     flow_on_features,
@@ -46,42 +44,35 @@ from torchrl_flow.options import (
     DemoPath,
     Fraction,
     NonNegative,
-    NonNegativeInt,
     Positive,
     Rate,
-    RunArgs,
-    RunSource,
-    SamplingSteps,
-    Sizes,
+    SteeringArgs,
     WritableDirectory,
     parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
-    alias_demonstrations,
+    aliased_demonstrations,
     frozen_flow,
     latent_value_gap,
     load_critic,
     load_flow_checkpoint,
-    policy_demonstrations,
     policy_evaluation_env,
     start_latent_policy,
     steering_flow,
 )
-from torchrl_flow.reports import conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which
-from torchrl_flow.training import LossGroup, NamedLossStepper, macro_replay, replay_demonstrations
+from torchrl_flow.reports import conclude_run
+from torchrl_flow.runs import Run, TrainingCheckpoint
+from torchrl_flow.training import gradient_step, macro_replay, replay_demonstrations
+
+POLICY_LOSSES = ("loss_actor", "loss_alpha")
 
 
-@dataclasses.dataclass
-class Args(RunArgs):
+@dataclasses.dataclass(kw_only=True)
+class Args(SteeringArgs):
     """What the recipe can be told on the command line."""
 
-    policy: RunSource
-    """run directory or checkpoint with the flow to steer"""
-    which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
     num_demos: Count | None = None
@@ -92,19 +83,8 @@ class Args(RunArgs):
     """directory in which the latents of demonstrations are cached"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
-    steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
-    """what the latent sets: one vector for all steps, the flow noise of the executed steps, or of all steps"""
-    latent_bound: Positive | None = 2.0
-    """b of the bound b tanh(u / b) on the latent"""
-    hidden_sizes: Sizes = (128, 128, 128)
-    """hidden layers of all networks"""
     num_qs: Count = 2
     """number of critics"""
-    num_steps: SamplingSteps | None = None
-    """sampling steps K of the flow; by default the number that the flow was trained with"""
-    train_encoder: bool = False
-    """train separate image encoders for policy and critics (the replay buffer then keeps images); otherwise policy and
-    critics read features of the encoder of the frozen flow"""
     critic_iterations: Count = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
     distill_iterations: Count = 2000
@@ -131,36 +111,6 @@ class Args(RunArgs):
     """temperature at the start (sac)"""
     target_entropy: float = 0.0
     """entropy that the temperature aims at (sac)"""
-    max_episode_steps: Count | None = None
-    """time limit of an evaluated episode; by default the time limit of the policy's task"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
-    eval_every: NonNegativeInt = 500
-    """gradient steps of the latent policy between evaluations on 100 other episodes; 0 for none"""
-    num_envs: NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
-    given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: NonNegativeInt = 0
-    """episodes to film, where the machine can render"""
-    log_every: Count = 100
-    """gradient steps between two lines of metrics"""
-    save_every: Count = 500
-    """gradient steps between checkpoints"""
-
-
-def make_data(
-    args: Args, checkpoint: TrainingCheckpoint, source: DemoSource, actor: SteeredFlowActor
-) -> tuple[TensorDictReplayBuffer, str]:
-    """Read the demonstrations and find their latents, once; the rest is a replay buffer."""
-    data = policy_demonstrations(checkpoint, source, gamma=args.gamma)
-    config = AliasConfig(mode=args.aliasing)
-    aliaser = NoiseAliaser(actor.flow, actor.policy, config=config, num_steps=actor.num_steps)
-    cache = alias_demonstrations(data, aliaser, args.cache)
-    buffer = macro_replay(len(data), batch_size=args.batch_size, device=args.device)
-    replay_demonstrations(buffer, data, cache.latent, actor)
-    return buffer, f"{len(data)} demonstrated chunks, latents by {args.aliasing}, residual {cache.residual.mean():.3f}."
 
 
 def find_critic(
@@ -189,42 +139,42 @@ def train(
     """Train the critic of actions, the critics of latents and the policy, in this order; all of the loop is here."""
     policy, flow = actor.policy, flow_on_features(actor.flow) if actor.reads_features else actor.flow
     td = ChunkCriticLoss(flow, critic, gamma=args.gamma)
-    target = NetworkSoftUpdate(td, "critic_network", tau=args.tau)
     latent_config = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
-    latent_critics = make_latent_critics(latent_config, flow, policy)
     options: dict[str, Any] = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy}
     teacher = ActionScorer(flow, critic, steer_mode=policy.steer_mode)
-    sac = DistilledSACLoss(policy, latent_critics, teacher, mode=args.distillation, **options)
+    critics = make_latent_critics(latent_config, flow, policy)
+    sac = DistilledSACLoss(policy, critics, teacher, mode=args.distillation, **options)
     weights = {"num_candidates": args.num_candidates, "beta": args.beta}
     aw_mle = LatentAWMLELoss(policy, LatentScorer(sac), kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
-    group = LossGroup(
-        "loss_qvalue", torch.optim.Adam(td.critic_parameters(), args.lr, fused=True), target_updater=target
-    )
-    critic_step = NamedLossStepper(td, [group])
-    parameters = sac.qvalue_network_params.parameters()
-    group = LossGroup("loss_qvalue", torch.optim.Adam(parameters, args.lr, fused=True), method="qvalue_loss")
-    distil_step = NamedLossStepper(sac, [group], target_updater=SoftUpdate(sac, tau=args.tau))
-    if args.extraction == "aw_mle":
-        policy_step = NamedLossStepper(
-            aw_mle, [LossGroup("loss_latent_policy", torch.optim.Adam(policy.parameters(), args.lr, fused=True))]
-        )
-    else:
-        both: list[Any] = [*policy.parameters(), sac.log_alpha]
-        group = LossGroup(
-            ("loss_actor", "loss_alpha"), torch.optim.Adam(both, args.lr, fused=True), method="policy_loss"
-        )
-        policy_step = NamedLossStepper(sac, [group])
+    targets = NetworkSoftUpdate(td, "critic_network", tau=args.tau), SoftUpdate(sac, tau=args.tau)
+    temperature = [sac.log_alpha] if args.extraction == "sac" else []
+    parameters = {
+        "critic": td.critic_parameters(),
+        "latent_critics": sac.qvalue_network_params.parameters(),
+        "policy": [*policy.parameters(), *temperature],
+    }
+    adam = {name: torch.optim.Adam(values, args.lr, fused=True) for name, values in parameters.items()}
     ends = (first, first + args.distill_iterations, first + args.distill_iterations + args.iterations)
     modules = {"policy": actor.flow, LATENT_POLICY: policy, "sac": sac, "critic": critic}
-    modules["target_critic"] = td.target_critic
-    run.track(modules=modules, state={"critic": critic_step, "distil": distil_step, "policy": policy_step})
+    run.track(modules={**modules, "target_critic": td.target_critic}, optimizers=adam)
     fixed = buffer[torch.arange(0, len(buffer), max(1, len(buffer) // 1024))]
     for step in run.steps(ends[-1], save_every=args.save_every):
-        stepper = critic_step if step <= ends[0] else distil_step if step <= ends[1] else policy_step
-        metrics = stepper.update(buffer.sample())
+        batch = buffer.sample()
+        if step <= ends[0]:
+            name, (loss, metrics) = "critic", td.qvalue_loss(batch)
+            losses = {"loss_qvalue": loss}
+        elif step <= ends[1]:
+            name, (loss, metrics) = "latent_critics", sac.qvalue_loss(batch)
+            losses = {"loss_qvalue": loss}
+        else:
+            name, metrics = "policy", aw_mle(batch) if args.extraction == "aw_mle" else sac.policy_loss(batch)
+            losses = {key: value for key, value in metrics.items() if key in ("loss_latent_policy", *POLICY_LOSSES)}
+        gradient_step(losses, {name: adam[name]}, step=step, batch=batch)
+        if step <= ends[1]:
+            targets[0 if step <= ends[0] else 1].step()
         if run.due(args.log_every) or step - 1 in ends:
-            run.log({f"train/{key}": value for key, value in metrics.items()})
+            run.log({f"train/{key}": value for key, value in {**metrics, **losses}.items()})
         if step > ends[1] and run.due(args.eval_every):
             run.log_evaluation(evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
     return latent_value_gap(sac.mean_value, policy, fixed)
@@ -243,32 +193,25 @@ def main(args: Args) -> None:
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)
     critic, critic_config, first = find_critic(args, checkpoint, actor)
-    directory = args.run_directory(f"dsrl_sac_offline-{task['task']}-{args.seed}")
     source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
-    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    configs = {LATENT_POLICY: actor.policy.config, "critic": critic_config}
-    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
-        buffer, note = make_data(args, checkpoint, source, actor)
+    with args.open_run(
+        f"dsrl_sac_offline-{task['task']}-{args.seed}",
+        task=task,
+        config={"demonstrations": dataclasses.asdict(source)},
+        actor_config=flow.config,
+        module_configs={LATENT_POLICY: actor.policy.config, "critic": critic_config},
+        keep_best="eval/success_once",
+    ) as run:
+        search: dict[str, Any] = {"mode": args.aliasing, "gamma": args.gamma, "source": source}
+        data, latents, note = aliased_demonstrations(checkpoint, actor, args.cache, **search)
+        buffer = macro_replay(len(data), batch_size=args.batch_size, device=args.device)
+        replay_demonstrations(buffer, data, latents, actor)
         with frozen_flow(flow, run.resumed_from):
             gap = train(args, run, buffer, actor, critic, first, env)
         run.write_json("latent_value_gap.json", gap)
-        result, report = conclude(
-            directory,
-            actor,
-            env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe="dsrl_na",
-            stage=" ".join(["1", *([args.label] if args.label else [])]),
-            seed=args.seed,
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[note, f"Mean value of latents on fixed observations: {gap}."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        notes = [note, f"Mean value of latents on fixed observations: {gap}."]
+        result, report = conclude_run(run, actor, env, recipe="dsrl_na", stage="1", notes=notes)
+    print(result.summary(), report.resolve(), sep="\n")
 
 
 if __name__ == "__main__":

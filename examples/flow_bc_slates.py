@@ -27,11 +27,8 @@ from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
     Count,
     Decay,
-    ExistingFile,
-    LoggedData,
-    NonNegativeInt,
+    OfflineArgs,
     Positive,
-    RunArgs,
     SamplingSteps,
     parse_options,
     refusals_in_one_line,
@@ -41,19 +38,9 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(RunArgs):
+class Args(OfflineArgs):
     """What the recipe can be told on the command line."""
 
-    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
-    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
-    env: str | None = None
-    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
-    models: ExistingFile | None = None
-    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: Count = 20_000
-    """updates"""
-    batch_size: Count = 256
-    """transitions per update"""
     width: Count = 256
     """width of the velocity network"""
     depth: Count = 3
@@ -64,14 +51,6 @@ class Args(RunArgs):
     """learning rate"""
     ema: Decay = 0.999
     """decay of the averaged policy"""
-    eval_every: NonNegativeInt = 5_000
-    """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: Count = 256
-    """episodes of an evaluation"""
-    log_every: Count = 1_000
-    """updates between two lines of metrics"""
-    save_every: Count = 2_000
-    """updates between checkpoints"""
 
 
 def as_chunks(batch: TensorDict) -> TensorDict:
@@ -134,15 +113,14 @@ def main(args: Args) -> None:
     """Data, policy, training, evaluation."""
     args.prepare()
     task = offline_task(args.data, args.models, env=args.env, batch_size=args.batch_size, device=args.device)
-    directory = args.run_directory(f"flow_bc-{task.path.stem}-{args.seed}")
+    name = f"flow_bc-{task.path.stem}-{args.seed}"
     config, loss = make_loss(args, task)
-    options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
+    best = task.keep_best(args.eval_every)
     configs = task.module_configs
-    with Run(directory, args, task=task.info, actor_config=config, module_configs=configs, **options) as run:
+    with args.open_run(name, task=task.info, actor_config=config, module_configs=configs, keep_best=best) as run:
         train(args, run, task, loss)
-        ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
         policy = acting_policy(loss)
-        print(conclude_offline(run, task, policy, recipe="bc_slates", random=True, **ending))
+        print(conclude_offline(run, task, policy, recipe="bc_slates", random=True))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ from torchrl_flow.options import (
     NonNegativeInt,
     NotAbove,
     Positive,
-    RunArgs,
     SamplingSteps,
+    SimulationArgs,
     TaskName,
+    TrainingArgs,
     check_demonstrations,
     check_network,
     check_task,
@@ -42,13 +43,13 @@ from torchrl_flow.options import (
     refusals_in_one_line,
 )
 from torchrl_flow.policies import evaluation_env_options
-from torchrl_flow.reports import conclude
+from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
 from torchrl_flow.training import gradient_step
 
 
-@dataclasses.dataclass
-class Args(RunArgs):
+@dataclasses.dataclass(kw_only=True)
+class Args(TrainingArgs, SimulationArgs):
     """What the recipe can be told on the command line."""
 
     task: TaskName = "PushCube-v1"
@@ -57,8 +58,6 @@ class Args(RunArgs):
     """what the policy sees"""
     control_mode: str | None = None
     """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""
-    max_episode_steps: Count | None = None
-    """time limit of the environment, also of later stages; the task's own where none is given"""
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
     num_demos: Count = 100
@@ -97,22 +96,10 @@ class Args(RunArgs):
     noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
     eval_episodes: Count = 50
-    """episodes of the final evaluation, from seed 10000 on"""
     eval_every: NonNegativeInt = 1000
-    """iterations between evaluations on 50 other episodes; 0 for none"""
-    num_envs: NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
-    given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     compare_steps: tuple[SamplingSteps, ...] = (1, 2, 4, 8)
     """numbers of sampling steps to evaluate at the end"""
-    num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
-    log_every: Count = 100
-    """iterations between two lines of metrics"""
     save_every: Count = 1000
-    """iterations between checkpoints"""
 
     def check(self) -> None:
         """Refuse options that contradict each other, or of which no environment or network can be made."""
@@ -207,35 +194,24 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
 def main(args: Args) -> EvaluationResult:
     """Data, policy, training, evaluation, report."""
     args.prepare()
-    directory = args.run_directory(f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}")
     source = DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
     env = make_env(args, source)
     task = task_info(env)
     data = make_data(args, source, task)
     actor = make_actor(args, data, env)
-    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    options = {"keep_best": "eval/success_once", **args.run_options()}
-    with Run(directory, config, task=task, actor_config=actor.config, **options) as run:
+    with args.open_run(
+        f"shortcut_flow_bc-{args.task}-{args.obs_mode}-{args.seed}",
+        task=task,
+        config={"demonstrations": dataclasses.asdict(source)},
+        actor_config=actor.config,
+        keep_best="eval/success_once",
+    ) as run:
         loss_module = ShortCutFlowLoss(actor)
         train(args, run, data, loss_module, env)
-        result, report = conclude(
-            directory,
-            loss_module.ema_actor(),
-            env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe="shortcut_flow",
-            stage=args.label,
-            seed=args.seed,
-            num_steps=args.compare_steps,
-            noise_scales=args.noise_scales,
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        notes = [f"{data.store.num_episodes} demonstrations, {len(data)} steps."]
+        options: dict[str, Any] = {"num_steps": args.compare_steps, "notes": notes}
+        result, report = conclude_run(run, loss_module.ema_actor(), env, recipe="shortcut_flow", **options)
+    print(result.summary(), report.resolve(), sep="\n")
     return result
 
 

@@ -23,15 +23,12 @@ from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_stat
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
     Count,
-    ExistingFile,
     Fraction,
-    LoggedData,
     NonNegative,
-    NonNegativeInt,
     NotAbove,
+    OfflineArgs,
     Positive,
     Rate,
-    RunArgs,
     Sizes,
     parse_options,
     refusals_in_one_line,
@@ -42,19 +39,9 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(RunArgs):
+class Args(OfflineArgs):
     """What the recipe can be told on the command line."""
 
-    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
-    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
-    env: str | None = None
-    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
-    models: ExistingFile | None = None
-    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
-    iterations: Count = 20_000
-    """updates of the critics"""
-    batch_size: Count = 256
-    """transitions per update"""
     alpha: NonNegative = 2.5
     """weight of the critic against cloning; 0 for cloning alone"""
     gamma: Fraction = 0.8
@@ -73,14 +60,6 @@ class Args(RunArgs):
     """hidden layers"""
     layer_norm: bool = True
     """normalise the hidden layers of the critics, against divergence outside the data"""
-    eval_every: NonNegativeInt = 5_000
-    """updates between evaluations, where there is an environment; 0 for none"""
-    eval_episodes: Count = 256
-    """episodes of an evaluation"""
-    log_every: Count = 1_000
-    """updates between two lines of metrics"""
-    save_every: Count = 2_000
-    """updates between checkpoints"""
 
 
 def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, TD3BCLoss]:
@@ -134,14 +113,13 @@ def main(args: Args) -> None:
     )
     config = StatePolicyConfig(task.state_dim, task.action_dim, "deterministic", args.hidden_sizes, args.layer_norm)
     recipe = "td3_bc" if args.alpha else "bc"
-    directory = args.run_directory(f"{recipe}-{task.path.stem}-{args.seed}")
+    name = f"{recipe}-{task.path.stem}-{args.seed}"
     configs = {"state_policy": config, **task.module_configs}
-    options = {**args.run_options(), "keep_best": task.keep_best(args.eval_every)}
-    with Run(directory, args, task=task.info, module_configs=configs, **options) as run:
+    best = task.keep_best(args.eval_every)
+    with args.open_run(name, task=task.info, module_configs=configs, keep_best=best) as run:
         policy, loss = make_loss(args, task, config)
         train(args, run, task, policy, loss)
-        ending = {"results": args.results, "episodes": args.eval_episodes, "seed": args.seed, "stage": args.label}
-        print(conclude_offline(run, task, policy, recipe=recipe, loss=loss, **ending))
+        print(conclude_offline(run, task, policy, recipe=recipe, loss=loss))
 
 
 if __name__ == "__main__":

@@ -70,16 +70,13 @@ def conclude_offline(
     policy: Any,
     *,
     recipe: str,
-    results: str | None,
-    episodes: int,
-    seed: int = 0,
-    stage: str | None = None,
     loss: LossModule | None = None,
     random: bool = False,
 ) -> str:
     """Judge a trained policy and leave ``report.html``, a row of results and, last, ``evaluation.json``.
 
-    A row of results needs a return: without an environment none is written, and the text says so.
+    A row of results needs a return: without an environment none is written, and the text says so. The number of
+    episodes, the seed, the label and the table of results are those of the run's configuration.
 
     Args:
         run: the run, its training done.
@@ -88,10 +85,6 @@ def conclude_offline(
 
     Keyword Args:
         recipe: name of the recipe.
-        results: table of results; none where ``None``.
-        episodes: of the evaluation.
-        seed: of the training.
-        stage: what the table calls this variant.
         loss: loss with critics, whose values are compared.
         random: let distributions and flows sample.
 
@@ -102,6 +95,7 @@ def conclude_offline(
         NonFiniteError: if a weight is not finite; nothing is written.
     """
     require_finite_modules({"policy": policy}, doing="the policy is not evaluated and no result is written")
+    episodes, results = run.config["eval_episodes"], run.config["results"]
     figures = {"action_distance": action_distance(task, policy, random=random)}
     if loss is not None:
         figures |= q_diagnostics(loss, task.diagnostic_rows(), policy, bound=task.value_bound)
@@ -130,7 +124,8 @@ def conclude_offline(
         run.logger.log_final(run.step, result.metrics("final/"))
         scores |= {recipe: result.mean, f"{recipe}_standard_error": result.standard_error}
         if results is not None:
-            row = offline_row(task, recipe, result, seed=seed, episodes=episodes, wall_s=run.wall_s, stage=stage)
+            training: dict[str, Any] = {"seed": run.config["seed"], "stage": run.config["label"], "wall_s": run.wall_s}
+            row = offline_row(task, recipe, result, episodes=episodes, **training)
             record_results(results, [row], directory=run.directory)
     # The bound is infinite without a discount, which JSON does not know.
     finite = {name: value for name, value in figures.items() if name != "q/bound"}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         WritableFile,
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
+    from torchrl_flow.options.recipe_arguments import OfflineArgs, SimulationArgs, SteeringArgs, TrainingArgs
     from torchrl_flow.options.refusals import refusals_in_one_line
     from torchrl_flow.options.run_arguments import RunArgs, require_device, resolve_device
     from torchrl_flow.options.types import (
@@ -62,6 +63,7 @@ __all__ = [
     "NonNegativeInt",
     "NotAbove",
     "NotEmpty",
+    "OfflineArgs",
     "OneOf",
     "Positive",
     "Range",
@@ -72,8 +74,11 @@ __all__ = [
     "SamplingSteps",
     "Seed",
     "Seeds",
+    "SimulationArgs",
     "Sizes",
+    "SteeringArgs",
     "TaskName",
+    "TrainingArgs",
     "WritableDirectory",
     "WritableFile",
     "check_demonstrations",

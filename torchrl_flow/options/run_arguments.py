@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_flow.options.names import Installed, RunName, WritableDirectory, WritableFile
 from torchrl_flow.options.types import Count, Seed, check_options
 from torchrl_flow.runs.names import WandbMode
+
+if TYPE_CHECKING:
+    from torchrl_flow.runs.run import Run
 
 __all__ = ["RunArgs", "require_device", "resolve_device"]
 
@@ -75,6 +79,20 @@ class RunArgs:
     def run_directory(self, default_name: str) -> Path:
         """Return the directory of the run, ``default_name`` where it has no name of its own."""
         return Path(self.runs) / (self.name or default_name)
+
+    def open_run(self, default_name: str, *, task: Mapping[str, Any], **options: Any) -> Run:
+        """Open the run of these arguments, which are its configuration.
+
+        Args:
+            default_name: name of the run where none is given.
+            task: identity of its task.
+            **options: further arguments of :class:`~torchrl_flow.runs.Run`; a mapping ``config`` adds to the
+                configuration.
+        """
+        from torchrl_flow.runs.run import Run
+
+        config = {**dataclasses.asdict(self), **options.pop("config", {})}
+        return Run(self.run_directory(default_name), config, task=task, **options, **self.run_options())
 
     def run_options(self) -> dict[str, Any]:
         """Return the arguments of :class:`~torchrl_flow.runs.Run` that are given here."""

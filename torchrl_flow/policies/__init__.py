@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.policies.steering import (
         alias_demonstrations,
+        aliased_demonstrations,
         frozen_flow,
         latent_value_gap,
         load_latent_policy,
@@ -52,6 +53,7 @@ __all__ = [
     "PolicyKind",
     "RunLabels",
     "alias_demonstrations",
+    "aliased_demonstrations",
     "checkpoint_env",
     "evaluation_env_options",
     "flow_config",

@@ -20,6 +20,8 @@ from torchrl_flow.data import DemoReplayBuffer, NoiseCache, data_digest, module_
 from torchrl_flow.data.demos.task_match import SIZES
 from torchrl_flow.demos.source import DemoSource
 from torchrl_flow.modules import (
+    AliasConfig,
+    AliasMode,
     FlowActor,
     LatentGaussianPolicy,
     LatentPolicyConfig,
@@ -36,6 +38,7 @@ from torchrl_flow.util.progress import Progress
 __all__ = [
     "LATENT_POLICY",
     "alias_demonstrations",
+    "aliased_demonstrations",
     "frozen_flow",
     "latent_value_gap",
     "load_latent_policy",
@@ -255,6 +258,35 @@ def alias_demonstrations(
             bar.update(now - done)
             done = now
     return cache
+
+
+def aliased_demonstrations(
+    checkpoint: TrainingCheckpoint,
+    actor: SteeredFlowActor,
+    root: str | Path,
+    *,
+    mode: AliasMode,
+    gamma: float,
+    source: DemoSource | None = None,
+) -> tuple[DemoReplayBuffer, Tensor, str]:
+    """Return the demonstrations of a policy with a latent for each row that the flow carries to its action, or nearly.
+
+    Args:
+        checkpoint: of the policy.
+        actor: the steered flow.
+        root: directory of the caches of latents (:func:`alias_demonstrations`).
+        mode: how latents are found.
+        gamma: discount of one environment step.
+        source: where the demonstrations are; those that the policy was trained on where ``None``.
+
+    Returns:
+        the demonstrations, their latents ``[N, S, A]``, and a line that tells how many there are and how near.
+    """
+    data = policy_demonstrations(checkpoint, source, gamma=gamma)
+    aliaser = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode=mode), num_steps=actor.num_steps)
+    cache = alias_demonstrations(data, aliaser, root)
+    note = f"{len(data)} demonstrated chunks, latents by {mode}, residual {cache.residual.mean():.3f}."
+    return data, cache.latent, note
 
 
 @torch.no_grad()

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.reports.conclusion import best_of_variants, can_film, conclude, read_evaluation, variant_labels
+    from torchrl_flow.reports.conclusion import (
+        best_of_variants,
+        can_film,
+        conclude,
+        conclude_run,
+        read_evaluation,
+        variant_labels,
+    )
     from torchrl_flow.reports.curves import CurvesArgs, draw_curves, run_curve, window_means
     from torchrl_flow.reports.report import write_report
     from torchrl_flow.reports.results import (
@@ -31,6 +38,7 @@ __all__ = [
     "can_film",
     "compare_stages",
     "conclude",
+    "conclude_run",
     "draw_curves",
     "group_by_seed",
     "read_evaluation",

@@ -24,7 +24,7 @@ from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.versions import collect_versions, command_line, today
 
-__all__ = ["best_of_variants", "can_film", "conclude", "read_evaluation", "variant_labels"]
+__all__ = ["best_of_variants", "can_film", "conclude", "conclude_run", "read_evaluation", "variant_labels"]
 
 Figures = dict[str, float]
 
@@ -167,6 +167,43 @@ def conclude(
         record_results(results, _rows(labelled, stage, columns), directory=directory)
     write_json(directory / EVALUATION, figures)
     return result, path
+
+
+def conclude_run(
+    run: Run,
+    actor: FlowActor | SteeredFlowActor,
+    env: EnvBase,
+    *,
+    recipe: str,
+    stage: str | None = None,
+    num_steps: Sequence[int] = (),
+    variants: Mapping[str, Policy] | None = None,
+    notes: Sequence[str] = (),
+) -> tuple[EvaluationResult, Path]:
+    """Call :func:`conclude` with the options that recipes have in common, as the configuration of the run has them.
+
+    These are ``eval_episodes`` (seeds from 10000 on), ``seed``, ``label``, which follows the stage, ``num_videos``,
+    ``results`` and, if the recipe has it, ``noise_scales``. The other arguments are those of :func:`conclude`.
+    """
+    options = run.config
+    words = [word for word in (stage, options["label"]) if word]
+    return conclude(
+        run.directory,
+        actor,
+        env,
+        range(10_000, 10_000 + options["eval_episodes"]),
+        task=run.task,
+        recipe=recipe,
+        stage=" ".join(words) or None,
+        seed=options["seed"],
+        num_steps=num_steps,
+        noise_scales=options.get("noise_scales", ()),
+        variants=variants,
+        num_videos=options["num_videos"],
+        results=options["results"],
+        notes=notes,
+        run=run,
+    )
 
 
 def _film(

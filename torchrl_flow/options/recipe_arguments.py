@@ -1,0 +1,84 @@
+"""Options that several recipes have in common, one class for each purpose; a recipe's ``Args`` inherits from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from torchrl_flow.options.names import ExistingFile, LoggedData, RunSource
+from torchrl_flow.options.run_arguments import RunArgs
+from torchrl_flow.options.types import Count, NonNegativeInt, Positive, SamplingSteps, Sizes
+from torchrl_flow.runs.names import Which
+
+__all__ = ["OfflineArgs", "SimulationArgs", "SteeringArgs", "TrainingArgs"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingArgs(RunArgs):
+    """When a recipe evaluates, logs and saves, counted in iterations of its training loop."""
+
+    eval_episodes: Count = 100
+    """episodes of the final evaluation, from seed 10000 on"""
+    eval_every: NonNegativeInt = 500
+    """iterations between evaluations on other episodes; 0 for none"""
+    log_every: Count = 100
+    """iterations between two lines of metrics"""
+    save_every: Count = 500
+    """iterations between checkpoints"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class SimulationArgs:
+    """Environments in which a policy is trained or evaluated."""
+
+    num_envs: NonNegativeInt | None = None
+    """environments that run side by side, 0 for one that is not batched; by default as many as suit the task"""
+    sim_backend: str | None = None
+    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    max_episode_steps: Count | None = None
+    """time limit of an episode; by default the time limit of the task, or of the policy that a run starts from"""
+    num_videos: NonNegativeInt = 4
+    """episodes to film, where the machine can render"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class SteeringArgs(TrainingArgs, SimulationArgs):
+    """Options of a latent policy that steers a frozen flow."""
+
+    policy: RunSource
+    """run directory or checkpoint with the flow to steer"""
+    which: Which = "best"
+    """checkpoint of the --policy run (and of --init): best (the last one, if the run keeps no best one) or last"""
+    steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
+    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
+    latent_bound: Positive | None = 2.0
+    """b of the bound b tanh(u / b) on the latent; None: no bound"""
+    hidden_sizes: Sizes = (128, 128, 128)
+    """hidden layers of the networks that this recipe trains"""
+    num_steps: SamplingSteps | None = None
+    """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
+    train_encoder: bool = False
+    """train separate image encoders for policy and critics (a replay buffer then keeps images); otherwise they read
+    features of the encoder of the frozen flow"""
+    num_videos: NonNegativeInt = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class OfflineArgs(TrainingArgs):
+    """Logged transitions, and where a policy that learns from them is evaluated."""
+
+    data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
+    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
+    env: str | None = None
+    """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
+    models: ExistingFile | None = None
+    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
+    iterations: Count = 20_000
+    """gradient steps of the critics, or of a policy that has none"""
+    batch_size: Count = 256
+    """transitions per gradient step"""
+    eval_episodes: Count = 256
+    """episodes of an evaluation"""
+    eval_every: NonNegativeInt = 5_000
+    log_every: Count = 1_000
+    save_every: Count = 2_000
