@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 from torchrl.objectives import ClipPPOLoss
 
@@ -33,7 +32,7 @@ from torchrl_flow.modules import (
     NoiseNetConfig,
     NoisyFlowActor,
     ObservationEncoder,
-    SinusoidalEmbedding,
+    ShortCutVelocityConcatMLP,
     StateValue,
     make_noise_net,
 )
@@ -64,35 +63,18 @@ class Args:
     """A CSV file to append the pairs to."""
 
 
-class PublishedVelocity(nn.Module):
-    """The published velocity network: time and condition embeddings of 16 added, one residual block of width 512."""
+class PublishedVelocity(ShortCutVelocityConcatMLP):
+    """The published velocity network, which the library has as ``concat_mlp``; its own forward for the reference."""
 
-    def __init__(
-        self, action_dim: int, pred_horizon: int, cond_dim: int, width: int = 512, embedding: int = 16
-    ) -> None:
-        super().__init__()
-        self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
-        self.sinusoid = SinusoidalEmbedding(embedding)
-        self.time = nn.Sequential(nn.Linear(2 * embedding, embedding), nn.Mish(), nn.Linear(embedding, embedding))
-        self.cond = nn.Sequential(nn.Linear(cond_dim, 64), nn.ReLU(), nn.Linear(64, embedding))
-        self.published = False
-        size = action_dim * pred_horizon
-        self.linear_in = nn.Linear(size + embedding, width)
-        self.block = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.linear_out = nn.Linear(width, size)
+    published = False
 
     def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
         """Return the velocity ``[B, H, A]``."""
+        if not self.published:
+            return super().forward(sample, timestep, step_size, global_cond)
         time = self.time(torch.cat([self.sinusoid(timestep), self.sinusoid(step_size)], -1))
-        embedding, sample = time + self.cond(global_cond), sample.flatten(1)
-        if self.published:
-            hidden = self.linear_in(torch.cat([sample, embedding], -1))
-        else:
-            # The same product in two parts, so that none of the gradient of the points, which nobody asks for, is made.
-            weight = self.linear_in.weight.split([sample.shape[-1], embedding.shape[-1]], -1)
-            hidden = F.linear(sample, weight[0], self.linear_in.bias) + F.linear(embedding, weight[1])
-        hidden = hidden + self.block(hidden)
-        return self.linear_out(hidden).unflatten(-1, (self.pred_horizon, self.action_dim))
+        hidden = self.linear_in(torch.cat([sample.flatten(1), time + self.cond(global_cond)], -1))
+        return self.linear_out(self.blocks(hidden)).unflatten(-1, (self.pred_horizon, self.action_dim))
 
 
 def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) -> Tensor:
@@ -128,7 +110,7 @@ def make(args: Args) -> tuple[NoisyFlowActor, StateValue, ClipPPOLoss, TensorDic
     """Networks, the library's loss of them, and a batch that an older policy has sampled."""
     torch.manual_seed(0)
     encoder = ObservationEncoder(state_shape=(1, args.state_dim))
-    network = PublishedVelocity(args.action_dim, args.pred_horizon, encoder.out_features)
+    network = PublishedVelocity(args.action_dim, args.pred_horizon, encoder.out_features, embedding=16)
     flow = FlowActor(network, encoder, obs_horizon=1, act_horizon=8, num_steps=args.num_steps).to(args.device)
     noisy = NoisyFlowActor(flow, make_noise_net(NoiseNetConfig(), flow), mean_bound=1.0)
     value = StateValue(encoder).to(args.device)

@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import task_info
+from torchrl_flow.envs import AfterSuccess, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -47,7 +47,6 @@ from torchrl_flow.options import (
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
-    AfterSuccess,
     frozen_flow,
     load_flow_checkpoint,
     make_training_envs,

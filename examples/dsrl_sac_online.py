@@ -22,7 +22,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow.envs import task_info
+from torchrl_flow.envs import AfterSuccess, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     AliasConfig,
@@ -51,7 +51,6 @@ from torchrl_flow.options import (
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
-    AfterSuccess,
     alias_demonstrations,
     frozen_flow,
     load_flow_checkpoint,

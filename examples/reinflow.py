@@ -34,7 +34,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import PLANAR, task_info
+from torchrl_flow.envs import PLANAR, AfterSuccess, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -62,7 +62,7 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.policies import AfterSuccess, load_flow_checkpoint, load_policy, make_training_envs
+from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
 from torchrl_flow.reports import conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
 from torchrl_flow.training import ChunkRollouts, append_features, finished_success, gradient_step, minibatches

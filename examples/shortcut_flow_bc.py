@@ -67,12 +67,12 @@ class Args(TrainingArgs, SimulationArgs):
     for end-effector deltas"""
     quality: str | None = None
     """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
-    network: Literal["mlp", "unet", "dit"] = "mlp"
-    """velocity network"""
+    network: Literal["mlp", "concat_mlp", "unet", "dit"] = "mlp"
+    """velocity network; concat_mlp takes half the time of mlp"""
     width: Count = 256
-    """width of the velocity network: hidden units (mlp), token size (dit) or channels of the finest level (unet)"""
+    """width of the velocity network: hidden units (both MLPs), token size (dit), channels of the finest level (unet)"""
     depth: Count = 3
-    """blocks (mlp, dit) or levels (unet) of the velocity network"""
+    """blocks (both MLPs, dit) or levels (unet) of the velocity network"""
     obs_horizon: Count = 1
     """frames of history that the policy sees; with 2 and planner demonstrations the policy copies its own velocity"""
     pred_horizon: Count = 16

@@ -336,7 +336,7 @@ def test_a_misspelt_choice_is_refused_by_the_parser(here, capsys):
         tyro.cli(shortcut_flow_bc.Args, args=["--network", "mlpp"])
     assert caught.value.code == 2
     words = capsys.readouterr().err
-    assert not [word for word in ("--network", "mlpp", "mlp", "unet", "dit") if word not in words]
+    assert not [word for word in ("--network", "mlpp", "mlp", "concat_mlp", "unet", "dit") if word not in words]
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "quickstart")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchrl_flow.functional import mish
+from torchrl_flow.functional import activation, mish
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -36,3 +36,22 @@ def test_it_works_under_vmap_and_grad_transforms():
 def test_half_precision_is_pytorchs_own():
     x = torch.randn(7, dtype=torch.bfloat16)
     assert torch.equal(mish(x), F.mish(x))
+
+
+def test_value_is_the_same_to_the_bit_with_and_without_gradient():
+    x = torch.randn(300, 17) * 8
+    with_gradient = mish(x.clone().requires_grad_())
+    kept = x.clone()
+    assert torch.equal(mish(kept), with_gradient.detach())
+    assert torch.equal(kept, x)
+    with torch.no_grad():
+        assert torch.equal(mish(x.clone().requires_grad_()), with_gradient)
+    assert torch.equal(torch.vmap(mish)(x), with_gradient.detach())
+
+
+def test_pytorch_tells_whether_a_transform_runs():
+    """Under a private name: where it is gone, every call takes the slower form."""
+    seen = []
+    torch.vmap(lambda row: seen.append(activation._is_transformed()) or row)(torch.zeros(2, 1))
+    assert seen == [True]
+    assert not activation._is_transformed()

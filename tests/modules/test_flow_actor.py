@@ -52,7 +52,7 @@ def test_sample_equals_a_hand_written_euler_loop():
         torch.testing.assert_close(out["action_chunk"], expected)
 
 
-@pytest.mark.parametrize("network", ["mlp", "unet", "dit"])
+@pytest.mark.parametrize("network", ["mlp", "concat_mlp", "unet", "dit"])
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_several_samples_of_an_observation_equal_one_by_one(network, num_steps):
     actor = make(network=network)

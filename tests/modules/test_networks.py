@@ -6,6 +6,7 @@ import torch
 from torchrl_flow.modules import (
     Normalizer,
     PixelEncoder,
+    ShortCutVelocityConcatMLP,
     ShortCutVelocityDiT,
     ShortCutVelocityMLP,
     ShortCutVelocityUNet1D,
@@ -18,6 +19,7 @@ H, A, C = 8, 3, 5
 NETWORKS = {
     "mlp": lambda: ShortCutVelocityMLP(A, H, C, width=32, depth=2),
     "unet": lambda: ShortCutVelocityUNet1D(A, H, C, channels=(8, 16)),
+    "concat_mlp": lambda: ShortCutVelocityConcatMLP(A, H, C, width=32, depth=2),
     "dit": lambda: ShortCutVelocityDiT(A, H, C, width=16, depth=2),
 }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torchrl_flow.envs.maniskill.env import ManiSkillEnv
     from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
     from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
-    from torchrl_flow.envs.names import PLANAR
+    from torchrl_flow.envs.names import PLANAR, AfterSuccess
     from torchrl_flow.envs.planar.demonstrations import collect_demonstrations
     from torchrl_flow.envs.planar.demonstrator import DEMO_QUALITIES, PlanarDemonstrator
     from torchrl_flow.envs.planar.dynamics import PlanarGeometry
@@ -36,6 +36,7 @@ __all__ = [
     "MAX_EPISODE_STEPS",
     "OBS_MODES",
     "PLANAR",
+    "AfterSuccess",
     "BatchUnsupportedError",
     "FrameRecorder",
     "ManiSkillEnv",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torchrl_flow.modules.steering.latent_distribution import LatentNormal, PriorMixture
     from torchrl_flow.modules.steering.latent_policy import LatentGaussianPolicy, LatentPolicyConfig, make_latent_policy
     from torchrl_flow.modules.steering.noise_aliaser import AliasConfig, AliasMode, NoiseAliaser
+    from torchrl_flow.modules.velocity.concat_mlp import ShortCutVelocityConcatMLP
     from torchrl_flow.modules.velocity.dit import ShortCutVelocityDiT
     from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, SinusoidalEmbedding
     from torchrl_flow.modules.velocity.mlp import ShortCutVelocityMLP
@@ -75,6 +76,7 @@ __all__ = [
     "PriorMixture",
     "QEnsemble",
     "ScaledNoise",
+    "ShortCutVelocityConcatMLP",
     "ShortCutVelocityDiT",
     "ShortCutVelocityMLP",
     "ShortCutVelocityUNet1D",

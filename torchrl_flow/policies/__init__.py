@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.envs.names import AfterSuccess
     from torchrl_flow.policies.acting import (
         POLICY_KINDS,
         PolicyKind,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LATENT_POLICY",
     "POLICY_KINDS",
-    "AfterSuccess",
     "PolicyKind",
     "RunLabels",
     "alias_demonstrations",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torchrl_flow.modules.actors.flow import FlowActor
 from torchrl_flow.modules.config import MAX_DEPTH, Config, dense_weights
 from torchrl_flow.modules.observation.encoders import ObservationEncoder, PixelEncoder
 from torchrl_flow.modules.observation.normalizer import Normalizer, NormalizerMode
+from torchrl_flow.modules.velocity.concat_mlp import ShortCutVelocityConcatMLP
 from torchrl_flow.modules.velocity.dit import ShortCutVelocityDiT
 from torchrl_flow.modules.velocity.mlp import ShortCutVelocityMLP
 from torchrl_flow.modules.velocity.unet import ShortCutVelocityUNet1D
 
-VelocityNetwork = Literal["mlp", "unet", "dit"]
-"""Name of a velocity network: MLP, U-Net or transformer."""
+VelocityNetwork = Literal["mlp", "concat_mlp", "unet", "dit"]
+"""Name of a velocity network: MLP with FiLM, MLP of concatenated inputs, U-Net or transformer."""
 Statistics = Mapping[str, Mapping[str, Tensor]]
 """Statistics of a data set: name of the statistic and tensor, by key."""
 
@@ -54,9 +55,9 @@ class FlowActorConfig(Config):
     network: VelocityNetwork = "mlp"
     """The velocity network."""
     width: int = 256
-    """Hidden width (mlp), token width (dit), or channels of the finest level (unet; doubled at each level)."""
+    """Hidden width (both MLPs), token width (dit), or channels of the finest level (unet), doubled at each level."""
     depth: int = 3
-    """Residual blocks (mlp), transformer blocks (dit), or levels (unet)."""
+    """Residual blocks (both MLPs), transformer blocks (dit), or levels (unet)."""
     dropout: float = 0.0
     """Dropout rate (mlp)."""
     max_steps: int = 16
@@ -81,8 +82,8 @@ class FlowActorConfig(Config):
         super().__post_init__()
         if self.state_dim is None and self.pixels_size is None:
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
-        if self.network not in ("mlp", "unet", "dit"):
-            raise ValueError(f"network must be 'mlp', 'unet' or 'dit', got {self.network!r}.")
+        if self.network not in get_args(VelocityNetwork):
+            raise ValueError(f"network must be one of {get_args(VelocityNetwork)}, got {self.network!r}.")
 
     def _weights(self) -> int:
         frames, chunk = self.obs_horizon * (self.state_dim or 1), self.pred_horizon * self.action_dim
@@ -97,6 +98,8 @@ def _make_velocity_network(config: FlowActorConfig, cond_dim: int) -> nn.Module:
     sizes = (config.action_dim, config.pred_horizon, cond_dim)
     if config.network == "mlp":
         return ShortCutVelocityMLP(*sizes, width=config.width, depth=config.depth, dropout=config.dropout)
+    if config.network == "concat_mlp":
+        return ShortCutVelocityConcatMLP(*sizes, width=config.width, depth=config.depth)
     if config.network == "dit":
         return ShortCutVelocityDiT(*sizes, width=config.width, depth=config.depth)
     channels = [config.width * 2**level for level in range(config.depth)]

@@ -1,0 +1,102 @@
+"""A residual ReLU MLP velocity network that reads points, time and observation side by side: the fastest one here."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchrl_flow.modules.activation import Mish
+from torchrl_flow.modules.velocity.embedding import SinusoidalEmbedding, ZeroLinear, check_velocity_inputs
+
+__all__ = ["ShortCutVelocityConcatMLP"]
+
+
+class _ReLUResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_in, self.linear_out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.linear_out(F.relu(self.linear_in(F.relu(hidden))))
+
+
+class ShortCutVelocityConcatMLP(nn.Module):
+    """Velocity of a flattened action chunk by a residual MLP whose first layer reads chunk, time and condition.
+
+    The form of ReinFlow's network for states. Time and condition enter the first layer alone, by one small embedding,
+    so that it takes about half the arithmetic of :class:`ShortCutVelocityMLP` at the same width.
+
+    Args:
+        action_dim: A.
+        pred_horizon: H.
+        cond_dim: C, the size of the encoded observation.
+
+    Keyword Args:
+        width: hidden width.
+        depth: number of residual blocks, of two layers each.
+        embedding: size of the embedding of time and condition, which are added.
+
+    Raises:
+        ValueError: if a size is not positive, or ``embedding`` is odd or below 4.
+
+    References:
+        Zhang et al., "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement Learning",
+        https://arxiv.org/abs/2505.22094
+
+    Examples:
+        >>> import torch
+        >>> net = ShortCutVelocityConcatMLP(7, 16, 42, width=64)
+        >>> net(torch.randn(5, 16, 7), torch.rand(5), torch.zeros(5), torch.randn(5, 42)).shape
+        torch.Size([5, 16, 7])
+    """
+
+    takes_several_samples = True
+
+    def __init__(
+        self,
+        action_dim: int,
+        pred_horizon: int,
+        cond_dim: int,
+        *,
+        width: int = 512,
+        depth: int = 1,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        sizes = {"action_dim": action_dim, "pred_horizon": pred_horizon, "cond_dim": cond_dim}
+        for name, size in {**sizes, "width": width, "depth": depth}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
+        self.sinusoid = SinusoidalEmbedding(embedding)
+        self.time = nn.Sequential(nn.Linear(2 * embedding, embedding), Mish(), nn.Linear(embedding, embedding))
+        self.cond = nn.Sequential(nn.Linear(cond_dim, 64), nn.ReLU(), nn.Linear(64, embedding))
+        self.linear_in = nn.Linear(pred_horizon * action_dim + embedding, width)
+        self.blocks = nn.Sequential(*(_ReLUResidualBlock(width) for _ in range(depth)))
+        self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
+
+    def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
+        """Return the velocity, in the shape of ``sample``.
+
+        Args:
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``.
+            timestep: flow time in [0, 1], ``[B]``.
+            step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
+            global_cond: encoded observation, ``[B, C]``.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        shape = (self.pred_horizon, self.action_dim, self.cond_dim)
+        several = sample.ndim == 4
+        check_velocity_inputs(sample[:, 0] if several else sample, timestep, step_size, global_cond, shape=shape)
+        times = torch.cat([self.sinusoid(timestep), self.sinusoid(step_size)], -1)
+        embedding = self.time(times) + self.cond(global_cond)
+        embedding = embedding.unsqueeze(1) if several else embedding
+        sample = sample.flatten(-2)
+        # One product in two parts: the points often need no gradient, and are several for each embedding.
+        weights = self.linear_in.weight.split([sample.shape[-1], embedding.shape[-1]], -1)
+        hidden = F.linear(sample, weights[0], self.linear_in.bias) + F.linear(embedding, weights[1])
+        out = self.linear_out(self.blocks(hidden))
+        return out.unflatten(-1, (self.pred_horizon, self.action_dim))
