@@ -6,6 +6,7 @@ from typing import Any
 
 from torchrl_flow._moved import moved_name
 from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
+from torchrl_flow.envs.collector_envs import CollectorEnvs
 from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
 from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
 from torchrl_flow.envs.maniskill.env import ManiSkillEnv
@@ -34,6 +35,7 @@ __all__ = [
     "OBS_MODES",
     "PLANAR",
     "BatchUnsupportedError",
+    "CollectorEnvs",
     "FrameRecorder",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchrl_flow._moved import moved_name
+from torchrl_flow.training.collectors import CollectorError, CollectorRollouts, make_rollouts
 from torchrl_flow.training.features import append_features
 from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
 from torchrl_flow.training.loss_groups import LossGroup
@@ -23,6 +24,8 @@ from torchrl_flow.training.steppers import NamedLossStepper
 
 __all__ = [
     "ChunkRollouts",
+    "CollectorError",
+    "CollectorRollouts",
     "LossGroup",
     "NamedLossStepper",
     "NonFiniteError",
@@ -32,6 +35,7 @@ __all__ = [
     "gradient_step",
     "macro_replay",
     "macro_transitions",
+    "make_rollouts",
     "minibatches",
     "replay_demonstrations",
     "require_finite_modules",
