@@ -111,6 +111,7 @@ def test_the_copies_of_the_policy_follow_the_learner(collecting):
         assert not torch.allclose(log_prob(policy, data), data["flow", "log_prob"], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_learner_is_not_touched_and_keeps_its_threads(collecting):
     policy = make_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -154,6 +155,7 @@ def test_episodes_go_on_and_the_data_are_those_of_one_process(collecting):
     assert torch.equal(first["observation"], again)
 
 
+@pytest.mark.slow
 def test_what_is_collected_depends_on_seed_and_weights_alone(collecting):
     policy = make_policy()
     data = [[rollouts.collect() for _ in range(2)] for rollouts in (collecting(policy), collecting(policy))]
@@ -164,6 +166,7 @@ def test_what_is_collected_depends_on_seed_and_weights_alone(collecting):
     assert not torch.equal(other["observation"][:, 0], data[0][0]["observation"][:, 0])
 
 
+@pytest.mark.slow
 def test_environments_that_are_not_batched_and_preparation(collecting):
     seen = []
 
@@ -181,6 +184,7 @@ def test_environments_that_are_not_batched_and_preparation(collecting):
     assert not any("collector" in str(key) for key in data.keys(True, True))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_starts_other_episodes_after_as_many_rollouts(collecting, tmp_path):
     policy = make_policy()
     rollouts = collecting(policy)
@@ -195,7 +199,10 @@ def test_a_resumed_run_starts_other_episodes_after_as_many_rollouts(collecting, 
     assert torch.equal(starts[:, 0], starts[:, 1])
 
 
-@pytest.mark.parametrize("when", ["waiting", "collecting"])
+@pytest.mark.parametrize(
+    "when",
+    ["collecting", pytest.param("waiting", marks=pytest.mark.slow), pytest.param("updating", marks=pytest.mark.slow)],
+)
 def test_a_process_that_is_killed_is_named(collecting, when):
     rollouts = collecting(make_policy())
     rollouts.collect()
@@ -208,8 +215,13 @@ def test_a_process_that_is_killed_is_named(collecting, when):
         update = rollouts.collector.update_policy_weights_
 
         def killing(weights):
-            update(weights)
+            if when == "collecting":
+                update(weights)
+            else:
+                os.kill(victim.pid, signal.SIGSTOP)
             os.kill(victim.pid, signal.SIGKILL)
+            if when == "updating":
+                update(weights)
 
         rollouts.collector.update_policy_weights_ = killing
     message = r"Rollout 2: collector process 2 of 2 has ended \(killed by SIGKILL\)\. .*--resume"
@@ -230,11 +242,10 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_a_process_whose_environment_fails_is_named(collecting):
     rollouts = collecting(make_policy(), make=functools.partial(make_env, 4, FailingEnv))
-    with pytest.raises(
-        CollectorError, match=r"Rollout 1: collector process [12] of 2 has ended \(exit code 1; its "
-    ):
+    with pytest.raises(CollectorError, match=r"Rollout 1: collector process [12] of 2 has ended \(exit code 1; its "):
         rollouts.collect()
 
 
@@ -244,31 +255,26 @@ def test_processes_that_cannot_start_say_why_in_one_line(collecting):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_is_named_with_its_sub_environment(collecting):
     rollouts = collecting(make_policy(), make=functools.partial(make_env, 4, BrokenEnv))
-    with pytest.raises(
-        NonFiniteError, match=r"Rollout 1: .*'next.reward' \(row 1: nan\).* 4 of each collector"
-    ):
+    with pytest.raises(NonFiniteError, match=r"Rollout 1: .*'next.reward' \(row 1: nan\).* 4 of each collector"):
         rollouts.collect()
 
 
-def test_a_signal_of_the_terminal_leaves_them_collecting(collecting):
-    rollouts = collecting(make_policy())
-    rollouts.collect()
-    for process in rollouts.collector.procs:
-        os.kill(process.pid, signal.SIGINT)
-    assert rollouts.collect().shape == (8, 3)
-
-
+@pytest.mark.slow
 def test_closing_ends_the_processes_and_collecting_goes_on_with_new_ones(collecting):
     rollouts = collecting(make_policy())
     rollouts.collect()
     pids = [process.pid for process in rollouts.collector.procs]
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)  # as Ctrl-C in a terminal does: they collect on
+    assert rollouts.collect().shape == (8, 3)
     rollouts.close()
     assert rollouts.collector is None
     assert not any(is_running(pid) for pid in pids)
     assert rollouts.collect().shape == (8, 3)
-    assert rollouts.state_dict() == {"collected": 2}
+    assert rollouts.state_dict() == {"collected": 3}
 
 
 def test_an_environment_of_this_process_is_collected_from_in_this_process():

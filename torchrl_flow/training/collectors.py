@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -96,8 +97,7 @@ class CollectorRollouts:
         """
         collector = self._started()
         try:
-            _require_alive(collector)  # one that has ended would be waited for, to tell that it has the weights
-            collector.update_policy_weights_(self._weights())
+            self._send_weights(collector)
             data = next(self._batches)
         except Exception as error:
             raise self._ended(collector, error) from error
@@ -127,10 +127,28 @@ class CollectorRollouts:
     def _kept(self, data: TensorDictBase) -> TensorDictBase:
         return kept_entries(data, self._keep, self._keep_next)
 
-    def _weights(self) -> TensorDictBase:
-        """The weights and buffers of the learner's policy as they are now."""
+    def _send_weights(self, collector: MultiSyncCollector) -> None:
+        """Give the processes the weights and buffers of the learner's policy as they are now.
+
+        TorchRL waits for each process to say that it has them, without end where one has died: it waits in a thread.
+        """
         weights: Any = TensorDict.from_module(self.policy)
-        return weights.data.to("cpu")
+        errors: list[Exception] = []
+
+        def send() -> None:
+            try:
+                collector.update_policy_weights_(weights.data.to("cpu"))
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(1.0)
+            if thread.is_alive() and _exit_codes(collector):
+                raise RuntimeError("a process has ended")
+        if errors:
+            raise errors[0]
 
     def _started(self) -> MultiSyncCollector:
         if self._collector is not None:
@@ -170,7 +188,8 @@ class CollectorRollouts:
         self.close()
         what = f"the collectors failed ({type(error).__name__}: {error})"
         if codes:
-            number, code = next(iter(codes.items()))
+            # TorchRL terminates the others: the first to end is one that it did not.
+            number, code = min(codes.items(), key=lambda item: item[1] == -signal.SIGTERM)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; its error is above"
             what = f"collector process {number + 1} of {self.envs.processes} has ended ({how})"
         return CollectorError(
@@ -227,11 +246,6 @@ def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
         with contextlib.suppress(ValueError):
             codes[number] = process.exitcode
     return {number: code for number, code in codes.items() if code is not None}
-
-
-def _require_alive(collector: MultiSyncCollector) -> None:
-    if _exit_codes(collector):
-        raise RuntimeError("a process has ended")
 
 
 def _shut_down(collector: MultiSyncCollector) -> None:

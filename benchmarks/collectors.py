@@ -1,0 +1,111 @@
+"""Speed of several collector processes against one process with as many environments.
+
+    python benchmarks/collectors.py
+    python benchmarks/collectors.py --num-envs 64 --processes 2 --results benchmarks/results.csv
+
+Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
+``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
+(``CollectorRollouts``), in turns. Printed are environment steps a second of the clock and the ratio of each turn. The
+time of the processes' rollouts includes sending them the weights and bringing the data together. It depends on how many
+cores are free: the load of the machine is printed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from typing import Any
+
+import torch
+import tyro
+
+from torchrl_flow.envs import CollectorEnvs, ManiSkillEnv, make_chunk_env
+from torchrl_flow.modules import FlowActorConfig, NoiseNetConfig, NoisyFlowActor, make_flow_actor, make_noise_net
+from torchrl_flow.reports import append_benchmark
+from torchrl_flow.training import make_rollouts
+
+
+@dataclasses.dataclass
+class Args:
+    """What to measure."""
+
+    task: str = "PickCube-v1"
+    """ManiSkill id"""
+    num_envs: int = 64
+    """environments, all together"""
+    processes: int = 2
+    """collector processes"""
+    rollout_steps: int = 16
+    """chunks per environment and rollout"""
+    rounds: int = 7
+    """turns"""
+    results: str | None = None
+    """results.csv to append a row to"""
+
+
+def make_env(task: str, num_envs: int) -> Any:
+    """Make chunks of four steps of a batch of environments."""
+    limits: dict[str, Any] = {"max_episode_steps": 100, "control_mode": "pd_ee_delta_pose", "visuals": False}
+    env = ManiSkillEnv(task, num_envs=num_envs, **limits)
+    return make_chunk_env(env, obs_horizon=2, act_horizon=4, gamma=0.99)
+
+
+def make_policy(env: Any) -> NoisyFlowActor:
+    """Make a noisy flow of the recipe's sizes, with the weights that it starts with."""
+    (state_dim,), (action_dim,) = env.observation_spec["observation"].shape[2:], env.action_spec.shape[2:]
+    config = FlowActorConfig(action_dim=action_dim, state_dim=state_dim, obs_horizon=2, act_horizon=4, num_steps=4)
+    actor = make_flow_actor(config, action_low=-torch.ones(action_dim), action_high=torch.ones(action_dim))
+    return NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(sigma_min=0.05), actor))
+
+
+def env_steps_a_second(rollouts: Any) -> float:
+    """Collect once."""
+    start = time.perf_counter()
+    data = rollouts.collect()
+    return int(data["next", "steps_to_next_obs"].sum()) / (time.perf_counter() - start)
+
+
+def main(args: Args) -> None:
+    """Measure and print."""
+    if args.num_envs % args.processes:
+        raise SystemExit(f"--num-envs {args.num_envs} cannot be shared among --processes {args.processes}.")
+    each = args.num_envs // args.processes
+    env = make_env(args.task, args.num_envs)
+    policy = make_policy(env)
+    makers = CollectorEnvs(functools.partial(make_env, args.task, each), args.processes, each)
+    one, several = (make_rollouts(what, policy, args.rollout_steps, seed=0) for what in (env, makers))
+    for rollouts in (one, several):  # warms up
+        rollouts.collect()
+    speeds = [(env_steps_a_second(one), env_steps_a_second(several)) for _ in range(args.rounds)]
+    several.close()
+    ratios = sorted(alone / together for alone, together in speeds)
+    alone, together = (statistics.median(column) for column in zip(*speeds, strict=True))
+    print(f"{args.task}, {args.num_envs} environments, median of {args.rounds} turns, load {os.getloadavg()[0]:.1f} "
+          f"on {os.cpu_count()} cores")  # fmt: skip
+    print(f"1 process of {args.num_envs}: {alone:.0f} environment steps a second")
+    print(f"{args.processes} processes of {each}: {together:.0f} environment steps a second")
+    times = [1 / ratio for ratio in reversed(ratios)]
+    print(f"times faster: {statistics.median(times):.2f} [{times[0]:.2f}, {times[-1]:.2f}]")
+    if args.results is not None:
+        append_benchmark(
+            args.results,
+            pair=f"CollectorRollouts, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
+            f"{args.num_envs}, {args.task}",
+            mode=f"clock, an env step, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            device="cpu",
+            threads=args.processes,
+            ours_ms=1e3 / together,
+            reference_ms=1e3 / alone,
+            ratio=statistics.median(ratios),
+            ratio_low=ratios[0],
+            ratio_high=ratios[-1],
+        )
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Args, description=__doc__)
+    torch.set_num_threads(1)
+    main(arguments)
