@@ -12,14 +12,23 @@ import torch
 
 from torchrl_flow.envs import CollectorEnvs, PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.modules import (
+    FEATURES_KEY,
     FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
+    flow_on_features,
     make_flow_actor,
     make_noise_net,
 )
 from torchrl_flow.runs import load_checkpoint, save_checkpoint
-from torchrl_flow.training import ChunkRollouts, CollectorError, CollectorRollouts, NonFiniteError, make_rollouts
+from torchrl_flow.training import (
+    ChunkRollouts,
+    CollectorError,
+    CollectorRollouts,
+    NonFiniteError,
+    append_features,
+    make_rollouts,
+)
 
 
 class BrokenEnv(PlanarPickPlaceEnv):
@@ -182,6 +191,31 @@ def test_environments_that_are_not_batched_and_preparation(collecting):
     assert seen == [torch.Size([2])] * 3
     assert torch.equal(data["next", "doubled"], 2 * data["next", "reward"])
     assert not any("collector" in str(key) for key in data.keys(True, True))
+
+
+def make_pixel_env():
+    base = PlanarPickPlaceEnv(2, max_episode_steps=30, from_pixels=True)
+    return make_chunk_env(base, obs_horizon=1, act_horizon=4, gamma=0.9, obs_keys=("observation", "pixels"))
+
+
+@pytest.mark.slow
+def test_features_of_a_frozen_encoder_are_made_by_the_processes(collecting):
+    torch.manual_seed(0)
+    sizes = {"action_dim": 3, "state_dim": 12, "pred_horizon": 8, "act_horizon": 4, "width": 16, "depth": 1}
+    config = FlowActorConfig(**sizes, obs_horizon=1, num_steps=2, pixels_size=(64, 64), pixel_features=8)
+    flow = make_flow_actor(config)
+    noisy = NoisyFlowActor(flow_on_features(flow), make_noise_net(NoiseNetConfig((8,)), flow))
+    envs = append_features(CollectorEnvs(make_pixel_env, 2, 2), flow)
+    rollouts = make_rollouts(envs, noisy, 3, seed=0)
+    try:
+        data = rollouts.collect()
+    finally:
+        rollouts.close()
+    for part in (data, data["next"]):
+        with torch.no_grad():
+            expected = flow.features(part)
+        torch.testing.assert_close(part[FEATURES_KEY].reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(log_prob(noisy, data), data["flow", "log_prob"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

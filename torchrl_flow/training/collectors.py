@@ -166,6 +166,7 @@ class CollectorRollouts:
                 storing_device="cpu",
                 cat_results="stack",
                 init_fn=_ignore_interrupts,
+                auto_register_policy_transforms=False,  # policies of this library need none
                 num_threads=threads,  # its default would take threads from this process
             )
         except Exception as error:
