@@ -5,9 +5,12 @@
 
 Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
 ``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
-(``CollectorRollouts``), in turns. Printed are environment steps a second of the clock and the ratio of each turn. The
-time of the processes' rollouts includes sending them the weights and bringing the data together. It depends on how many
-cores are free: the load of the machine is printed too.
+(``CollectorRollouts``), in turns. The time of the processes' rollouts includes sending them the weights and bringing the
+data together. Two ratios are printed, each of the same turn:
+
+- of the clock. It depends on how many cores are free: the load of the machine is printed too;
+- of CPU time on the longest path, that of this process and of the busiest collector. It is what the clock shows on a
+  machine with a free core for each process.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import tyro
 from torchrl_flow.envs import CollectorEnvs, ManiSkillEnv, make_chunk_env
 from torchrl_flow.modules import FlowActorConfig, NoiseNetConfig, NoisyFlowActor, make_flow_actor, make_noise_net
 from torchrl_flow.reports import append_benchmark
-from torchrl_flow.training import make_rollouts
+from torchrl_flow.training import CollectorRollouts, make_rollouts
 
 
 @dataclasses.dataclass
@@ -61,11 +64,24 @@ def make_policy(env: Any) -> NoisyFlowActor:
     return NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(sigma_min=0.05), actor))
 
 
-def env_steps_a_second(rollouts: Any) -> float:
-    """Collect once."""
-    start = time.perf_counter()
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time of a process."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(rollouts: Any) -> tuple[float, float]:
+    """Collect once; returns milliseconds an environment step, of the clock and of CPU time on the longest path."""
+    collector = rollouts.collector if isinstance(rollouts, CollectorRollouts) else None
+    pids = [] if collector is None else [process.pid for process in collector.procs]
+    before = [cpu_s(pid) for pid in pids]
+    clock, cpu = time.perf_counter(), time.process_time()
     data = rollouts.collect()
-    return int(data["next", "steps_to_next_obs"].sum()) / (time.perf_counter() - start)
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    cpu += max((cpu_s(pid) - start for pid, start in zip(pids, before, strict=True)), default=0.0)
+    steps = int(data["next", "steps_to_next_obs"].sum())
+    return 1e3 * clock / steps, 1e3 * cpu / steps
 
 
 def main(args: Args) -> None:
@@ -79,30 +95,33 @@ def main(args: Args) -> None:
     one, several = (make_rollouts(what, policy, args.rollout_steps, seed=0) for what in (env, makers))
     for rollouts in (one, several):  # warms up
         rollouts.collect()
-    speeds = [(env_steps_a_second(one), env_steps_a_second(several)) for _ in range(args.rounds)]
+    turns = [(measure(one), measure(several)) for _ in range(args.rounds)]
     several.close()
-    ratios = sorted(alone / together for alone, together in speeds)
-    alone, together = (statistics.median(column) for column in zip(*speeds, strict=True))
-    print(f"{args.task}, {args.num_envs} environments, median of {args.rounds} turns, load {os.getloadavg()[0]:.1f} "
-          f"on {os.cpu_count()} cores")  # fmt: skip
-    print(f"1 process of {args.num_envs}: {alone:.0f} environment steps a second")
-    print(f"{args.processes} processes of {each}: {together:.0f} environment steps a second")
-    times = [1 / ratio for ratio in reversed(ratios)]
-    print(f"times faster: {statistics.median(times):.2f} [{times[0]:.2f}, {times[-1]:.2f}]")
-    if args.results is not None:
-        append_benchmark(
-            args.results,
-            pair=f"CollectorRollouts, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
-            f"{args.num_envs}, {args.task}",
-            mode=f"clock, an env step, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
-            device="cpu",
-            threads=args.processes,
-            ours_ms=1e3 / together,
-            reference_ms=1e3 / alone,
-            ratio=statistics.median(ratios),
-            ratio_low=ratios[0],
-            ratio_high=ratios[-1],
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{args.task}, {args.num_envs} environments, median of {args.rounds} turns, {load}")
+    for number, name in enumerate(("clock", "CPU time on the longest path")):
+        alone, together = ([turn[which][number] for turn in turns] for which in (0, 1))
+        ratios = sorted(ours / reference for ours, reference in zip(together, alone, strict=True))
+        reference, ours, ratio = (statistics.median(values) for values in (alone, together, ratios))
+        print(
+            f"{name}: 1 process of {args.num_envs} {reference:.3f} ms an environment step "
+            f"({1e3 / reference:.0f} a second), {args.processes} processes of {each} {ours:.3f} ms "
+            f"({1e3 / ours:.0f} a second): {1 / ratio:.2f} times faster [{1 / ratios[-1]:.2f}, {1 / ratios[0]:.2f}]"
         )
+        if args.results is not None:
+            append_benchmark(
+                args.results,
+                pair=f"CollectorRollouts, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
+                f"{args.num_envs}, {args.task}",
+                mode=f"{name}, an env step" + (f", {load}" if name == "clock" else ""),
+                device="cpu",
+                threads=args.processes,
+                ours_ms=ours,
+                reference_ms=reference,
+                ratio=ratio,
+                ratio_low=ratios[0],
+                ratio_high=ratios[-1],
+            )
 
 
 if __name__ == "__main__":
