@@ -11,6 +11,8 @@ contender, round after round. Compared are milliseconds an environment step, of 
 - ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
 - the floor: the steps of PhysX alone that a control step of that environment takes.
 
+Printed is also the share of a step that reads observations, which chunks could save in the steps that nobody observes.
+
 CPU time is the measure on a machine that others use too. It counts all threads and processes. The memory of each is
 what an environment adds to the process.
 """
@@ -64,7 +66,7 @@ class Contender:
     def __init__(
         self, label: str, threads: int, num_envs: int, step: Callable[[], Any], pids: Sequence[int] = ()
     ) -> None:
-        self.label, self.threads, self.num_envs, self._step, self._pids = label, threads, num_envs, step, pids
+        self.label, self.threads, self.num_envs, self.step, self._pids = label, threads, num_envs, step, pids
         self.cpu_ms: list[float] = []
         self.wall_ms: list[float] = []
 
@@ -73,7 +75,7 @@ class Contender:
         calls = max(1, env_steps // self.num_envs)
         cpu, wall = time.process_time() + _cpu_of(self._pids), time.perf_counter()
         for _ in range(calls):
-            self._step()
+            self.step()
         wall = time.perf_counter() - wall
         cpu = time.process_time() + _cpu_of(self._pids) - cpu
         self.cpu_ms.append(1e3 * cpu / calls / self.num_envs)
@@ -128,8 +130,49 @@ def processes(task: str, control_mode: str, number: int) -> Contender:
     )
 
 
-def batch(task: str, control_mode: str, num_envs: int, threads: int) -> tuple[Contender, Contender | None, float]:
-    """Ours, the floor under it, and megabytes an environment."""
+@dataclasses.dataclass
+class Batch:
+    """Ours, the floor under it where it is in one thread, megabytes an environment, and the environment."""
+
+    ours: Contender
+    floor: Contender | None
+    megabytes: float
+    env: ManiSkillEnv
+
+
+def observation_share(batch: Batch, env_steps: int) -> float:
+    """Return the share of a step's time in which observations are read, flattened and copied.
+
+    That is what a chunk could save in the steps that nobody observes. What rewards, success and controllers read of
+    the simulation is not in it: they need it in every step.
+    """
+    seconds = [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[0] += time.perf_counter() - start
+
+        return call
+
+    base = batch.env._env.unwrapped
+    parts = [(base, "get_obs"), (base, "_flatten_raw_obs"), (batch.env, "_read")]
+    for owner, name in parts:
+        owner.__dict__[name] = timed(getattr(owner, name))
+    start = time.perf_counter()
+    for _ in range(max(1, 4 * env_steps // batch.ours.num_envs)):
+        batch.ours.step()
+    share = seconds[0] / (time.perf_counter() - start)
+    for owner, name in parts:
+        del owner.__dict__[name]
+    return share
+
+
+def batch(task: str, control_mode: str, num_envs: int, threads: int) -> Batch:
+    """Make ours."""
     before = _megabytes()
     options: dict[str, Any] = {"visuals": False, "max_episode_steps": 100_000, "control_mode": control_mode, "seed": 0}
     env = ManiSkillEnv(task, num_envs=num_envs, threads=threads, **options)
@@ -150,7 +193,8 @@ def batch(task: str, control_mode: str, num_envs: int, threads: int) -> tuple[Co
                 system.step()
 
     ours = Contender(f"N = {num_envs}", threads, num_envs, step)
-    return ours, Contender(f"PhysX alone, N = {num_envs}", 1, num_envs, physics) if threads == 1 else None, grown
+    floor = Contender(f"PhysX alone, N = {num_envs}", 1, num_envs, physics) if threads == 1 else None
+    return Batch(ours, floor, grown, env)
 
 
 def measure(args: Args, task: str, *, with_memory: bool) -> None:
@@ -160,16 +204,20 @@ def measure(args: Args, task: str, *, with_memory: bool) -> None:
     if args.processes:
         contenders.append(processes(task, args.control_mode, args.processes))
     memory: dict[str, float] = {}
+    batches: list[Batch] = []
     for num_envs in args.num_envs:
         for threads in args.threads if num_envs > 1 else args.threads[:1]:
-            ours, floor, memory[f"N = {num_envs}"] = batch(task, args.control_mode, num_envs, threads)
-            contenders += [ours] if floor is None else [ours, floor]
+            made = batch(task, args.control_mode, num_envs, threads)
+            memory[made.ours.label] = made.megabytes
+            contenders += [made.ours] if made.floor is None else [made.ours, made.floor]
+            batches.append(made)
     for turn in range(args.rounds + 1):
         for contender in contenders:
             contender.measure(args.env_steps)
             if turn == 0:  # warms up
                 contender.cpu_ms.clear()
                 contender.wall_ms.clear()
+    shares = {made.ours.label: observation_share(made, args.env_steps) for made in batches if made.floor is not None}
     print(f"\n{task}: milliseconds an environment step, median of {args.rounds} turns")
     print(f"{'':40} threads   CPU    clock   times faster: CPU [least, most], clock   memory of each")
     for one in contenders:
@@ -199,6 +247,7 @@ def measure(args: Args, task: str, *, with_memory: bool) -> None:
                 ratio_low=ratios[0],
                 ratio_high=ratios[-1],
             )
+    print("share of observations in a step: " + ", ".join(f"{label} {share:.1%}" for label, share in shares.items()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow.data import MixedReplayBuffer
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import task_info
+from torchrl_flow.envs import CollectorEnvs, task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import (
     BestOfN,
@@ -57,7 +57,14 @@ from torchrl_flow.policies import (
 )
 from torchrl_flow.reports import best_of_variants, conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
-from torchrl_flow.training import ChunkRollouts, LossGroup, NamedLossStepper, finished_success
+from torchrl_flow.training import (
+    ChunkRollouts,
+    CollectorRollouts,
+    LossGroup,
+    NamedLossStepper,
+    finished_success,
+    make_rollouts,
+)
 
 PLANAR_ENVS = 64
 
@@ -95,6 +102,9 @@ class Args(AdvantageWeightArgs):
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    collectors: Count = 1
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
+    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     chunks_per_batch: Count | None = None
     """chunks between updates with one environment (default 8); several environments collect one chunk each"""
     utd_ratio: Positive = 1.0
@@ -207,7 +217,7 @@ def make_buffer(args: Args, source: DemoSource, task: dict[str, Any], actor: Flo
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS)),
+        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS) * args.collectors),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
@@ -224,7 +234,9 @@ def simulation_of(args: Args, checkpoint: TrainingCheckpoint) -> dict[str, Any]:
     return options
 
 
-def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> ChunkRollouts:
+def make_policy_rollouts(
+    args: Args, env: EnvBase | CollectorEnvs, loss_module: AWFlowLoss
+) -> ChunkRollouts | CollectorRollouts:
     """Let the policy that is being trained act, in episodes that end with success."""
     policy: Any = loss_module.actor_network
     if args.act_best_of > 1:
@@ -235,7 +247,7 @@ def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> ChunkRol
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
     num_steps = 1 if env.batch_size else args.chunks_per_batch or 8
-    return ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
+    return make_rollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
 def train(
@@ -244,7 +256,7 @@ def train(
     buffer: MixedReplayBuffer,
     loss_module: AWFlowLoss,
     stepper: NamedLossStepper,
-    rollouts: ChunkRollouts,
+    rollouts: ChunkRollouts | CollectorRollouts,
     eval_env: EnvBase,
 ) -> None:
     """Collect and train in turn; all of the loop is here."""
@@ -265,6 +277,7 @@ def train(
         if args.eval_every and step % args.eval_every == 0:
             result = evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
             run.log_evaluation(result.metrics())
+    rollouts.close()
 
 
 def main(args: Args) -> EvaluationResult:
@@ -275,7 +288,7 @@ def main(args: Args) -> EvaluationResult:
     actor = make_actor(args, checkpoint)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "gamma": args.gamma}
-    simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes}
+    simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes, "collectors": args.collectors}
     train_env, env = make_training_envs(checkpoint, **simulation, **asked)
     task = task_info(env)
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
@@ -289,7 +302,7 @@ def main(args: Args) -> EvaluationResult:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         warm_start(loss_module, checkpoint, critic=args.load_critic)
-        rollouts = make_rollouts(args, train_env, loss_module)
+        rollouts = make_policy_rollouts(args, train_env, loss_module)
         train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
         result, report = conclude(

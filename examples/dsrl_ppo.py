@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import AfterSuccess, task_info
+from torchrl_flow.envs import AfterSuccess, CollectorEnvs, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -84,6 +84,9 @@ class Args(RunArgs):
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    collectors: Count = 1
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
+    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
     after_success: AfterSuccess = "end"
@@ -127,7 +130,7 @@ class Args(RunArgs):
     """iterations between checkpoints"""
 
 
-def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
     limits: dict[str, Any] = {
         "gamma": args.gamma,
@@ -135,6 +138,7 @@ def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvB
         "after_success": args.after_success,
     }
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
+    simulation["collectors"] = args.collectors
     return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
@@ -190,7 +194,13 @@ def update(
     return metrics
 
 
-def train(args: Args, run: Run, actor: SteeredFlowActor, value: StateValue, envs: tuple[EnvBase, ...]) -> None:
+def train(
+    args: Args,
+    run: Run,
+    actor: SteeredFlowActor,
+    value: StateValue,
+    envs: tuple[EnvBase | CollectorEnvs, EnvBase],
+) -> None:
     """Train the latent policy; all of the loop is here."""
     policy = actor.policy
     loss, advantage = make_loss(args, policy, value)
@@ -215,6 +225,7 @@ def train(args: Args, run: Run, actor: SteeredFlowActor, value: StateValue, envs
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
             run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+    rollouts.close()
 
 
 def main(args: Args) -> None:

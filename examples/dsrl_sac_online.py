@@ -22,7 +22,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_flow.envs import AfterSuccess, task_info
+from torchrl_flow.envs import AfterSuccess, CollectorEnvs, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     AliasConfig,
@@ -109,6 +109,9 @@ class Args(RunArgs):
     where none is given"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    collectors: Count = 1
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
+    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the policy's task"""
     after_success: AfterSuccess = "end"
@@ -183,7 +186,7 @@ class Learner:
     state: dict[str, Any]
 
 
-def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
     limits: dict[str, Any] = {
         "gamma": args.gamma,
@@ -191,6 +194,7 @@ def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvB
         "after_success": args.after_success,
     }
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 128}
+    simulation["collectors"] = args.collectors
     return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
@@ -283,7 +287,7 @@ def train(
     actor: SteeredFlowActor,
     learner: Learner,
     buffer: TensorDictReplayBuffer,
-    envs: tuple[EnvBase, ...],
+    envs: tuple[EnvBase | CollectorEnvs, EnvBase],
 ) -> None:
     """Train the latent policy; all of the loop is here."""
     rollouts = steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
@@ -306,6 +310,7 @@ def train(
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
             run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+    rollouts.close()
 
 
 def main(args: Args) -> None:

@@ -34,7 +34,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import PLANAR, AfterSuccess, task_info
+from torchrl_flow.envs import PLANAR, AfterSuccess, CollectorEnvs, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -65,7 +65,15 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
 from torchrl_flow.reports import conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
-from torchrl_flow.training import ChunkRollouts, append_features, finished_success, gradient_step, minibatches
+from torchrl_flow.training import (
+    ChunkRollouts,
+    CollectorRollouts,
+    append_features,
+    finished_success,
+    gradient_step,
+    make_rollouts,
+    minibatches,
+)
 
 OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 
@@ -98,6 +106,9 @@ class Args(RunArgs):
     ManiSkill task whose states are observed, and one with images"""
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    collectors: Count = 1
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
+    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     rollout_steps: Count = 16
     """chunks per environment and iteration"""
     epochs: Count = 4
@@ -155,10 +166,10 @@ class Args(RunArgs):
     """iterations between checkpoints"""
 
 
-def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase, EnvBase]:
+def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
     options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("num_envs", "sim_backend", "gamma", "after_success")
+        name: getattr(args, name) for name in ("num_envs", "sim_backend", "collectors", "gamma", "after_success")
     }
     options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
     if checkpoint.task.get("task") == PLANAR:
@@ -212,13 +223,15 @@ def make_loss(args: Args, noisy: NoisyFlowActor, value: StateValue) -> tuple[Rei
     return loss_module, gae
 
 
-def make_rollouts(args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: Any) -> ChunkRollouts:
+def make_noisy_rollouts(
+    args: Args, actor: FlowActor, noisy: NoisyFlowActor, env: EnvBase | CollectorEnvs
+) -> ChunkRollouts | CollectorRollouts:
     """Let the noisy policy act; observations are kept as the networks read them."""
     if keeps_features(args, actor):
-        append_features(env, actor)
+        env = append_features(env, actor)
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}
-    return ChunkRollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
+    return make_rollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device, **parts)
 
 
 def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dict[str, torch.optim.Optimizer]:
@@ -263,11 +276,11 @@ def update(
     }
 
 
-def train(args: Args, run: Run, actor: FlowActor, env: EnvBase, eval_env: EnvBase) -> None:
+def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, eval_env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     noisy, value = make_networks(args, actor)
     loss_module, gae = make_loss(args, noisy, value)
-    optimizers, rollouts = make_optimizers(args, noisy, value), make_rollouts(args, actor, noisy, env)
+    optimizers, rollouts = make_optimizers(args, noisy, value), make_noisy_rollouts(args, actor, noisy, env)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
     run.track(modules=modules, optimizers=optimizers, state={"rollouts": rollouts})
     iterations = math.ceil(args.total_env_steps / (rollouts.chunks * actor.act_horizon))
@@ -286,6 +299,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase, eval_env: EnvBas
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(eval_every):
             run.log_evaluation(evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
+    rollouts.close()
 
 
 def main(args: Args) -> None:

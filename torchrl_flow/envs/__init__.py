@@ -8,6 +8,7 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
+    from torchrl_flow.envs.collector_envs import CollectorEnvs
     from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
     from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
     from torchrl_flow.envs.maniskill.env import ManiSkillEnv
@@ -38,6 +39,7 @@ __all__ = [
     "PLANAR",
     "AfterSuccess",
     "BatchUnsupportedError",
+    "CollectorEnvs",
     "FrameRecorder",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.envs.maniskill import BatchUnsupportedError
 from torchrl_flow.envs.names import PLANAR, AfterSuccess
 from torchrl_flow.envs.task_identity import require_num_envs
@@ -156,21 +158,23 @@ def make_training_envs(
     maniskill_envs: int = 1,
     episodes: int | None = None,
     after_success: AfterSuccess = "end",
+    collectors: int = 1,
     **kwargs: Any,
-) -> tuple[EnvBase, EnvBase]:
+) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
 
     On a GPU ManiSkill evaluates with as many environments as it trains with, in the same simulation; elsewhere with as
-    many as suit the task.
+    many as suit the task. Several collector processes simulate on the CPU; their environments are not made here.
 
     Args:
         checkpoint: of the policy.
-        num_envs: see :func:`training_env_options`.
+        num_envs: see :func:`training_env_options`; of each collector process.
         sim_backend: see :func:`training_env_options`.
         planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
         maniskill_envs: the same of a ManiSkill task.
         episodes: of the evaluation.
         after_success: see :func:`make_training_env`; the environment to evaluate in always continues.
+        collectors: processes that collect; 1 for this one.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
@@ -179,7 +183,42 @@ def make_training_envs(
     task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     asked["maniskill_envs"] = maniskill_envs
+    if collectors > 1:
+        asked["sim_backend"] = _cpu_backend(task, sim_backend, collectors)
     found = training_env_options(task, obs_mode=obs_mode, **asked)
-    train_env = make_training_env(checkpoint, **asked, after_success=after_success, **kwargs)
+    if collectors > 1:
+        train_env = _collector_envs(checkpoint, collectors, asked, found, after_success=after_success, **kwargs)
+    else:
+        train_env = make_training_env(checkpoint, **asked, after_success=after_success, **kwargs)
     on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
     return train_env, checkpoint_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)
+
+
+def _cpu_backend(task: str, sim_backend: str | None, collectors: int) -> str | None:
+    """Return the simulation of collector processes, None for the planar task's only one."""
+    if sim_backend not in (None, "physx_cpu"):
+        raise SystemExit(
+            f"--collectors {collectors} simulates on the CPU: leave out --sim-backend {sim_backend}, or collect in one "
+            "process (--collectors 1), which steps all environments of a GPU together."
+        )
+    return sim_backend if task == PLANAR else "physx_cpu"
+
+
+def _collector_envs(
+    checkpoint: TrainingCheckpoint,
+    collectors: int,
+    asked: dict[str, Any],
+    found: dict[str, Any],
+    **kwargs: Any,
+) -> CollectorEnvs:
+    """Return what the processes make their environments of; whether the task can be batched is tried here."""
+    num_envs = found["num_envs"]
+    if "device" in kwargs:
+        kwargs["device"] = "cpu"
+    if asked["num_envs"] is None and num_envs is not None and "sim_backend" in found:
+        try:
+            make_training_env(checkpoint, num_envs=2, sim_backend=found["sim_backend"], **kwargs).close()
+        except BatchUnsupportedError:
+            num_envs = None
+    options = {**kwargs, "num_envs": num_envs or 0, "sim_backend": found.get("sim_backend")}
+    return CollectorEnvs(functools.partial(make_training_env, checkpoint, **options), collectors, num_envs)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from torchrl_flow.training.collectors import CollectorError, CollectorRollouts, make_rollouts
     from torchrl_flow.training.features import append_features
     from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
     from torchrl_flow.training.loss_groups import LossGroup
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChunkRollouts",
+    "CollectorError",
+    "CollectorRollouts",
     "LossGroup",
     "NamedLossStepper",
     "NonFiniteError",
@@ -34,6 +37,7 @@ __all__ = [
     "gradient_step",
     "macro_replay",
     "macro_transitions",
+    "make_rollouts",
     "minibatches",
     "replay_demonstrations",
     "require_finite_modules",

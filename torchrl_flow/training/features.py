@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.data import TensorSpec, Unbounded
-from torchrl.envs import Transform, TransformedEnv
+from torchrl.envs import EnvBase, Transform
 
+from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.modules import FEATURES_KEY, FlowActor, write_features
 
 __all__ = ["append_features"]
@@ -37,7 +42,7 @@ class _Features(Transform):
         return observation_spec
 
 
-def append_features(env: TransformedEnv, actor: FlowActor) -> None:
+def append_features(env: Any, actor: FlowActor) -> Any:
     """Let an environment give the features ``[*B, 1, C]`` of its observations, of a flow whose encoder is frozen.
 
     They are entry :data:`~torchrl_flow.modules.FEATURES_KEY`, which :func:`~torchrl_flow.modules.flow_on_features`
@@ -45,7 +50,19 @@ def append_features(env: TransformedEnv, actor: FlowActor) -> None:
     environment of :func:`make_chunk_env` what a chunk ends with is encoded.
 
     Args:
-        env: gains the entry, in place.
-        actor: held, not copied; no gradient reaches its encoder.
+        env: a ``TransformedEnv``, which gains the entry in place, or
+            :class:`~torchrl_flow.envs.CollectorEnvs`, whose processes get a copy of the encoder on the CPU.
+        actor: held, not copied, in this process; no gradient reaches its encoder.
+
+    Returns:
+        ``env``, or the new :class:`~torchrl_flow.envs.CollectorEnvs`.
     """
+    if isinstance(env, CollectorEnvs):
+        frozen = copy.deepcopy(actor).to("cpu").requires_grad_(False)
+        return dataclasses.replace(env, make=functools.partial(_make_with_features, env.make, frozen))
     env.append_transform(_Features(actor))
+    return env
+
+
+def _make_with_features(make: Callable[[], EnvBase], actor: FlowActor) -> EnvBase:
+    return append_features(make(), actor)

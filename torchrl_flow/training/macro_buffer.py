@@ -12,7 +12,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from torchrl_flow.data import DemoReplayBuffer
+from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.modules import FEATURES_KEY, FlowActor, SteeredFlowActor, write_features
+from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
 from torchrl_flow.training.rollouts import ChunkRollouts
 
 __all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstrations", "steered_rollouts"]
@@ -24,19 +26,19 @@ IS_DEMO = "is_demo"
 
 
 def steered_rollouts(
-    env: EnvBase,
+    env: EnvBase | CollectorEnvs,
     actor: SteeredFlowActor,
     num_steps: int,
     *,
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
-) -> ChunkRollouts:
+) -> ChunkRollouts | CollectorRollouts:
     """Collect with a steered flow what losses over latents read, and nothing else.
 
     Where the policy reads the features of the frozen flow, those are kept in place of the observations.
 
     Args:
-        env: chunk env.
+        env: chunk env, or what collector processes make theirs of.
         actor: the steered flow.
         num_steps: chunks per sub-environment and rollout.
         seed: of the first episodes.
@@ -51,7 +53,7 @@ def steered_rollouts(
         following.set(FEATURES_KEY, encoded[FEATURES_KEY].to(following.device or "cpu"))
         return step
 
-    return ChunkRollouts(
+    return make_rollouts(
         env,
         actor,
         num_steps,

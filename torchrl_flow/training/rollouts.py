@@ -89,7 +89,8 @@ class ChunkRollouts:
                 step, carry = self.env.step_and_maybe_reset(self._acted(carry))
                 self._require_finite(step, f"chunk {number + 1}")
                 self._require_finite(carry, f"reset after chunk {number + 1}")
-                steps.append(self._kept(step if self._prepare is None else self._prepare(step)))
+                step = step if self._prepare is None else self._prepare(step)
+                steps.append(kept_entries(step, self._keep, self._keep_next))
         data = lazy_stack(steps, -1).contiguous()
         self._carry = carry
         self._collected += 1
@@ -110,11 +111,10 @@ class ChunkRollouts:
                 "is among them, and go on from the last checkpoint (--resume)."
             )
 
-    def _kept(self, step: TensorDictBase) -> TensorDictBase:
-        after = step.get("next")
-        after = after.select(*self._keep_next, strict=False) if self._keep_next is not None else after.copy()
-        before = step.select(*self._keep, strict=False) if self._keep is not None else step.exclude("next")
-        return before.set("next", after)
+    def close(self) -> None:
+        """Close the environment."""
+        if not self.env.is_closed:
+            self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the rollouts are: the simulation, where the environment can tell it, and what was observed."""
@@ -140,6 +140,16 @@ class ChunkRollouts:
         if state.get("transforms"):
             self.env.load_state_dict(state["transforms"])
         self._carry = TensorDict(dict(state["carry"]), self.env.batch_size, device=self.env.device).unflatten_keys(".")
+
+
+def kept_entries(
+    step: TensorDictBase, keep: Sequence[NestedKey] | None, keep_next: Sequence[NestedKey] | None
+) -> TensorDictBase:
+    """Return transitions with these root entries and these below ``"next"``, all where ``None``."""
+    after = step.get("next")
+    after = after.select(*keep_next, strict=False) if keep_next is not None else after.copy()
+    before = step.select(*keep, strict=False) if keep is not None else step.exclude("next")
+    return before.set("next", after)
 
 
 def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success") -> dict[str, Tensor]:

@@ -1,0 +1,130 @@
+"""Speed of several collector processes against one process with as many environments.
+
+    python benchmarks/collectors.py
+    python benchmarks/collectors.py --num-envs 64 --processes 2 --results benchmarks/results.csv
+
+Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
+``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
+(``CollectorRollouts``), in turns. The time of the processes' rollouts includes sending them the weights and bringing the
+data together. Two ratios are printed, each of the same turn:
+
+- of the clock. It depends on how many cores are free: the load of the machine is printed too;
+- of CPU time on the longest path, that of this process and of the busiest collector. It is what the clock shows on a
+  machine with a free core for each process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from typing import Any
+
+import torch
+import tyro
+
+from torchrl_flow.envs import CollectorEnvs, ManiSkillEnv, make_chunk_env
+from torchrl_flow.modules import FlowActorConfig, NoiseNetConfig, NoisyFlowActor, make_flow_actor, make_noise_net
+from torchrl_flow.reports import append_benchmark
+from torchrl_flow.training import CollectorRollouts, make_rollouts
+
+
+@dataclasses.dataclass
+class Args:
+    """What to measure."""
+
+    task: str = "PickCube-v1"
+    """ManiSkill id"""
+    num_envs: int = 64
+    """environments, all together"""
+    processes: int = 2
+    """collector processes"""
+    rollout_steps: int = 16
+    """chunks per environment and rollout"""
+    rounds: int = 7
+    """turns"""
+    results: str | None = None
+    """results.csv to append a row to"""
+
+
+def make_env(task: str, num_envs: int) -> Any:
+    """Make chunks of four steps of a batch of environments."""
+    limits: dict[str, Any] = {"max_episode_steps": 100, "control_mode": "pd_ee_delta_pose", "visuals": False}
+    env = ManiSkillEnv(task, num_envs=num_envs, **limits)
+    return make_chunk_env(env, obs_horizon=2, act_horizon=4, gamma=0.99)
+
+
+def make_policy(env: Any) -> NoisyFlowActor:
+    """Make a noisy flow of the recipe's sizes, with the weights that it starts with."""
+    (state_dim,), (action_dim,) = env.observation_spec["observation"].shape[2:], env.action_spec.shape[2:]
+    config = FlowActorConfig(action_dim=action_dim, state_dim=state_dim, obs_horizon=2, act_horizon=4, num_steps=4)
+    actor = make_flow_actor(config, action_low=-torch.ones(action_dim), action_high=torch.ones(action_dim))
+    return NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(sigma_min=0.05), actor))
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time of a process."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(rollouts: Any) -> tuple[float, float]:
+    """Collect once; returns milliseconds an environment step, of the clock and of CPU time on the longest path."""
+    collector = rollouts.collector if isinstance(rollouts, CollectorRollouts) else None
+    pids = [] if collector is None else [process.pid for process in collector.procs]
+    before = [cpu_s(pid) for pid in pids]
+    clock, cpu = time.perf_counter(), time.process_time()
+    data = rollouts.collect()
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    cpu += max((cpu_s(pid) - start for pid, start in zip(pids, before, strict=True)), default=0.0)
+    steps = int(data["next", "steps_to_next_obs"].sum())
+    return 1e3 * clock / steps, 1e3 * cpu / steps
+
+
+def main(args: Args) -> None:
+    """Measure and print."""
+    if args.num_envs % args.processes:
+        raise SystemExit(f"--num-envs {args.num_envs} cannot be shared among --processes {args.processes}.")
+    each = args.num_envs // args.processes
+    env = make_env(args.task, args.num_envs)
+    policy = make_policy(env)
+    makers = CollectorEnvs(functools.partial(make_env, args.task, each), args.processes, each)
+    one, several = (make_rollouts(what, policy, args.rollout_steps, seed=0) for what in (env, makers))
+    for rollouts in (one, several):  # warms up
+        rollouts.collect()
+    turns = [(measure(one), measure(several)) for _ in range(args.rounds)]
+    several.close()
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{args.task}, {args.num_envs} environments, median of {args.rounds} turns, {load}")
+    for number, name in enumerate(("clock", "CPU time on the longest path")):
+        alone, together = ([turn[which][number] for turn in turns] for which in (0, 1))
+        ratios = sorted(ours / reference for ours, reference in zip(together, alone, strict=True))
+        reference, ours, ratio = (statistics.median(values) for values in (alone, together, ratios))
+        print(
+            f"{name}: 1 process of {args.num_envs} {reference:.3f} ms an environment step "
+            f"({1e3 / reference:.0f} a second), {args.processes} processes of {each} {ours:.3f} ms "
+            f"({1e3 / ours:.0f} a second): {1 / ratio:.2f} times faster [{1 / ratios[-1]:.2f}, {1 / ratios[0]:.2f}]"
+        )
+        if args.results is not None:
+            append_benchmark(
+                args.results,
+                pair=f"CollectorRollouts, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
+                f"{args.num_envs}, {args.task}",
+                mode=f"{name}, an env step" + (f", {load}" if name == "clock" else ""),
+                device="cpu",
+                threads=args.processes,
+                ours_ms=ours,
+                reference_ms=reference,
+                ratio=ratio,
+                ratio_low=ratios[0],
+                ratio_high=ratios[-1],
+            )
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Args, description=__doc__)
+    torch.set_num_threads(1)
+    main(arguments)

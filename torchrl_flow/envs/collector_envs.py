@@ -1,0 +1,48 @@
+"""The environments of collector processes, before they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torchrl.envs import EnvBase
+
+__all__ = ["CollectorEnvs"]
+
+
+@dataclass(frozen=True)
+class CollectorEnvs:
+    """What collector processes make their environments of, in the place of an environment of this process.
+
+    Args:
+        make: makes the environment of one process; sent to it, so that it has to be picklable, such as a
+            :func:`functools.partial` of a function.
+        processes: number of processes.
+        num_envs: sub-environments that ``make`` makes; ``None`` for one that is not batched.
+
+    Raises:
+        ValueError: if a number is below 1.
+
+    Examples:
+        >>> import functools
+        >>> from torchrl_flow.envs import PlanarPickPlaceEnv
+        >>> CollectorEnvs(functools.partial(PlanarPickPlaceEnv, 4), processes=2, num_envs=4).batch_size
+        torch.Size([4])
+    """
+
+    make: Callable[[], EnvBase]
+    processes: int
+    num_envs: int | None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("processes", "num_envs"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}.")
+
+    @property
+    def batch_size(self) -> torch.Size:
+        """Batch size of the environment of one process."""
+        return torch.Size(() if self.num_envs is None else (self.num_envs,))

@@ -1,0 +1,255 @@
+"""Rollouts of several processes at once, by TorchRL's own collectors, with the learner in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from torch import nn
+from torchrl.collectors import MultiSyncCollector
+from torchrl.envs import EnvBase
+
+from torchrl_flow.envs import CollectorEnvs
+from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
+from torchrl_flow.training.rollouts import ChunkRollouts, kept_entries
+from torchrl_flow.util.randomness import mix_seeds
+
+__all__ = ["CollectorError", "CollectorRollouts", "make_rollouts"]
+
+
+class CollectorError(RuntimeError):
+    """A process that collects could not start, or has ended; the message names it."""
+
+
+class CollectorRollouts:
+    """Collects what :class:`ChunkRollouts` collects, in several processes of some environments each.
+
+    The processes are those of TorchRL's ``MultiSyncCollector``. Each has environments and a copy of the policy on the
+    CPU, which gets the weights and buffers of ``policy`` (such as the bound of its noise) before every rollout. They
+    collect together and wait while this process learns, so that data are as on-policy as in one process. Episodes go on
+    from one rollout to the next. They start at the first :meth:`collect`.
+
+    The state is the number of rollouts alone. A resumed run goes on with the weights, optimisers and data that it had,
+    and its processes start new episodes with other seeds: it is not equal to the bit to a run that was not stopped.
+    Two runs that are not stopped are equal to the bit.
+
+    Args:
+        envs: makes the environment of each process; see :class:`~torchrl_flow.envs.CollectorEnvs`.
+        policy: the learner's, on any device.
+        num_steps: T, chunks per sub-environment.
+
+    Keyword Args:
+        keep: root entries to keep; all where ``None``.
+        keep_next: entries below ``"next"`` to keep; all where ``None``.
+        prepare: done to each transition before it is kept, in this process.
+        seed: of the first episodes and of what the copies of the policy draw; drawn where ``None``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+        CollectorError: in collecting, if a process cannot start or has ended.
+        NonFiniteError: in collecting, if an environment gives a number that is not finite.
+    """
+
+    def __init__(
+        self,
+        envs: CollectorEnvs,
+        policy: nn.Module,
+        num_steps: int,
+        *,
+        keep: Sequence[NestedKey] | None = None,
+        keep_next: Sequence[NestedKey] | None = None,
+        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        self.envs, self.policy, self.num_steps = envs, policy, num_steps
+        self._keep, self._keep_next, self._prepare = keep, keep_next, prepare
+        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._collector: MultiSyncCollector | None = None
+        self._batches: Iterator[Any] = iter(())
+        self._stop: weakref.finalize | None = None
+        self._collected = 0
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a rollout, those of all processes together."""
+        return self.envs.processes * self.envs.batch_size.numel() * self.num_steps
+
+    @property
+    def collector(self) -> MultiSyncCollector | None:
+        """TorchRL's collector; ``None`` before the first :meth:`collect` and after :meth:`close`."""
+        return self._collector
+
+    def collect(self) -> TensorDictBase:
+        """Return the next ``[processes * N, T]`` transitions (``[processes, T]`` where no environment is batched).
+
+        Raises:
+            CollectorError: if a process cannot start or has ended, naming it.
+            NonFiniteError: if a number is not finite, naming it and the sub-environment, counted over all processes.
+        """
+        collector = self._started()
+        try:
+            self._send_weights(collector)
+            data = next(self._batches)
+        except Exception as error:
+            raise self._ended(collector, error) from error
+        data = data.exclude("collector").flatten(0, -2)
+        data.names = None
+        self._require_finite(data)
+        self._collected += 1
+        if self._prepare is None:
+            return self._kept(data)
+        return lazy_stack([self._kept(self._prepare(step)) for step in data.unbind(-1)], -1).contiguous()
+
+    def close(self) -> None:
+        """End the processes; they also end with this object and with the program."""
+        self._collector, self._batches = None, iter(())
+        if self._stop is not None:
+            self._stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rollouts there were."""
+        return {"collected": self._collected}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after so many rollouts, with new episodes in new processes."""
+        self.close()
+        self._collected = int(state.get("collected", 0))
+
+    def _kept(self, data: TensorDictBase) -> TensorDictBase:
+        return kept_entries(data, self._keep, self._keep_next)
+
+    def _send_weights(self, collector: MultiSyncCollector) -> None:
+        """Give the processes the weights and buffers of the learner's policy as they are now.
+
+        TorchRL waits for each process to say that it has them, without end where one has died: it waits in a thread.
+        """
+        weights: Any = TensorDict.from_module(self.policy)
+        errors: list[Exception] = []
+
+        def send() -> None:
+            try:
+                collector.update_policy_weights_(weights.data.to("cpu"))
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(1.0)
+            if thread.is_alive() and _exit_codes(collector):
+                raise RuntimeError("a process has ended")
+        if errors:
+            raise errors[0]
+
+    def _started(self) -> MultiSyncCollector:
+        if self._collector is not None:
+            return self._collector
+        acting = copy.deepcopy(self.policy).to("cpu").requires_grad_(False)
+        threads = torch.get_num_threads()
+        try:
+            collector = MultiSyncCollector(
+                [self.envs.make] * self.envs.processes,
+                acting,
+                frames_per_batch=self.chunks,
+                total_frames=-1,
+                policy_device="cpu",
+                env_device="cpu",
+                storing_device="cpu",
+                cat_results="stack",
+                init_fn=_ignore_interrupts,
+                auto_register_policy_transforms=False,  # policies of this library need none
+                num_threads=threads,  # its default would take threads from this process
+            )
+        except Exception as error:
+            cause = str(error).split("\n\nWorker traceback")[0]
+            raise CollectorError(
+                f"The {self.envs.processes} collector processes could not start: {type(error).__name__}: {cause}"
+            ) from error
+        finally:
+            torch.set_num_threads(threads)
+        self._stop = weakref.finalize(self, _shut_down, collector)
+        # After a resumption the episodes are others than the first ones.
+        collector.set_seed(mix_seeds([self._seed, self._collected]) % 2**31)
+        collector.reset()
+        self._collector, self._batches = collector, iter(collector)
+        return collector
+
+    def _ended(self, collector: MultiSyncCollector, error: Exception) -> CollectorError:
+        """Name the processes that have ended, and end the others."""
+        codes = _exit_codes(collector)
+        self.close()
+        what = f"the collectors failed ({type(error).__name__}: {error})"
+        if codes:
+            # TorchRL terminates the others: the first to end is one that it did not.
+            number, code = min(codes.items(), key=lambda item: item[1] == -signal.SIGTERM)
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; its error is above"
+            what = f"collector process {number + 1} of {self.envs.processes} has ended ({how})"
+        return CollectorError(
+            f"Rollout {self._collected + 1}: {what}. Nothing of this rollout is kept: go on from the last checkpoint "
+            "(--resume)."
+        )
+
+    def _require_finite(self, data: TensorDictBase) -> None:
+        entries = non_finite_entries(data)
+        if entries:
+            raise NonFiniteError(
+                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite, the row being the "
+                f"sub-environment, {self.envs.batch_size.numel()} of each collector process. Nothing of this rollout "
+                "is kept: correct the environment, or the policy if 'action' is among them, and go on from the last "
+                "checkpoint (--resume)."
+            )
+
+
+def make_rollouts(
+    env: EnvBase | CollectorEnvs,
+    policy: Any,
+    num_steps: int,
+    *,
+    seed: int | None = None,
+    policy_device: torch.device | str | None = None,
+    **options: Any,
+) -> ChunkRollouts | CollectorRollouts:
+    """Make the rollouts of an environment of this process, or of collector processes.
+
+    Args:
+        env: a chunk env, or what collector processes make theirs of.
+        policy: maps the observation TensorDict to one with the action; a module for collector processes.
+        num_steps: chunks per sub-environment and rollout.
+        seed: of the first episodes.
+        policy_device: device of the policy, where it is not that of the environment; collector processes act on the
+            CPU.
+        **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`.
+    """
+    if isinstance(env, CollectorEnvs):
+        return CollectorRollouts(env, policy, num_steps, seed=seed, **options)
+    return ChunkRollouts(env, policy, num_steps, seed=seed, policy_device=policy_device, **options)
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches all processes of a terminal: the learner finishes its step with them, and then ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
+    """Exit codes of the processes that have ended by themselves, by number."""
+    codes = {}
+    for number, process in enumerate(collector.procs):
+        # TorchRL closes those that it has ended because of another one, which tell nothing any more.
+        with contextlib.suppress(ValueError):
+            codes[number] = process.exitcode
+    return {number: code for number, code in codes.items() if code is not None}
+
+
+def _shut_down(collector: MultiSyncCollector) -> None:
+    threads = torch.get_num_threads()
+    collector.shutdown(raise_on_error=False)
+    torch.set_num_threads(threads)  # it would take those back that it was told not to take
