@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import AfterSuccess, CollectorEnvs, task_info
+from torchrl_flow.envs import CollectorEnvs, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -36,12 +36,12 @@ from torchrl_flow.options import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    OnlineArgs,
     Positive,
     Rate,
-    RunArgs,
     RunSource,
-    SamplingSteps,
     Sizes,
+    SteeringArgs,
     parse_options,
     refusals_in_one_line,
 )
@@ -53,45 +53,24 @@ from torchrl_flow.policies import (
     start_latent_policy,
     steering_flow,
 )
-from torchrl_flow.reports import conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which, load_checkpoint
+from torchrl_flow.reports import conclude_run
+from torchrl_flow.runs import Run, TrainingCheckpoint, load_checkpoint
 from torchrl_flow.training import finished_success, gradient_step, steered_rollouts
 
 
-@dataclasses.dataclass
-class Args(RunArgs):
+@dataclasses.dataclass(kw_only=True)
+class Args(SteeringArgs, OnlineArgs):
     """What the recipe can be told on the command line."""
 
-    policy: RunSource
-    """run directory or checkpoint with the flow to steer"""
     init: RunSource | None = None
     """run directory or checkpoint of stage 1, to start from its latent policy with its options; by default the latent
     policy starts as the prior"""
-    which: Which = "best"
-    """checkpoint of the --policy and --init runs: best (the last one, if a run keeps no best one) or last"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
-    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: Positive | None = None
-    """b of the bound b tanh(u / b) on the latent"""
     hidden_sizes: Sizes = (256, 256)
-    """hidden layers of latent policy and value network"""
-    num_steps: SamplingSteps | None = None
-    """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
-    train_encoder: bool = False
-    """train a separate image encoder for the policy; otherwise the policy reads features of the frozen encoder"""
     num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    collectors: Count = 1
-    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
-    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
-    max_episode_steps: Count | None = None
-    """time limit of an episode; by default the time limit of the policy's task"""
-    after_success: AfterSuccess = "end"
-    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
-    step at the goal, and the policy learns to stay there"""
     rollout: Count = 13
     """chunks per environment and iteration"""
     iterations: Count = 80
@@ -100,8 +79,6 @@ class Args(RunArgs):
     """passes over what an iteration collected"""
     minibatch: Count = 1024
     """chunks per gradient step"""
-    gamma: Fraction = 0.99
-    """discount of one environment step"""
     lmbda: Fraction = 0.95
     """lambda of the advantage estimator, per chunk"""
     clip: Positive = 0.2
@@ -118,28 +95,9 @@ class Args(RunArgs):
     """factor by which the share of draws from the prior (--prior-fraction) falls in each iteration"""
     max_grad_norm: Positive = 0.5
     """bound on the gradient's norm, for each network"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
     eval_every: NonNegativeInt = 10
-    """iterations between evaluations on 100 other episodes; 0 for none"""
-    num_videos: NonNegativeInt = 0
-    """episodes to film, where the machine can render"""
     log_every: Count = 1
-    """iterations between two lines of metrics"""
     save_every: Count = 10
-    """iterations between checkpoints"""
-
-
-def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
-    """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
-    limits: dict[str, Any] = {
-        "gamma": args.gamma,
-        "max_episode_steps": args.max_episode_steps,
-        "after_success": args.after_success,
-    }
-    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "planar_envs": 512}
-    simulation["collectors"] = args.collectors
-    return make_training_envs(checkpoint, episodes=args.eval_episodes, **simulation, **limits)
 
 
 def make_actor(
@@ -235,33 +193,23 @@ def main(args: Args) -> None:
     init = None if args.init is None else load_checkpoint(args.init, which=args.which)
     options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
     flow, checkpoint = steering_flow(start, **options)
-    envs = make_envs(args, checkpoint)
+    envs = make_training_envs(checkpoint, planar_envs=512, **args.env_options())
     task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)
-    directory = args.run_directory(f"dsrl_ppo-{task['task']}-{args.seed}")
-    # What the flow was cloned from, for the stages after this one.
-    config = {**dataclasses.asdict(args), "demonstrations": checkpoint.config.get("demonstrations")}
-    configs = {LATENT_POLICY: actor.policy.config, "value": value_config}
-    parts: dict[str, Any] = {"actor_config": flow.config, "module_configs": configs, "keep_best": "eval/success_once"}
-    with Run(directory, config, task=task, **parts, **args.run_options()) as run:
+    with args.open_run(
+        f"dsrl_ppo-{task['task']}-{args.seed}",
+        task=task,
+        # What the flow was cloned from, for the stages after this one.
+        config={"demonstrations": checkpoint.config.get("demonstrations")},
+        actor_config=flow.config,
+        module_configs={LATENT_POLICY: actor.policy.config, "value": value_config},
+        keep_best="eval/success_once",
+    ) as run:
         with frozen_flow(flow, run.resumed_from):
             train(args, run, actor, value, envs)
-        result, report = conclude(
-            directory,
-            actor,
-            envs[1],
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe="dsrl_ppo",
-            stage=" ".join(["2", *([args.label] if args.label else [])]),
-            seed=args.seed,
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"Flow of {checkpoint.path.name}, bitwise unchanged by training."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        notes = [f"Flow of {checkpoint.path.name}, bitwise unchanged by training."]
+        result, report = conclude_run(run, actor, envs[1], recipe="dsrl_ppo", stage="2", notes=notes)
+    print(result.summary(), report.resolve(), sep="\n")
 
 
 if __name__ == "__main__":

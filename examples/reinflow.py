@@ -34,7 +34,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
 
-from torchrl_flow.envs import PLANAR, AfterSuccess, CollectorEnvs, task_info
+from torchrl_flow.envs import PLANAR, CollectorEnvs, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.modules import (
     FlowActor,
@@ -54,8 +54,9 @@ from torchrl_flow.options import (
     NonNegative,
     NonNegativeInt,
     NotAbove,
+    OnlineArgs,
+    PolicyArgs,
     Positive,
-    RunArgs,
     RunSource,
     SamplingSteps,
     TaskName,
@@ -63,8 +64,8 @@ from torchrl_flow.options import (
     refusals_in_one_line,
 )
 from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
-from torchrl_flow.reports import conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.reports import conclude_run
+from torchrl_flow.runs import Run, Which
 from torchrl_flow.training import (
     ChunkRollouts,
     CollectorRollouts,
@@ -78,25 +79,18 @@ from torchrl_flow.training import (
 OUTCOME = ("reward", "done", "terminated", "steps_to_next_obs", "success")
 
 
-@dataclasses.dataclass
-class Args(RunArgs):
+@dataclasses.dataclass(kw_only=True)
+class Args(OnlineArgs, PolicyArgs):
     """What the recipe can be told on the command line."""
 
     policy: RunSource = "runs/bc"
-    """run directory or checkpoint of the flow policy to start from"""
     which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
     recipe: str = "reinflow"
     """name of the recipe in the table of results"""
     task: TaskName | None = None
     """refuse a policy of another task"""
     control_mode: str | None = None
     """refuse a policy of another control mode"""
-    max_episode_steps: Count | None = None
-    """time limit in training and evaluation; by default the time limit of the policy"""
-    after_success: AfterSuccess = "end"
-    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
-    step at the goal, and the policy learns to stay there"""
     num_steps: SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
     total_env_steps: Count = 1_000_000
@@ -104,11 +98,6 @@ class Args(RunArgs):
     num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; by default 256 of the planar task, 64 of a
     ManiSkill task whose states are observed, and one with images"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    collectors: Count = 1
-    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
-    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     rollout_steps: Count = 16
     """chunks per environment and iteration"""
     epochs: Count = 4
@@ -119,8 +108,6 @@ class Args(RunArgs):
     """learning rate of the flow and of the noise network"""
     critic_lr: Positive = 1e-3
     """learning rate of the value network"""
-    gamma: Fraction = 0.99
-    """discount of an environment step"""
     gae_lambda: Fraction = 0.95
     """lambda of the advantage estimate"""
     clip: Positive = 0.01
@@ -151,30 +138,13 @@ class Args(RunArgs):
     """environment steps over which the upper bound of the noise falls"""
     train_encoder: bool = False
     """train the encoder too"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
     eval_every: NonNegativeInt | None = None
     """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
     all iterations where none is given"""
     compare_steps: tuple[SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
-    num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
     log_every: Count = 1
-    """iterations between two lines of metrics"""
     save_every: Count = 10
-    """iterations between checkpoints"""
-
-
-def make_envs(args: Args, checkpoint: TrainingCheckpoint) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
-    """Make the environment to train in, and that to evaluate in, where success does not end an episode."""
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("num_envs", "sim_backend", "collectors", "gamma", "after_success")
-    }
-    options |= {"max_episode_steps": args.max_episode_steps, "task": args.task, "control_mode": args.control_mode}
-    if checkpoint.task.get("task") == PLANAR:
-        options["device"] = args.device
-    return make_training_envs(checkpoint, episodes=args.eval_episodes, maniskill_envs=64, **options)
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
@@ -308,31 +278,25 @@ def main(args: Args) -> None:
     actor, checkpoint = load_policy(load_flow_checkpoint(args.policy, which=args.which), device=args.device)
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
-    env, eval_env = make_envs(args, checkpoint)
-    task, config = task_info(eval_env), dataclasses.asdict(args)
-    directory = args.run_directory(f"reinflow-{task['task']}-{args.seed}")
+    limits: dict[str, Any] = {"task": args.task, "control_mode": args.control_mode, **args.env_options()}
+    if checkpoint.task.get("task") == PLANAR:
+        limits["device"] = args.device
+    env, eval_env = make_training_envs(checkpoint, maniskill_envs=64, **limits)
+    task = task_info(eval_env)
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
-    parts: dict[str, Any] = {"actor_config": actor.config, "keep_best": "eval/success_once", **args.run_options()}
-    parts["module_configs"] = {"noise_net": noise, "value": StateValueConfig()}
-    with Run(directory, config, task=task, **parts) as run:
+    with args.open_run(
+        f"reinflow-{task['task']}-{args.seed}",
+        task=task,
+        actor_config=actor.config,
+        module_configs={"noise_net": noise, "value": StateValueConfig()},
+        keep_best="eval/success_once",
+    ) as run:
         train(args, run, actor, env, eval_env)
-        result, report = conclude(
-            directory,
-            actor,
-            eval_env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe=args.recipe,
-            stage=args.label or f"K={args.num_steps}",
-            seed=args.seed,
-            num_steps=args.compare_steps,
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"Fine-tuned from {checkpoint.path.name} of {checkpoint.config.get('name') or args.policy}."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        notes = [f"Fine-tuned from {checkpoint.path.name} of {checkpoint.config.get('name') or args.policy}."]
+        stage = None if args.label else f"K={args.num_steps}"
+        asked: dict[str, Any] = {"stage": stage, "num_steps": args.compare_steps, "notes": notes}
+        result, report = conclude_run(run, actor, eval_env, recipe=args.recipe, **asked)
+    print(result.summary(), report.resolve(), sep="\n")
 
 
 if __name__ == "__main__":

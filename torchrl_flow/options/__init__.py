@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         WritableFile,
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
-    from torchrl_flow.options.recipe_arguments import OfflineArgs, SimulationArgs, SteeringArgs, TrainingArgs
+    from torchrl_flow.options.recipe_arguments import (
+        OfflineArgs,
+        OnlineArgs,
+        PolicyArgs,
+        SimulationArgs,
+        SteeringArgs,
+        TrainingArgs,
+    )
     from torchrl_flow.options.refusals import refusals_in_one_line
     from torchrl_flow.options.run_arguments import RunArgs, require_device, resolve_device
     from torchrl_flow.options.types import (
@@ -65,6 +72,8 @@ __all__ = [
     "NotEmpty",
     "OfflineArgs",
     "OneOf",
+    "OnlineArgs",
+    "PolicyArgs",
     "Positive",
     "Range",
     "Rate",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+from torchrl_flow.envs.names import AfterSuccess
 from torchrl_flow.options.names import ExistingFile, LoggedData, RunSource
 from torchrl_flow.options.run_arguments import RunArgs
-from torchrl_flow.options.types import Count, NonNegativeInt, Positive, SamplingSteps, Sizes
+from torchrl_flow.options.types import Count, Fraction, NonNegativeInt, Positive, SamplingSteps, Sizes
 from torchrl_flow.runs.names import Which
 
-__all__ = ["OfflineArgs", "SimulationArgs", "SteeringArgs", "TrainingArgs"]
+__all__ = ["OfflineArgs", "OnlineArgs", "PolicyArgs", "SimulationArgs", "SteeringArgs", "TrainingArgs"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,13 +43,38 @@ class SimulationArgs:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SteeringArgs(TrainingArgs, SimulationArgs):
-    """Options of a latent policy that steers a frozen flow."""
+class OnlineArgs(TrainingArgs, SimulationArgs):
+    """Environments in which a policy is trained online, and the discount of their rewards."""
+
+    collectors: Count = 1
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
+    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
+    after_success: AfterSuccess = "end"
+    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
+    step at the goal, and the policy learns to stay there"""
+    gamma: Fraction = 0.99
+    """discount of one environment step"""
+
+    def env_options(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~torchrl_flow.policies.make_training_envs` that are given here."""
+        names = ("num_envs", "sim_backend", "collectors", "max_episode_steps", "after_success", "gamma")
+        return {"episodes": self.eval_episodes, **{name: getattr(self, name) for name in names}}
+
+
+@dataclasses.dataclass(kw_only=True)
+class PolicyArgs:
+    """The policy that a run starts from."""
 
     policy: RunSource
-    """run directory or checkpoint with the flow to steer"""
+    """run directory or checkpoint of the flow policy to start from"""
     which: Which = "best"
-    """checkpoint of the --policy run (and of --init): best (the last one, if the run keeps no best one) or last"""
+    """checkpoint of the --policy run, and of --init: best (the last one, if the run keeps no best one) or last"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class SteeringArgs(TrainingArgs, SimulationArgs, PolicyArgs):
+    """Options of a latent policy that steers a frozen flow, the policy that the run starts from."""
+
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
     """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: Positive | None = 2.0
