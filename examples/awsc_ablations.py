@@ -22,10 +22,10 @@ from torchrl_flow.options import (
     Count,
     NonNegative,
     NonNegativeInt,
-    RunSource,
-    Seeds,
+    PolicyArgs,
+    SimulationArgs,
+    SweepArgs,
     WritableDirectory,
-    WritableFile,
     check_options,
     parse_options,
     refusals_in_one_line,
@@ -49,41 +49,20 @@ SCRIPT = Path(__file__).with_name("awsc_online.py")
 UTD_RATIO = 0.5
 
 
-@dataclasses.dataclass
-class Args:
+@dataclasses.dataclass(kw_only=True)
+class Args(SweepArgs, PolicyArgs, SimulationArgs):
     """What the ablations can be told on the command line."""
 
-    policy: RunSource
-    """run or checkpoint of aw_shortcut_flow_offline that all runs start from"""
+    num_videos: NonNegativeInt = 0
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: Seeds = (0,)
-    """seeds of each configuration"""
     updates: Count = 2000
     """critic updates of each run"""
     directory: WritableDirectory = "runs/awsc_ablations"
-    """directory of the runs"""
-    results: WritableFile = "runs/results.csv"
-    """table to which the results are appended"""
-    eval_episodes: Count = 100
-    """episodes of each evaluation"""
     noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each policy with the flow noise multiplied by these factors"""
     best_of: tuple[Count, ...] = (4, 16)
     """also evaluate each policy acting by the best of so many samples"""
-    device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
-    where none is given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    gpus_per_run: NonNegative | None = None
-    """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
-    workers: Count | None = None
-    """runs at a time; as many as there are CPUs where none is given"""
-    dry_run: bool = False
-    """print the commands and stop"""
 
 
 def variants(updates: int) -> list[Variant]:
@@ -122,7 +101,10 @@ def make_runs(args: Args) -> list[SweepRun]:
         "eval_episodes": args.eval_episodes,
         "noise_scales": args.noise_scales,
         "best_of": args.best_of,
-        "num_videos": 0,
+        "num_videos": args.num_videos,
+        "which": args.which,
+        "max_episode_steps": args.max_episode_steps,
+        "threads": args.threads,
         **{name: getattr(args, name) for name in ("device", "num_envs", "sim_backend")},
     }
     chosen = select_variants(variants(args.updates), args.only)
@@ -169,7 +151,9 @@ def main(args: Args) -> None:
     statuses = run_sweep(
         runs,
         workers=args.workers,
+        cpus_per_run=args.threads,
         gpus_per_run=share,
+        address=args.address,
         on_change=lambda found: print(format_statuses(found)),
         poll_s=30.0,
     )

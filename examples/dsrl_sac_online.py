@@ -137,6 +137,12 @@ class Args(SteeringArgs, OnlineArgs):
             )
 
 
+def improves(args: Args, number: int) -> bool:
+    """Tell whether the policy learns too at this update of the critics."""
+    every = max(1, round(args.utd)) if args.policy_every is None else args.policy_every
+    return number > args.policy_delay and number % every == 0
+
+
 class Learner:
     """The losses of latents, and with ``--na`` of actions, with their optimisers and targets."""
 
@@ -179,8 +185,7 @@ class Learner:
                 distillation, details = self.sac.qvalue_loss(pairs)
                 minimise({"loss_qvalue": distillation}, "critics")
                 metrics["distillation_error"] = details["td_error"]
-        every = max(1, round(args.utd)) if args.policy_every is None else args.policy_every
-        if number > args.policy_delay and number % every == 0:
+        if improves(args, number):
             losses = dict(self.sac.policy_loss(batch).items())
             minimise({name: losses[name] for name in ("loss_actor", "loss_alpha")}, "policy")
             metrics |= losses

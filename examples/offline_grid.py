@@ -27,8 +27,8 @@ from torchrl_flow.options import (
     NotEmpty,
     OneOf,
     Seeds,
+    SweepArgs,
     WritableDirectory,
-    WritableFile,
     check_options,
     parse_options,
     refusals_in_one_line,
@@ -65,8 +65,8 @@ REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "
 """Rows for comparison, in the order of the table."""
 
 
-@dataclasses.dataclass
-class Args:
+@dataclasses.dataclass(kw_only=True)
+class Args(SweepArgs):
     """What the grid can be told on the command line."""
 
     envs: Names = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
@@ -74,7 +74,8 @@ class Args:
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
     seeds: Seeds = (0, 1, 2)
-    """training seeds of each algorithm in each environment"""
+    eval_episodes: Count = 256
+    """users of an evaluation"""
     policy: Literal["expert", "medium", "random", "logged"] = "medium"
     """policy that logs the data; SARDINE uses a fixed policy"""
     steps: Count = 300_000
@@ -83,18 +84,7 @@ class Args:
     """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
     iterations: Count | None = None
     """updates of each run; by default those of --preset"""
-    eval_episodes: Count = 256
-    """users of an evaluation"""
     directory: WritableDirectory = "runs/offline_grid"
-    """directory of the runs and of the table"""
-    results: WritableFile = "runs/results.csv"
-    """table of results; the rows of a run replace the rows that the same run wrote before"""
-    device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    workers: Count | None = None
-    """runs at a time; as many as there are CPUs where none is given"""
-    dry_run: bool = False
-    """print the commands and do nothing"""
 
 
 def collection(args: Args, env: str) -> CollectSlatesArgs | CollectSardineArgs:
@@ -135,6 +125,7 @@ def plan(args: Args) -> list[SweepRun]:
             "eval_every": 0,
             "results": args.results,
             "device": args.device,
+            "threads": args.threads,
         }
         variants = [
             Variant(variant_name(name, env), name, {**options, "data": str(collection(args, env).path)})
@@ -201,9 +192,9 @@ def main(args: Args) -> None:
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
-        statuses = run_sweep(
-            runs, workers=args.workers, gpus_per_run=gpu_share(args.device, args.workers), on_change=show
-        )
+        share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
+        options: dict[str, Any] = {"workers": args.workers, "cpus_per_run": args.threads, "gpus_per_run": share}
+        statuses = run_sweep(runs, address=args.address, on_change=show, **options)
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)

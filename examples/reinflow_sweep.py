@@ -19,19 +19,18 @@ from typing import Any, Literal
 
 from torchrl_flow.options import (
     Count,
-    NonNegative,
     NonNegativeInt,
+    PolicyArgs,
     Positive,
     RunSource,
-    Seeds,
+    SimulationArgs,
+    SweepArgs,
     WritableDirectory,
-    WritableFile,
     check_options,
     parse_options,
     refusals_in_one_line,
     resolve_device,
 )
-from torchrl_flow.runs import Which
 from torchrl_flow.sweeps import (
     RunStatus,
     SweepRun,
@@ -112,54 +111,27 @@ VARIANTS = (
 """The baseline and 21 ablations in six categories, in the units of PUBLISHED; add a line for another one."""
 
 
-@dataclasses.dataclass
-class Args:
+@dataclasses.dataclass(kw_only=True)
+class Args(SweepArgs, PolicyArgs, SimulationArgs):
     """What the sweep can be told on the command line."""
 
     policy: RunSource = "runs/bc"
-    """run directory or checkpoint of the flow policy that all runs start from"""
-    which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
+    num_videos: NonNegativeInt = 0
     preset: Literal["published", "planar"] = "published"
     """baseline configuration; each ablation changes it by the same factors as it changes the preset published"""
     only: tuple[str, ...] = ()
     """configurations or categories to run; all where none is named"""
-    seeds: Seeds = (0,)
-    """seeds of each configuration"""
     scale: Positive = 1.0
     """factor on every budget in environment steps: training, warm-up of the critic, decay of the noise"""
     directory: WritableDirectory = "runs/reinflow_sweep"
-    """directory of the sweep's runs"""
-    results: WritableFile = "runs/results.csv"
-    """table to which the results are appended"""
-    eval_episodes: Count = 100
-    """episodes of each final evaluation"""
     evaluations: Count = 20
     """evaluations along each run, for the curves"""
-    workers: Count | None = None
-    """runs at a time; as many as there are CPUs where none is given"""
-    threads: Count = 1
-    """CPU threads of a run"""
-    gpus_per_run: NonNegative | None = None
-    """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
-    device: str = "cpu"
-    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
-    num_envs: NonNegativeInt | None = None
-    """environments that run side by side in every run; by default the number of --preset"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    max_episode_steps: Count | None = None
-    """time limit in training and evaluation; by default the time limit of the policy"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
     wandb_project: str = "torchrl_flow"
     """project in Weights & Biases"""
     wandb_group: str | None = None
     """group in Weights & Biases; the directory's name where none is given"""
-    address: str | None = None
-    """address of a Ray cluster"""
-    dry_run: bool = False
-    """print the commands and stop"""
     watch: bool = False
     """show a table of all runs during the sweep"""
 
@@ -205,7 +177,7 @@ def make_runs(args: Args) -> list[SweepRun]:
         "results": args.results,
         "recipe": "reinflow_sweep",
         "eval_episodes": args.eval_episodes,
-        "num_videos": 0,
+        "num_videos": args.num_videos,
         "device": args.device,
         "sim_backend": args.sim_backend,
         "threads": args.threads,

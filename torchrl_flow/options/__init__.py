@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PolicyArgs,
         SimulationArgs,
         SteeringArgs,
+        SweepArgs,
         TrainingArgs,
     )
     from torchrl_flow.options.refusals import refusals_in_one_line
@@ -86,6 +87,7 @@ __all__ = [
     "SimulationArgs",
     "Sizes",
     "SteeringArgs",
+    "SweepArgs",
     "TaskName",
     "TrainingArgs",
     "WritableDirectory",

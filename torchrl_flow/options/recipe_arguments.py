@@ -6,12 +6,21 @@ import dataclasses
 from typing import Any, Literal
 
 from torchrl_flow.envs.names import AfterSuccess
-from torchrl_flow.options.names import ExistingFile, LoggedData, RunSource
+from torchrl_flow.options.names import ExistingFile, LoggedData, RunSource, WritableDirectory, WritableFile
 from torchrl_flow.options.run_arguments import RunArgs
-from torchrl_flow.options.types import Count, Fraction, NonNegativeInt, Positive, SamplingSteps, Sizes
+from torchrl_flow.options.types import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    SamplingSteps,
+    Seeds,
+    Sizes,
+)
 from torchrl_flow.runs.names import Which
 
-__all__ = ["OfflineArgs", "OnlineArgs", "PolicyArgs", "SimulationArgs", "SteeringArgs", "TrainingArgs"]
+__all__ = ["OfflineArgs", "OnlineArgs", "PolicyArgs", "SimulationArgs", "SteeringArgs", "SweepArgs", "TrainingArgs"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -108,3 +117,29 @@ class OfflineArgs(TrainingArgs):
     eval_every: NonNegativeInt = 5_000
     log_every: Count = 1_000
     save_every: Count = 2_000
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepArgs:
+    """Many runs of recipes: their seeds, where they are kept, and how many run at a time."""
+
+    seeds: Seeds = (0,)
+    """seeds of each configuration"""
+    directory: WritableDirectory
+    """directory of the runs"""
+    results: WritableFile = "runs/results.csv"
+    """table of results; the rows of a run replace the rows that the same run wrote before"""
+    eval_episodes: Count = 100
+    """episodes of each final evaluation"""
+    device: str = "cpu"
+    """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
+    workers: Count | None = None
+    """runs at a time; by default as many as there are CPUs"""
+    threads: Count = 1
+    """CPU threads of a run"""
+    gpus_per_run: NonNegative | None = None
+    """GPUs of a run, or a fraction of a GPU; by default all workers share the GPUs, if --device uses them"""
+    address: str | None = None
+    """address of a Ray cluster"""
+    dry_run: bool = False
+    """print the commands and stop"""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         read_evaluation,
         variant_labels,
     )
-    from torchrl_flow.reports.curves import CurvesArgs, draw_curves, run_curve, window_means
+    from torchrl_flow.reports.curves import CurvesArgs, draw_curves, reach_table, run_curve, window_means
     from torchrl_flow.reports.report import write_report
     from torchrl_flow.reports.results import (
         BENCHMARK_COLUMNS,
@@ -41,6 +41,7 @@ __all__ = [
     "conclude_run",
     "draw_curves",
     "group_by_seed",
+    "reach_table",
     "read_evaluation",
     "record_results",
     "run_curve",
