@@ -50,6 +50,9 @@ class MakeDemosArgs:
     """With --quality mixed: share of the seeds whose demonstrations shake, halt or break off."""
     verify: bool = False
     """Simulate each demonstration once more and require equal observations."""
+    side_by_side: Count = 16
+    """Motions that are converted and recorded together, in one process, where states are observed and the control mode
+    is pd_ee_delta_pose. The demonstrations are the same for every number."""
     progress: bool = True
     """Show a progress bar."""
 
