@@ -77,6 +77,7 @@ def make_demonstrations(
     ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
     before = len(ledger.done)
     visual = args.obs_mode in VISUAL_OBS_MODES
+    planning_s = 0.0
     if before < args.num_demos or not ledger.is_merged():
         backend = require_render_backend(f"obs_mode={args.obs_mode!r}") if visual else "none"
         with headless(not visual), contextlib.ExitStack() as stack:
@@ -94,7 +95,8 @@ def make_demonstrations(
             stack.enter_context(_frozen_heap())
             _fill(ledger, recorder, args)
             _merge(ledger, recorder, args)
-    return _report(ledger, before, time.perf_counter() - start)
+            planning_s = recorder.planning_s
+    return _report(ledger, before, time.perf_counter() - start, planning_s)
 
 
 def _quality(
@@ -234,7 +236,7 @@ def _rates(ledger: DemoLedger) -> tuple[float, float]:
     return planned / max(attempts, 1), converted / max(planned, 1)
 
 
-def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
+def _report(ledger: DemoLedger, before: int, seconds: float, planning_s: float) -> MakeDemosReport:
     planned, converted = _rates(ledger)
     done = ledger.done
     return MakeDemosReport(
@@ -248,4 +250,5 @@ def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
         success_rate=sum(attempt.success for attempt in done) / len(done),
         new_demos=len(done) - before,
         seconds=seconds,
+        planning_seconds=planning_s,
     )

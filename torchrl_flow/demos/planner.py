@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,7 @@ import numpy as np
 from torchrl_flow.demos.recording import RebuiltEnv, RecordedEpisode, RecordingEnv, equal_trees
 from torchrl_flow.demos.side_by_side import EnvRow, SideBySide
 from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
+from torchrl_flow.envs.maniskill.build import reconfiguration_of_one
 from torchrl_flow.util.randomness import isolated_rng
 from torchrl_flow.util.suggest import did_you_mean
 
@@ -97,8 +99,8 @@ class Recorder:
         transform: changes the actions before they are recorded.
         verify: simulate each recorded episode once more, and require equal observations.
         side_by_side: simulate so many motions together, of a controller that moves the end effector by deltas, where
-            the task can be batched; the transform's controllers then look at no more than :func:`delta_command` and
-            :func:`is_solved` do. None: one after the other.
+            the task can be batched and does not rebuild its scene for each episode; the transform's controllers then
+            look at no more than :func:`delta_command` and :func:`is_solved` do. None: one after the other.
 
     Raises:
         ValueError: when ManiSkill has no planner for the task.
@@ -118,6 +120,7 @@ class Recorder:
     ) -> None:
         self._solve = solver_for(task)
         self._transform, self._verify = transform, verify
+        self.planning_s = 0.0
         self._records_reward = reward_mode not in ("sparse", "none")
         with contextlib.ExitStack() as stack:
 
@@ -140,7 +143,7 @@ class Recorder:
 
     def _make_rows(self, task: str, number: int | None, modes: dict[str, str]) -> SideBySide | None:
         arm = _base(self.env).agent.controller.controllers["arm"]
-        if number is None or number < 2 or not _is_delta_ee(arm):
+        if number is None or number < 2 or not _is_delta_ee(arm) or reconfiguration_of_one(task):
             return None
         try:
             return SideBySide(task, number, max_episode_steps=NO_TIME_LIMIT, **modes)
@@ -159,8 +162,12 @@ class Recorder:
         Raises:
             DemonstrationError: when the planner fails; the same seed then always does.
         """
+        start = time.perf_counter()
         with isolated_rng(seed):
-            return self._plan(seed)
+            try:
+                return self._plan(seed)
+            finally:
+                self.planning_s += time.perf_counter() - start
 
     def record(self, planned: Mapping[int, np.ndarray]) -> dict[int, RecordedEpisode | DemonstrationError]:
         """Converts and records planned motions, up to :attr:`side_by_side` of them.

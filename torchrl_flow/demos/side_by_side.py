@@ -11,7 +11,6 @@ import torch
 
 from torchrl_flow.demos.recording import RecordedEpisode, recorded_episode
 from torchrl_flow.envs.maniskill.batched import make_batched
-from torchrl_flow.envs.maniskill.build import reconfiguration_of_one
 from torchrl_flow.envs.maniskill.renewal import SceneRenewal
 from torchrl_flow.envs.maniskill.resets import EpisodeResets
 
@@ -51,6 +50,9 @@ class SideBySide:
 
     Raises:
         BatchUnsupportedError: where the task runs alone and not in a batch.
+
+    Note:
+        Not for tasks that rebuild their scene for each episode (``reconfiguration_of_one``): a batch keeps its scenes.
     """
 
     def __init__(
@@ -63,7 +65,6 @@ class SideBySide:
         self.base: Any = self.env.unwrapped
         self._arm = self.base.agent.controller.controllers["arm"]
         self._resets = EpisodeResets(self.env, number, torch.device("cpu"), SceneRenewal(self.base))
-        self._rebuilds = reconfiguration_of_one(task) > 0
 
     def close(self) -> None:
         """Close the environment."""
@@ -73,8 +74,6 @@ class SideBySide:
         """Begin the episodes of up to N seeds; returns what their controllers see."""
         filled = [*seeds, *[seeds[-1]] * (self.number - len(seeds))]
         with torch.inference_mode():
-            if self._rebuilds:
-                self.env.reset(seed=filled, options={"reconfigure": True})  # type: ignore[arg-type]
             observation, info = self._resets(None, filled, None, None)
         self._seeds, self._record = list(seeds), record
         self._frames: list[Any] = []
