@@ -5,7 +5,7 @@
 
 Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
 ``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
-(``CollectorRollouts``), in turns. The time of the processes' rollouts includes sending them the weights and bringing the
+(``CollectorRollouts``), in turns. The time of the processes includes sending them the weights and bringing the
 data together. Two ratios are printed, each of the same turn:
 
 - of the clock. It depends on how many cores are free: the load of the machine is printed too;

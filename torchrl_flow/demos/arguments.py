@@ -50,6 +50,9 @@ class MakeDemosArgs:
     """With --quality mixed: share of the seeds whose demonstrations shake, halt or break off."""
     verify: bool = False
     """Simulate each demonstration once more and require equal observations."""
+    side_by_side: Count = 16
+    """Motions that are converted and recorded together in this process, where states are observed, actions are deltas
+    of the end effector, and the task keeps its scene. The demonstrations are the same for every number."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -72,6 +75,8 @@ class MakeDemosReport:
     """Share of the demonstrations that solve the task; 1 unless their quality is mixed."""
     new_demos: int
     seconds: float
+    planning_seconds: float = 0.0
+    """Part of the time that the planner took; the rest is conversion, recording and start."""
 
     def summary(self) -> str:
         """Returns the report as one line."""
@@ -79,7 +84,8 @@ class MakeDemosReport:
         failed = ", ".join(f"{count} {stage}" for stage, count in self.failures.items()) or "none"
         return (
             f"{self.num_demos} demonstrations of {self.mean_steps:.0f} steps on average{solved} in {self.path} "
-            f"({self.new_demos} new, {self.seconds:.0f} s). Planner {self.planner_success_rate:.1%}, "
+            f"({self.new_demos} new, {self.seconds:.0f} s, {self.planning_seconds:.0f} s of them planning). "
+            f"Planner {self.planner_success_rate:.1%}, "
             f"conversion {self.conversion_success_rate:.1%} of {self.attempts} seeds; failed: {failed}."
         )
 

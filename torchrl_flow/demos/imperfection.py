@@ -6,14 +6,13 @@ and what comes of them is recorded as it is, success or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from torchrl_flow.demos.planner import ActionTransform, Controller, Motion
+from torchrl_flow.demos.planner import ActionTransform, Controller, Motion, play
 
 __all__ = ["FlawedController", "Flaws", "Imperfection"]
 
@@ -104,7 +103,7 @@ class FlawedController:
 
     def __init__(self, motion: np.ndarray | Controller, flaws: Flaws, rng: np.random.Generator) -> None:
         self.flaws, self._rng = flaws, rng
-        self._controller: Controller = _play(motion) if isinstance(motion, np.ndarray) else motion
+        self._controller: Controller = play(motion) if isinstance(motion, np.ndarray) else motion
         self._error: np.ndarray | None = None
         self._last: np.ndarray | None = None
         self.perturbed: list[bool] = []
@@ -130,12 +129,6 @@ class FlawedController:
         fresh = self._rng.normal(size=size) * self.flaws.noise
         self._error = fresh if self._error is None else self.memory * self._error + np.sqrt(1 - self.memory**2) * fresh
         return self._error
-
-
-def _play(actions: np.ndarray) -> Controller:
-    """A controller that gives the actions of an array, whatever happens."""
-    rows: Iterator[np.ndarray] = iter(actions)
-    return lambda env: next(rows, None)
 
 
 def _expected_steps(motion: Any, default: int) -> int:

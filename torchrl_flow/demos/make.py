@@ -12,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from tqdm import tqdm
 
 from torchrl_flow.demos.arguments import VISUAL_OBS_MODES, MakeDemosArgs, MakeDemosReport, check_arguments
 from torchrl_flow.demos.imperfection import Imperfection
 from torchrl_flow.demos.ledger import Attempt, DemoLedger
-from torchrl_flow.demos.planner import ActionTransform, DemonstrationError, EnvFactory, Recorder, solver_for
+from torchrl_flow.demos.planner import (
+    NO_TIME_LIMIT,
+    ActionTransform,
+    DemonstrationError,
+    EnvFactory,
+    Recorder,
+    solver_for,
+)
+from torchrl_flow.demos.recording import RecordedEpisode
 from torchrl_flow.demos.retiming import Retiming
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import require_motion_planner, require_render_backend
 
 __all__ = ["MakeDemosArgs", "MakeDemosReport", "make_demonstrations", "make_planner_env"]
-
-NO_TIME_LIMIT = 100_000
 
 
 def make_demonstrations(
@@ -61,6 +68,7 @@ def make_demonstrations(
         RuntimeError: when too few of ``max_attempts`` seeds gave a demonstration.
     """
     check_arguments(args)
+    together = args.side_by_side if transform is None and env_factory is None else 1
     require_motion_planner()
     solver_for(args.task)
     start = time.perf_counter()
@@ -69,6 +77,7 @@ def make_demonstrations(
     ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
     before = len(ledger.done)
     visual = args.obs_mode in VISUAL_OBS_MODES
+    planning_s = 0.0
     if before < args.num_demos or not ledger.is_merged():
         backend = require_render_backend(f"obs_mode={args.obs_mode!r}") if visual else "none"
         with headless(not visual), contextlib.ExitStack() as stack:
@@ -80,12 +89,14 @@ def make_demonstrations(
                 reward_mode=args.reward_mode,
                 transform=transform,
                 verify=args.verify,
+                side_by_side=1 if visual else min(together, args.num_demos - before),
             )
             stack.callback(recorder.close)
             stack.enter_context(_frozen_heap())
             _fill(ledger, recorder, args)
             _merge(ledger, recorder, args)
-    return _report(ledger, before, time.perf_counter() - start)
+            planning_s = recorder.planning_s
+    return _report(ledger, before, time.perf_counter() - start, planning_s)
 
 
 def _quality(
@@ -165,24 +176,30 @@ def _fill(ledger: DemoLedger, recorder: Recorder, args: MakeDemosArgs) -> None:
                     f"{limit} seeds of {args.task} gave {len(ledger.done)} of {args.num_demos} "
                     f"demonstrations ({_failures(ledger)}): raise max_attempts, or look into why."
                 )
-            if seed not in ledger.attempts:
-                done = _attempt(ledger, recorder, seed, args.max_steps)
-                bar.update(done)
-                planned, converted = _rates(ledger)
-                bar.set_postfix_str(f"planner {planned:.0%}, conversion {converted:.0%}")
-            seed += 1
+            # No more than are missing: what is recorded is what one seed after the other would give.
+            wanted = min(recorder.side_by_side, args.num_demos - len(ledger.done))
+            planned: dict[int, np.ndarray] = {}
+            while len(planned) < wanted and seed - args.first_seed < limit:
+                if seed not in ledger.attempts:
+                    try:
+                        planned[seed] = recorder.plan(seed)
+                    except DemonstrationError as failure:
+                        ledger.add(Attempt(seed, failure.stage, reason=str(failure)))
+                seed += 1
+            for made, episode in recorder.record(planned).items() if planned else ():
+                bar.update(_keep(ledger, made, episode, args.max_steps))
+            solved, converted = _rates(ledger)
+            bar.set_postfix_str(f"planner {solved:.0%}, conversion {converted:.0%}")
 
 
-def _attempt(ledger: DemoLedger, recorder: Recorder, seed: int, max_steps: int | None) -> bool:
-    try:
-        episode = recorder.demonstrate(seed)
-        steps = len(episode.actions)
-        if max_steps is not None and steps > max_steps:
-            raise DemonstrationError("length", f"{steps} steps")
-    except DemonstrationError as failure:
-        ledger.add(Attempt(seed, failure.stage, reason=str(failure)))
+def _keep(ledger: DemoLedger, seed: int, episode: RecordedEpisode | DemonstrationError, max_steps: int | None) -> bool:
+    if isinstance(episode, RecordedEpisode) and max_steps is not None and len(episode.actions) > max_steps:
+        episode = DemonstrationError("length", f"{len(episode.actions)} steps")
+    if isinstance(episode, DemonstrationError):
+        ledger.add(Attempt(seed, episode.stage, reason=str(episode)))
         return False
-    ledger.add(Attempt(seed, "done", steps=steps, success=bool(episode.success[-1])), episode)
+    attempt = Attempt(seed, "done", steps=len(episode.actions), success=bool(episode.success[-1]))
+    ledger.add(attempt, episode)
     return True
 
 
@@ -219,7 +236,7 @@ def _rates(ledger: DemoLedger) -> tuple[float, float]:
     return planned / max(attempts, 1), converted / max(planned, 1)
 
 
-def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
+def _report(ledger: DemoLedger, before: int, seconds: float, planning_s: float) -> MakeDemosReport:
     planned, converted = _rates(ledger)
     done = ledger.done
     return MakeDemosReport(
@@ -233,4 +250,5 @@ def _report(ledger: DemoLedger, before: int, seconds: float) -> MakeDemosReport:
         success_rate=sum(attempt.success for attempt in done) / len(done),
         new_demos=len(done) - before,
         seconds=seconds,
+        planning_seconds=planning_s,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import torch
 
-__all__ = ["RebuiltEnv", "RecordedEpisode", "RecordingEnv", "equal_trees"]
+__all__ = ["RebuiltEnv", "RecordedEpisode", "RecordingEnv", "equal_trees", "recorded_episode"]
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,43 @@ class RecordingEnv(gymnasium.Wrapper):
 
     def episode(self, seed: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
         """Returns the steps since the last reset; ``perturbed`` marks those not to be imitated."""
-        success, terminated, truncated, rewards, *fail = (np.stack(values) for values in zip(*self._outcomes))
-        return RecordedEpisode(
-            seed=seed,
-            obs=_stack(self._frames),
-            env_states=_stack(self._states),
-            actions=np.stack(self.actions),
-            success=success.astype(bool),
-            terminated=terminated.astype(bool),
-            truncated=truncated.astype(bool),
-            rewards=rewards.astype(np.float32) if with_rewards else None,
-            perturbed=perturbed,
-            fail=fail[0].astype(bool) if fail else None,
-        )
+        parts = self._frames, self._states, self.actions, self._outcomes
+        return recorded_episode(seed, *parts, with_rewards, perturbed)
+
+
+def recorded_episode(
+    seed: int,
+    frames: list[Any],
+    states: list[Any],
+    actions: list[np.ndarray],
+    outcomes: Sequence[Sequence[np.ndarray]],
+    with_rewards: bool,
+    perturbed: np.ndarray | None,
+) -> RecordedEpisode:
+    """Put together what was seen of an episode.
+
+    Args:
+        seed: its seed.
+        frames: observations, T + 1.
+        states: of the simulation, T + 1.
+        actions: T.
+        outcomes: T of success, terminated, truncated, reward and, where the task tells it, failure.
+        with_rewards: whether the rewards are kept.
+        perturbed: the steps that are not to be imitated.
+    """
+    success, terminated, truncated, rewards, *fail = (np.stack(values) for values in zip(*outcomes))
+    return RecordedEpisode(
+        seed=seed,
+        obs=_stack(frames),
+        env_states=_stack(states),
+        actions=np.stack(actions),
+        success=success.astype(bool),
+        terminated=terminated.astype(bool),
+        truncated=truncated.astype(bool),
+        rewards=rewards.astype(np.float32) if with_rewards else None,
+        perturbed=perturbed,
+        fail=fail[0].astype(bool) if fail else None,
+    )
 
 
 def _state(env: gymnasium.Env) -> Any:

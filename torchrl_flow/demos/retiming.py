@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
-from torchrl_flow.demos.planner import Motion, delta_command
+from torchrl_flow.demos.planner import Motion, delta_command, is_solved
 
 __all__ = ["ClosedLoopTracker", "Retiming", "Waypoint", "resample_path"]
 
@@ -106,9 +106,8 @@ class ClosedLoopTracker:
 
     def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
         """Return the next action ``[7]``, or None when the motion is over."""
-        base: Any = env.unwrapped
         if self.perturbed:
-            self._solved = self._solved + 1 if bool(np.asarray(base.evaluate()["success"]).reshape(-1)[0]) else 0
+            self._solved = self._solved + 1 if is_solved(env) else 0
         at_end = self._index == len(self._path) - 1
         tired = self._waited > self.patience + 10
         if (at_end and (self._solved > self.hold or tired)) or len(self.perturbed) >= self.longest:

@@ -1,0 +1,142 @@
+"""Motions that are simulated side by side, each from its own seed, and recorded as if each were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from torchrl_flow.demos.recording import RecordedEpisode, recorded_episode
+from torchrl_flow.envs.maniskill.batched import make_batched
+from torchrl_flow.envs.maniskill.renewal import SceneRenewal
+from torchrl_flow.envs.maniskill.resets import EpisodeResets
+
+__all__ = ["EnvRow", "SideBySide"]
+
+
+class EnvRow(gymnasium.Wrapper):
+    """One of the simulations, as a controller sees it."""
+
+    def __init__(self, rows: SideBySide, number: int) -> None:
+        super().__init__(rows.env)
+        self._rows, self.number = rows, number
+
+    @property
+    def ee_pose(self) -> np.ndarray:
+        """``[7]`` position and quaternion of the end effector now."""
+        return self._rows.ee_poses[self.number]
+
+    @property
+    def solved(self) -> bool:
+        """Whether the task is solved now."""
+        return bool(self._rows.success[self.number])
+
+
+class SideBySide:
+    """N simulations of a task in one process, in a batch on the CPU (``make_batched``).
+
+    Each equals the simulation of its seed alone, in an environment that was just built, bit for bit.
+
+    Args:
+        task: ManiSkill's name of it.
+        number: N.
+        control_mode: a controller that moves the end effector.
+        obs_mode: what is recorded, ``"state"``.
+        reward_mode: rewards that are recorded.
+        max_episode_steps: time limit, which no motion is to reach.
+
+    Raises:
+        BatchUnsupportedError: where the task runs alone and not in a batch.
+
+    Note:
+        Not for tasks that rebuild their scene for each episode (``reconfiguration_of_one``): a batch keeps its scenes.
+    """
+
+    def __init__(
+        self, task: str, number: int, *, control_mode: str, obs_mode: str, reward_mode: str, max_episode_steps: int
+    ) -> None:
+        options: dict[str, Any] = {"control_mode": control_mode, "obs_mode": obs_mode, "reward_mode": reward_mode}
+        options |= {"sim_backend": "physx_cpu", "render_mode": None, "render_backend": "none"}
+        self.number = number
+        self.env: gymnasium.Env = make_batched(task, number, 1, max_episode_steps, **options)
+        self.base: Any = self.env.unwrapped
+        self._arm = self.base.agent.controller.controllers["arm"]
+        self._resets = EpisodeResets(self.env, number, torch.device("cpu"), SceneRenewal(self.base))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def reset(self, seeds: Sequence[int], *, record: bool) -> list[EnvRow]:
+        """Begin the episodes of up to N seeds; returns what their controllers see."""
+        filled = [*seeds, *[seeds[-1]] * (self.number - len(seeds))]
+        with torch.inference_mode():
+            observation, info = self._resets(None, filled, None, None)
+        self._seeds, self._record = list(seeds), record
+        self._frames: list[Any] = []
+        self._states: list[Any] = []
+        self._outcomes: list[list[np.ndarray]] = []
+        self.actions: list[list[np.ndarray]] = [[] for _ in seeds]
+        self._look(observation, info)
+        return [EnvRow(self, number) for number in range(len(seeds))]
+
+    def run(self, controllers: Sequence[Callable[[Any], np.ndarray | None]], rows: Sequence[EnvRow]) -> None:
+        """Step until every controller has returned None; those that have are simulated on, and not looked at."""
+        going = list(range(len(rows)))
+        actions = np.zeros((self.number, sum(self.base.single_action_space.shape)), dtype=np.float32)
+        while True:
+            given = {number: controllers[number](rows[number]) for number in going}
+            going = [number for number, action in given.items() if action is not None]
+            if not going:
+                return
+            actions[:] = 0
+            for number in going:
+                actions[number] = np.asarray(given[number], dtype=np.float32).reshape(-1)
+                self.actions[number].append(actions[number].copy())
+            with torch.inference_mode():
+                observation, reward, terminated, truncated, info = self.env.step(torch.from_numpy(actions.copy()))
+            if self._record:
+                outcome = [info["success"], terminated, truncated, reward, *([info["fail"]] if "fail" in info else [])]
+                self._outcomes.append([np.array(value).reshape(self.number) for value in outcome])
+            self._look(observation, info)
+
+    def _look(self, observation: Any, info: Mapping[str, Any]) -> None:
+        with torch.inference_mode():
+            self.ee_poses = np.array(self._arm.ee_link.pose.raw_pose)
+            self.success = np.array(info["success"]).reshape(-1) if "success" in info else np.zeros(self.number, bool)
+            if self._record:
+                self._frames.append(_copy(observation))
+                self._states.append(_copy(self.base.get_state_dict()))
+
+    def qpos(self, number: int) -> np.ndarray:
+        """Joint positions ``[J]`` of one simulation."""
+        return self.base.agent.robot.get_qpos()[number].numpy().copy()
+
+    def episode(self, number: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
+        """Return what one simulation has recorded; ``perturbed`` marks the steps that are not to be imitated."""
+        steps = len(self.actions[number])
+        return recorded_episode(
+            self._seeds[number],
+            [_row(frame, number) for frame in self._frames[: steps + 1]],
+            [_row(state, number) for state in self._states[: steps + 1]],
+            self.actions[number],
+            [[value[number] for value in outcome] for outcome in self._outcomes[:steps]],
+            with_rewards,
+            perturbed,
+        )
+
+
+def _copy(tree: Any) -> Any:
+    """A copy of all rows, as numpy."""
+    if isinstance(tree, Mapping):
+        return {key: _copy(value) for key, value in tree.items()}
+    return np.array(tree.detach().cpu().numpy() if isinstance(tree, torch.Tensor) else tree)
+
+
+def _row(tree: Any, number: int) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _row(value, number) for key, value in tree.items()}
+    return tree[number]
