@@ -23,7 +23,7 @@ import aw_shortcut_flow_offline
 import awsc_online
 import shortcut_flow_bc
 
-from torchrl_flow.envs import PLANAR
+from torchrl_flow.envs import PLANAR, ObsMode
 from torchrl_flow.figures import markdown_table
 from torchrl_flow.options import (
     Count,
@@ -72,7 +72,7 @@ class Args:
 
     task: TaskName = "planar"
     """planar, or a ManiSkill id"""
-    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    obs_mode: ObsMode = "state"
     """what the policy sees"""
     num_demos: Count = 100
     """number of demonstrations"""

@@ -20,7 +20,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import action_bounds, make_evaluation_env, task_info
+from torchrl_flow.envs import ObsMode, action_bounds, make_evaluation_env, task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
@@ -54,7 +54,7 @@ class Args(TrainingArgs, SimulationArgs):
 
     task: TaskName = "PushCube-v1"
     """ManiSkill id of the task, or planar"""
-    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    obs_mode: ObsMode = "state"
     """what the policy sees"""
     control_mode: str | None = None
     """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""

@@ -59,16 +59,18 @@ def test_what_only_methods_need_is_not_executed(tmp_path):
         "import nothing_of_this_name\n"
         "from pathlib import Path, PurePath\n"
         "SIZE = SMALL = 3\n"
+        "LARGE: int = SMALL + 4\n"
         "raise RuntimeError('the program runs')\n"
         "class Base:\n"
         "    depth: int = SMALL\n"
+        "    width: int = LARGE\n"
         "@dataclasses.dataclass\n"
         "class Args(Base):\n"
         "    where: Path = Path('here')\n"
         "    def run(self): return nothing_of_this_name.run(PurePath())\n"
     )
     args = options_alone(file, "Args")
-    assert (args().where, args().depth) == (Path("here"), 3)
+    assert (args().where, args().depth, args().width) == (Path("here"), 3, 7)
     assert not hasattr(sys.modules[args.__module__], "PurePath")
     with pytest.raises(KeyError, match="defines no class Options"):
         options_alone(file, "Options")

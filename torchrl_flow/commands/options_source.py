@@ -53,6 +53,8 @@ def _defines(node: ast.stmt) -> list[str]:
             return [_bound(alias) for alias in node.names]
         case ast.ClassDef() | ast.FunctionDef():
             return [node.name]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
         case ast.Assign():
             return [target.id for target in node.targets if isinstance(target, ast.Name)]
         case _:

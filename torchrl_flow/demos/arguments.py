@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torchrl_flow.envs.names import ObsMode
 from torchrl_flow.options.names import ManiSkillTask, WritableDirectory
 from torchrl_flow.options.types import Count, Fraction, NonNegativeInt, Positive, option_problem
 
@@ -26,7 +27,7 @@ class MakeDemosArgs:
     """Output: <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
     control_mode: str = "pd_ee_delta_pose"
     """Control mode of the recorded actions."""
-    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    obs_mode: ObsMode = "state"
     """state (needs no Vulkan), rgb, rgb+state."""
     first_seed: NonNegativeInt = 0
     """First seed to try; the following seeds are next. Evaluate on other seeds (10000 on)."""

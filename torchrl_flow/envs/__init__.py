@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchrl_flow.envs.maniskill.env import ManiSkillEnv
     from torchrl_flow.envs.maniskill.requirements import ManiSkillUnavailableError, RenderDeviceError, maniskill_renders
     from torchrl_flow.envs.maniskill.wrapper import ManiSkillWrapper
-    from torchrl_flow.envs.names import PLANAR, AfterSuccess
+    from torchrl_flow.envs.names import PLANAR, AfterSuccess, ObsMode
     from torchrl_flow.envs.planar.demonstrations import collect_demonstrations
     from torchrl_flow.envs.planar.demonstrator import DEMO_QUALITIES, PlanarDemonstrator
     from torchrl_flow.envs.planar.dynamics import PlanarGeometry
@@ -44,6 +44,7 @@ __all__ = [
     "ManiSkillEnv",
     "ManiSkillUnavailableError",
     "ManiSkillWrapper",
+    "ObsMode",
     "PlanarDemonstrator",
     "PlanarGeometry",
     "PlanarPickPlaceEnv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["PLANAR", "PLANAR_CONTROL_MODE", "AfterSuccess"]
+__all__ = ["PLANAR", "PLANAR_CONTROL_MODE", "AfterSuccess", "ObsMode"]
 
 PLANAR = "planar"
 """Name of the planar task."""
@@ -12,3 +12,5 @@ PLANAR_CONTROL_MODE = "delta_position"
 """Its control mode."""
 AfterSuccess = Literal["end", "continue"]
 """Whether success ends a training episode."""
+ObsMode = Literal["state", "rgb", "rgb+state"]
+"""What a policy observes: the state, images, or both."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from torchrl.envs import EnvBase
 
@@ -14,15 +14,12 @@ from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
 from torchrl_flow.envs.task_identity import require_num_envs
 
 __all__ = [
-    "ObsMode",
     "default_num_envs",
     "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
 ]
-
-ObsMode = Literal["state", "rgb", "rgb+state"]
 
 
 def observation_keys(obs_mode: str) -> tuple[str, ...]:

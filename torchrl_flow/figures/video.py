@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from torchrl_flow.envs.transforms.frames import as_frames
@@ -145,8 +144,3 @@ def _write_animation(path: Path, frames: np.ndarray, fps: int) -> None:
 
 
 _WRITERS = {".mp4": _write_mp4, ".webp": _write_animation, ".gif": _write_animation}
-
-
-def frames_tensor(episodes: Sequence[np.ndarray]) -> Tensor:
-    """Return tiled episodes as TorchRL's loggers take them: uint8 ``[1, n, 3, h, w]``."""
-    return torch.from_numpy(tile_episodes(episodes)).permute(0, 3, 1, 2).unsqueeze(0)

@@ -100,11 +100,6 @@ def disable() -> None:
                 setattr(owner, name, original)
 
 
-def is_enabled() -> bool:
-    """Tells whether scenes built now would have no visuals."""
-    return _depth > 0
-
-
 @contextlib.contextmanager
 def headless(enabled: bool = True) -> Iterator[None]:
     """Builds ManiSkill scenes without visuals inside the context; may be nested.
