@@ -182,7 +182,7 @@ def test_a_stored_state_takes_an_episode_up_again(pick):
     torch.testing.assert_close(rest, straight[8:], rtol=0, atol=1e-3)
 
 
-def test_task_info_and_dense_rewards():
+def test_task_info_and_dense_rewards(monkeypatch):
     env = ManiSkillEnv("PushCube-v1", visuals=False, reward_mode="normalized_dense", control_mode="pd_joint_delta_pos")
     assert env.task_info == {
         "task": "PushCube-v1",
@@ -197,6 +197,8 @@ def test_task_info_and_dense_rewards():
     assert 0 < env.rollout(1)["next", "reward"].item() < 1
     env.set_render_enabled(False)
     assert env.render_enabled, "there is nothing to turn off in state mode"
+    assert env.render().shape == (160, 320, 3)
+    monkeypatch.delattr(env._env.unwrapped.agent, "tcp")
     with pytest.raises(RenderDeviceError, match=r"visuals=True .*make cpu-rendering"):
         env.render()
     env.close()

@@ -60,7 +60,7 @@ class EvaluateArgs:
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the run"""
     num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
+    """episodes to film; ManiSkill on a machine that cannot render is drawn from the poses of gripper and objects"""
     data: str | None = None
     """logged transitions that name the environment in which to evaluate an offline baseline; by default the data of
     the run"""

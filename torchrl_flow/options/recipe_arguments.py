@@ -48,7 +48,7 @@ class SimulationArgs:
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the task, or of the policy that a run starts from"""
     num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
+    """episodes to film; ManiSkill on a machine that cannot render is drawn from the poses of gripper and objects"""
 
 
 @dataclasses.dataclass(kw_only=True)

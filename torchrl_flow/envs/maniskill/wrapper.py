@@ -17,6 +17,7 @@ from torchrl_flow.envs.maniskill.renewal import SceneRenewal, can_renew
 from torchrl_flow.envs.maniskill.replay import EpisodeLog
 from torchrl_flow.envs.maniskill.requirements import RENDER_COMMAND, RenderDeviceError
 from torchrl_flow.envs.maniskill.resets import EpisodeResets, copy_state
+from torchrl_flow.envs.maniskill.schematic import Schematic
 from torchrl_flow.envs.maniskill.specs import action_spec, choose_camera, done_spec, has_cameras, observation_spec
 from torchrl_flow.functional.observation import flatten_state
 from torchrl_flow.util.signature import InitSignature
@@ -107,6 +108,7 @@ class ManiSkillWrapper(EnvWrapper):
         if clean_resets and not can_renew(env.unwrapped):
             raise ValueError("clean_resets=True needs a simulation on the CPU (sim_backend='physx_cpu').")
         self._clean = renew = clean_resets is not False and can_renew(env.unwrapped)
+        self._schematic: Schematic | None = None
         self._resets = EpisodeResets(
             env, self.num_envs, self._sim_device, SceneRenewal(env.unwrapped) if renew else None
         )
@@ -289,12 +291,20 @@ class ManiSkillWrapper(EnvWrapper):
     def render(self) -> np.ndarray:
         """Renders the scene for a video, with the task's own camera for viewing.
 
+        Without visuals, such as on a machine without a Vulkan device, gripper, objects and their ways are drawn
+        from their poses (:class:`~torchrl_flow.envs.maniskill.schematic.Schematic`).
+
         Returns:
             A uint8 image ``[*B, height, width, 3]``.
 
         Raises:
-            RenderDeviceError: when the environment was built without visuals, or has no camera for viewing.
+            RenderDeviceError: when the environment was built without visuals and has no gripper to draw, or has no
+                camera for viewing.
         """
+        if not self.has_visuals and Schematic.can_draw(self._env):
+            if self._schematic is None:
+                self._schematic = Schematic(self._env)
+            return self._schematic().reshape(*self.batch_size, *self._schematic.shape)
         if not self.has_visuals:
             raise RenderDeviceError(
                 "render() needs an environment with visuals: build it with visuals=True "
