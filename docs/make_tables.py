@@ -137,6 +137,7 @@ STAGES = {
     ("dsrl_ppo", "2"): "DSRL, online PPO",
     ("dsrl_sac", "2"): "DSRL, online SAC",
     ("reinflow", "K=4"): "ReinFlow",
+    ("dsrl_sac", "2 64 envs, gamma .99"): "DSRL, online SAC, 64 environments",
     ("reinflow", "K=4, 64 envs"): "ReinFlow, 64 environments",
 }
 """What the brief table calls a recipe's stage."""
