@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad
+from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad, Extraction
 from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
 from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
@@ -14,6 +14,7 @@ from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss, LatentScorerFn
 from torchrl_flow.objectives.latent_sac import LatentSACLoss
 from torchrl_flow.objectives.latent_scorer import ActionScorer, LatentScorer
+from torchrl_flow.objectives.q_gradient_term import QGradientTerm
 from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
 from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
@@ -35,6 +36,7 @@ __all__ = [
     "DistillationMode",
     "DistilledSACLoss",
     "EncoderGrad",
+    "Extraction",
     "FlowAnchorLoss",
     "FlowLossModule",
     "HeldNetworks",
@@ -43,6 +45,7 @@ __all__ = [
     "LatentScorer",
     "LatentScorerFn",
     "NetworkSoftUpdate",
+    "QGradientTerm",
     "ReinFlowPPOLoss",
     "SMDPLossModule",
     "ShortCutFlowLoss",
