@@ -122,6 +122,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
     """Build the loss around the policy and a new critic."""
     names = (
         "extraction",
+        "anchor",
         "anchor_coeff",
         "clone_coeff",
         "beta",

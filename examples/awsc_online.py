@@ -57,7 +57,7 @@ from torchrl_flow.policies import (
 )
 from torchrl_flow.reports import best_of_variants, conclude
 from torchrl_flow.runs import Run, TrainingCheckpoint, Which
-from torchrl_flow.training import ChunkRollouts, LossGroup, NamedLossStepper, finished_success
+from torchrl_flow.training import ChunkRollouts, LossGroup, NamedLossStepper, finished_success, multi_chunk_transitions
 
 PLANAR_ENVS = 64
 
@@ -96,7 +96,9 @@ class Args(AdvantageWeightArgs):
     sim_backend: str | None = None
     """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     chunks_per_batch: Count | None = None
-    """chunks between updates with one environment (default 8); several environments collect one chunk each"""
+    """chunks that each environment executes between updates; by default 8 of one environment, one of several"""
+    return_chunks: Count = 1
+    """executed chunks whose rewards a target of the critic sums before it bootstraps; --chunks-per-batch bounds it"""
     utd_ratio: Positive = 1.0
     """updates of the critic per executed chunk"""
     actor_every: Count = 2
@@ -153,6 +155,11 @@ class Args(AdvantageWeightArgs):
             raise SystemExit(
                 "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."
             )
+        if self.return_chunks > (self.chunks_per_batch or 1):
+            raise SystemExit(
+                f"--return-chunks {self.return_chunks} needs rollouts of as many chunks: give --chunks-per-batch "
+                f"{self.return_chunks} or more."
+            )
         if self.utd_ratio * self.chunks < 1:
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
@@ -178,6 +185,7 @@ def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFl
     """Build the loss around the policy and a new critic."""
     names = (
         "extraction",
+        "anchor",
         "anchor_coeff",
         "clone_coeff",
         "beta",
@@ -221,7 +229,8 @@ def make_buffer(args: Args, source: DemoSource, task: dict[str, Any], actor: Flo
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS)),
+        # Whole rollouts, of which the last one may pass the number of chunks.
+        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS) * (args.chunks_per_batch or 8)),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
@@ -232,10 +241,7 @@ def simulation_of(args: Args, checkpoint: TrainingCheckpoint) -> dict[str, Any]:
     """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
     task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
     given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    options = training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
-    if options["num_envs"] is not None and args.chunks_per_batch is not None:
-        raise SystemExit(f"--chunks-per-batch has no effect with {options['num_envs']} environments: leave it out.")
-    return options
+    return training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
 
 
 def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> ChunkRollouts:
@@ -248,7 +254,7 @@ def make_rollouts(args: Args, env: EnvBase, loss_module: AWFlowLoss) -> ChunkRol
         policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
-    num_steps = 1 if env.batch_size else args.chunks_per_batch or 8
+    num_steps = args.chunks_per_batch or (1 if env.batch_size else 8)
     return ChunkRollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
@@ -269,7 +275,7 @@ def train(
     run.track(modules=modules, state={"stepper": stepper, "buffer": buffer, "rollouts": rollouts})
     for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
         data = rollouts.collect()
-        buffer.extend(data)
+        buffer.extend(multi_chunk_transitions(data, args.return_chunks, gamma=args.gamma))
         following: Any = data["next"]
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
         metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad, Extraction
+from torchrl_flow.objectives.aw_flow import AdvantageSource, Anchor, AWFlowLoss, Baseline, EncoderGrad, Extraction
 from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
 from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
@@ -27,6 +27,7 @@ __all__ = [
     "ActionScorer",
     "AdvantageSource",
     "AdvantageWeightTerm",
+    "Anchor",
     "AveragedNetwork",
     "Baseline",
     "ChunkCriticLoss",

@@ -36,10 +36,12 @@ AdvantageSource = Literal["critic", "td"]
 """What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
 Extraction = Literal["weights", "q_gradient"]
 """How the actor learns from the critic: by the weights of the rows that it clones, or by the critic's gradient."""
+Anchor = Literal["start", "average"]
+"""What anchors the gradient of Q: the actor as it was when its loss was built, or the averaged actor."""
 EncoderGrad = Literal["actor", "critic", "both"]
 """Which loss trains an encoder that actor and critic share."""
 
-__all__ = ["AWFlowLoss", "AdvantageSource", "Baseline", "EncoderGrad", "Extraction"]
+__all__ = ["AWFlowLoss", "AdvantageSource", "Anchor", "Baseline", "EncoderGrad", "Extraction"]
 
 
 class AWFlowLoss(HeldNetworks, SMDPLossModule):
@@ -57,8 +59,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
     With ``extraction="q_gradient"`` the critic weighs no rows. The actor's loss is ``clone_coeff`` times the mean error
     of the rows that it clones, and for all rows ``-Q(s, a_1) / mean |Q| + anchor_coeff |a_1 - a_ref|^2``
     (:class:`~torchrl_flow.objectives.QGradientTerm`): ``a_1`` is the chunk of the flow's one-step map, which is how the
-    policy is then to act, and ``a_ref`` that of the reference, the actor's weights when this loss is built
-    (:attr:`reference_actor`).
+    policy is then to act. ``a_ref`` is that of the averaged actor, so that each update is a short step from where the
+    policy has been and the average sets the pace; or, with ``anchor="start"``, that of the actor as it is when this
+    loss is built (``reference_actor``), from which the policy then stays within some distance.
 
     Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with
     ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R and k are the chunk's return and
@@ -83,7 +86,8 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
     Keyword Args:
         extraction: ``"weights"`` or ``"q_gradient"``, see above; the latter takes nothing from the options of weights
             and advantages but ``advantage_reduction``, of the members whose gradient it is.
-        anchor_coeff: weight of the distance to the reference.
+        anchor: ``"average"`` or ``"start"``, see above.
+        anchor_coeff: weight of the distance to it.
         clone_coeff: weight of the cloning beside the gradient of Q.
         beta: inverse temperature of the weights.
         weight_clip: bound on ``exp(beta A)``.
@@ -146,7 +150,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
     default_keys = _AcceptedKeys
     advantage_reduction: EnsembleReduction
     reference_actor: FlowActor | None
-    """The flow that anchors the gradient of Q, held and not trained; ``None`` with ``extraction="weights"``."""
+    """The flow that anchors the gradient of Q with ``anchor="start"``, held and not trained; else ``None``."""
     skipped_policy_batches: Tensor
 
     def __init__(
@@ -155,6 +159,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         critic_network: QEnsemble,
         *,
         extraction: Extraction = "weights",
+        anchor: Anchor = "average",
         anchor_coeff: float = 1.0,
         clone_coeff: float = 1.0,
         beta: float = 20.0,
@@ -182,6 +187,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         check_critic_fits(actor_network, critic_network, num_min_qs)
         check_one_of("advantage_reduction", advantage_reduction, REDUCTIONS)
         check_one_of("extraction", extraction, ("weights", "q_gradient"))
+        check_one_of("anchor", anchor, ("start", "average"))
         check_at_least("clone_coeff", clone_coeff, 0)
         check_one_of("baseline", baseline, ("batch", "policy"))
         check_one_of("advantage", advantage, ("critic", "td"))
@@ -204,8 +210,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         # Made here and not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator()
         self.register_buffer("skipped_policy_batches", torch.zeros((), dtype=torch.int64, device=self._default_device))
-        anchored = extraction == "q_gradient"
-        self.hold(reference_actor=copy.deepcopy(actor_network).eval().requires_grad_(False) if anchored else None)
+        anchored, self.anchor = extraction == "q_gradient", anchor
+        held = anchored and anchor == "start"
+        self.hold(reference_actor=copy.deepcopy(actor_network).eval().requires_grad_(False) if held else None)
         self._out_keys = ["loss_actor", "loss_qvalue", "flow_error", "consistency_error"]
         weights = ["effective_sample_size", "policy_share", "advantage_std"]
         self._out_keys += ["q_policy", "anchor_distance"] if anchored else weights
@@ -309,10 +316,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
 
     def _q_gradient_loss(self, tensordict: TensorDictBase, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss by the critic's gradient alone, and its metrics."""
-        actor, reference = self.actor_network, self.reference_actor
-        if reference is None:
-            raise ValueError("this loss has no reference: build it with extraction='q_gradient'.")
+        actor = self.actor_network
         detach = self.shared_encoder and self.encoder_grad == "critic"
+        reference = self.target_actor_network_params if self.reference_actor is None else self.reference_actor
         args = (actor, self.actor_network_params, reference, tensordict)
         chunks, distance = self.q_gradient.chunks(*args, detach_features=detach)
         # A critic whose weights are detached still transmits the gradient to the chunk.

@@ -77,7 +77,7 @@ class QGradientTerm:
         self,
         actor: FlowActor,
         params: TensorDictParams,
-        reference: FlowActor,
+        reference: FlowActor | TensorDictParams,
         tensordict: TensorDictBase,
         *,
         detach_features: bool = False,
@@ -87,7 +87,7 @@ class QGradientTerm:
         Args:
             actor: the flow actor.
             params: its parameters, which the chunks have a graph to.
-            reference: the reference, which is not trained.
+            reference: the reference, which is not trained: a flow, or other parameters of the actor.
             tensordict: the observations ``[*B]``.
             detach_features: keep the gradient from the actor's encoder.
 
@@ -101,6 +101,10 @@ class QGradientTerm:
             chunk = actor.sample_normalised(features, noise, num_steps=self.num_steps)
             executed = actor.clamp(actor.action_normalizer.inverse(chunk))[..., actor.executed_slice, :]
         with torch.no_grad():
-            # Not augmented: the reference is what it was where the actor sees an image from aside.
-            target = reference.sample_normalised(reference.features(tensordict), noise, num_steps=self.num_steps)
+            # Not augmented: the reference says what it does in the state that is.
+            if isinstance(reference, TensorDictParams):
+                with reference.to_module(actor, preserve_module_state=False):
+                    target = actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)
+            else:
+                target = reference.sample_normalised(reference.features(tensordict), noise, num_steps=self.num_steps)
         return executed, chunk_transport_cost(chunk, target) / chunk.shape[-2:].numel()

@@ -18,6 +18,7 @@ from torchrl_flow.training.macro_replay import (
     replay_demonstrations,
     steered_rollouts,
 )
+from torchrl_flow.training.multi_chunk import multi_chunk_transitions
 from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
 from torchrl_flow.training.steppers import NamedLossStepper
 
@@ -33,6 +34,7 @@ __all__ = [
     "macro_replay",
     "macro_transitions",
     "minibatches",
+    "multi_chunk_transitions",
     "replay_demonstrations",
     "require_finite_modules",
     "steered_rollouts",
