@@ -2,10 +2,11 @@
 
     python examples/awsc_diagnose.py --run runs/awsc-planar-state-0-3
 
-Lets the policy act from fixed seeds, starts several chunks in one state and compares their values with their returns, reads the run's replay buffer out of its checkpoint, and draws six panels: values
-against returns; the advantages of demonstrations and of online chunks, with the share that the filter keeps; the
-weights of a batch; the success of the ring's episodes by age; success in training; and the shares of a batch that the
-policy keeps and that count. Takes a minute on the planar task. Prints the figures and writes them beside the picture.
+Lets the policy act from fixed seeds, starts several chunks in one state and compares their values with their returns,
+reads the run's replay buffer out of its checkpoint, and draws six panels: values against returns; the advantages of
+demonstrations and of online chunks, with the share that the filter keeps; the weights of a batch; the success of the
+ring's episodes by age; success in training; and the shares of a batch that the policy keeps and that count. Takes a
+minute on the planar task. Prints the figures and writes them beside the picture.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torchrl_flow.objectives import AWFlowLoss, QGradientTerm, ShortCutFlowLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
-OPTIONS = {"extraction": "q_gradient", "anchor_coeff": 3.0}
+OPTIONS = {"extraction": "q_gradient", "anchor": "start", "anchor_coeff": 3.0}
 
 
 def make_loss(share_encoder=False, **kwargs):
@@ -40,7 +40,7 @@ class TestContract(LossContract):
 
 
 class TestContractFilter(TestContract):
-    options = {"filter_policy_data": True, "advantage_reduction": "min"}  # noqa: RUF012
+    options = {"filter_policy_data": True, "advantage_reduction": "min", "anchor": "average"}  # noqa: RUF012
     weighted = ("loss_qvalue",)  # The cloning's weighted mean is over demonstrations.
 
     def make_batch(self):
@@ -55,10 +55,12 @@ class TestContractFilter(TestContract):
 # The loss
 
 
+@pytest.mark.parametrize("anchor", ["start", "average"])
 @pytest.mark.parametrize("reduction", ["mean", "min"])
-def test_loss_and_gradient_equal_those_of_an_independent_computation(reduction):
+def test_loss_and_gradient_equal_those_of_an_independent_computation(reduction, anchor):
     """By the modules alone: a copy of the actor in a plain graph, and a critic whose weights have no gradient."""
-    loss, batch = make_loss(num_min_qs=3, advantage_reduction=reduction, clone_coeff=0.0), make_batch()
+    options = {"num_min_qs": 3, "advantage_reduction": reduction, "clone_coeff": 0.0, "anchor": anchor}
+    loss, batch = make_loss(**options), make_batch()
     torch.manual_seed(4)
     value, metrics = loss._q_gradient_loss(batch, None)
     value.backward()
@@ -79,7 +81,7 @@ def test_loss_and_gradient_equal_those_of_an_independent_computation(reduction):
     raw = actor.action_normalizer.inverse(chunk)
     q = critic(batch.select("observation").set("action", raw[:, :H_A]))["state_action_value"].squeeze(-1)
     q = q.mean(0) if reduction == "mean" else q.amin(0)
-    reference = loss.reference_actor
+    reference = loss.reference_actor if anchor == "start" else loss.ema_actor()
     with torch.no_grad():
         features = reference.encoder(*reference.encoder.preprocess(batch))
         target = noise + reference.velocity_network(noise, start, step, features)
@@ -219,15 +221,16 @@ class LinearCritic:
 def test_options_are_checked():
     networks = make_networks()
     for options, message in (
+        ({"extraction": "q_gradient", "anchor": "end"}, "anchor must be .start. or .average., got .end."),
         ({"extraction": "both"}, "extraction must be .weights. or .q_gradient., got .both."),
         ({"anchor_coeff": -1.0}, "anchor_coeff must be at least 0, got -1"),
         ({"clone_coeff": -1.0}, "clone_coeff must be at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             AWFlowLoss(*networks, **options)
-    assert AWFlowLoss(*networks).reference_actor is None
-    with pytest.raises(ValueError, match="has no reference"):
-        AWFlowLoss(*networks)._q_gradient_loss(make_batch(), None)
+    # An anchor that is held is paid for only where it is used.
+    assert AWFlowLoss(*networks, anchor="start").reference_actor is None
+    assert AWFlowLoss(*networks, extraction="q_gradient", anchor="average").reference_actor is None
 
 
 def test_the_reference_is_not_trained_and_stays_after_updates():
