@@ -59,9 +59,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
     With ``extraction="q_gradient"`` the critic weighs no rows. The actor's loss is ``clone_coeff`` times the mean error
     of the rows that it clones, and for all rows ``-Q(s, a_1) / mean |Q| + anchor_coeff |a_1 - a_ref|^2``
     (:class:`~torchrl_flow.objectives.QGradientTerm`): ``a_1`` is the chunk of the flow's one-step map, which is how the
-    policy is then to act. ``a_ref`` is that of the averaged actor, so that each update is a short step from where the
-    policy has been and the average sets the pace; or, with ``anchor="start"``, that of the actor as it is when this
-    loss is built (``reference_actor``), from which the policy then stays within some distance.
+    policy is then to act. ``a_ref`` is that of the actor as it is when this loss is built (``reference_actor``), near
+    which the policy stays; or, with ``anchor="average"``, that of the averaged actor, so that the average sets the pace
+    and nothing bounds how far the policy goes.
 
     Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with
     ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R and k are the chunk's return and
@@ -86,7 +86,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
     Keyword Args:
         extraction: ``"weights"`` or ``"q_gradient"``, see above; the latter takes nothing from the options of weights
             and advantages but ``advantage_reduction``, of the members whose gradient it is.
-        anchor: ``"average"`` or ``"start"``, see above.
+        anchor: ``"start"`` or ``"average"``, see above.
         anchor_coeff: weight of the distance to it.
         clone_coeff: weight of the cloning beside the gradient of Q.
         beta: inverse temperature of the weights.
@@ -159,7 +159,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         critic_network: QEnsemble,
         *,
         extraction: Extraction = "weights",
-        anchor: Anchor = "average",
+        anchor: Anchor = "start",
         anchor_coeff: float = 1.0,
         clone_coeff: float = 1.0,
         beta: float = 20.0,

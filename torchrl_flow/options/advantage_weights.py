@@ -26,9 +26,9 @@ class AdvantageWeightArgs(RunArgs):
     extraction: Literal["weights", "q_gradient"] = "weights"
     """how the policy learns from the critic: it clones rows by their advantage weights, or it follows the gradient of Q
     through its own one-step map and then acts by one step"""
-    anchor: Literal["average", "start"] = "average"
-    """with --extraction q_gradient, what keeps the policy near: its own average, which --ema moves, or the policy of
-    --policy"""
+    anchor: Literal["start", "average"] = "start"
+    """with --extraction q_gradient, what keeps the policy near: the policy of --policy, or its own average, which --ema
+    moves"""
     anchor_coeff: NonNegative = 1.0
     """with --extraction q_gradient, weight of the distance to the chunks of the anchor"""
     clone_coeff: NonNegative = 1.0

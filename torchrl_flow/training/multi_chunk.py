@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_flow.functional.checks import check_at_least, check_fraction
-
 __all__ = ["multi_chunk_transitions"]
 
 
@@ -18,7 +16,7 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
     ``reward`` becomes ``sum_i gamma^(k_0 + .. + k_(i-1)) R_i``, and ``steps_to_next_obs`` the sum of the ``k_i``, so
     that a loss that discounts by executed steps has the n-step return of its target. Everything else below ``"next"``
     is that of the last chunk. An episode's end, and the rollout's, end the sum. The actions are those of the behaviour:
-    with a policy that has changed since, the return of more chunks is less noisy than biased.
+    for a policy that has changed since, more chunks make a target that is more biased, but leans less on the critic.
 
     Args:
         data: transitions ``[*N, T]`` of a chunk environment, time in the last dimension, with ``reward``, ``done`` and
@@ -43,8 +41,10 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
         >>> folded["reward"].squeeze(-1), folded["observation"].squeeze(-1)
         (tensor([1.3125, 1.3125, 1.2500, 1.0000]), tensor([3., 4., 4., 4.]))
     """
-    check_at_least("num_chunks", num_chunks, 1)
-    check_fraction("gamma", gamma)
+    if num_chunks < 1:
+        raise ValueError(f"num_chunks must be at least 1, got {num_chunks}.")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}.")
     if not data.ndim:
         raise ValueError("data must be [*N, T], with time in the last dimension, got a single transition.")
     if num_chunks == 1:
