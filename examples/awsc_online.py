@@ -275,7 +275,7 @@ def train(
     run.track(modules=modules, state={"stepper": stepper, "buffer": buffer, "rollouts": rollouts})
     for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
         data = rollouts.collect()
-        buffer.extend(multi_chunk_transitions(data, args.return_chunks, gamma=args.gamma))
+        buffer.extend(multi_chunk_transitions(data, args.return_chunks, gamma=loss_module.gamma))
         following: Any = data["next"]
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
         metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
