@@ -112,12 +112,27 @@ def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
     """Build a policy as stage 1's is; its weights come later, with its average's."""
     wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
     require_actor_config(checkpoint, wanted)
-    return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
+    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    if args.extraction == "q_gradient":
+        config = dataclasses.replace(config, num_steps=1)  # The map that the gradient of Q goes through.
+    return make_flow_actor(config).to(args.device)
 
 
 def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
     """Build the loss around the policy and a new critic."""
-    names = ("beta", "weight_clip", "baseline", "advantage", "num_baseline_samples", "weighting", "advantage_norm")
+    names = (
+        "extraction",
+        "anchor",
+        "anchor_coeff",
+        "clone_coeff",
+        "beta",
+        "weight_clip",
+        "baseline",
+        "advantage",
+        "num_baseline_samples",
+        "weighting",
+        "advantage_norm",
+    )
     names += ("gamma", "num_min_qs", "num_action_samples")
     build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
     return build(actor, make_critic(critic_config, actor), **{name: getattr(args, name) for name in names})
@@ -162,6 +177,8 @@ def train(
     """Train critic and policy; all of the loop is here."""
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.target_critic}
+    if loss_module.reference_actor is not None:
+        modules["reference_policy"] = loss_module.reference_actor
     run.track(modules=modules, state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())

@@ -2,10 +2,11 @@
 
     python examples/awsc_diagnose.py --run runs/awsc-planar-state-0-3
 
-Lets the policy act from fixed seeds, reads the run's replay buffer out of its checkpoint, and draws six panels: values
-against returns; the advantages of demonstrations and of online chunks, with the share that the filter keeps; the
-weights of a batch; the success of the ring's episodes by age; success in training; and the shares of a batch that the
-policy keeps and that count. Takes a minute on the planar task. Prints the figures and writes them beside the picture.
+Lets the policy act from fixed seeds, starts several chunks in one state and compares their values with their returns,
+reads the run's replay buffer out of its checkpoint, and draws six panels: values against returns; the advantages of
+demonstrations and of online chunks, with the share that the filter keeps; the weights of a batch; the success of the
+ring's episodes by age; success in training; and the shares of a batch that the policy keeps and that count. Takes a
+minute on the planar task. Prints the figures and writes them beside the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import awsc_online
 import torch
@@ -27,7 +28,16 @@ from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import reset_with_seeds, task_info
 from torchrl_flow.functional import advantage_weights, effective_sample_size
 from torchrl_flow.objectives import AWFlowLoss
-from torchrl_flow.options import Count, RunSource, WritableDirectory, check_options, parse_options, refusals_in_one_line
+from torchrl_flow.options import (
+    Count,
+    NonNegativeInt,
+    Range,
+    RunSource,
+    WritableDirectory,
+    check_options,
+    parse_options,
+    refusals_in_one_line,
+)
 from torchrl_flow.policies import checkpoint_env, warm_start
 from torchrl_flow.reports import window_means
 from torchrl_flow.runs import TrainingCheckpoint, load_checkpoint, read_metrics
@@ -42,6 +52,12 @@ class Args:
     """run or checkpoint of awsc_online"""
     episodes: Count = 100
     """episodes in which values are compared with returns"""
+    states: NonNegativeInt = 24
+    """states in each of which several chunks are compared, by value and by return; 0 for none"""
+    candidates: Annotated[int, Range(2)] = 8
+    """chunks that are compared in a state"""
+    rollouts: Annotated[int, Range(2)] = 8
+    """episodes that continue from each chunk, in environments side by side; their mean is its return"""
     rows: Count = 4096
     """rows of each part of the buffer whose advantages are computed"""
     output: WritableDirectory | None = None
@@ -95,6 +111,87 @@ def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gam
                 returns.append(total[counted])
             bar.update(min(parallel, episodes - first))
     return torch.cat(values), torch.cat(returns)
+
+
+@torch.no_grad()
+def values_in_a_state(
+    env: EnvBase, loss_module: AWFlowLoss, args: Args, seed: int, lead: int
+) -> tuple[Tensor, Tensor] | None:
+    """Start several chunks of the policy in one state, each in several environments, and let the policy go on.
+
+    Args:
+        env: ``candidates * rollouts`` environments.
+        loss_module: the run's.
+        args: how many chunks, and rollouts of each.
+        seed: of the episode that the state is of.
+        lead: chunks of that episode before the state, the same in all environments.
+
+    Returns:
+        the target critic's mean value of each chunk ``[candidates]`` and the discounted returns
+        ``[candidates, rollouts]``; nothing if the episode ends before the state.
+    """
+    actor, critic = loss_module.ema_actor(), loss_module.target_critic()
+    parallel = env.batch_size.numel()
+    generator = torch.Generator().manual_seed(seed)
+    data = reset_with_seeds(env, [seed] * parallel)
+    for _ in range(lead):
+        noise = torch.randn(actor.noise_shape, generator=generator).expand(parallel, *actor.noise_shape)
+        data = env.step(actor(data.set(actor.noise_key, noise.clone())))
+        following: Any = data["next"]
+        if following["done"].any():
+            return None
+        data = env.step_mdp(data).exclude(actor.noise_key)
+    noise = torch.randn(args.candidates, *actor.noise_shape, generator=generator).repeat_interleave(args.rollouts, 0)
+    data = actor(data.set(actor.noise_key, noise))
+    value = critic(data)["state_action_value"].mean(0).reshape(args.candidates, args.rollouts)[:, 0]
+    total, discount, alive = torch.zeros(parallel), torch.ones(parallel), torch.ones(parallel, dtype=torch.bool)
+    while alive.any():
+        data = env.step(data)
+        following = data["next"]
+        reward, k = (following[key].reshape(-1).float() for key in ("reward", "steps_to_next_obs"))
+        total += torch.where(alive, discount * reward, 0.0)
+        discount *= loss_module.gamma**k
+        alive &= ~following["done"].reshape(-1)
+        data = actor(env.maybe_reset(env.step_mdp(data)).exclude(actor.noise_key))
+    return value, total.reshape(args.candidates, args.rollouts)
+
+
+def within_states(env: EnvBase, loss_module: AWFlowLoss, args: Args) -> dict[str, float]:
+    """Return how well values rank the chunks of one state.
+
+    ``within_state_correlation`` is that of values and mean returns, both less their state's mean, over all states;
+    ``within_state_agreement`` that of the means of two halves of the returns, which tells how much noise is in them;
+    beside them the deviations of values and returns within a state.
+    """
+    values, returns = [], []
+    bar = Progress(args.states, description="states", unit="state")
+    with bar, set_exploration_type(ExplorationType.RANDOM):
+        for number in range(args.states):
+            # From the first chunk of an episode to the eighth.
+            found = values_in_a_state(env, loss_module, args, 40_000 + number, number % 8)
+            if found is not None:
+                values.append(found[0])
+                returns.append(found[1])
+            bar.update(1)
+    if not values:
+        return {}
+    q, rewards = torch.stack(values), torch.stack(returns)
+    halves = rewards[..., ::2].mean(-1), rewards[..., 1::2].mean(-1)
+
+    def centred(rows: Tensor) -> Tensor:
+        return (rows - rows.mean(-1, keepdim=True)).flatten()
+
+    def correlation(first: Tensor, second: Tensor) -> float:
+        first, second = centred(first), centred(second)
+        return (first @ second / (first.norm() * second.norm()).clamp(min=1e-12)).item()
+
+    return {
+        "within_states": float(len(q)),
+        "within_state_correlation": correlation(q, rewards.mean(-1)),
+        "within_state_agreement": correlation(*halves),
+        "within_state_q_std": centred(q).std().item(),
+        "within_state_return_std": centred(rewards.mean(-1)).std().item(),
+    }
 
 
 def ring_success(buffer: MixedReplayBuffer) -> Tensor:
@@ -159,6 +256,10 @@ def main(args: Args) -> dict[str, float]:
     checkpoint, own, loss_module, buffer = load(args)
     options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
     env = checkpoint_env(checkpoint, episodes=args.episodes, **options)
+    within: dict[str, float] = {}
+    if args.states:
+        branched = checkpoint_env(checkpoint, num_envs=args.candidates * args.rollouts, **options)
+        within = within_states(branched, loss_module, args)
     found: dict[str, Tensor] = {}
     found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, loss_module.gamma)
     demos = part(buffer, 0, buffer.num_demo_rows, args.rows)
@@ -185,6 +286,7 @@ def main(args: Args) -> dict[str, float]:
         "online_rows": float(buffer.num_online_rows),
         "demo_rows": float(buffer.num_demo_rows),
         "batch_size": float(own.batch_size),
+        **within,
     }
     folder = Path(args.output) if args.output else checkpoint.run_directory
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,7 @@ from torchrl_flow.training import (
     NamedLossStepper,
     finished_success,
     make_rollouts,
+    multi_chunk_transitions,
 )
 
 PLANAR_ENVS = 64
@@ -106,7 +107,9 @@ class Args(AdvantageWeightArgs):
     """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
     run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     chunks_per_batch: Count | None = None
-    """chunks between updates with one environment (default 8); several environments collect one chunk each"""
+    """chunks that each environment executes between updates; by default 8 of one environment, one of several"""
+    return_chunks: Count = 1
+    """executed chunks whose rewards a target of the critic sums before it bootstraps; --chunks-per-batch bounds it"""
     utd_ratio: Positive = 1.0
     """updates of the critic per executed chunk"""
     actor_every: Count = 2
@@ -163,6 +166,11 @@ class Args(AdvantageWeightArgs):
             raise SystemExit(
                 "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."
             )
+        if self.return_chunks > (self.chunks_per_batch or 1):
+            raise SystemExit(
+                f"--return-chunks {self.return_chunks} needs rollouts of as many chunks: give --chunks-per-batch "
+                f"{self.return_chunks} or more."
+            )
         if self.utd_ratio * self.chunks < 1:
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
@@ -171,7 +179,10 @@ def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
     """Build a policy as stage 1's is; its weights come later, with its average's."""
     wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
     require_actor_config(checkpoint, wanted)
-    return make_flow_actor(FlowActorConfig.from_dict(checkpoint.actor_config)).to(args.device)
+    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    if args.extraction == "q_gradient":
+        config = dataclasses.replace(config, num_steps=1)  # The map that the gradient of Q goes through.
+    return make_flow_actor(config).to(args.device)
 
 
 def make_critic_config(args: Args, checkpoint: TrainingCheckpoint) -> CriticConfig:
@@ -183,7 +194,19 @@ def make_critic_config(args: Args, checkpoint: TrainingCheckpoint) -> CriticConf
 
 def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
     """Build the loss around the policy and a new critic."""
-    names = ("beta", "weight_clip", "baseline", "advantage", "num_baseline_samples", "weighting", "advantage_norm")
+    names = (
+        "extraction",
+        "anchor",
+        "anchor_coeff",
+        "clone_coeff",
+        "beta",
+        "weight_clip",
+        "baseline",
+        "advantage",
+        "num_baseline_samples",
+        "weighting",
+        "advantage_norm",
+    )
     names += ("gamma", "num_min_qs", "num_action_samples", "filter_policy_data")
     build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
     return build(actor, make_critic(critic_config, actor), **{name: getattr(args, name) for name in names})
@@ -217,7 +240,11 @@ def make_buffer(args: Args, source: DemoSource, task: dict[str, Any], actor: Flo
     demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
     return MixedReplayBuffer(
         demos,
-        online=min(args.buffer_size, args.chunks + (args.num_envs or PLANAR_ENVS) * args.collectors),
+        # Whole rollouts, of which the last one may pass the number of chunks.
+        online=min(
+            args.buffer_size,
+            args.chunks + (args.num_envs or PLANAR_ENVS) * args.collectors * (args.chunks_per_batch or 8),
+        ),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
@@ -228,10 +255,7 @@ def simulation_of(args: Args, checkpoint: TrainingCheckpoint) -> dict[str, Any]:
     """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
     task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
     given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    options = training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
-    if options["num_envs"] is not None and args.chunks_per_batch is not None:
-        raise SystemExit(f"--chunks-per-batch has no effect with {options['num_envs']} environments: leave it out.")
-    return options
+    return training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
 
 
 def make_policy_rollouts(
@@ -246,7 +270,7 @@ def make_policy_rollouts(
         policy = TensorDictSequential(noise, policy)
         policy.select_out_keys(*loss_module.actor_network.out_keys)
     # One step of this environment is a whole chunk.
-    num_steps = 1 if env.batch_size else args.chunks_per_batch or 8
+    num_steps = args.chunks_per_batch or (1 if env.batch_size else 8)
     return make_rollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
@@ -262,10 +286,12 @@ def train(
     """Collect and train in turn; all of the loop is here."""
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.target_critic}
+    if loss_module.reference_actor is not None:
+        modules["reference_policy"] = loss_module.reference_actor
     run.track(modules=modules, state={"stepper": stepper, "buffer": buffer, "rollouts": rollouts})
     for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
         data = rollouts.collect()
-        buffer.extend(data)
+        buffer.extend(multi_chunk_transitions(data, args.return_chunks, gamma=loss_module.gamma))
         following: Any = data["next"]
         run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
         metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}

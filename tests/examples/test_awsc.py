@@ -87,13 +87,17 @@ def test_what_is_done_is_not_done_again(pipeline):
 
 def test_a_run_is_looked_into(pipeline):
     folder, _ = pipeline
-    out = finish(start(folder, "awsc_diagnose.py", "--run", str(stage(folder, 3)), "--episodes", "20"))
+    out = finish(start(folder, "awsc_diagnose.py", "--run", str(stage(folder, 3)), "--episodes", "20", "--states", "4"))
     figures = json.loads((stage(folder, 3) / "diagnosis.json").read_text())
     assert figures["chunks"] >= 20 * 10
     assert abs(figures["q_mean"]) < 2
     assert figures["online_rows"] > 100
     assert 0 < figures["effective_share"] <= 1
     assert (stage(folder, 3) / "diagnosis.svg").read_text().count('<g id="axes_') == 6
+    assert figures["within_states"] > 0
+    assert -1 <= figures["within_state_correlation"] <= 1
+    assert -1 <= figures["within_state_agreement"] <= 1
+    assert figures["within_state_q_std"] > 0
     assert "diagnosis.svg" in out
     assert "is not of awsc_online" in refused(folder, "awsc_diagnose.py", "--run", str(stage(folder, 2)))
 
@@ -125,6 +129,26 @@ def test_stage_three_trains_a_critic_of_its_own_where_none_is_loaded(pipeline):
     checkpoint = load_checkpoint(folder / "runs" / "fresh")
     assert set(checkpoint.roles) == ROLES
     assert load_critic(checkpoint, load_policy(checkpoint)[0])[0].num_qs == 3
+
+
+def test_stage_three_follows_the_gradient_of_q(pipeline):
+    folder, _ = pipeline
+    options = ["--policy", str(stage(folder, 1)), "--no-load-critic", "--chunks", "64", "--critic-warmup", "2"]
+    options += ["--utd-ratio", "0.125", "--extraction", "q_gradient", "--anchor", "start", "--num-qs", "3"]
+    options += ["--chunks-per-batch", "4", "--return-chunks", "3", "--name", "gradient", "--eval-every", "1"]
+    finish(start(folder, "awsc_online.py", *options, *ONLINE))
+    first, checkpoint = load_checkpoint(stage(folder, 1)), load_checkpoint(folder / "runs" / "gradient")
+    assert set(checkpoint.roles) == ROLES | {"reference_policy"}
+    # The anchor is the policy of before; what acts, here and wherever the checkpoint is loaded, is the one-step map.
+    before, anchor = first.state_dict("ema_policy"), checkpoint.state_dict("reference_policy")
+    assert all(torch.equal(anchor[name], before[name]) for name in before)
+    assert load_policy(checkpoint)[0].num_steps == 1
+    assert load_policy(first)[0].num_steps != 1
+    metrics = read_metrics(folder / "runs" / "gradient" / "metrics.csv")
+    assert 0 < metrics["train/anchor_distance"][1][-1] < 10
+    # Two rollouts of 32 chunks, and an update for every eighth chunk.
+    assert checkpoint.step == 2
+    assert checkpoint._read("state", "stepper")["num_updates"] == 8
 
 
 def kill_when(process, run, ready):

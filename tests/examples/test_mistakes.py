@@ -192,7 +192,7 @@ MISTAKES = [
     ("aw_shortcut_flow_offline", "--policy runs/bc --baseline batch --advantage td", "--baseline batch"),
     ("awsc_online", "--policy runs/bc --act-best-of 4 --act-noise-scale 0.5", "--act-best-of", "--act-noise-scale"),
     ("awsc_online", "--policy runs/bc --chunks 4 --utd-ratio 0.1", "--utd-ratio 0.1 of --chunks 4 makes no update"),
-    ("awsc_online", "--policy runs/bc --chunks-per-batch 4", "--chunks-per-batch has no effect"),
+    ("awsc_online", "--policy runs/bc --return-chunks 4", "--return-chunks 4 needs", "--chunks-per-batch 4"),
     ("dsrl_sac_online", "--policy runs/bc --distill-steps 3", "--distill-steps", "--na"),
     ("dsrl_sac_online", "--policy runs/bc --warm-up 14", "--warm-up 14 leaves none of --iterations 14"),
     ("dsrl_sac_online", "--policy runs/bc --buffer-size 9", "--buffer-size 9 holds no batch of 256"),

@@ -56,8 +56,6 @@ def test_environments_that_a_task_cannot_have_are_refused():
     assert found(on_cpu, of_task("PickCube-v1")) == {"num_envs": 50, "sim_backend": "physx_cpu"}
     with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'"):
         found(on_cpu, of_task("PickCube-v1", "rgb"))
-    with pytest.raises(SystemExit, match="--chunks-per-batch has no effect with 64 environments"):
-        found(args("x", chunks_per_batch=3), of_task("planar"))
 
 
 def demos(folder, mode):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.objectives.aw_flow import AdvantageSource, AWFlowLoss, Baseline, EncoderGrad
+    from torchrl_flow.objectives.aw_flow import AdvantageSource, Anchor, AWFlowLoss, Baseline, EncoderGrad, Extraction
     from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
     from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
     from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss, LatentScorerFn
     from torchrl_flow.objectives.latent_sac import LatentSACLoss
     from torchrl_flow.objectives.latent_scorer import ActionScorer, LatentScorer
+    from torchrl_flow.objectives.q_gradient_term import QGradientTerm
     from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
     from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
     from torchrl_flow.objectives.shortcut_term import ShortCutTerm
@@ -31,6 +32,7 @@ __all__ = [
     "ActionScorer",
     "AdvantageSource",
     "AdvantageWeightTerm",
+    "Anchor",
     "AveragedNetwork",
     "Baseline",
     "ChunkCriticLoss",
@@ -40,6 +42,7 @@ __all__ = [
     "DistillationMode",
     "DistilledSACLoss",
     "EncoderGrad",
+    "Extraction",
     "FlowAnchorLoss",
     "FlowLossModule",
     "HeldNetworks",
@@ -48,6 +51,7 @@ __all__ = [
     "LatentScorer",
     "LatentScorerFn",
     "NetworkSoftUpdate",
+    "QGradientTerm",
     "ReinFlowPPOLoss",
     "SMDPLossModule",
     "ShortCutFlowLoss",

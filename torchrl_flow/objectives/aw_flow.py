@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,8 @@ from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
 from torchrl_flow.objectives.flow_loss import AveragedNetwork
+from torchrl_flow.objectives.held_networks import HeldNetworks
+from torchrl_flow.objectives.q_gradient_term import QGradientTerm
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
 from torchrl_flow.objectives.smdp_loss import SMDPLossModule
 from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
@@ -31,13 +34,17 @@ Baseline = Literal["batch", "policy"]
 """What advantages are relative to: the batch's mean value, or the policy's in the same state."""
 AdvantageSource = Literal["critic", "td"]
 """What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
+Extraction = Literal["weights", "q_gradient"]
+"""How the actor learns from the critic: by the weights of the rows that it clones, or by the critic's gradient."""
+Anchor = Literal["start", "average"]
+"""What anchors the gradient of Q: the actor as it was when its loss was built, or the averaged actor."""
 EncoderGrad = Literal["actor", "critic", "both"]
 """Which loss trains an encoder that actor and critic share."""
 
-__all__ = ["AWFlowLoss", "AdvantageSource", "Baseline", "EncoderGrad"]
+__all__ = ["AWFlowLoss", "AdvantageSource", "Anchor", "Baseline", "EncoderGrad", "Extraction"]
 
 
-class AWFlowLoss(SMDPLossModule):
+class AWFlowLoss(HeldNetworks, SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
     Actor: the mean of ``w * error`` with each row's :class:`~torchrl_flow.objectives.ShortCutTerm` (which it equals bit
@@ -49,26 +56,39 @@ class AWFlowLoss(SMDPLossModule):
     another, so that chunks in states near the goal outweigh all others where rewards are sparse. The defaults are those
     of the recipes; :meth:`published` has the publication's.
 
+    With ``extraction="q_gradient"`` the critic weighs no rows. The actor's loss is ``clone_coeff`` times the mean error
+    of the rows that it clones, and for all rows ``-Q(s, a_1) / mean |Q| + anchor_coeff |a_1 - a_ref|^2``
+    (:class:`~torchrl_flow.objectives.QGradientTerm`): ``a_1`` is the chunk of the flow's one-step map, which is how the
+    policy is then to act. ``a_ref`` is that of the actor as it is when this loss is built (``reference_actor``), near
+    which the policy stays; or, with ``anchor="average"``, that of the averaged actor, so that the average sets the pace
+    and nothing bounds how far the policy goes.
+
     Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with
     ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R and k are the chunk's return and
     executed steps. ``truncated`` bootstraps.
 
     With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
-    (A against the whole batch), and the weights compare these rows with one another; the critic uses all rows.
+    (A against the whole batch), and the weights compare these rows with one another; the critic uses all rows. With
+    ``extraction="q_gradient"`` it clones demonstrations alone.
 
     Targets: ``SoftUpdate(loss, tau=0.005)`` moves the averaged actor and the target critic at one rate; two
     :class:`~torchrl_flow.objectives.NetworkSoftUpdate` move each at its own. An encoder that actor and critic share
     is part of both averages.
 
     :meth:`forward` computes both terms and the critic once; :meth:`actor_loss` and :meth:`qvalue_loss` compute one,
-    for several critic steps an actor step. ``loss.shortcut``, ``loss.weights`` and ``loss.td`` hold the terms' options:
-    put another term in its place for those that are no keywords here.
+    for several critic steps an actor step. ``loss.shortcut``, ``loss.weights``, ``loss.q_gradient`` and ``loss.td``
+    hold the terms' options: put another term in its place for those that are no keywords here.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
         critic_network: the :class:`~torchrl_flow.modules.QEnsemble`, likewise.
 
     Keyword Args:
+        extraction: ``"weights"`` or ``"q_gradient"``, see above; the latter takes nothing from the options of weights
+            and advantages but ``advantage_reduction``, of the members whose gradient it is.
+        anchor: ``"start"`` or ``"average"``, see above.
+        anchor_coeff: weight of the distance to it.
+        clone_coeff: weight of the cloning beside the gradient of Q.
         beta: inverse temperature of the weights.
         weight_clip: bound on ``exp(beta A)``.
         baseline: ``"policy"`` or ``"batch"``, see above.
@@ -93,8 +113,9 @@ class AWFlowLoss(SMDPLossModule):
     Output: ``loss_actor``, ``loss_qvalue``, and detached: the ``flow_error`` and ``consistency_error`` of the
     ShortCutTerm; ``effective_sample_size`` of the weights; ``policy_share`` of the rows, those that are kept;
     ``skipped_policy_batches``, how many batches so far had none, for which the actor's loss is 0 with a graph;
-    ``advantage_std``, the spread of the values before ``advantage_norm``; and the ChunkTDTerm's metrics. Writes each
-    row's largest TD error into the input, as priority for a replay buffer.
+    ``advantage_std``, the spread of the values before ``advantage_norm``; and the ChunkTDTerm's metrics. With
+    ``extraction="q_gradient"`` the QGradientTerm's metrics are in the place of those of weights and advantages. Writes
+    each row's largest TD error into the input, as priority for a replay buffer.
 
     Raises:
         ValueError: if an argument is outside what is allowed, or actor and critic do not fit together.
@@ -128,6 +149,8 @@ class AWFlowLoss(SMDPLossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     advantage_reduction: EnsembleReduction
+    reference_actor: FlowActor | None
+    """The flow that anchors the gradient of Q with ``anchor="start"``, held and not trained; else ``None``."""
     skipped_policy_batches: Tensor
 
     def __init__(
@@ -135,6 +158,10 @@ class AWFlowLoss(SMDPLossModule):
         actor_network: FlowActor,
         critic_network: QEnsemble,
         *,
+        extraction: Extraction = "weights",
+        anchor: Anchor = "start",
+        anchor_coeff: float = 1.0,
+        clone_coeff: float = 1.0,
         beta: float = 20.0,
         weight_clip: float = 20.0,
         baseline: Baseline = "policy",
@@ -159,6 +186,9 @@ class AWFlowLoss(SMDPLossModule):
         dyadic_step_sizes(actor_network.max_steps)
         check_critic_fits(actor_network, critic_network, num_min_qs)
         check_one_of("advantage_reduction", advantage_reduction, REDUCTIONS)
+        check_one_of("extraction", extraction, ("weights", "q_gradient"))
+        check_one_of("anchor", anchor, ("start", "average"))
+        check_at_least("clone_coeff", clone_coeff, 0)
         check_one_of("baseline", baseline, ("batch", "policy"))
         check_one_of("advantage", advantage, ("critic", "td"))
         check_one_of("encoder_grad", encoder_grad, ("actor", "critic", "both"))
@@ -168,6 +198,8 @@ class AWFlowLoss(SMDPLossModule):
         self.shortcut = ShortCutTerm(consistency_fraction)
         scale: dict[str, Any] = {"norm": advantage_norm, "center": baseline == "batch"}
         self.weights = AdvantageWeightTerm(beta, weight_clip, weighting, **scale, threshold=advantage_threshold)
+        self.q_gradient = QGradientTerm(anchor_coeff)
+        self.extraction, self.clone_coeff = extraction, clone_coeff
         self.td = ChunkTDTerm(num_min_qs, target_reduction, kappa, num_action_samples, target_num_steps)
         self.baseline, self.advantage, self.num_baseline_samples = baseline, advantage, num_baseline_samples
         self.advantage_reduction, self.encoder_grad = advantage_reduction, encoder_grad
@@ -178,9 +210,13 @@ class AWFlowLoss(SMDPLossModule):
         # Made here and not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator()
         self.register_buffer("skipped_policy_batches", torch.zeros((), dtype=torch.int64, device=self._default_device))
-        self._out_keys = ["loss_actor", "loss_qvalue", "flow_error", "consistency_error", "effective_sample_size"]
-        self._out_keys += ["policy_share", "skipped_policy_batches", "advantage_std", "q_mean", "q_std"]
-        self._out_keys += ["q_target_mean", "td_error"]
+        anchored, self.anchor = extraction == "q_gradient", anchor
+        held = anchored and anchor == "start"
+        self.hold(reference_actor=copy.deepcopy(actor_network).eval().requires_grad_(False) if held else None)
+        self._out_keys = ["loss_actor", "loss_qvalue", "flow_error", "consistency_error"]
+        weights = ["effective_sample_size", "policy_share", "advantage_std"]
+        self._out_keys += ["q_policy", "anchor_distance"] if anchored else weights
+        self._out_keys += ["skipped_policy_batches", "q_mean", "q_std", "q_target_mean", "td_error"]
 
     @classmethod
     def published(cls, actor_network: FlowActor, critic_network: QEnsemble, **options: Any) -> AWFlowLoss:
@@ -253,18 +289,44 @@ class AWFlowLoss(SMDPLossModule):
             q: the critic's values of its chunks, ``[num_qs, B]``, likewise.
         """
         errors, error_metrics = self._flow_errors(tensordict) if cloning is None else cloning
-        value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
         valid = self._valid_rows(tensordict, errors)
         demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
-        weights, kept, metrics = self.weights(value, valid, demos)
-        row_weights = self._row_weights(tensordict, errors.shape)
+        if self.extraction == "weights":
+            value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
+            weights, kept, metrics = self.weights(value, valid, demos)
+            loss = self._cloning_loss(tensordict, errors * weights.reshape(errors.shape), kept, demos is not None)
+        else:
+            kept = demos if demos is None or valid is None else demos & valid
+            loss, metrics = self._q_gradient_loss(tensordict, valid)
+            loss = loss + self.clone_coeff * self._cloning_loss(tensordict, errors, kept, demos is not None)
         if demos is not None and kept is not None:
             self.skipped_policy_batches.add_((~kept.any()).to(torch.int64))
-            # Where no row is kept all count, each with weight 0: a zero with a graph instead of 0 / 0.
-            counted = torch.where(kept.any(), kept, True).to(errors.dtype).reshape(errors.shape)
-            row_weights = counted if row_weights is None else counted * row_weights
-        loss = self._reduce_loss(errors * weights.reshape(errors.shape), tensordict, weights=row_weights)
         return loss, {**error_metrics, **metrics, "skipped_policy_batches": self.skipped_policy_batches.clone()}
+
+    def _cloning_loss(self, tensordict: TensorDictBase, errors: Tensor, kept: Tensor | None, filtered: bool) -> Tensor:
+        """Reduce the rows' errors ``[*B]``; where rows are filtered, over those ``[B]`` that are kept."""
+        row_weights = self._row_weights(tensordict, errors.shape)
+        if filtered and kept is not None:
+            chosen = kept.to(errors.dtype).reshape(errors.shape)
+            # Where no row is kept all count, each with error 0: a zero with a graph instead of 0 / 0.
+            counted = torch.where(kept.any(), chosen, 1.0)
+            row_weights = counted if row_weights is None else counted * row_weights
+            errors = errors * chosen
+        return self._reduce_loss(errors, tensordict, weights=row_weights)
+
+    def _q_gradient_loss(self, tensordict: TensorDictBase, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss by the critic's gradient alone, and its metrics."""
+        actor = self.actor_network
+        detach = self.shared_encoder and self.encoder_grad == "critic"
+        reference = self.target_actor_network_params if self.reference_actor is None else self.reference_actor
+        args = (actor, self.actor_network_params, reference, tensordict)
+        chunks, distance = self.q_gradient.chunks(*args, detach_features=detach)
+        # A critic whose weights are detached still transmits the gradient to the chunk.
+        q = self.td.values(self.critic_network, self.critic_network_params.detach(), tensordict, chunks)  # pyright: ignore[reportArgumentType]
+        rows, metrics = self.q_gradient(self.td.reduce(q, self.advantage_reduction), distance, valid)
+        batch = actor.encoder.batch_shape(tensordict)
+        weights = self._row_weights(tensordict, batch)
+        return self._reduce_loss(rows.reshape(batch), tensordict, weights=weights), metrics
 
     def qvalue_loss(self, tensordict: TensorDictBase, q: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the critic's loss alone, ``mean_i (Q_i(s, a) - y)^2``, and its metrics.

@@ -23,6 +23,16 @@ class AdvantageWeightArgs(RunArgs):
     preset: Literal["recommended", "published"] = "recommended"
     """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
     those of AWFlowLoss.published"""
+    extraction: Literal["weights", "q_gradient"] = "weights"
+    """how the policy learns from the critic: it clones rows by their advantage weights, or it follows the gradient of Q
+    through its own one-step map and then acts by one step"""
+    anchor: Literal["start", "average"] = "start"
+    """with --extraction q_gradient, what keeps the policy near: the policy of --policy, or its own average, which --ema
+    moves"""
+    anchor_coeff: NonNegative = 1.0
+    """with --extraction q_gradient, weight of the distance to the chunks of the anchor"""
+    clone_coeff: NonNegative = 1.0
+    """with --extraction q_gradient, weight of the cloning of demonstrations"""
     gamma: Fraction | None = None
     """discount of one environment step; by default 0.99, with --preset published 0.9"""
     beta: NonNegative | None = None

@@ -19,8 +19,8 @@ def warm_start(
     """Load a checkpoint's policy, its average, and on demand its critic and target critic into a loss.
 
     Call it when the target updaters are made, since those set the targets to their sources. A checkpoint without an
-    average (``ema_policy``) gives its policy to both. Of a flow that is steered the latent policy is left behind, with
-    a warning.
+    average (``ema_policy``) gives its policy to both. The average is also the reference of ``extraction="q_gradient"``.
+    Of a flow that is steered the latent policy is left behind, with a warning.
 
     Args:
         loss_module: the loss.
@@ -34,10 +34,13 @@ def warm_start(
         message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
         warnings.warn(message, stacklevel=2)
     actor = loss_module.actor_network
-    require_actor_config(checkpoint, actor)
+    # How many steps sampling takes is no matter of weights.
+    require_actor_config(checkpoint, actor, (name for name in checkpoint.actor_config if name != "num_steps"))
     average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
     checkpoint.restore(modules={"policy": actor})
     checkpoint.restore(modules={average: loss_module.ema_actor})
+    if isinstance(loss_module, AWFlowLoss) and loss_module.reference_actor is not None:
+        checkpoint.restore(modules={average: loss_module.reference_actor})
     if not critic:
         return
     if not isinstance(loss_module, AWFlowLoss):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         replay_demonstrations,
         steered_rollouts,
     )
+    from torchrl_flow.training.multi_chunk import multi_chunk_transitions
     from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
     from torchrl_flow.training.steppers import NamedLossStepper
 
@@ -39,6 +40,7 @@ __all__ = [
     "macro_transitions",
     "make_rollouts",
     "minibatches",
+    "multi_chunk_transitions",
     "replay_demonstrations",
     "require_finite_modules",
     "steered_rollouts",

@@ -1,0 +1,110 @@
+"""The gradient of a critic through a flow's sampler, held near a reference flow, for losses to hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from torch import Tensor
+
+from torchrl_flow.functional.chain import chunk_transport_cost
+from torchrl_flow.functional.checks import check_at_least
+
+if TYPE_CHECKING:
+    from torchrl_flow.modules import FlowActor
+
+__all__ = ["QGradientTerm"]
+
+
+@dataclass(frozen=True)
+class QGradientTerm:
+    """Each row's ``-Q(s, a) / mean |Q| + anchor_coeff |a - a_ref|^2``, of chunks that a flow carries noise to.
+
+    ``a = flow(s, z)`` takes ``num_steps`` Euler steps, one by default: the one-step map of a ShortCut flow takes the
+    place of the one-step policy that FQL distils. ``a_ref`` is the chunk that a reference flow carries the same z to
+    by as many steps. The distance is the mean square over the components of the whole chunk ``[H, A]``, in normalised
+    actions and without bounds, so that its gradient vanishes nowhere. Q sees the executed steps, within the bounds of
+    the actions: from it no gradient comes to the others, nor past a bound.
+
+    The term owns no network: a loss that holds it passes its flows, and the critic's values.
+
+    Args:
+        anchor_coeff: weight of the distance.
+        num_steps: K of both flows.
+        augment: let the encoders augment observations.
+
+    Raises:
+        ValueError: if an argument is outside what is allowed.
+
+    References:
+        Park et al., "Flow Q-Learning", https://arxiv.org/abs/2502.02538
+    """
+
+    anchor_coeff: float = 1.0
+    num_steps: int = 1
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_at_least("anchor_coeff", self.anchor_coeff, 0)
+        check_at_least("num_steps", self.num_steps, 1)
+
+    def __call__(
+        self, value: Tensor, distance: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Combine the critic's values of the chunks with their distance to the reference.
+
+        Args:
+            value: of the executed chunks ``[B]``, with a graph.
+            distance: ``[B]``, see :meth:`chunks`.
+            valid: ``[B]`` bool, True where a row counts in the mean size of the values; all rows where ``None``.
+
+        Returns:
+            rows ``[B]``, and the detached means ``q_policy`` of the values and ``anchor_distance``.
+        """
+        counted = torch.ones_like(value, dtype=torch.bool) if valid is None else valid
+
+        def mean(rows: Tensor) -> Tensor:
+            return torch.where(counted, rows.detach(), 0.0).sum() / counted.sum()
+
+        size = mean(value.abs()).clamp(min=1e-6)
+        rows = self.anchor_coeff * distance - value / size
+        return rows, {"q_policy": mean(value), "anchor_distance": mean(distance)}
+
+    def chunks(
+        self,
+        actor: FlowActor,
+        params: TensorDictParams,
+        reference: FlowActor | TensorDictParams,
+        tensordict: TensorDictBase,
+        *,
+        detach_features: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw noise, and carry it to chunks by both flows.
+
+        Args:
+            actor: the flow actor.
+            params: its parameters, which the chunks have a graph to.
+            reference: the reference, which is not trained: a flow, or other parameters of the actor.
+            tensordict: the observations ``[*B]``.
+            detach_features: keep the gradient from the actor's encoder.
+
+        Returns:
+            executed chunks ``[B, H_a, A]`` in the environment's units and within its bounds, and distances ``[B]``.
+        """
+        with params.to_module(actor, preserve_module_state=False):
+            features = actor.features(tensordict, augment=self.augment)
+            features = features.detach() if detach_features else features
+            noise = torch.randn((features.shape[0], *actor.noise_shape), device=features.device, dtype=features.dtype)
+            chunk = actor.sample_normalised(features, noise, num_steps=self.num_steps)
+            executed = actor.clamp(actor.action_normalizer.inverse(chunk))[..., actor.executed_slice, :]
+        with torch.no_grad():
+            # Not augmented: the reference says what it does in the state that is.
+            if isinstance(reference, TensorDictParams):
+                with reference.to_module(actor, preserve_module_state=False):
+                    target = actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)
+            else:
+                target = reference.sample_normalised(reference.features(tensordict), noise, num_steps=self.num_steps)
+        return executed, chunk_transport_cost(chunk, target) / chunk.shape[-2:].numel()
