@@ -24,88 +24,29 @@ from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     Count,
-    Decay,
-    DemoPath,
-    NonNegative,
     NonNegativeInt,
     NotAbove,
-    Positive,
-    Rate,
-    RunSource,
-    Sizes,
-    TaskName,
     parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, require_actor_config, warm_start
-from torchrl_flow.reports import best_of_variants, conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.reports import best_of_variants, conclude_run
+from torchrl_flow.runs import Run, TrainingCheckpoint
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Args(AdvantageWeightArgs):
     """What the recipe can be told on the command line."""
 
-    policy: RunSource
-    """run or checkpoint of shortcut_flow_bc"""
-    which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: DemoPath | None = None
-    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
-    task: TaskName | None = None
-    """refuse a policy of another task"""
-    control_mode: str | None = None
-    """refuse a policy of another control mode"""
-    max_episode_steps: Count | None = None
-    """time limit of the environment, also of later stages; by default the time limit of the policy's stage"""
-    obs_horizon: Count | None = None
-    """refuse a policy of another number of frames"""
-    pred_horizon: Count | None = None
-    """refuse a policy of another chunk length"""
-    act_horizon: Count | None = None
-    """refuse a policy that executes another number of steps"""
     iterations: Count = 1000
     """gradient steps of actor and critic"""
     critic_warmup: NonNegativeInt = 3000
     """gradient steps of the critic alone, before the gradient steps of actor and critic"""
-    batch_size: Count = 256
-    """chunks per gradient step"""
-    lr: Positive = 3e-4
-    """learning rate of the actor"""
-    critic_lr: Positive = 1e-3
-    """learning rate of the critic"""
-    tau: Rate = 0.01
-    """rate (tau) at which the target critic follows the critic"""
-    ema: Decay = 0.995
-    """decay of the averaged policy"""
-    num_qs: Count = 10
-    """members of the critic"""
     num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
-    """members in the minimum of the target"""
-    critic_hidden: Sizes = (256, 256)
-    """widths of the critic's hidden layers"""
-    num_action_samples: Count = 1
-    """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[Count, ...] = ()
-    """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[NonNegative, ...] = ()
-    """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
     eval_every: NonNegativeInt = 1000
-    """iterations between evaluations on 50 other episodes; 0 for none"""
-    num_envs: NonNegativeInt | None = None
-    """environments that evaluate side by side, 0 for one that is not batched; as many as suit the task where none is
-    given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
-    num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
     log_every: Count = 50
-    """iterations between two lines of metrics"""
     save_every: Count = 500
-    """iterations between checkpoints"""
 
 
 def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
@@ -120,22 +61,8 @@ def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
 
 def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
     """Build the loss around the policy and a new critic."""
-    names = (
-        "extraction",
-        "anchor",
-        "anchor_coeff",
-        "clone_coeff",
-        "beta",
-        "weight_clip",
-        "baseline",
-        "advantage",
-        "num_baseline_samples",
-        "weighting",
-        "advantage_norm",
-    )
-    names += ("gamma", "num_min_qs", "num_action_samples")
     build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
-    return build(actor, make_critic(critic_config, actor), **{name: getattr(args, name) for name in names})
+    return build(actor, make_critic(critic_config, actor), **args.loss_options())
 
 
 def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
@@ -200,35 +127,25 @@ def main(args: Args) -> EvaluationResult:
     task = task_info(env)
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
     data = make_data(args, source, task, actor)
-    directory = args.run_directory(f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
-    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
-    parts |= {"keep_best": "eval/success_once", **args.run_options()}
-    with Run(directory, config, task=task, **parts) as run:
+    with args.open_run(
+        f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}",
+        task=task,
+        config={"demonstrations": dataclasses.asdict(source)},
+        actor_config=actor.config,
+        module_configs={"critic": critic_config},
+        keep_best="eval/success_once",
+    ) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         warm_start(loss_module, checkpoint)
         train(args, run, data, loss_module, stepper, env)
         policy = loss_module.ema_actor()
-        result, report = conclude(
-            directory,
-            policy,
-            env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe="awsc",
-            stage=" ".join(["2", *([args.label] if args.label else [])]),
-            seed=args.seed,
-            noise_scales=args.noise_scales,
-            variants=best_of_variants(policy, loss_module.target_critic(), args.best_of),
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"{data.store.num_episodes} demonstrations, {len(data)} steps; policy of {checkpoint.path.name}."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        variants = best_of_variants(policy, loss_module.target_critic(), args.best_of)
+        notes = [f"{data.store.num_episodes} demonstrations, {len(data)} steps; policy of {checkpoint.path.name}."]
+        shown: dict[str, Any] = {"variants": variants, "notes": notes}
+        result, report = conclude_run(run, policy, env, recipe="awsc", stage="2", **shown)
+    print(result.summary(), report.resolve(), sep="\n")
     return result
 
 

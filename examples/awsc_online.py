@@ -35,16 +35,10 @@ from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     Count,
-    Decay,
-    DemoPath,
     Fraction,
     NonNegative,
     NonNegativeInt,
     Positive,
-    Rate,
-    RunSource,
-    Sizes,
-    TaskName,
     parse_options,
     refusals_in_one_line,
 )
@@ -55,8 +49,8 @@ from torchrl_flow.policies import (
     training_env_options,
     warm_start,
 )
-from torchrl_flow.reports import best_of_variants, conclude
-from torchrl_flow.runs import Run, TrainingCheckpoint, Which
+from torchrl_flow.reports import best_of_variants, conclude_run
+from torchrl_flow.runs import Run, TrainingCheckpoint
 from torchrl_flow.training import (
     ChunkRollouts,
     CollectorRollouts,
@@ -70,30 +64,12 @@ from torchrl_flow.training import (
 PLANAR_ENVS = 64
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Args(AdvantageWeightArgs):
     """What the recipe can be told on the command line."""
 
-    policy: RunSource
-    """run or checkpoint of aw_shortcut_flow_offline"""
-    which: Which = "best"
-    """checkpoint of the --policy run: best (the last one, if the run keeps no best one) or last"""
-    demos: DemoPath | None = None
-    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
     recipe: str = "awsc"
     """name of the recipe in the table of results"""
-    task: TaskName | None = None
-    """refuse a policy of another task"""
-    control_mode: str | None = None
-    """refuse a policy of another control mode"""
-    max_episode_steps: Count | None = None
-    """time limit of the environment, also of later stages; by default the time limit of the policy's stage"""
-    obs_horizon: Count | None = None
-    """refuse a policy of another number of frames"""
-    pred_horizon: Count | None = None
-    """refuse a policy of another chunk length"""
-    act_horizon: Count | None = None
-    """refuse a policy that executes another number of steps"""
     load_critic: bool = True
     """start with the critic of the checkpoint, not with a new critic"""
     chunks: Count = 4000
@@ -101,8 +77,6 @@ class Args(AdvantageWeightArgs):
     num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
     where none is given"""
-    sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
     collectors: Count = 1
     """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
     run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
@@ -126,38 +100,9 @@ class Args(AdvantageWeightArgs):
     """candidates in acting while training, of which the critic takes the best"""
     act_noise_scale: NonNegative = 1.0
     """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
-    batch_size: Count = 256
-    """chunks per gradient step"""
-    lr: Positive = 3e-4
-    """learning rate of the actor"""
-    critic_lr: Positive = 1e-3
-    """learning rate of the critic"""
-    tau: Rate = 0.01
-    """rate (tau) at which the target critic follows the critic"""
-    ema: Decay = 0.995
-    """decay of the averaged policy"""
-    num_qs: Count = 10
-    """members of a new critic"""
-    num_min_qs: Count = 2
-    """members in the minimum of the target"""
-    critic_hidden: Sizes = (256, 256)
-    """widths of the critic's hidden layers"""
-    num_action_samples: Count = 1
-    """candidates for the following action, of which the target takes the best"""
-    best_of: tuple[Count, ...] = ()
-    """also evaluate acting by the best of so many samples, by the critic"""
-    noise_scales: tuple[NonNegative, ...] = ()
-    """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
-    eval_episodes: Count = 100
-    """episodes of the final evaluation, from seed 10000 on"""
     eval_every: NonNegativeInt = 50
-    """collected batches between evaluations on 50 other episodes; 0 for none"""
-    num_videos: NonNegativeInt = 4
-    """episodes to film, where the machine can render"""
     log_every: Count = 1
-    """collected batches between two lines of metrics"""
     save_every: Count = 50
-    """collected batches between checkpoints"""
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
@@ -194,22 +139,9 @@ def make_critic_config(args: Args, checkpoint: TrainingCheckpoint) -> CriticConf
 
 def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
     """Build the loss around the policy and a new critic."""
-    names = (
-        "extraction",
-        "anchor",
-        "anchor_coeff",
-        "clone_coeff",
-        "beta",
-        "weight_clip",
-        "baseline",
-        "advantage",
-        "num_baseline_samples",
-        "weighting",
-        "advantage_norm",
-    )
-    names += ("gamma", "num_min_qs", "num_action_samples", "filter_policy_data")
     build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
-    return build(actor, make_critic(critic_config, actor), **{name: getattr(args, name) for name in names})
+    options = {**args.loss_options(), "filter_policy_data": args.filter_policy_data}
+    return build(actor, make_critic(critic_config, actor), **options)
 
 
 def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
@@ -319,36 +251,26 @@ def main(args: Args) -> EvaluationResult:
     task = task_info(env)
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
     buffer = make_buffer(args, source, task, actor)
-    directory = args.run_directory(f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}")
     critic_config = make_critic_config(args, checkpoint)
-    config = {**dataclasses.asdict(args), "demonstrations": dataclasses.asdict(source)}
-    parts: dict[str, Any] = {"actor_config": actor.config, "module_configs": {"critic": critic_config}}
-    parts |= {"keep_best": "eval/success_once", **args.run_options()}
-    with Run(directory, config, task=task, **parts) as run:
+    with args.open_run(
+        f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}",
+        task=task,
+        config={"demonstrations": dataclasses.asdict(source)},
+        actor_config=actor.config,
+        module_configs={"critic": critic_config},
+        keep_best="eval/success_once",
+    ) as run:
         loss_module = make_loss(args, actor, critic_config)
         stepper = make_stepper(args, loss_module)
         warm_start(loss_module, checkpoint, critic=args.load_critic)
         rollouts = make_policy_rollouts(args, train_env, loss_module)
         train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
-        result, report = conclude(
-            directory,
-            policy,
-            env,
-            range(10_000, 10_000 + args.eval_episodes),
-            task=task,
-            recipe=args.recipe,
-            stage=" ".join(["3", *([args.label] if args.label else [])]),
-            seed=args.seed,
-            noise_scales=args.noise_scales,
-            variants=best_of_variants(policy, loss_module.target_critic(), args.best_of),
-            num_videos=args.num_videos,
-            results=args.results,
-            run=run,
-            notes=[f"{buffer.num_demo_rows} demonstration and {buffer.num_online_rows} online chunks."],
-        )
-    print(result.summary())
-    print(report.resolve())
+        variants = best_of_variants(policy, loss_module.target_critic(), args.best_of)
+        notes = [f"{buffer.num_demo_rows} demonstration and {buffer.num_online_rows} online chunks."]
+        shown: dict[str, Any] = {"variants": variants, "notes": notes}
+        result, report = conclude_run(run, policy, env, recipe=args.recipe, stage="3", **shown)
+    print(result.summary(), report.resolve(), sep="\n")
     return result
 
 

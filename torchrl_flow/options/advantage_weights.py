@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from torchrl_flow.options.run_arguments import RunArgs
-from torchrl_flow.options.types import Count, Fraction, NonNegative, Positive
+from torchrl_flow.options.names import DemoPath, TaskName
+from torchrl_flow.options.recipe_arguments import PolicyArgs, SimulationArgs, TrainingArgs
+from torchrl_flow.options.types import Count, Decay, Fraction, NonNegative, Positive, Rate, Sizes
 
 __all__ = ["AdvantageWeightArgs"]
 
@@ -17,8 +18,43 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class AdvantageWeightArgs(RunArgs):
+class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyArgs):
     """Options of :class:`~torchrl_flow.objectives.AWFlowLoss`, with its recommended and its published values."""
+
+    demos: DemoPath | None = None
+    """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
+    task: TaskName | None = None
+    """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
+    obs_horizon: Count | None = None
+    """refuse a policy of another number of frames"""
+    pred_horizon: Count | None = None
+    """refuse a policy of another chunk length"""
+    act_horizon: Count | None = None
+    """refuse a policy that executes another number of steps"""
+    batch_size: Count = 256
+    """chunks per gradient step"""
+    lr: Positive = 3e-4
+    """learning rate of the actor"""
+    critic_lr: Positive = 1e-3
+    """learning rate of the critic"""
+    tau: Rate = 0.01
+    """rate (tau) at which the target critic follows the critic"""
+    ema: Decay = 0.995
+    """decay of the averaged policy"""
+    num_qs: Count = 10
+    """members of a new critic"""
+    num_min_qs: Count = 2
+    """members in the minimum of the target"""
+    critic_hidden: Sizes = (256, 256)
+    """widths of the hidden layers of a new critic"""
+    num_action_samples: Count = 1
+    """candidates for the following action, of which the target takes the best"""
+    best_of: tuple[Count, ...] = ()
+    """also evaluate acting by the best of so many samples, by the critic"""
+    noise_scales: tuple[NonNegative, ...] = ()
+    """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
 
     preset: Literal["recommended", "published"] = "recommended"
     """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
@@ -58,6 +94,12 @@ class AdvantageWeightArgs(RunArgs):
             setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
         if self.advantage is None:
             self.advantage = "td" if self.baseline == "policy" and self.preset == "recommended" else "critic"
+
+    def loss_options(self) -> dict[str, Any]:
+        """Return the arguments of :class:`~torchrl_flow.objectives.AWFlowLoss` that are given here."""
+        names = ("extraction", "anchor", "anchor_coeff", "clone_coeff", "beta", "weight_clip", "baseline", "advantage")
+        names += ("num_baseline_samples", "weighting", "advantage_norm", "gamma", "num_min_qs", "num_action_samples")
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Refuse options without an effect."""
