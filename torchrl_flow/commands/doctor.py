@@ -174,7 +174,8 @@ def _step_planar() -> None:
 
 
 def _extension() -> Check:
-    name, effect = "TorchRL C++ extension", "no PrioritizedSampler"
+    name = "TorchRL C++ extension"
+    effect = "no PrioritizedSampler of torchrl.data; that of torchrl_flow.data works"
     try:
         from torchrl.data.replay_buffers.samplers import PrioritizedSampler
 

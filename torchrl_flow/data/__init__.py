@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchrl_flow.data.mixed.storage import MixedStorage, OnlineWriter
     from torchrl_flow.data.mixed.storage_parts import DemoKeepingWriter
     from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
+    from torchrl_flow.data.prioritized import PrioritizedSampler
 
 __all__ = [
     "AliasFn",
@@ -46,6 +47,7 @@ __all__ = [
     "NpzReplayBuffer",
     "NpzStream",
     "OnlineWriter",
+    "PrioritizedSampler",
     "RatioSampler",
     "ReadOptions",
     "TrajectoryFile",
