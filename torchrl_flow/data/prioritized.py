@@ -34,7 +34,7 @@ class PrioritizedSampler(CompiledSampler):
     is 1. A row that was written, and not yet given a priority, has the largest priority so far.
 
     TorchRL's class keeps its sums in a tree of its C++ extension, and cannot be made where the wheel of TorchRL does
-    not fit that of torch; ``torchrl-flow doctor`` tells. Here the trees are of NumPy, in float64. All else is TorchRL's:
+    not fit that of torch; ``torchrl-flow doctor`` tells. Here they are NumPy arrays of float64. All else is TorchRL's:
     arguments, annealing of ``alpha`` and ``beta``, ``update_priority``, files. It is an instance of TorchRL's class, so
     that buffers and trainers treat it as one. Draws come from torch's global generator, or from that of the buffer,
     where TorchRL takes NumPy's; and the state holds tensors and numbers alone.

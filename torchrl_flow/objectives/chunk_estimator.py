@@ -9,7 +9,6 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import nn
 from torchrl.objectives import (
     A2CLoss,
-    CQLLoss,
     CrossQLoss,
     DDPGLoss,
     IQLLoss,
@@ -26,19 +25,21 @@ from torchrl.objectives import (
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_flow.functional.checks import check_fraction
+from torchrl_flow.objectives.cql import ConservativeQLoss
 from torchrl_flow.objectives.smdp_loss import SMDPLossModule
 
 __all__ = ["make_chunk_estimator"]
 
 Loss = TypeVar("Loss", bound=LossModule)
 
-OFF_POLICY = (SACLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CQLLoss, CrossQLoss, SMDPLossModule)
+OFF_POLICY = (SACLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CrossQLoss, ConservativeQLoss, SMDPLossModule)
 """Losses that call ``value_estimate`` and so need k in every batch."""
 
 ON_POLICY = (PPOLoss, A2CLoss, ReinforceLoss)
 """Losses that call the estimator where a batch has no advantage yet."""
 
 REASONS = {
+    "CQLLoss": "its conservative term draws single actions; ConservativeQLoss takes chunks",
     "DQNLoss": "it chooses among discrete actions, and a chunk is none",
     "DistributionalDQNLoss": "it chooses among discrete actions, and a chunk is none",
     "QMixerLoss": "it chooses among discrete actions, and a chunk is none",
@@ -69,10 +70,10 @@ def make_chunk_estimator(
     It calls ``make_value_estimator``, and then tells the estimator where k is. TorchRL's own default is an entry at the
     root, which REDQLoss and IQLLoss drop before they read it. A batch without k is an error from then on, where TorchRL
     would discount it as one step. Calls by keywords take k too (``next_steps_to_next_obs``; ``steps_to_next_obs`` of
-    TQCLoss), but not those of CQLLoss and A2CLoss, whose ``in_keys`` are fixed.
+    TQCLoss), but not those of ConservativeQLoss and A2CLoss, whose ``in_keys`` are fixed.
 
-    Supported are SACLoss, TQCLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CQLLoss, CrossQLoss, PPOLoss and
-    its subclasses for one agent, A2CLoss and ReinforceLoss, with subclasses, and the losses of this package.
+    Supported are SACLoss, TQCLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CrossQLoss, PPOLoss and its
+    subclasses for one agent, A2CLoss and ReinforceLoss, with subclasses, and the losses of this package.
 
     Args:
         loss_module: the loss; keys of reward, done and action are set before.
@@ -155,10 +156,11 @@ class _NeedsSteps:
 def _check_supported(loss_module: LossModule) -> None:
     name = type(loss_module).__name__
     known = next((c.__name__ for c in type(loss_module).__mro__ if c.__name__ in REASONS), None)
+    known = None if isinstance(loss_module, ConservativeQLoss) else known
     if known is None and isinstance(loss_module, (*OFF_POLICY, *ON_POLICY)):
         return
     reason = REASONS.get(known or "", "it has no value estimator that discounts by executed steps")
-    supported = sorted(c.__name__ for c in (*OFF_POLICY, *ON_POLICY, TQCLoss) if c is not SMDPLossModule)
+    supported = sorted(c.__name__ for c in (*OFF_POLICY, *ON_POLICY, TQCLoss) if c.__module__.startswith("torchrl."))
     raise ValueError(
         f"{name} cannot learn from action chunks: {reason}. Losses that can are {', '.join(supported)}, and those of "
         "torchrl_flow."

@@ -50,8 +50,6 @@ class StatePolicyConfig(Config):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}.")
-        if self.kind == "gaussian" and self.act_horizon is not None:
-            raise ValueError("a gaussian policy gives single actions: leave act_horizon out.")
 
     @property
     def observation_size(self) -> int:
@@ -98,12 +96,16 @@ class _StateMLP(nn.Module):
 class _GaussianHead(nn.Module):
     """Location and scale of a tanh-normal distribution; the logarithm of the scale is kept within bounds."""
 
-    def __init__(self, net: _StateMLP, low: float = -5.0, high: float = 2.0) -> None:
+    def __init__(
+        self, net: _StateMLP, chunk: tuple[int, int] | None = None, low: float = -5.0, high: float = 2.0
+    ) -> None:
         super().__init__()
-        self.net, self.low, self.high = net, low, high
+        self.net, self.chunk, self.low, self.high = net, chunk, low, high
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         loc, log_scale = self.net(observation).chunk(2, -1)
+        if self.chunk is not None:
+            loc, log_scale = loc.unflatten(-1, self.chunk), log_scale.unflatten(-1, self.chunk)
         return loc, log_scale.clamp(self.low, self.high).exp()
 
 
@@ -114,6 +116,7 @@ def make_state_policy(
 
     Args:
         config: sizes and kind; ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
+            With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability that of the whole chunk.
         statistics: ``mean`` and ``std`` of the states, which the policy then carries in its state dict.
 
     Examples:
@@ -123,19 +126,20 @@ def make_state_policy(
         torch.Size([4, 3])
     """
     gaussian = config.kind == "gaussian"
-    outputs = 2 * config.action_dim if gaussian else config.action_size
+    outputs = 2 * config.action_size if gaussian else config.action_size
+    chunk = None if config.act_horizon is None else (config.act_horizon, config.action_dim)
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, outputs)
     if not gaussian:
         layers: list[nn.Module] = [net, nn.Tanh()]
-        if config.act_horizon is not None:
-            layers.append(nn.Unflatten(-1, (config.act_horizon, config.action_dim)))
+        if chunk is not None:
+            layers.append(nn.Unflatten(-1, chunk))
         return TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=["action"])
     return ProbabilisticActor(
-        TensorDictModule(_GaussianHead(net), in_keys=["observation"], out_keys=["loc", "scale"]),
+        TensorDictModule(_GaussianHead(net, chunk), in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         # float32's tanh reaches 1, whose inverse is infinite
-        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True},
+        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True, "event_dims": 1 if chunk is None else 2},
         default_interaction_type=InteractionType.DETERMINISTIC,
     )
 
