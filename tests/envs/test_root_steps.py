@@ -179,6 +179,13 @@ def test_wrapped_again_it_keeps_its_class():
     assert isinstance(env.base_env, ChunkEnv)
 
 
+def test_random_chunks_in_an_env_with_transforms():
+    base = TransformedEnv(ScriptedEnv(0, (ROWS,), honours_step=False), StepCounter())
+    env = make_chunk_env(base, obs_horizon=1, act_horizon=HORIZON, gamma=GAMMA)
+    for each in (env, TransformedEnv(env, StepCounter(step_count_key="chunks"))):
+        assert each.rand_action(each.reset())["action"].shape == (ROWS, HORIZON, 2)
+
+
 def test_episodes_go_on_unharmed():
     """The same numbers as without the root entry: a hand-written loop over `step` and `reset`."""
     env, loop_env = made_env(), made_env()

@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_flow.envs.own import require_float32
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.envs.transforms.frames import FrameRecorder
 from torchrl_flow.envs.unwrap import base_env
@@ -37,6 +38,10 @@ class ChunkEnv(TransformedEnv):
             if isinstance(part, SMDPChunk):
                 part.write_root(result)
         return result
+
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Draw chunks of actions, also where the environment below has transforms of its own."""
+        return EnvBase.rand_action(self, tensordict)
 
 
 def make_chunk_env(
@@ -70,7 +75,7 @@ def make_chunk_env(
         An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
 
     Raises:
-        ValueError: if an observation key is not there; the horizons are checked by the transforms.
+        ValueError: if an observation key is not there or is float64; the horizons are checked by the transforms.
     """
     known = set(base_env.full_observation_spec.keys(True, True))
     missing = [key for key in obs_keys if key not in known]
@@ -78,6 +83,8 @@ def make_chunk_env(
         raise ValueError(
             f"obs_keys names {missing}, which the environment does not give; it gives {sorted(map(str, known))}."
         )
+    for key in obs_keys:
+        require_float32(base_env.full_observation_spec[key].dtype, key, type(base_env).__name__)
     per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
