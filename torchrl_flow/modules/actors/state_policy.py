@@ -42,6 +42,8 @@ class StatePolicyConfig(Config):
     """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
     act_horizon: int | None = None
     """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
+    observation_key: str | tuple[str, ...] = "observation"
+    """Entry of the states; a tuple where it is nested."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -78,7 +80,7 @@ class _StateMLP(nn.Module):
         self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int, *, norm: bool = False
     ) -> None:
         super().__init__()
-        self.normalizer = normalizer
+        self.normalizer, self.observation_key = normalizer, config.observation_key
         self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
         hidden, options = list(config.hidden_sizes), {}
         if norm:
@@ -86,7 +88,7 @@ class _StateMLP(nn.Module):
         self.layers = MLP(inputs, outputs, num_cells=hidden, activation_class=nn.ReLU, **options)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        state = self.normalizer(observation, "'observation'")
+        state = self.normalizer(observation, repr(self.observation_key))
         state = state.flatten(-2) if self.history else state
         if action is not None:
             state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
@@ -133,9 +135,9 @@ def make_state_policy(
         layers: list[nn.Module] = [net, nn.Tanh()]
         if chunk is not None:
             layers.append(nn.Unflatten(-1, chunk))
-        return TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=["action"])
+        return TensorDictModule(nn.Sequential(*layers), in_keys=[config.observation_key], out_keys=["action"])
     return ProbabilisticActor(
-        TensorDictModule(_GaussianHead(net, chunk), in_keys=["observation"], out_keys=["loc", "scale"]),
+        TensorDictModule(_GaussianHead(net, chunk), in_keys=[config.observation_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         # float32's tanh reaches 1, whose inverse is infinite
@@ -158,7 +160,7 @@ def make_state_values(
     return [
         ValueOperator(
             _StateMLP(config, _normalizer(config, statistics), inputs, 1, norm=config.layer_norm),
-            in_keys=["observation", "action"],
+            in_keys=[config.observation_key, "action"],
             out_keys=["state_action_value"],
         )
         for _ in range(number)
@@ -168,4 +170,4 @@ def make_state_values(
 def make_observation_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
     """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
-    return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
+    return ValueOperator(net, in_keys=[config.observation_key], out_keys=["state_value"])
