@@ -65,7 +65,7 @@ class CopyStepsToRoot(Transform):
     :class:`~torchrl_flow.envs.SMDPChunk` does the same for rollouts and collectors. This transform is for data that it
     cannot reach. It has three uses:
 
-    - as ``postproc`` of a collector, also of one whose policy is on another device than the environment;
+    - as ``postproc`` of a collector, for chunk environments in workers;
     - as ``transform`` of a replay buffer, for data that was collected or recorded without the root entry;
     - in a :class:`~torchrl.envs.TransformedEnv` around a ``SerialEnv`` or ``ParallelEnv`` of chunk environments.
 

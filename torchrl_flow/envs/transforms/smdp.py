@@ -57,12 +57,12 @@ class SMDPChunk(Transform):
     have no definite length or, unstacked, are those of the last step alone.
 
     .. note:: The executed transition has ``k`` at the root too, where the value estimators of TorchRL's losses
-        look for it. Rollouts and collectors call :meth:`write_root`. Before the step, the root entry is the one
-        of the chunk before, or ``act_horizon`` after a reset. Three cases need
-        :class:`~torchrl_flow.envs.CopyStepsToRoot`: chunk envs in the workers of a ``ParallelEnv`` or
-        ``SerialEnv``; a collector whose policy is on another device than the env; and the last step of
-        ``rollout(break_when_any_done=False)`` of an env that :func:`~torchrl_flow.envs.make_chunk_env` did not make.
-        Give the env and the estimator the same ``gamma``.
+        look for it: rollouts and collectors write it there. Before the step, the root entry is the one of the chunk
+        before, or ``act_horizon`` after a reset. Two cases need more. Chunk envs in the workers of a ``ParallelEnv``
+        or ``SerialEnv`` need :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A call of ``step`` alone, which
+        is also the last step of ``rollout(break_when_any_done=False)``, needs a
+        :class:`~torchrl_flow.envs.ChunkEnv` in place of a ``TransformedEnv``; ``make_chunk_env`` makes one. Give the
+        env and the estimator the same ``gamma``.
 
     .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. With it
         off, a step repeats the last image, but renders where it ends an episode and in the last
