@@ -53,7 +53,7 @@ class Args(TrainingArgs, SimulationArgs):
     """What the recipe can be told on the command line."""
 
     task: TaskName = "PushCube-v1"
-    """ManiSkill id of the task, or planar"""
+    """ManiSkill id of the task, planar, or a function that makes your own environment, such as my_package:make_env"""
     obs_mode: ObsMode = "state"
     """what the policy sees"""
     control_mode: str | None = None

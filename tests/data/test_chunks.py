@@ -38,6 +38,7 @@ def folded(episode, t, H, Ha, T, *, oldest, hold, mask_padding, terminate):
         "action": torch.stack(chunk[first : first + Ha]),
         "observation": history(t),
         "is_demo": torch.tensor([True]),
+        "steps_to_next_obs": torch.tensor([k]),
         ("next", "observation"): history(t + k),
         ("next", "reward"): torch.tensor([reward]),
         ("next", "steps_to_next_obs"): torch.tensor([k]),

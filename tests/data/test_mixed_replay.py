@@ -585,3 +585,45 @@ def test_a_stock_collector_of_steps(planar_store):
         ends_here = (k == i + 1).squeeze(-1)
         torch.testing.assert_close(after["observation"][ends_here], online["next", "observation"][ends_here, -1])
         state = after.select("observation", "done", "terminated", "truncated")
+
+
+class TestStepsAtTheRoot:
+    """TorchRL's losses look for the executed steps there; rows have both entries, whatever the sampler."""
+
+    @pytest.mark.parametrize("sampler", [RandomSampler, SamplerWithoutReplacement])
+    def test_demonstrations(self, store, sampler):
+        batch = demo_buffer(store, sampler=sampler(), batch_size=32).sample()
+        assert torch.equal(batch["steps_to_next_obs"], batch["next", "steps_to_next_obs"])
+        assert batch["steps_to_next_obs"].unique().tolist() == [1, 2, 3]
+
+    @pytest.mark.parametrize("stale", [False, True])
+    def test_transitions(self, store, stale):
+        buffer, data = mixed(store, online_ratio=0.5, batch_size=64), transitions(3, 4)
+        if stale:  # as from chunk environments in worker processes
+            data["steps_to_next_obs"] = torch.full((3, 4, 1), H_A)
+        buffer.extend(data)
+        batch = buffer.sample()
+        assert torch.equal(batch["steps_to_next_obs"], batch["next", "steps_to_next_obs"])
+        assert batch[32:]["steps_to_next_obs"].unique().tolist() == [1, 2, 3]
+
+    def test_steps(self, store):
+        buffer = mixed(store, online=LazyTensorStorage(200, ndim=2), online_ratio=1.0, batch_size=64)
+        env = TransformedEnv(PlanarPickPlaceEnv(2, max_episode_steps=7), Compose(*history_transforms(T)))
+        data = env.rollout(30, break_when_any_done=False)
+        data["observation"] = data["observation"][..., :STATE_DIM]
+        data["next", "observation"] = data["next", "observation"][..., :STATE_DIM]
+        data["action"] = data["action"][..., :ACTION_DIM]
+        buffer.extend(data)
+        batch = buffer.sample()
+        assert torch.equal(batch["steps_to_next_obs"], batch["next", "steps_to_next_obs"])
+        assert batch["steps_to_next_obs"].unique().tolist() == [1, 2, 3]
+
+    def test_it_can_be_left_out(self, store):
+        buffer = mixed(store, exclude_keys=["steps_to_next_obs"])
+        buffer.extend(transitions(3, 4))
+        assert "steps_to_next_obs" not in buffer.sample()
+
+    def test_the_state_holds_it_no_second_time(self, store):
+        buffer = mixed(store)
+        buffer.extend(transitions(3, 4))
+        assert "steps_to_next_obs" not in buffer.storage.state_dict()["online"]

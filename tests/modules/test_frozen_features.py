@@ -145,7 +145,7 @@ def test_a_row_of_the_replay_takes_a_hundredth_of_the_images():
     size = [sum(value[0].numel() * value.element_size() for value in td.values(True, True)) for td in rows]
     assert size[0] > 2 * 2 * 3 * 32 * 32
     assert size[1] < size[0] / 20
-    assert set(rows[1].keys()) == {FEATURES_KEY, "action", "latent", "is_demo", "next"}
+    assert set(rows[1].keys()) == {FEATURES_KEY, "action", "latent", "is_demo", "next", "steps_to_next_obs"}
 
 
 def test_every_row_has_the_same_entries():
@@ -181,3 +181,28 @@ def test_a_replay_comes_back_from_a_small_file(tmp_path, count):
     with pytest.raises(ValueError, match=f"{min(count, 10)} rows were saved, and the replay buffer has room for 2"):
         ReplayState(macro_replay(2, batch_size=1)).load_state_dict(ReplayState(buffer).state_dict() | {
             "rows": dict(buffer[: min(count, 10)].exclude("index").flatten_keys(".").items())})  # fmt: skip
+
+
+def test_replay_has_the_executed_steps_at_the_root_also_from_older_states():
+    data = TensorDict(
+        {
+            "observation": torch.zeros(3, 2, 5),
+            "action": torch.zeros(3, 4, 2),
+            "latent": torch.zeros(3, 8, 2),
+            "steps_to_next_obs": torch.full((3, 1), 4),  # stale
+            "next": {
+                "observation": torch.zeros(3, 2, 5),
+                **{key: torch.zeros(3, 1) for key in ("reward", "done", "terminated", "truncated")},
+                "steps_to_next_obs": torch.tensor([[1], [2], [3]]),
+            },
+        },
+        batch_size=[3],
+    )
+    buffer, other = macro_replay(10, batch_size=4), macro_replay(10, batch_size=4)
+    buffer.extend(macro_transitions(data))
+    assert buffer[:]["steps_to_next_obs"].squeeze(-1).tolist() == [1, 2, 3]
+    state = ReplayState(buffer).state_dict()
+    del state["rows"]["steps_to_next_obs"]
+    ReplayState(other).load_state_dict(state)
+    other.extend(macro_transitions(data))
+    assert other[:]["steps_to_next_obs"].squeeze(-1).tolist() == [1, 2, 3, 1, 2, 3]

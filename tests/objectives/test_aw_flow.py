@@ -97,6 +97,8 @@ class TestContract(LossContract):
     }
     optional_keys = ("action_mask", "priority_weight")
     options = {"beta": 1.0}  # noqa: RUF012
+    # The mean of the advantage weights is an importance-weighted one too: see tests/data/test_prioritized.py.
+    weighted = ("loss_qvalue",)
 
     def make_loss(self, **kwargs):
         torch.manual_seed(0)

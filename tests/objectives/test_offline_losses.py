@@ -358,3 +358,121 @@ class TestChunkTD3BCContract(LossContract):
 
     def make_batch(self):
         return chunk_batch()
+
+
+H_A, T = 2, 3
+
+
+def chunk_networks(act_horizon, obs_horizon=T):
+    torch.manual_seed(0)
+    config = StatePolicyConfig(D, A, "gaussian", (16, 16), act_horizon=act_horizon, obs_horizon=obs_horizon)
+    policy, values = make_state_policy(config, STATISTICS), make_state_values(config, STATISTICS)
+    return policy.double(), [value.double() for value in values]
+
+
+def chunk_transitions(act_horizon, obs_horizon=T):
+    data = transitions()
+    generator = torch.Generator().manual_seed(2)
+    for part in (data, data["next"]):
+        part["observation"] = torch.randn(B, obs_horizon, D, generator=generator)
+    data["action"] = torch.randn(B, act_horizon, A, generator=generator).tanh()
+    data["next", "steps_to_next_obs"] = torch.randint(1, act_horizon + 1, (B, 1), generator=generator)
+    return data
+
+
+class TestConservativeTermOfChunks:
+    def make(self, act_horizon=H_A, **options):
+        policy, values = chunk_networks(act_horizon)
+        spec = Bounded(-1.0, 1.0, torch.Size([act_horizon, A]))
+        options = {"num_random": 3, "gamma": GAMMA, "loss_function": "l2", **options}
+        loss = ConservativeQLoss(policy, values, action_spec=spec, **options).double()
+        loss.make_value_estimator(gamma=GAMMA)
+        moved_targets(loss)
+        return loss
+
+    def test_the_term_is_the_papers(self):
+        loss, data = self.make(reduction="none", min_q_weight=2.0, temperature=0.7), chunk_transitions(H_A)
+        _, critics = chunk_networks(H_A)
+        torch.manual_seed(3)
+        loss.q_loss(work := data.clone())
+        torch.manual_seed(4)
+        found, _ = loss.cql_loss(work)
+        torch.manual_seed(4)
+        action, log_density = loss._sampled_actions(work)
+        assert action.shape == (B, 9, H_A, A)
+        torch.testing.assert_close(log_density[:, :3], torch.full((B, 3), -H_A * A * math.log(2.0)))
+        for row in range(B):
+            wanted = 0.0
+            for critic in critics:
+                q = [net(critic, data["observation"][row], action[row, i]) for i in range(9)]
+                inner = sum(((q[i] - log_density[row, i]) / 0.7).exp() for i in range(9))
+                wanted += 2.0 * (0.7 * inner.log() - net(critic, data["observation"][row], data["action"][row]))
+            torch.testing.assert_close(found[row], wanted)
+
+    def test_densities_are_those_of_the_policy(self):
+        loss, data = self.make(), chunk_transitions(H_A)
+        policy, _ = chunk_networks(H_A)
+        action, log_density = loss._sampled_actions(data)
+        for part, first in ((data, 3), (data["next"], 6)):
+            dist = policy.get_dist(part.select("observation").unsqueeze(1).expand(B, 3))
+            torch.testing.assert_close(dist.log_prob(action[:, first : first + 3]), log_density[:, first : first + 3])
+
+    def test_chunks_of_one_step_equal_single_actions(self):
+        policy, values = networks("gaussian")[0], networks("gaussian")[1:3]
+        single = ConservativeQLoss(
+            policy, list(values), action_spec=Bounded(-1.0, 1.0, torch.Size([A])), num_random=3, gamma=GAMMA,
+            loss_function="l2",
+        ).double()  # fmt: skip
+        chunks = ConservativeQLoss(
+            *self.of_one_step(), action_spec=Bounded(-1.0, 1.0, torch.Size([1, A])), num_random=3, gamma=GAMMA,
+            loss_function="l2",
+        ).double()  # fmt: skip
+        data = transitions()
+        chunked = data.clone()
+        chunked["action"] = data["action"].unsqueeze(-2)
+        chunked["next", "steps_to_next_obs"] = torch.ones(B, 1, dtype=torch.int64)
+        torch.manual_seed(5)
+        ours = chunks(chunked)
+        torch.manual_seed(5)
+        theirs = single(data)
+        for key in ("loss_actor", "loss_qvalue", "loss_cql", "loss_alpha", "loss_actor_bc"):
+            torch.testing.assert_close(ours[key], theirs[key])
+
+    @staticmethod
+    def of_one_step():
+        torch.manual_seed(0)
+        config = StatePolicyConfig(D, A, "gaussian", (16, 16), act_horizon=1)
+        policy, values = make_state_policy(config, STATISTICS), make_state_values(config, STATISTICS)
+        return policy.double(), [value.double() for value in values]
+
+    def test_every_loss_has_gradients_of_its_own_network(self):
+        loss, data = self.make(), chunk_transitions(H_A)
+        losses = loss(data)
+        assert loss.target_entropy.item() == pytest.approx(-H_A * A, abs=0.1)  # moved_targets moves it too
+        losses["loss_actor"].backward(retain_graph=True)
+        assert all(p.grad is not None for p in loss.actor_network_params.values(True, True) if p.requires_grad)
+        assert all(p.grad is None for p in loss.qvalue_network_params.values(True, True) if p.requires_grad)
+        (losses["loss_qvalue"] + losses["loss_cql"]).backward()
+        assert all(p.grad is not None for p in loss.qvalue_network_params.values(True, True) if p.requires_grad)
+
+    def test_max_q_backup(self):
+        losses = self.make(max_q_backup=True, with_lagrange=True)(chunk_transitions(H_A))
+        assert all(losses[key].isfinite() for key in ("loss_qvalue", "loss_cql", "loss_alpha_prime"))
+
+    def test_chunks_need_k_and_single_actions_do_not(self):
+        with pytest.raises(KeyError, match="steps_to_next_obs"):
+            self.make()(chunk_transitions(H_A).exclude(("next", "steps_to_next_obs")))
+
+    def test_a_policy_of_other_events_is_refused(self):
+        policy, values = chunk_networks(H_A)
+        policy[-1].distribution_kwargs["event_dims"] = 1
+        loss = ConservativeQLoss(policy, values, action_spec=Bounded(-1.0, 1.0, torch.Size([H_A, A])), num_random=3)
+        with pytest.raises(ValueError, match="a distribution of chunks needs event_dims=2"):
+            loss.double()._sampled_actions(chunk_transitions(H_A))
+
+
+def test_a_gaussian_policy_of_chunks():
+    policy, _ = chunk_networks(H_A)
+    data = policy(chunk_transitions(H_A).select("observation"))
+    assert data["action"].shape == (B, H_A, A)
+    assert policy.get_dist(data).log_prob(data["action"]).shape == (B,)

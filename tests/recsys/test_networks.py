@@ -130,6 +130,6 @@ def test_state_networks_normalise_and_keep_to_the_box():
     assert policy.module(1e6 * x).abs().max() <= 1
     one, two = make_state_values(config, statistics)
     assert not torch.equal(one.module.layers[0].weight, two.module.layers[0].weight)
-    for wrong in ({"kind": "other"}, {"hidden_sizes": (0,)}, {"kind": "gaussian", "act_horizon": 2}):
-        with pytest.raises(ValueError, match=r"kind|sizes|gaussian"):
+    for wrong in ({"kind": "other"}, {"hidden_sizes": (0,)}, {"kind": "gaussian", "act_horizon": -1}):
+        with pytest.raises(ValueError, match=r"kind|sizes"):
             StatePolicyConfig(2, 3, **wrong)

@@ -69,6 +69,7 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "dsrl_compare": _TASKS,
     "reinflow": _TASKS,
     "reinflow_sweep": (*_TASKS, _Need.PARALLEL),
+    "trainer": _TASKS,
     "td3_bc": _LOGGED,
     "cql": _LOGGED,
     "iql": _LOGGED,
@@ -174,7 +175,8 @@ def _step_planar() -> None:
 
 
 def _extension() -> Check:
-    name, effect = "TorchRL C++ extension", "no PrioritizedSampler"
+    name = "TorchRL C++ extension"
+    effect = "no PrioritizedSampler of torchrl.data; that of torchrl_flow.data works"
     try:
         from torchrl.data.replay_buffers.samplers import PrioritizedSampler
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
     from torchrl_flow.data.errors import DataError, DataWarning
     from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz
+    from torchrl_flow.data.logged.npz_episodes import read_npz_episodes
     from torchrl_flow.data.logged.npz_stream import NpzStream
     from torchrl_flow.data.mixed.ratio_sampler import LinearRatio, RatioSampler, split_batch
     from torchrl_flow.data.mixed.replay import MixedReplayBuffer
     from torchrl_flow.data.mixed.storage import MixedStorage, OnlineWriter
     from torchrl_flow.data.mixed.storage_parts import DemoKeepingWriter
     from torchrl_flow.data.noise_cache import AliasFn, NoiseCache, data_digest, module_digest
+    from torchrl_flow.data.prioritized import PrioritizedSampler
 
 __all__ = [
     "AliasFn",
@@ -46,6 +48,7 @@ __all__ = [
     "NpzReplayBuffer",
     "NpzStream",
     "OnlineWriter",
+    "PrioritizedSampler",
     "RatioSampler",
     "ReadOptions",
     "TrajectoryFile",
@@ -58,6 +61,7 @@ __all__ = [
     "padding_of",
     "read_maniskill",
     "read_npz",
+    "read_npz_episodes",
     "require_demonstrations_of",
     "split_batch",
 ]

@@ -19,6 +19,7 @@ from torchrl_flow.demos.arguments import MakeDemosArgs
 from torchrl_flow.demos.make import make_demonstrations
 from torchrl_flow.envs import collect_demonstrations
 from torchrl_flow.envs.names import PLANAR
+from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 
 _log = logging.getLogger(__name__)
@@ -106,13 +107,18 @@ class DemoSource:
             ValueError: if their quality is unknown.
         """
         where = self.path or self.folder
+        if self.path is None and is_own_task(task["task"]):
+            raise DataError(f"nobody makes demonstrations of {task['task']}: record some and name them (--demos).")
         if self.path is None and task["task"] == PLANAR:
             store = self._planar(task)
         elif self.path is None:
             store = open_demonstrations(self._made(task), max_episodes=self.num_demos or DEFAULT_NUM_DEMOS)
         else:
             store = open_demonstrations(self.path, max_episodes=self.num_demos)
-        require_demonstrations_of(task, {**store.task_info, **store.sizes, "reward_mode": None}, where)
+        info = dict(store.task_info)
+        if is_own_task(task["task"]) and info["task"] == task.get("name"):
+            info["task"] = task["task"]  # the environment's own name of its task
+        require_demonstrations_of(task, {**info, **store.sizes, "reward_mode": None}, where)
         if uses_rewards:
             chunks.setdefault("rewards", _rewards(task, store, where))
         if chunks.get("padding") == "hold":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.envs.chunk_env import make_chunk_env, reset_with_seeds
+    from torchrl_flow.envs.chunk_env import ChunkEnv, make_chunk_env, reset_with_seeds
     from torchrl_flow.envs.collector_envs import CollectorEnvs
     from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
     from torchrl_flow.envs.maniskill.build import MAX_EPISODE_STEPS, OBS_MODES
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         make_task_env,
         observation_keys,
     )
+    from torchrl_flow.envs.transforms.executed_steps import CopyStepsToRoot
     from torchrl_flow.envs.transforms.frames import FrameRecorder, as_frames
     from torchrl_flow.envs.transforms.history import history_transforms
     from torchrl_flow.envs.transforms.smdp import SMDPChunk
@@ -39,7 +40,9 @@ __all__ = [
     "PLANAR",
     "AfterSuccess",
     "BatchUnsupportedError",
+    "ChunkEnv",
     "CollectorEnvs",
+    "CopyStepsToRoot",
     "FrameRecorder",
     "ManiSkillEnv",
     "ManiSkillUnavailableError",

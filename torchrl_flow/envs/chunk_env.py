@@ -9,17 +9,39 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.envs import Compose, EnvBase, RenameTransform, RewardSum, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_flow.envs.own import require_float32
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.envs.transforms.frames import FrameRecorder
 from torchrl_flow.envs.unwrap import base_env
 
-__all__ = ["base_env", "make_chunk_env", "reset_with_seeds"]
+__all__ = ["ChunkEnv", "base_env", "make_chunk_env", "reset_with_seeds"]
 
 STEP_SUCCESS = "step_success"
 """Key of the success of the last executed env step, beside ``success``, which is latched over the chunk."""
 
 EPISODE_REWARD = "episode_reward"
 """Key of the undiscounted sum of env-step rewards, the default ``out_key`` of ``RewardSum``."""
+
+
+class ChunkEnv(TransformedEnv):
+    """A :class:`~torchrl.envs.TransformedEnv` whose ``step`` writes the number of executed steps at the root too.
+
+    The value estimators of TorchRL's losses read it there. In a plain ``TransformedEnv``,
+    :class:`~torchrl_flow.envs.SMDPChunk` does so in rollouts and collectors, but not in a call of ``step`` alone.
+    """
+
+    def step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Execute a chunk for each sub-environment, see :class:`~torchrl_flow.envs.SMDPChunk`."""
+        result = super().step(tensordict)
+        transform = self.transform
+        for part in transform if isinstance(transform, Compose) else (transform,):
+            if isinstance(part, SMDPChunk):
+                part.write_root(result)
+        return result
+
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Draw chunks of actions, also where the environment below has transforms of its own."""
+        return EnvBase.rand_action(self, tensordict)
 
 
 def make_chunk_env(
@@ -31,7 +53,7 @@ def make_chunk_env(
     obs_keys: Sequence[NestedKey] = ("observation",),
     success_key: NestedKey = "success",
     **chunk: Any,
-) -> TransformedEnv:
+) -> ChunkEnv:
     """Build the environment in which one step executes a chunk of actions.
 
     From the inside to the outside, all but the last once per env step: ``RewardSum`` (the undiscounted
@@ -53,7 +75,7 @@ def make_chunk_env(
         An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
 
     Raises:
-        ValueError: if an observation key is not there; the horizons are checked by the transforms.
+        ValueError: if an observation key is not there or is float64; the horizons are checked by the transforms.
     """
     known = set(base_env.full_observation_spec.keys(True, True))
     missing = [key for key in obs_keys if key not in known]
@@ -61,13 +83,15 @@ def make_chunk_env(
         raise ValueError(
             f"obs_keys names {missing}, which the environment does not give; it gives {sorted(map(str, known))}."
         )
+    for key in obs_keys:
+        require_float32(base_env.full_observation_spec[key].dtype, key, type(base_env).__name__)
     per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
     per_step.append(FrameRecorder())
     history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
     transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])
-    return TransformedEnv(base_env, transforms)
+    return ChunkEnv(base_env, transforms)
 
 
 def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:

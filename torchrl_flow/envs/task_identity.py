@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 from torchrl_flow.envs.names import PLANAR
+from torchrl_flow.envs.own import is_own_task, own_identity, sizes_of
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.util.suggest import did_you_mean
 
@@ -32,25 +33,16 @@ def task_info(env: EnvBase) -> dict[str, Any]:
     Raises:
         ValueError: if the environment has no identity.
     """
+    own = own_identity(env)
     env = base_env(env)
+    if own is not None:
+        return dict(own)
     info: Any = getattr(env, "task_info", None)
     if not isinstance(info, Mapping):
         raise ValueError(
             f"{type(env).__name__} has no task_info, a mapping with at least task, control_mode and obs_mode."
         )
-    return {**info, **_sizes(env)}
-
-
-def _sizes(env: EnvBase) -> dict[str, Any]:
-    specs: dict[Any, Any] = dict(env.full_observation_spec.items())
-    state, pixels = specs.get("observation"), specs.get("pixels")
-    if state is None and pixels is None:
-        return {}
-    return {
-        "state_dim": None if state is None else int(state.shape[-1]),
-        "pixels_size": None if pixels is None else [int(size) for size in pixels.shape[-2:]],
-        "action_dim": int(env.full_action_spec[env.action_key].shape[-1]),
-    }
+    return {**info, **sizes_of(env)}
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
@@ -69,7 +61,7 @@ def require_task_name(task: str) -> None:
     Raises:
         ValueError: naming the task that was probably meant.
     """
-    if task == PLANAR:
+    if task == PLANAR or is_own_task(task):
         return
     hint = did_you_mean(task, [PLANAR])
     # Where ManiSkill is, a name that is like it may be that of a task that the user has registered.
@@ -87,7 +79,7 @@ def require_num_envs(
     """
     require_task_name(task)
     renders = "rgb" in (obs_mode or "state")
-    if task != PLANAR and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
+    if task != PLANAR and not is_own_task(task) and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(
             f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
             "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "

@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs.chunk_env import make_chunk_env
 from torchrl_flow.envs.maniskill import BatchUnsupportedError, ManiSkillEnv, maniskill_renders
 from torchrl_flow.envs.names import PLANAR, PLANAR_CONTROL_MODE
+from torchrl_flow.envs.own import is_own_task, make_own_env
 from torchrl_flow.envs.planar.env import PlanarPickPlaceEnv
 from torchrl_flow.envs.task_identity import require_num_envs
 
@@ -48,7 +49,8 @@ def make_task_env(
     """Make the environment of single actions of a task.
 
     Args:
-        task: ``"planar"`` or the ManiSkill id of a task.
+        task: ``"planar"``, the ManiSkill id of a task, or a function that makes an environment of your own,
+            ``"my_package:make_env"`` (:func:`~torchrl_flow.envs.own.make_own_env`).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
         num_envs: sub-environments; ``None`` for one, unbatched.
@@ -60,6 +62,10 @@ def make_task_env(
         ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
     """
     observation_keys(obs_mode)
+    if is_own_task(task):
+        given: dict[str, Any] = {"obs_mode": obs_mode, "control_mode": control_mode, "num_envs": num_envs}
+        given |= {"max_episode_steps": max_episode_steps, "ignore_terminations": ignore_terminations}
+        return make_own_env(task, **given, **kwargs)
     require_num_envs(task, num_envs, kwargs.get("sim_backend", "physx_cpu"), obs_mode)
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
@@ -97,7 +103,7 @@ def make_task_chunk_env(
         **kwargs: passed to :func:`make_task_env`.
     """
     # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
-    renders = obs_mode != "state" and task != PLANAR
+    renders = obs_mode != "state" and task != PLANAR and not is_own_task(task)
     return make_chunk_env(
         make_task_env(task, obs_mode=obs_mode, **kwargs),
         obs_horizon=obs_horizon,
@@ -121,7 +127,7 @@ def default_num_envs(
 
     Returns:
         for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, where it renders: only
-        single ones do.
+        single ones do. ``None`` for an environment of your own too.
 
     Examples:
         >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
@@ -129,6 +135,8 @@ def default_num_envs(
         >>> default_num_envs("PickCube-v1", episodes=60, visuals=False)
         20
     """
+    if is_own_task(task):
+        return None
     most = 50 if task == PLANAR else 25
     if task != PLANAR:
         renders = "rgb" in (obs_mode or "state")

@@ -13,6 +13,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_flow.envs.own import own_identity
 from torchrl_flow.envs.transforms.frames import FrameRecorder, find_recorder
 from torchrl_flow.evaluation.group_rollout import GroupRollout, Policy
 from torchrl_flow.evaluation.result import EvaluationResult
@@ -62,7 +63,8 @@ def evaluate(
         noise_scale: standard deviation of the noise that a flow policy starts from. Below 1 its actions keep closer to
             their mode: a policy cloned from unsteady demonstrations, or trained to explore, does better for it.
         policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
-        success_key: where the env tells success; None for a task without.
+        success_key: where the env tells success; None for a task without. An environment of your own that is named as
+            a task (``my_package:make_env``) may be without.
         num_videos: keep the frames of this many episodes, the first ones. Rendering takes part of the times that are
             measured, so film in a pass of its own where times are compared.
         progress: show progress.
@@ -88,6 +90,9 @@ def evaluate(
         raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
     recorder = _recorder_for(env, num_videos)
     group_size = env.batch_size.numel()
+    own = own_identity(env)
+    if own is not None and success_key == "success" and success_key not in env.full_observation_spec.keys(True, True):
+        success_key = None
     groups = []
     start = time.perf_counter()
     with (

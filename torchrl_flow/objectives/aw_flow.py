@@ -109,6 +109,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
             ``"both"``. Encoders of their own are always trained by their own loss.
         consistency_fraction: share of the rows that train self-consistency.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row). The actor's mean is over the rows it keeps.
+            Where rows have importance weights (``priority_weight``), so has the mean of the advantage weights.
 
     Output: ``loss_actor``, ``loss_qvalue``, and detached: the ``flow_error`` and ``consistency_error`` of the
     ShortCutTerm; ``effective_sample_size`` of the weights; ``policy_share`` of the rows, those that are kept;
@@ -294,6 +295,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         if self.extraction == "weights":
             value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
             weights, kept, metrics = self.weights(value, valid, demos)
+            row_weights = self._row_weights(tensordict, errors.shape)
+            if row_weights is not None:
+                weights = _of_mean_1(weights, row_weights.reshape(-1), valid if kept is None else kept)
             loss = self._cloning_loss(tensordict, errors * weights.reshape(errors.shape), kept, demos is not None)
         else:
             kept = demos if demos is None or valid is None else demos & valid
@@ -388,3 +392,9 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         params = self.target_actor_network_params
         chunks = self.td.chunks(self.actor_network, params, tensordict, self.num_baseline_samples)
         return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)
+
+
+def _of_mean_1(weights: Tensor, row_weights: Tensor, kept: Tensor | None) -> Tensor:
+    """Scale weights ``[B]`` to mean 1 over the rows as they were before priorities chose among them."""
+    share = row_weights if kept is None else torch.where(kept, row_weights, 0.0)
+    return weights * share.sum() / (share * weights).sum().clamp(min=torch.finfo(weights.dtype).tiny)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import CQLLoss
 
@@ -24,11 +26,22 @@ class ConservativeQLoss(CQLLoss):
     ``reduction="none"`` every row holds a mean over the batch. All else is TorchRL's, arguments included, except that
     the value estimator is made at once, of TD(0) unless :meth:`make_value_estimator` is called.
 
+    Actions are single ones ``[*B, A]``, or chunks ``[*B, H_a, A]``, which TorchRL's loss does not take. A chunk is one
+    action: the policy's log-probability is that of the whole chunk, uniform chunks have the density ``2^-(H_a A)``, and
+    targets are discounted by ``gamma^k`` for the k steps that were executed (``("next", "steps_to_next_obs")``). Single
+    actions count as one step where a batch has no such entry.
+
     Args:
         actor_network: see TorchRL's loss.
-        qvalue_network: see TorchRL's loss; a list of critics, so that each keeps its initialisation.
+        qvalue_network: see TorchRL's loss; a list of critics, so that each keeps its initialisation. They read the
+            whole chunk.
         gamma: discount of one environment step.
         **kwargs: see TorchRL's loss.
+
+    Raises:
+        ValueError: in a call, if the policy's log-probability is not one number for each action or chunk, or critics
+            do not give one value.
+        KeyError: in a call, if chunks come without the number of executed steps.
 
     References:
         Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", https://arxiv.org/abs/2006.04779
@@ -43,10 +56,44 @@ class ConservativeQLoss(CQLLoss):
         10
     """
 
+    @dataclass
+    class _AcceptedKeys(CQLLoss._AcceptedKeys):
+        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+
+        Attributes:
+            steps_to_next_obs: executed steps ``[*B, 1]``; single actions may be without.
+        """
+
+        steps_to_next_obs: NestedKey = ("next", "steps_to_next_obs")
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+
     def __init__(self, actor_network: Any, qvalue_network: Any, *, gamma: float = 0.99, **kwargs: Any) -> None:
         super().__init__(actor_network, qvalue_network, **kwargs)
         # Made here and not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator(gamma=gamma)
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        super()._forward_value_estimator_keys(**kwargs)
+        if self._value_estimator is not None:
+            self._value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> ConservativeQLoss:
+        """Choose the value estimator of the targets, as in TorchRL; it reads the executed steps."""
+        super().make_value_estimator(value_type, **hyperparams)
+        self.value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
+        return self
+
+    def q_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
+        """Compute the critics' loss, as in TorchRL.
+
+        Raises:
+            KeyError: if chunks come without the number of executed steps; nothing is assumed in its place.
+        """
+        if tensordict[self.tensor_keys.action].ndim > tensordict.ndim + 1:
+            tensordict[self.value_estimator.tensor_keys.steps_to_next_obs]
+        return super().q_loss(tensordict)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
         # State dicts of before the estimator was made at construction may lack it: it stays as it is then.
@@ -63,13 +110,13 @@ class ConservativeQLoss(CQLLoss):
         keys = self.tensor_keys
         pred_q1, pred_q2 = tensordict[keys.pred_q1], tensordict[keys.pred_q2]
         pred = torch.stack([pred_q1, pred_q2]).squeeze(-1)
-        batch, number = tensordict.batch_size, self.num_random
+        batch = tensordict.batch_size
         action, log_density = self._sampled_actions(tensordict)
         q = self._values(tensordict, action)
         corrected = (q - log_density) / self.temperature
         spread = torch.logsumexp(corrected, -1) * self.temperature
         terms = self.min_q_weight * (spread - pred)
-        if action.shape[-2] != 3 * number or terms.shape[1:] != batch:
+        if terms.shape[1:] != batch:
             raise ValueError(f"critics must give one value per row, got {list(q.shape)} for batch {list(batch)}.")
         tensordict.set(keys.cql_q1_loss, terms[0])
         tensordict.set(keys.cql_q2_loss, terms[1])
@@ -77,31 +124,33 @@ class ConservativeQLoss(CQLLoss):
 
     @torch.no_grad()
     def _sampled_actions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Draw actions ``[*B, 3 * num_random, A]`` with their log-densities ``[*B, 3 * num_random]``."""
-        data = tensordict[self.tensor_keys.action]
-        shape = (*data.shape[:-1], self.num_random, data.shape[-1])
-        uniform = data.new_empty(shape).uniform_(-1.0, 1.0)
-        actions = [uniform]
-        densities = [data.new_full(shape[:-1], -data.shape[-1] * math.log(2.0))]
+        """Draw actions ``[*B, 3 * num_random, ...]``, or chunks, with their log-densities ``[*B, 3 * num_random]``."""
+        data, batch, number = tensordict[self.tensor_keys.action], tensordict.batch_size, self.num_random
+        event = data.shape[len(batch) :]
+        shape = torch.Size([*batch, number])
+        actions = [data.new_empty([*shape, *event]).uniform_(-1.0, 1.0)]
+        densities = [data.new_full(shape, -event.numel() * math.log(2.0))]
         following: Any = tensordict["next"]
         for source in (tensordict, following):
-            drawn, log_prob = self._get_policy_actions(
-                source.copy(), self.actor_network_params, num_actions=self.num_random
-            )
-            actions.append(drawn[self.tensor_keys.action].reshape(shape))
-            densities.append(log_prob.reshape(shape[:-1]))
-        return torch.cat(actions, -2), torch.cat(densities, -1)
+            drawn, log_prob = self._get_policy_actions(source.copy(), self.actor_network_params, num_actions=number)
+            if log_prob.numel() != shape.numel():
+                raise ValueError(
+                    f"the policy must give one log-probability for each action {list(event)}, got "
+                    f"{list(log_prob.shape)} for {shape.numel()} actions: a distribution of chunks needs event_dims=2."
+                )
+            actions.append(drawn[self.tensor_keys.action].reshape(*shape, *event))
+            densities.append(log_prob.reshape(shape))
+        return torch.cat(actions, len(batch)), torch.cat(densities, -1)
 
     def _values(self, tensordict: TensorDictBase, action: Tensor) -> Tensor:
-        """Return the critics' values ``[2, *B, M]`` of M actions ``[*B, M, A]`` of each state."""
-        number = action.shape[-2]
-        inputs = {
-            key: tensordict[key].unsqueeze(tensordict.ndim).expand(*tensordict.shape, number, -1)
-            for key in self.actor_network.in_keys
-        }
-        data = TensorDict(
-            {**inputs, self.tensor_keys.action: action}, batch_size=[*tensordict.shape, number], device=action.device
-        )
+        """Return the critics' values ``[2, *B, M]`` of M actions ``[*B, M, ...]`` of each state."""
+        batch, number = tensordict.batch_size, action.shape[tensordict.ndim]
+        shape = torch.Size([*batch, number])
+        inputs = {}
+        for key in self.actor_network.in_keys:
+            value = tensordict[key]
+            inputs[key] = value.unsqueeze(len(batch)).expand(*shape, *value.shape[len(batch) :])
+        data = TensorDict({**inputs, self.tensor_keys.action: action}, batch_size=shape, device=action.device)
         critics: Any = self._vmap_qvalue_networkN0
         values = critics(data, self.qvalue_network_params)
         return values[self.tensor_keys.state_action_value].squeeze(-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchrl_flow.envs import DEMO_QUALITIES
 from torchrl_flow.envs.names import PLANAR, PLANAR_CONTROL_MODE
+from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.options.types import OneOf, option_name
 
@@ -38,6 +39,8 @@ def check_demonstrations(task: str, demos: str | None, *, quality: str | None, r
     Raises:
         SystemExit: naming the option.
     """
+    if is_own_task(task) and demos is None:
+        raise SystemExit(f"--demos is missing: nobody makes demonstrations of {task}.")
     known = OneOf(tuple(DEMO_QUALITIES) if task == PLANAR else ("expert", "mixed"))
     problem = None if quality is None else known.problem(quality, None)
     if problem is not None:

@@ -42,6 +42,8 @@ class _Task:
         del options
         if value == PLANAR and self.planar:
             return None
+        if ":" in value and self.planar:
+            return _own_problem(value)
         own = [PLANAR] if self.planar else []
         found = _written_tasks()
         if not found and nearest(value, own) is None and value != PLANAR:
@@ -54,7 +56,19 @@ class _Task:
         meant = nearest(value, [*own, *sorted(found)])
         hint = "" if meant is None else f" (did you mean {meant}?)"
         words = [*own, "the id of a ManiSkill task, such as PickCube-v1"]
+        words += ["a function of your own that makes an environment (my_package:make_env)"] if self.planar else []
         return f"must be {' or '.join(words)}{hint}"
+
+
+def _own_problem(value: str) -> str | None:
+    """Return why an environment of the user's own cannot be made, or None."""
+    from torchrl_flow.envs.own import load_factory
+
+    try:
+        load_factory(value)
+    except ValueError as error:
+        return f"must name a function that makes an environment: {error}"
+    return None
 
 
 def _written_tasks() -> set[str]:

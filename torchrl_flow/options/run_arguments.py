@@ -78,7 +78,8 @@ class RunArgs:
 
     def run_directory(self, default_name: str) -> Path:
         """Return the directory of the run, ``default_name`` where it has no name of its own."""
-        return Path(self.runs) / (self.name or default_name)
+        # The task may be a function, my_package:make_env, and some systems allow no colon in a name.
+        return Path(self.runs) / (self.name or default_name.replace(":", "."))
 
     def open_run(self, default_name: str, *, task: Mapping[str, Any], **options: Any) -> Run:
         """Open the run of these arguments, which are its configuration.

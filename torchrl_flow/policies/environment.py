@@ -8,6 +8,7 @@ from torchrl.checkpoint import CheckpointError
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import PLANAR, make_evaluation_env, task_info
+from torchrl_flow.envs.own import TRUSTED, is_own_task, trusted_tasks
 from torchrl_flow.policies.rebuild import flow_config, require_actor_config
 from torchrl_flow.runs import TrainingCheckpoint, require_task
 
@@ -35,6 +36,11 @@ def checkpoint_env(
     task = checkpoint.task
     if "task" not in task:
         raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
+    if is_own_task(str(task["task"])) and task["task"] not in {kwargs.get("task"), *trusted_tasks()}:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained in an environment that {task['task']} makes: code that is not in the file, "
+            f"and that no file may choose. If you trust it, name it: {TRUSTED}={task['task']}."
+        )
     identity = {key: task[key] for key in ("task", "obs_mode", "control_mode")}
     # Before the simulator is started, and with both values named.
     require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})

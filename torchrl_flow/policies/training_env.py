@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.envs.maniskill import BatchUnsupportedError
 from torchrl_flow.envs.names import PLANAR, AfterSuccess
+from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.envs.task_identity import require_num_envs
 from torchrl_flow.policies.environment import checkpoint_env
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
@@ -50,6 +51,10 @@ def training_env_options(
     """
     if num_envs is not None and num_envs < 0:
         raise SystemExit(f"--num-envs must be at least 0, got {num_envs}.")
+    if is_own_task(task):
+        if sim_backend is not None:
+            raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: {task} is an environment of your own.")
+        return {"num_envs": num_envs or None}
     if task == PLANAR:
         if sim_backend is not None:
             raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: the planar task has one simulation.")
@@ -201,7 +206,7 @@ def _cpu_backend(task: str, sim_backend: str | None, collectors: int) -> str | N
             f"--collectors {collectors} simulates on the CPU: leave out --sim-backend {sim_backend}, or collect in one "
             "process (--collectors 1), which steps all environments of a GPU together."
         )
-    return sim_backend if task == PLANAR else "physx_cpu"
+    return sim_backend if task == PLANAR or is_own_task(task) else "physx_cpu"
 
 
 def _collector_envs(

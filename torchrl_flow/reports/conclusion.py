@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
+from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_flow.envs.own import own_identity
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation.group_rollout import Policy
 from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
@@ -56,7 +58,16 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
 def can_film(env: EnvBase) -> bool:
     """Tell whether an environment can draw frames; ManiSkill without a Vulkan device draws the poses."""
-    return callable(getattr(base_env(env), "render", None))
+    env = base_env(env)
+    if isinstance(env, BatchedEnvBase) and env.is_closed:
+        env.start()  # workers answer once they run
+    if not callable(getattr(env, "render", None)):
+        return False
+    if own_identity(env) is None:
+        return True
+    # Gymnasium's render modes; a batch of environments has a list of them.
+    mode = getattr(env, "render_mode", "rgb_array")
+    return all(m not in (None, "human") for m in (mode if isinstance(mode, (list, tuple)) else (mode,)))
 
 
 def conclude(
@@ -138,7 +149,7 @@ def conclude(
     if films and video is None:
         notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
     elif num_videos and not films:
-        notes = [*notes, "No video: this environment was built without visuals (`make cpu-rendering` installs them)."]
+        notes = [*notes, "No video: this environment draws none (one of Gymnasium needs render_mode='rgb_array')."]
     name = f"{recipe} {stage}" if stage else recipe
     path = write_report(
         directory / "report.html",

@@ -21,7 +21,8 @@ __all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstra
 
 OBSERVATIONS = ("observation", "pixels", FEATURES_KEY)
 ROOT = ("action", "latent")
-OUTCOME = ("reward", "done", "terminated", "truncated", "steps_to_next_obs")
+STEPS = "steps_to_next_obs"
+OUTCOME = ("reward", "done", "terminated", "truncated", STEPS)
 IS_DEMO = "is_demo"
 
 
@@ -89,7 +90,8 @@ def macro_transitions(data: TensorDictBase, *, flow: FlowActor | None = None) ->
         is_demo = torch.zeros(*data.batch_size, 1, dtype=torch.bool, device=rows[ROOT[0]].device)
     rows.set(IS_DEMO, is_demo)
     outcome = TensorDict(_entries(following, (*seen, *OUTCOME)), batch_size=data.batch_size, device=data.device)
-    return rows.set("next", outcome)
+    # TorchRL's losses look for it at the root.
+    return rows.set("next", outcome).set(STEPS, outcome[STEPS])
 
 
 def _entries(data: TensorDictBase, keys: tuple[str, ...]) -> dict[str, Tensor]:
@@ -179,6 +181,8 @@ class ReplayState:
             ValueError: if there are more rows than the buffer has room for.
         """
         rows = dict(state["rows"])
+        if f"next.{STEPS}" in rows:
+            rows.setdefault(STEPS, rows[f"next.{STEPS}"])  # states of before have it there alone
         self.buffer.empty()
         if rows:
             count = next(iter(rows.values())).shape[0]

@@ -155,6 +155,8 @@ def kept_entries(
 def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success") -> dict[str, Tensor]:
     """Return the share of successes over the episodes that finished in a rollout, as ``success``; nothing over none.
 
+    Nothing of a task without success either.
+
     Whether an episode succeeded is told by the success of the chunk that ended it, not by its termination, which may
     be a failure.
 
@@ -168,6 +170,8 @@ def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success"
         {'success': tensor(0.5000)}
     """
     following: Any = data["next"]
+    if success_key not in following:
+        return {}
     finished = following[success_key][following["done"]]
     return {"success": finished.float().mean()} if finished.numel() else {}
 

@@ -57,6 +57,7 @@ class ChunkStorage(Storage):
       the last step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is
       sum_{i<k} gamma^i r_i, and the observations are the history at step t+k. ``success`` is whether any of the k
       steps was successful;
+    - ``steps_to_next_obs`` at the root too, where TorchRL's value estimators look for it;
     - ``is_demo``: true.
 
     An episode that ends in success or failure is terminated, not truncated. Recorded steps after a success are items
@@ -185,6 +186,7 @@ class ChunkStorage(Storage):
             keys.action_mask: mask,
             keys.action: chunk[:, self._executed].clone(),
             keys.is_demo: torch.ones(size, 1, dtype=torch.bool),
+            keys.steps_to_next_obs: steps,
             **self._history(rows + episode, first + episode),
         }
         if self.next_obs:

@@ -36,11 +36,15 @@ class Episode:
         seed: seed of the episode's reset, -1 where unknown.
         name: how errors and warnings call it.
         fail: ``[T]`` bool, whether the task is lost after action t; never where ``None``.
-        terminated: ``[T]`` bool, whether the task ends after action t, and not by a time limit. Success and failure
-            end it in any case, as in ManiSkill; this adds further ends.
+        terminated: ``[T]`` bool, whether the task ends after action t, and not by a time limit, such as the fall of a
+            walking robot. Success and failure end it too, as in ManiSkill; this adds further ends.
+        truncated: ``[T]`` bool, whether the recording was cut off after action t, which can be the last one alone. An
+            episode whose last step is not terminated is truncated there, told or not. It is checked and not kept.
+        success_terminates: whether a success ends the task; False for tasks that go on, such as holding a pose.
 
     Raises:
-        DataError: when something is missing, not finite, or of another length or type.
+        DataError: when something is missing, not finite, or of another length or type, or an episode goes on after
+            it was truncated.
     """
 
     frames: dict[str | tuple[str, ...], Tensor]
@@ -52,6 +56,8 @@ class Episode:
     name: str = "episode"
     fail: Tensor | None = None
     terminated: Tensor | None = None
+    truncated: Tensor | None = None
+    success_terminates: bool = True
 
     def __post_init__(self) -> None:
         """Converts and checks."""
@@ -59,9 +65,11 @@ class Episode:
         steps = action.shape[0]
         success = _flags(self.success, "success", steps, self.name)
         fail = torch.zeros_like(success) if self.fail is None else _flags(self.fail, "fail", steps, self.name)
-        ends = success | fail
+        ends = success | fail if self.success_terminates else fail
         if self.terminated is not None:
             ends = ends | _flags(self.terminated, "terminated", steps, self.name)
+        if self.truncated is not None:
+            _check_truncated(_flags(self.truncated, "truncated", steps, self.name), self.name)
         values: dict[str, Any] = {
             "frames": {key: _frame(value, key, self.name) for key, value in self.frames.items()},
             "action": action,
@@ -70,6 +78,7 @@ class Episode:
             "perturbed": _flags(self.perturbed, "perturbed", steps, self.name),
             "fail": fail,
             "terminated": ends,
+            "truncated": None,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -84,9 +93,11 @@ class Episode:
 
         Args:
             data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``fail``
-                likewise (default: never), ``terminated`` likewise (with success and failure in any case), ``reward``
-                likewise (default: success less failure), ``perturbed`` likewise (default: never) and ``seed``;
-                every other entry, nested ones too, holds frames ``[T + 1, ...]``.
+                likewise (default: never), ``terminated`` likewise (default: never, but with success and failure),
+                ``truncated`` likewise (default: the last step, unless it is terminated), ``reward`` likewise
+                (default: success less failure), ``perturbed`` likewise (default: never), ``seed``, and
+                ``success_terminates``, whether a success ends the task (default: it does); every other entry, nested
+                ones too, holds frames ``[T + 1, ...]``.
             name: how errors call the episode.
 
         Raises:
@@ -112,6 +123,8 @@ class Episode:
             success=success,
             fail=fail,
             terminated=leaves.pop("terminated", None),
+            truncated=leaves.pop("truncated", None),
+            success_terminates=_flag(leaves.pop("success_terminates", True), "success_terminates", name),
             perturbed=leaves.pop("perturbed", never),
             seed=_seed(leaves.pop("seed", -1), name),
             frames=leaves,
@@ -227,6 +240,23 @@ def _flags(value: Any, key: str, steps: int, name: str) -> Tensor:
         row = int(wrong[0])
         raise DataError(f"{name}: `{key}` must hold 0 and 1 alone, got {value[row].item()} at row {row}.")
     return value.to(torch.bool)
+
+
+def _flag(value: Any, key: str, name: str) -> bool:
+    value = _plain(value, key, name)
+    if value.numel() != 1 or value.item() not in (0, 1):
+        raise DataError(f"{name}: `{key}` must be one 0 or 1 for the whole episode, got {value.tolist()}.")
+    return bool(value)
+
+
+def _check_truncated(truncated: Tensor, name: str) -> None:
+    early = truncated[:-1].nonzero()
+    if early.numel():
+        row = int(early[0])
+        raise DataError(
+            f"{name}: `truncated` is 1 at row {row}, and the episode goes on to row {len(truncated) - 1}: end it "
+            "there, and give the steps after it as an episode of their own."
+        )
 
 
 def _frame(value: Any, key: str | tuple[str, ...], name: str) -> Tensor:

@@ -24,6 +24,8 @@ __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
 
 REQUIRED = ("observations", "actions", "rewards")
 OPTIONAL = ("terminals", "next_observations", "timeouts")
+ALIASES = {"terminated": "terminals", "truncated": "timeouts"}
+"""Gymnasium's names of arrays."""
 VECTORS = ("rewards", "terminals", "timeouts")
 """Arrays with one number a row."""
 
@@ -37,9 +39,9 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
 
     Args:
         path: file with ``observations [N, D]``, ``actions [N, A]``, ``rewards [N]`` (or ``[N, 1]``) and, where there
-            are any, ``terminals [N]``, ``next_observations [N, D]`` and ``timeouts [N]``. Without
-            ``next_observations`` the following row is taken, and rows whose following one is of another episode are
-            left out unless they are terminal.
+            are any, ``terminals [N]`` (or ``terminated``), ``next_observations [N, D]`` and ``timeouts [N]`` (or
+            ``truncated``). Without ``next_observations`` the following row is taken, and rows whose following one is
+            of another episode are left out unless they are terminal.
         hashes: hashes of the models that the environment uses; those of the file must be the same.
 
     Returns:
@@ -55,7 +57,12 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
         metadata = npz_metadata(path, file)
         _check_hashes(path, metadata, hashes)
         arrays = {name: _array(path, file, name) for name in (*REQUIRED, *OPTIONAL) if name in file.files}
-        others = sorted(set(file.files) - set(arrays))
+        others = sorted(set(file.files) - set(arrays) - set(ALIASES))
+        for alias, name in ALIASES.items():
+            if alias in file.files and name in arrays:
+                raise DataError(f"{path} has both {alias!r} and {name!r}, which are the same: leave one out.")
+            if alias in file.files:
+                arrays[name] = _array(path, file, alias)
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
         found = f"; it holds {others[:6]}" if others else ""
@@ -95,7 +102,7 @@ def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, 
 
 def _array(path: Path, file: Any, name: str) -> Tensor:
     array = read_member(path, file, name)
-    flags = name in ("terminals", "timeouts")
+    flags = ALIASES.get(name, name) in ("terminals", "timeouts")
     if array.dtype.kind not in ("fiub" if flags else "fiu"):
         raise DataError(f"{name!r} in {path} must hold numbers, got type {array.dtype}.")
     if flags:

@@ -27,7 +27,8 @@ class _Rows:
     ) -> None:
         keys = demos.keys
         self.demos, self.keys = demos, keys
-        example = demos.get([0]).to("cpu").exclude(*exclude_keys)
+        # The root entry of k is made when rows are read, of the one under "next".
+        example = demos.get([0]).to("cpu").exclude(*exclude_keys, keys.steps_to_next_obs)
         self.leaves = {unravel_key(key): value[0] for key, value in example.items(True, True)}
         unknown = [key for key in map(unravel_key, online_keys) if key not in self.leaves]
         if unknown:

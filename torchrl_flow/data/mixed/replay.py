@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, TensorStorage
+from torchrl.data import LazyTensorStorage, PrioritizedSampler, RandomSampler, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_flow.data.checks.safe_replay import CheckedReplayBuffer
@@ -66,8 +66,9 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         if_empty: what ``sample`` does before there is online data to draw: ``"demos"`` gives demonstrations alone,
             for offline training before the first collection; ``"error"`` raises. Default: ``"demos"``.
         demo_sampler: sampler of the demonstrations. Default: ``RandomSampler``.
-        online_sampler: sampler of the online part; priorities go through ``update_priority``.
-            Default: ``RandomSampler``.
+        online_sampler: sampler of the online part. Default: ``RandomSampler``. Priorities of a
+            :class:`~torchrl_flow.data.PrioritizedSampler` go through ``update_priority``, or, of a batch with the entry
+            ``priority_key``, through ``update_tensordict_priority``.
         online_keys: where online data keeps an entry under another name: ``{row's key: online key}``.
         exclude_keys: entries of demonstrations that rows do without.
         device: where batches go. Default: as ``demos`` says.
@@ -161,6 +162,16 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         """Writes one transition, or one step of every environment; returns the row, or one for each."""
         index = self.extend(data.unsqueeze(-1))
         return index if data.ndim else int(index.reshape(-1)[0])
+
+    def update_tensordict_priority(self, data: TensorDictBase) -> None:
+        """Hands the priorities of a sampled batch to the samplers of its parts that have any.
+
+        Args:
+            data: rows with their ``index`` and the entry ``priority_key``, such as the ``td_error`` of a loss.
+        """
+        # TorchRL's own does nothing unless the sampler of the whole buffer is a PrioritizedSampler.
+        if any(isinstance(own, PrioritizedSampler) for own in (self._ratio.demo_sampler, self._ratio.online_sampler)):
+            self.update_priority(data["index"].reshape(-1), data[self.priority_key].reshape(-1))
 
     @property
     def _mixed(self) -> MixedStorage:

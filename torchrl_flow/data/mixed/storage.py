@@ -113,8 +113,12 @@ class MixedStorage(Storage):
         return self._to_device(batch.exclude(*self._exclude) if self._exclude else batch)
 
     def _read_online(self, rows: Tensor) -> TensorDictBase:
-        batch = self.online.get(_on_device_of(self.online, rows - self.num_demos))
-        return self._to_device(_stacked(batch))
+        batch = _stacked(self.online.get(_on_device_of(self.online, rows - self.num_demos)))
+        if isinstance(self.demos, ChunkStorage) and self.demos.keys.steps_to_next_obs not in self._exclude:
+            key = self.demos.keys.steps_to_next_obs
+            steps = batch.get(unravel_key(("next", key)), None)  # pyright: ignore[reportArgumentType]
+            batch = batch if steps is None else batch.copy().set(key, steps)
+        return self._to_device(batch)
 
     def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
         return batch if self.batch_device is None else batch.to(self.batch_device, non_blocking=True)

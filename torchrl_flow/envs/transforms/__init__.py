@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from torchrl_flow.envs.transforms.executed_steps import CopyStepsToRoot
     from torchrl_flow.envs.transforms.history import history_transforms
     from torchrl_flow.envs.transforms.smdp import SMDPChunk
 
-__all__ = ["SMDPChunk", "history_transforms"]
+__all__ = ["CopyStepsToRoot", "SMDPChunk", "history_transforms"]
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -99,7 +99,13 @@ class FrameRecorder(Transform):
         if parent.batch_size and "index" in inspect.signature(render).parameters:
             frames = np.concatenate([as_frames(render(index=i)) for i in range(recording.rows)])
         else:
-            frames = as_frames(render())
+            images = render()
+            if images is None or (isinstance(images, (list, tuple)) and any(image is None for image in images)):
+                raise RuntimeError(
+                    "`render()` returned no image: make the environment with render_mode='rgb_array', such as "
+                    "GymEnv(name, render_mode='rgb_array')."
+                )
+            frames = as_frames(images)
         if len(frames) < recording.rows:
             raise RuntimeError(
                 f"`render()` gave {len(frames)} image(s) where {recording.rows} sub-environments are "

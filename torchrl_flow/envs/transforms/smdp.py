@@ -13,6 +13,7 @@ from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_flow.envs import unwrap
+from torchrl_flow.envs.transforms.executed_steps import free_root_steps, mark_next, write_root_steps
 from torchrl_flow.envs.transforms.inner import carry, expand_right, inner_step, keep_where, split_below
 from torchrl_flow.envs.transforms.record import ChunkRecord, PendingChunk, Transition
 from torchrl_flow.envs.transforms.requirements import (
@@ -55,9 +56,13 @@ class SMDPChunk(Transform):
     chunks of length 1; a done that does not persist is lost in envs that ignore ``"_step"``; and its rewards
     have no definite length or, unstacked, are those of the last step alone.
 
-    .. note:: Tell the value estimator of a loss where ``k`` is, with
-        ``loss.value_estimator.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))``, and give both the
-        same ``gamma``. At the root the entry is the length of the chunk to come, ``act_horizon``.
+    .. note:: The executed transition has ``k`` at the root too, where the value estimators of TorchRL's losses
+        look for it: rollouts and collectors write it there. Before the step, the root entry is the one of the chunk
+        before, or ``act_horizon`` after a reset. Two cases need more. Chunk envs in the workers of a ``ParallelEnv``
+        or ``SerialEnv`` need :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A call of ``step`` alone, which
+        is also the last step of ``rollout(break_when_any_done=False)``, needs a
+        :class:`~torchrl_flow.envs.ChunkEnv` in place of a ``TransformedEnv``; ``make_chunk_env`` makes one. Give the
+        env and the estimator the same ``gamma``.
 
     .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. With it
         off, a step repeats the last image, but renders where it ends an episode and in the last
@@ -176,6 +181,21 @@ class SMDPChunk(Transform):
             result = next_tensordict.update(result)
         return self._write(result, record.fold(self.gamma, selected), selected)
 
+    def write_root(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes ``k`` of an executed transition at its root, beside the action; in place.
+
+        Args:
+            tensordict: what ``env.step`` returned, ``[*B]``.
+        """
+        return write_root_steps(tensordict, self.steps_key)
+
+    def _post_step_mdp_hooks(
+        self, tensordict: TensorDictBase, tensordict_: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        # `_step` gets a copy of the root. This hook gets what rollouts and collectors keep.
+        self.write_root(tensordict)
+        return tensordict, free_root_steps(tensordict_, self.steps_key)
+
     def _write(
         self, next_tensordict: TensorDictBase, transition: Transition, selected: Tensor | None
     ) -> TensorDictBase:
@@ -185,7 +205,7 @@ class SMDPChunk(Transform):
             if selected is not None:
                 value = value.where(expand_right(selected, value), next_tensordict.get(key))
             next_tensordict.set(key, value)
-        next_tensordict.set(self.steps_key, transition.steps)
+        next_tensordict.set(self.steps_key, mark_next(transition.steps))
         missing = self.act_horizon - transition.executed.shape[-1]
         if self.return_mask:
             next_tensordict.set(self.mask_key, pad(transition.executed, (0, missing)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,10 @@ class FlowActorConfig(Config):
     """Largest random shift of images in training, in pixels."""
     pixel_features: int = 64
     """Features per frame of the image encoder."""
+    observation_key: str | tuple[str, ...] = "observation"
+    """Entry of the states; a tuple where it is nested."""
+    pixels_key: str | tuple[str, ...] = "pixels"
+    """Entry of the images."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -107,13 +111,18 @@ def _make_velocity_network(config: FlowActorConfig, cond_dim: int) -> nn.Module:
 
 
 def _normalizer(
-    statistics: Statistics | None, key: str, size: int, mode: NormalizerMode, bound: float | None = None
+    statistics: Statistics | None,
+    key: str | tuple[str, ...],
+    size: int,
+    mode: NormalizerMode,
+    bound: float | None = None,
 ) -> Normalizer:
     if statistics is None:
         return Normalizer(size, bound=bound)
     if key not in statistics:
-        raise ValueError(f"statistics hold no {key!r}, only {sorted(statistics)}.")
-    normalizer = Normalizer.from_statistics(statistics[key], mode=mode, bound=bound)
+        raise ValueError(f"statistics hold no {key!r}, only {sorted(map(str, statistics))}.")
+    values: Any = statistics
+    normalizer = Normalizer.from_statistics(values[key], mode=mode, bound=bound)
     if normalizer.loc.shape[0] != size:
         raise ValueError(f"the statistics of {key!r} have {normalizer.loc.shape[0]} dimensions, not {size}.")
     return normalizer
@@ -131,8 +140,9 @@ def make_flow_actor(
     Args:
         config: the description.
         statistics: of the data that the actor will be trained on, ``{"observation": ..., "action": ...}``, each with
-            what :meth:`Normalizer.from_statistics` needs. Without, normalisers are the identity until a state dict
-            is loaded.
+            what :meth:`Normalizer.from_statistics` needs; the states' are under ``config.observation_key``, and
+            :func:`~torchrl_flow.data.column_statistics` makes those of any entry. Without, normalisers are the identity
+            until a state dict is loaded.
         action_low: lower bound of actions, ``[A]``; -inf where ``None``.
         action_high: upper bound of actions, ``[A]``; inf where ``None``.
 
@@ -149,7 +159,7 @@ def make_flow_actor(
     if config.state_dim is not None:
         state_shape = (config.obs_horizon, config.state_dim)
         state_normalizer = _normalizer(
-            statistics, "observation", config.state_dim, config.state_normalizer, config.state_bound
+            statistics, config.observation_key, config.state_dim, config.state_normalizer, config.state_bound
         )
     encoder = ObservationEncoder(
         state_shape=state_shape,
@@ -157,6 +167,8 @@ def make_flow_actor(
         state_normalizer=state_normalizer,
         state_noise=config.state_noise,
         shift=config.shift,
+        state_key=config.observation_key,
+        pixels_key=config.pixels_key,
     )
     # Unbounded sides are stored as infinities, so that every state dict of a configuration has the same entries.
     infinity = torch.full((config.action_dim,), torch.inf)

@@ -42,6 +42,8 @@ class StatePolicyConfig(Config):
     """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
     act_horizon: int | None = None
     """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
+    observation_key: str | tuple[str, ...] = "observation"
+    """Entry of the states; a tuple where it is nested."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -50,8 +52,6 @@ class StatePolicyConfig(Config):
             raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}.")
-        if self.kind == "gaussian" and self.act_horizon is not None:
-            raise ValueError("a gaussian policy gives single actions: leave act_horizon out.")
 
     @property
     def observation_size(self) -> int:
@@ -80,7 +80,7 @@ class _StateMLP(nn.Module):
         self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int, *, norm: bool = False
     ) -> None:
         super().__init__()
-        self.normalizer = normalizer
+        self.normalizer, self.observation_key = normalizer, config.observation_key
         self.history, self.chunks = config.obs_horizon is not None, config.act_horizon is not None
         hidden, options = list(config.hidden_sizes), {}
         if norm:
@@ -88,7 +88,7 @@ class _StateMLP(nn.Module):
         self.layers = MLP(inputs, outputs, num_cells=hidden, activation_class=nn.ReLU, **options)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        state = self.normalizer(observation, "'observation'")
+        state = self.normalizer(observation, repr(self.observation_key))
         state = state.flatten(-2) if self.history else state
         if action is not None:
             state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
@@ -98,12 +98,16 @@ class _StateMLP(nn.Module):
 class _GaussianHead(nn.Module):
     """Location and scale of a tanh-normal distribution; the logarithm of the scale is kept within bounds."""
 
-    def __init__(self, net: _StateMLP, low: float = -5.0, high: float = 2.0) -> None:
+    def __init__(
+        self, net: _StateMLP, chunk: tuple[int, int] | None = None, low: float = -5.0, high: float = 2.0
+    ) -> None:
         super().__init__()
-        self.net, self.low, self.high = net, low, high
+        self.net, self.chunk, self.low, self.high = net, chunk, low, high
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         loc, log_scale = self.net(observation).chunk(2, -1)
+        if self.chunk is not None:
+            loc, log_scale = loc.unflatten(-1, self.chunk), log_scale.unflatten(-1, self.chunk)
         return loc, log_scale.clamp(self.low, self.high).exp()
 
 
@@ -114,6 +118,7 @@ def make_state_policy(
 
     Args:
         config: sizes and kind; ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
+            With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability that of the whole chunk.
         statistics: ``mean`` and ``std`` of the states, which the policy then carries in its state dict.
 
     Examples:
@@ -123,19 +128,20 @@ def make_state_policy(
         torch.Size([4, 3])
     """
     gaussian = config.kind == "gaussian"
-    outputs = 2 * config.action_dim if gaussian else config.action_size
+    outputs = 2 * config.action_size if gaussian else config.action_size
+    chunk = None if config.act_horizon is None else (config.act_horizon, config.action_dim)
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, outputs)
     if not gaussian:
         layers: list[nn.Module] = [net, nn.Tanh()]
-        if config.act_horizon is not None:
-            layers.append(nn.Unflatten(-1, (config.act_horizon, config.action_dim)))
-        return TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=["action"])
+        if chunk is not None:
+            layers.append(nn.Unflatten(-1, chunk))
+        return TensorDictModule(nn.Sequential(*layers), in_keys=[config.observation_key], out_keys=["action"])
     return ProbabilisticActor(
-        TensorDictModule(_GaussianHead(net), in_keys=["observation"], out_keys=["loc", "scale"]),
+        TensorDictModule(_GaussianHead(net, chunk), in_keys=[config.observation_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         # float32's tanh reaches 1, whose inverse is infinite
-        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True},
+        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True, "event_dims": 1 if chunk is None else 2},
         default_interaction_type=InteractionType.DETERMINISTIC,
     )
 
@@ -154,7 +160,7 @@ def make_state_values(
     return [
         ValueOperator(
             _StateMLP(config, _normalizer(config, statistics), inputs, 1, norm=config.layer_norm),
-            in_keys=["observation", "action"],
+            in_keys=[config.observation_key, "action"],
             out_keys=["state_action_value"],
         )
         for _ in range(number)
@@ -164,4 +170,4 @@ def make_state_values(
 def make_observation_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
     """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
-    return ValueOperator(net, in_keys=["observation"], out_keys=["state_value"])
+    return ValueOperator(net, in_keys=[config.observation_key], out_keys=["state_value"])

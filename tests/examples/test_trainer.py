@@ -1,0 +1,152 @@
+"""Losses of this package in TorchRL's own trainers."""
+
+from __future__ import annotations
+
+import runpy
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+from torchrl.trainers import ReplayBufferTrainer, Trainer, UpdateWeights
+from torchrl.trainers.algorithms import SACTrainer
+
+from torchrl_flow.envs import PLANAR, PlanarPickPlaceEnv, make_chunk_env, task_info
+from torchrl_flow.modules import (
+    CriticConfig,
+    FlowActorConfig,
+    LatentPolicyConfig,
+    SteeredFlowActor,
+    make_flow_actor,
+    make_latent_critics,
+    make_latent_policy,
+)
+from torchrl_flow.objectives import LatentSACLoss
+from torchrl_flow.policies import load_policy
+from torchrl_flow.runs import save_checkpoint
+from torchrl_flow.training import LossGroup, NamedLossStepper
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+ROOT = Path(__file__).parents[2]
+HORIZONS = {"obs_horizon": 2, "pred_horizon": 8, "act_horizon": 4}
+
+
+def make_flow():
+    torch.manual_seed(0)
+    config = FlowActorConfig(action_dim=3, state_dim=12, width=16, depth=1, num_steps=2, **HORIZONS)
+    return make_flow_actor(config, action_low=-torch.ones(3), action_high=torch.ones(3))
+
+
+def make_env(num_envs=4):
+    base = PlanarPickPlaceEnv(num_envs, max_episode_steps=20)
+    return make_chunk_env(base, obs_horizon=2, act_horizon=4, gamma=0.99)
+
+
+@pytest.fixture
+def flow_checkpoint(tmp_path):
+    flow, path = make_flow(), tmp_path / "bc" / "checkpoints" / "checkpoint-1.torchrl"
+    path.parent.mkdir(parents=True)
+    task = {**task_info(make_env()), "task": PLANAR}
+    save_checkpoint(path, modules={"policy": flow}, task=task, actor_config=flow.config, counters={"step": 1})
+    return flow, path
+
+
+def test_reinflow_in_the_ppo_trainer(flow_checkpoint, tmp_path, capsys):
+    flow, path = flow_checkpoint
+    example = runpy.run_path(str(ROOT / "examples" / "trainer.py"))
+    numbers = {"num_envs": 6, "rollout_steps": 4, "minibatch_size": 12, "epochs": 2, "eval_episodes": 3}
+    args = example["Args"](policy=str(path), total_env_steps=6 * 4 * 4 * 3, output=str(tmp_path / "out"), **numbers)
+    result = example["main"](args)
+    out = capsys.readouterr().out
+    assert "before: 3 episodes" in out
+    assert result.episodes == 3
+    trained, checkpoint = load_policy(tmp_path / "out" / "policy.torchrl")
+    changes = [not torch.equal(a, b) for a, b in zip(flow.parameters(), trained.parameters(), strict=True)]
+    assert any(changes)
+    assert checkpoint.counters["step"] == 6 * 4 * 3  # chunks
+    # Episodes of 20 steps are chunks of 4 steps each, but for those that a success ends.
+    assert 6 * 4 * 3 <= checkpoint.counters["env_steps"] <= 6 * 4 * 4 * 3
+    logged = [file.stem for file in (tmp_path / "out").rglob("*.csv")]
+    assert {"env_steps", "loss_objective", "loss_critic"} <= set(logged)
+
+
+def test_its_hooks_count_and_schedule(flow_checkpoint):
+    example = runpy.run_path(str(ROOT / "examples" / "trainer.py"))
+    noisy, loss_module, gae = example["make_loss"](example["Args"](policy=str(flow_checkpoint[1])), make_flow())
+    hooks = example["ChunkHooks"](loss_module)
+    data = make_env().rollout(6, noisy, break_when_any_done=False)
+    assert hooks.count(data) is data
+    hooks.schedule()
+    assert hooks.env_steps == int(data["next", "steps_to_next_obs"].sum()) == int(loss_module.env_steps)
+    found = hooks.log(data)
+    assert found["env_steps"] == hooks.env_steps
+    assert gae.tensor_keys.steps_to_next_obs == ("next", "steps_to_next_obs")
+
+
+def make_steered():
+    flow = make_flow()
+    policy = make_latent_policy(LatentPolicyConfig(), flow)
+    critics = make_latent_critics(CriticConfig(num_qs=2, hidden_sizes=(16,)), flow, policy)
+    return SteeredFlowActor(policy, flow), LatentSACLoss(policy, critics)
+
+
+def parameters(module):
+    return [p.detach().clone() for p in module.policy.parameters()]
+
+
+def test_a_steered_flow_in_a_trainer_with_hooks():
+    """The collector acts with a copy of the policy, which gets the weights by TorchRL's own hook."""
+    steered, loss_module = make_steered()
+    acting = SteeredFlowActor(*(make_steered()[0]._modules[name] for name in ("policy", "flow")))
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(400), batch_size=16)
+    groups = [
+        LossGroup("loss_qvalue", torch.optim.Adam(loss_module.qvalue_network_params.parameters(), 1e-3)),
+        LossGroup("loss_actor", torch.optim.Adam(loss_module.actor_network_params.parameters(), 1e-2)),
+    ]
+    collector = Collector(make_env(), acting, frames_per_batch=20, total_frames=60)
+    stepper = NamedLossStepper(loss_module, groups, target_updater=SoftUpdate(loss_module, tau=0.01), utd_ratio=0.2)
+    trainer = Trainer(
+        collector=collector,
+        total_frames=60,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss_module,
+        optimization_stepper=stepper,
+        replay_buffer=buffer,
+        progress_bar=False,
+    )
+    trainer.register_op("batch_process", lambda data: data.reshape(-1))
+    ReplayBufferTrainer(buffer).register(trainer)
+    UpdateWeights(collector, 1, policy_weights_getter=partial(TensorDict.from_module, steered)).register(trainer)
+    before = parameters(acting)
+    trainer.train()
+    assert stepper.num_updates == 12
+    assert any(not torch.equal(a, b) for a, b in zip(before, parameters(acting), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))
+
+
+def test_the_sac_trainer_takes_the_latent_as_action_and_weights_of_the_latent_policy_alone():
+    steered, loss_module = make_steered()
+    trainer = SACTrainer(
+        collector=Collector(make_env(), steered, frames_per_batch=20, total_frames=20),
+        total_frames=20,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss_module,
+        optimizer=torch.optim.Adam(loss_module.parameters(), 1e-3),
+        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(400), batch_size=16),
+        target_net_updater=SoftUpdate(loss_module, tau=0.01),
+        enable_logging=False,
+        progress_bar=False,
+        action_key="latent",
+    )
+    before = parameters(steered)
+    assert loss_module.tensor_keys.action == "latent"
+    # It sends the weights of the loss's own policy, which is a part of what acts: use Trainer with UpdateWeights.
+    with pytest.raises(KeyError, match="prior_fraction"):
+        trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, parameters(steered), strict=True))

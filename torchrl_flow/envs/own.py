@@ -1,0 +1,215 @@
+"""Environments of the user's own, named as a task by the function that makes them: ``my_package:make_env``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torchrl.data.tensor_specs import Bounded
+from torchrl.envs import EnvBase, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
+
+from torchrl_flow.envs.unwrap import base_env
+
+__all__ = [
+    "TRUSTED",
+    "is_own_task",
+    "load_factory",
+    "make_own_env",
+    "own_identity",
+    "sizes_of",
+    "trust_task",
+    "trusted_tasks",
+]
+
+TRUSTED = "TORCHRL_FLOW_TASKS"
+"""Environment variable: tasks ``my_package:make_env``, by commas, whose code a checkpoint may name."""
+
+IDENTITY = "_torchrl_flow_task"
+"""Attribute of the innermost environment that holds the identity of an own task."""
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_own_task(task: str) -> bool:
+    """Tell whether a task is a function of the user's own.
+
+    Examples:
+        >>> is_own_task("my_package:make_env"), is_own_task("PickCube-v1")
+        (True, False)
+    """
+    return ":" in task
+
+
+def trusted_tasks() -> set[str]:
+    """Return the own tasks that were named by the user, and not by a file alone."""
+    return {name.strip() for name in os.environ.get(TRUSTED, "").split(",") if name.strip()}
+
+
+def trust_task(task: str) -> None:
+    """Let checkpoints name this own task; processes that are started from here know it too."""
+    os.environ[TRUSTED] = ",".join(sorted({*trusted_tasks(), task}))
+
+
+def load_factory(task: str) -> Callable[..., EnvBase]:
+    """Import the function of ``my_package:make_env``; the current directory is searched too.
+
+    Raises:
+        ValueError: if the name is no such name, or there is no such module or function, saying which.
+    """
+    if not _NAME.fullmatch(task):
+        raise ValueError(f"an own task is written module:function, such as my_package.envs:make_env, got {task!r}.")
+    module_name, name = task.split(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{task}: the module {module_name} cannot be imported ({error}).") from error
+    factory: Any = getattr(module, name, None)
+    if not callable(factory):
+        found = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise ValueError(f"{task}: {module_name} has no function {name}; it has {found[:10]}.")
+    return cast("Callable[..., EnvBase]", factory)
+
+
+def make_own_env(
+    task: str,
+    *,
+    obs_mode: str = "state",
+    control_mode: str | None = None,
+    num_envs: int | None = None,
+    max_episode_steps: int | None = None,
+    **options: Any,
+) -> EnvBase:
+    """Make the environment of single actions of an own task.
+
+    The function gets those of ``num_envs``, ``max_episode_steps``, ``obs_mode``, ``control_mode``,
+    ``ignore_terminations`` and ``device`` that it has parameters for and that are given. Without a parameter
+    ``num_envs``, several environments are a :class:`~torchrl.envs.SerialEnv`; without ``max_episode_steps``, a time
+    limit is a :class:`~torchrl.envs.StepCounter`.
+
+    The identity of the task is the ``task_info`` of the environment where it has one, with this name as ``task`` and
+    its own as ``name``; else the modes that are given here. Success is the entry ``success``, where there is one.
+
+    Args:
+        task: ``my_package:make_env``.
+        obs_mode: which of ``observation`` ``[*B, D]`` and ``pixels`` ``[*B, 3, h, w]`` the environment must give.
+        control_mode: for the identity.
+        num_envs: sub-environments; ``None`` for one, unbatched.
+        max_episode_steps: time limit.
+        **options: others that a task of ManiSkill takes; what the function has no parameter for is left out.
+
+    Raises:
+        ValueError: if the function cannot be imported, returns something else than an environment of TorchRL, or one
+            whose observations or actions the policies of this package do not take, saying what to do.
+    """
+    factory = load_factory(task)
+    trust_task(task)
+    parameters = inspect.signature(factory).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = {"obs_mode": obs_mode, "control_mode": control_mode, "max_episode_steps": max_episode_steps}
+    given |= {name: options[name] for name in ("ignore_terminations", "device") if name in options}
+    taken = {name: value for name, value in given.items() if value is not None and (takes_all or name in parameters)}
+    told: dict[str, Any] = {}
+    if num_envs is not None and (takes_all or "num_envs" in parameters):
+        env = factory(num_envs=num_envs, **taken)
+    elif num_envs is not None:
+        told = _told(factory(**taken))
+        env = SerialEnv(num_envs, functools.partial(factory, **taken))
+    else:
+        env = factory(**taken)
+    if not isinstance(env, EnvBase):
+        raise ValueError(
+            f"{task} returned a {type(env).__name__}: return an environment of TorchRL, such as "
+            "torchrl.envs.GymEnv(...) or GymWrapper(env)."
+        )
+    if max_episode_steps is not None and "max_episode_steps" not in taken:
+        env = TransformedEnv(env, StepCounter(max_steps=max_episode_steps))
+    _check(env, task, obs_mode)
+    own = told or _told(env)
+    identity = {"obs_mode": obs_mode, "control_mode": control_mode, "max_episode_steps": max_episode_steps}
+    identity |= {name: value for name, value in own.items() if value is not None}
+    identity |= {"task": task, "name": own.get("task")}
+    setattr(base_env(env), IDENTITY, {"reward_mode": None, **identity, **sizes_of(env)})
+    return env
+
+
+def _told(env: Any) -> dict[str, Any]:
+    """Return what an environment tells of its task; environments in workers tell nothing."""
+    base = base_env(env) if isinstance(env, EnvBase) else env
+    found = None if isinstance(base, BatchedEnvBase) else getattr(base, "task_info", None)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def own_identity(env: EnvBase) -> dict[str, Any] | None:
+    """Return the identity of an own task's environment; None for another environment."""
+    return vars(base_env(env)).get(IDENTITY)
+
+
+def _check(env: EnvBase, task: str, obs_mode: str) -> None:
+    """Refuse observations and actions that policies do not take."""
+    if len(env.batch_size) > 1:
+        raise ValueError(f"{task} has the batch size {list(env.batch_size)}: one dimension at most.")
+    specs: dict[Any, Any] = dict(env.full_observation_spec.items())
+    wanted = {"state": ("observation",), "rgb": ("observation", "pixels"), "rgb+state": ("observation", "pixels")}
+    for key in wanted[obs_mode]:
+        if key not in specs:
+            raise ValueError(
+                f"{task} gives no {key!r}, which obs_mode={obs_mode!r} asks for; it gives {sorted(map(str, specs))}. "
+                "Join entries with the transform CatTensors(in_keys=[...], out_key='observation'), or rename one with "
+                "RenameTransform."
+            )
+    dims = len(env.batch_size)
+    if len(specs["observation"].shape) != dims + 1:
+        raise ValueError(
+            f"'observation' of {task} must be a vector for each environment, got {list(specs['observation'].shape)}: "
+            "flatten it with FlattenObservation."
+        )
+    require_float32(specs["observation"].dtype, "observation", task)
+    pixels = specs.get("pixels") if obs_mode != "state" else None
+    if pixels is not None and (pixels.dtype != torch.uint8 or tuple(pixels.shape[dims:-2]) != (3,)):
+        raise ValueError(
+            f"'pixels' of {task} must be uint8 [3, h, w], got {pixels.dtype} {list(pixels.shape[dims:])}: put channels "
+            "first with PermuteTransform, and leave out ToTensorImage."
+        )
+    spec: Any = env.full_action_spec_unbatched[env.action_key]
+    if not isinstance(spec, Bounded) or len(spec.shape) != 1 or spec.dtype != torch.float32:
+        raise ValueError(
+            f"actions of {task} must be a bounded float32 vector, got {type(spec).__name__} of {spec.dtype}, "
+            f"{list(spec.shape)}: for float64 append DoubleToFloat(in_keys_inv=['action']); discrete actions cannot be "
+            "action chunks."
+        )
+
+
+def require_float32(dtype: torch.dtype, key: Any, source: str) -> None:
+    """Refuse float64 observations, which networks of float32 do not take.
+
+    Raises:
+        ValueError: naming the transform that converts them.
+    """
+    if dtype == torch.float64:
+        raise ValueError(
+            f"{key!r} of {source} is float64, and networks are float32: convert it with "
+            f"TransformedEnv(env, DoubleToFloat(in_keys=[{key!r}]))."
+        )
+
+
+def sizes_of(env: EnvBase) -> dict[str, Any]:
+    """Return the sizes of states, images and actions of an environment of single actions; none without either."""
+    specs: dict[Any, Any] = dict(env.full_observation_spec.items())
+    state, pixels = specs.get("observation"), specs.get("pixels")
+    if state is None and pixels is None:
+        return {}
+    return {
+        "state_dim": None if state is None else int(state.shape[-1]),
+        "pixels_size": None if pixels is None else [int(size) for size in pixels.shape[-2:]],
+        "action_dim": int(env.full_action_spec[env.action_key].shape[-1]),
+    }

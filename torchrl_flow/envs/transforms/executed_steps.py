@@ -1,0 +1,114 @@
+"""The number of executed steps, beside the action that led to them."""
+
+from __future__ import annotations
+
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+from torchrl.envs import Transform
+
+__all__ = ["CopyStepsToRoot", "free_root_steps", "mark_next", "write_root_steps"]
+
+
+_IS_NEXT = "_torchrl_flow_is_next"
+"""Attribute of a tensor that a transition holds under ``"next"``, and that must not change any more."""
+
+
+def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
+    """Sets the root entry ``key`` of an executed transition to the one under ``"next"``, where there is one.
+
+    A collector keeps a TensorDict of its own at the root, with the same tensors, and takes over ``"next"`` alone.
+    Therefore the value is also written into the tensor at the root. It is not where ``step_mdp`` has put the tensor
+    that the transition before holds under ``"next"``, or where the tensor is part of a larger one.
+
+    Args:
+        tensordict: what a step returned, ``[*B]``; changed in place.
+        key: the entry.
+    """
+    steps = tensordict.get(unravel_key(("next", key)), None)  # pyright: ignore[reportArgumentType]
+    if steps is None:
+        return tensordict
+    root = tensordict.get(key, None)
+    if root is not steps and _is_free(root, steps):
+        root.copy_(steps)
+        tensordict.set(key, root)
+    else:
+        tensordict.set(key, steps)
+    mark_next(steps)
+    return tensordict
+
+
+def mark_next(steps: Tensor) -> Tensor:
+    """Marks a tensor as one under ``"next"``, which :func:`write_root_steps` does not write into."""
+    setattr(steps, _IS_NEXT, True)
+    return steps
+
+
+def free_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
+    """Gives the root of the transition to come a tensor of its own, which :func:`write_root_steps` may write into."""
+    root = tensordict.get(key, None)
+    return tensordict if root is None else tensordict.set(key, root.clone())
+
+
+def _is_free(root: Tensor | None, like: Tensor) -> bool:
+    """Tell whether a root tensor is no one else's: not of ``"next"``, no view, not memory-mapped."""
+    return (
+        type(root) is Tensor
+        and not getattr(root, _IS_NEXT, False)
+        and not root._is_view()
+        and (root.shape, root.dtype, root.device) == (like.shape, like.dtype, like.device)
+    )
+
+
+class CopyStepsToRoot(Transform):
+    """Copies the number of executed steps from ``"next"`` to the root, where TorchRL's losses look for it.
+
+    :class:`~torchrl_flow.envs.SMDPChunk` does the same for rollouts and collectors. This transform is for data that it
+    cannot reach. It has three uses:
+
+    - as ``postproc`` of a collector, for chunk environments in workers;
+    - as ``transform`` of a replay buffer, for data that was collected or recorded without the root entry;
+    - in a :class:`~torchrl.envs.TransformedEnv` around a ``SerialEnv`` or ``ParallelEnv`` of chunk environments.
+
+    Keyword Args:
+        steps_key (NestedKey): the entry, as of :class:`~torchrl_flow.envs.SMDPChunk`. Defaults to
+            ``"steps_to_next_obs"``.
+
+    Raises:
+        ValueError: as ``postproc`` or in a replay buffer, if the data has no such entry under ``"next"``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> data = TensorDict({"next": {"steps_to_next_obs": torch.tensor([[3], [1]])}}, batch_size=[2])
+        >>> CopyStepsToRoot()(data)["steps_to_next_obs"].squeeze(-1)
+        tensor([3, 1])
+    """
+
+    def __init__(self, *, steps_key: NestedKey = "steps_to_next_obs") -> None:
+        super().__init__()
+        self.steps_key = unravel_key(steps_key)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Returns a shallow copy of transitions ``[*B]`` with the root entry."""
+        following = tensordict.get("next", None)
+        steps = None if following is None else following.get(self.steps_key, None)
+        if steps is None:
+            found = [] if following is None else sorted(map(str, following.keys(True, True)))
+            raise ValueError(
+                f"the data has no {self.steps_key!r} under 'next', where a chunk environment writes the number of "
+                f"executed steps; it has {found}. Collect with make_chunk_env or SMDPChunk, or name the entry in "
+                "steps_key."
+            )
+        return tensordict.copy().set(self.steps_key, steps)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return tensordict_reset
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict
+
+    def _post_step_mdp_hooks(
+        self, tensordict: TensorDictBase, tensordict_: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        write_root_steps(tensordict, self.steps_key)
+        return tensordict, free_root_steps(tensordict_, self.steps_key)
