@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import tyro
 
-from torchrl_flow.options import GROUPS, Count, Positive, option_group, parse_options
+from torchrl_flow.options import GROUPS, Count, Positive, option_group, parse, parse_options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(path.stem for path in EXAMPLES.glob("*.py") if "parse_options(" in path.read_text(encoding="utf-8"))
@@ -66,7 +66,15 @@ def test_values_are_those_of_the_plain_dataclass():
     assert parse_options(Args, args=["--num-envs", "None"]).num_envs is None
 
 
-def test_the_help_has_groups_and_no_empty_defaults(capsys):
+def test_a_few_options_are_one_list(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(Args, args=["--help"])
+    out = capsys.readouterr().out
+    assert [group for group in GROUPS if f"{group} options" in out] == ["run"]
+
+
+def test_the_help_has_groups_and_no_empty_defaults(capsys, monkeypatch):
+    monkeypatch.setattr(parse, "FEW", 2)
     with pytest.raises(SystemExit):
         parse_options(Args, args=["--help"])
     out = capsys.readouterr().out
@@ -91,7 +99,8 @@ def test_every_option_of_a_recipe_is_described_and_grouped(recipe, capsys, monke
     with pytest.raises(SystemExit):
         parse_options(options, args=["--help"])
     out = capsys.readouterr().out
-    groups = {option_group(field.name) for field in dataclasses.fields(options)}
+    fields = dataclasses.fields(options)
+    groups = {option_group(field.name) for field in fields} if len(fields) > parse.FEW else {"run"}
     assert all(f"{group} options" in out for group in groups)
     for field in dataclasses.fields(options):
         assert f"--{field.name.replace('_', '-')}" in out

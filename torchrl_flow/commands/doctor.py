@@ -69,6 +69,7 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "dsrl_compare": _TASKS,
     "reinflow": _TASKS,
     "reinflow_sweep": (*_TASKS, _Need.PARALLEL),
+    "benchmark_suite": (*_TASKS, _Need.PLANNED, _Need.PARALLEL),
     "trainer": _TASKS,
     "td3_bc": _LOGGED,
     "cql": _LOGGED,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchrl.data.datasets.utils import register_dataset
+
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -67,3 +69,6 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)
+
+# `replace`, because a module that is imported anew (a notebook's reload) registers again.
+register_dataset("maniskill", "torchrl_flow.data.demos.replay:load_demonstrations", replace=True)
