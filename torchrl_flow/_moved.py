@@ -164,7 +164,7 @@ MODULES: dict[str, str] = {
     "training.make_demos": "demos.make",
     "training.metric_axes": "figures.axes",
     "training.metrics": "runs.metrics",
-    "training.motion_planning": "demos.planner",
+    "training.motion_planning": "demos.planner demos.motion",
     "training.notebook": "figures.notebook",
     "training.offline_conclusion": "offline.conclusion",
     "training.offline_envs": "offline.envs",

@@ -11,7 +11,7 @@ from torchrl_flow.data import read_maniskill
 from torchrl_flow.demos.imperfection import FlawedController, Flaws, Imperfection
 from torchrl_flow.demos.ledger import Attempt, DemoLedger
 from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations
-from torchrl_flow.demos.planner import Motion
+from torchrl_flow.demos.motion import Motion
 
 planner = all(importlib.util.find_spec(name) for name in ("mani_skill", "mplib"))
 needs_planner = pytest.mark.skipif(not planner, reason="needs mani_skill and mplib")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from torchrl_flow.data import DemoReplayBuffer, read_maniskill
 from torchrl_flow.demos.make import MakeDemosArgs, make_demonstrations
-from torchrl_flow.demos.planner import Motion
+from torchrl_flow.demos.motion import Motion
 from torchrl_flow.demos.retiming import Retiming, resample_path
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 

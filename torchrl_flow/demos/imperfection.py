@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from torchrl_flow.demos.planner import ActionTransform, Controller, Motion, play
+from torchrl_flow.demos.motion import ActionTransform, Controller, Motion, play
 
 __all__ = ["FlawedController", "Flaws", "Imperfection"]
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from torchrl_flow.demos.arguments import VISUAL_OBS_MODES, MakeDemosArgs, MakeDemosReport, check_arguments
 from torchrl_flow.demos.imperfection import Imperfection
 from torchrl_flow.demos.ledger import Attempt, DemoLedger
+from torchrl_flow.demos.motion import ActionTransform
 from torchrl_flow.demos.planner import (
     NO_TIME_LIMIT,
-    ActionTransform,
     DemonstrationError,
     EnvFactory,
     Recorder,

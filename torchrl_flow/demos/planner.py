@@ -6,37 +6,33 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 
+from torchrl_flow.demos.motion import (
+    ActionTransform,
+    Controller,
+    Follower,
+    Motion,
+    flag_of,
+    maniskill_of,
+    play,
+)
 from torchrl_flow.demos.recording import RebuiltEnv, RecordedEpisode, RecordingEnv, equal_trees
-from torchrl_flow.demos.side_by_side import EnvRow, SideBySide
+from torchrl_flow.demos.side_by_side import SideBySide
 from torchrl_flow.envs.maniskill.batched import BatchUnsupportedError
 from torchrl_flow.envs.maniskill.build import reconfiguration_of_one
 from torchrl_flow.util.randomness import isolated_rng
 from torchrl_flow.util.suggest import did_you_mean
 
-__all__ = [
-    "ActionTransform",
-    "Controller",
-    "DemonstrationError",
-    "EnvFactory",
-    "Motion",
-    "Recorder",
-    "delta_command",
-    "is_solved",
-    "play",
-    "solver_for",
-]
+__all__ = ["DemonstrationError", "EnvFactory", "Recorder", "solver_for"]
 
 logger = logging.getLogger(__name__)
 
 PLANNER_CONTROL_MODE = "pd_joint_pos"
-MAX_ACTIONS_PER_TARGET = 4
 NO_ACTION = "the transform's controller gave no action"
 NO_TIME_LIMIT = 100_000
 
@@ -49,35 +45,6 @@ class DemonstrationError(Exception):
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
-
-
-@dataclass(frozen=True)
-class Motion:
-    """A converted motion, as an :data:`ActionTransform` gets it.
-
-    Args:
-        seed: seed of the episode.
-        actions: ``[T, A]`` float32 of the target control mode.
-        target_pose: ``[P, 7]`` poses (position, quaternion wxyz, in the frame of the world) of the end
-            effector link that the planner's P waypoints ask for, one for each of its actions; None where the
-            control mode has none.
-        gripper: ``[P]`` gripper commands of the waypoints.
-    """
-
-    seed: int
-    actions: np.ndarray
-    target_pose: np.ndarray | None
-    gripper: np.ndarray
-
-
-Controller = Callable[[gymnasium.Env], "np.ndarray | None"]
-"""Called with the environment before each step, returns an action, or None when the motion is over. Where it has an
-attribute ``perturbed``, a list of bools, this tells which of its actions were disturbed and are not to be imitated.
-Where it has a true attribute ``may_fail``, what comes of it is kept even if it does not solve the task."""
-
-ActionTransform = Callable[[Motion], "np.ndarray | Controller"]
-"""Makes other actions of a motion (re-timed, perturbed): an array ``[T', A]``, or a controller. What comes out
-is simulated from the seed, and kept only when that succeeds, or may fail."""
 
 
 class Recorder:
@@ -142,7 +109,7 @@ class Recorder:
             self._stack = stack.pop_all()
 
     def _make_rows(self, task: str, number: int | None, modes: dict[str, str]) -> SideBySide | None:
-        arm = _base(self.env).agent.controller.controllers["arm"]
+        arm = maniskill_of(self.env).agent.controller.controllers["arm"]
         if number is None or number < 2 or not _is_delta_ee(arm) or reconfiguration_of_one(task):
             return None
         try:
@@ -276,18 +243,18 @@ class Recorder:
             raise DemonstrationError("planning", f"the planner raised {type(error).__name__}: {error}") from error
         if isinstance(result, int):
             raise DemonstrationError("planning", "the planner found no path")
-        if not _flag(result[-1], "success"):
+        if not flag_of(result[-1], "success"):
             raise DemonstrationError("planning", "the planned motion does not solve the task")
         return np.stack(self._planning.actions)
 
     def _convert(self, seed: int, waypoints: np.ndarray) -> Motion:
         env = self._conversion
         env.reset(seed=seed)
-        if _base(env).control_mode == PLANNER_CONTROL_MODE:
+        if maniskill_of(env).control_mode == PLANNER_CONTROL_MODE:
             for waypoint in waypoints:
                 env.step(waypoint)
-        elif _is_delta_ee(_base(env).agent.controller.controllers["arm"]):
-            follower = Follower(env, waypoints, _base(env).agent.robot.get_qpos()[0].cpu().numpy().copy())
+        elif _is_delta_ee(maniskill_of(env).agent.controller.controllers["arm"]):
+            follower = Follower(env, waypoints, maniskill_of(env).agent.robot.get_qpos()[0].cpu().numpy().copy())
             while (action := follower(env)) is not None:
                 env.step(action)
             return follower.motion(seed, env.actions)
@@ -295,7 +262,7 @@ class Recorder:
             from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
             self._planning.reset(seed=seed)
-            from_pd_joint_pos(_base(env).control_mode, waypoints, cast(Any, self._planning), cast(Any, env))
+            from_pd_joint_pos(maniskill_of(env).control_mode, waypoints, cast(Any, self._planning), cast(Any, env))
         return Motion(seed, np.stack(env.actions), None, waypoints[:, -1].copy())
 
     def _perform(self, seed: int, motion: np.ndarray | Controller) -> np.ndarray | None:
@@ -331,11 +298,6 @@ def solver_for(task: str) -> Callable[..., Any]:
     return MP_SOLUTIONS[task]
 
 
-def _base(env: gymnasium.Env) -> Any:
-    """The ManiSkill environment itself, whose attributes gymnasium does not know of."""
-    return env.unwrapped
-
-
 def _is_delta_ee(arm: Any) -> bool:
     from mani_skill.agents.controllers import PDEEPosController
 
@@ -350,70 +312,6 @@ def _is_delta_ee(arm: Any) -> bool:
     )
 
 
-class Follower:
-    """Steers the end effector through the poses that joint waypoints stand for, by delta actions.
-
-    The poses come from forward kinematics of the commanded joint angles, so that the planner's environment
-    need not be simulated again beside this one. A pose that one action cannot reach gets up to four.
-
-    Args:
-        env: where it starts, of one simulation.
-        waypoints: ``[P, J + 1]`` joint positions and gripper commands.
-        qpos: joint positions at the start, those of fingers included.
-    """
-
-    def __init__(self, env: gymnasium.Env, waypoints: np.ndarray, qpos: np.ndarray) -> None:
-        agent = _base(env).agent
-        arm = agent.controller.controllers["arm"]
-        kinematics, link = agent.robot._objs[0].create_pinocchio_model(), int(arm.ee_link.index[0])
-        base = _pose(agent.robot.pose.raw_pose[_number(env)].cpu().numpy())
-        joints = arm.active_joint_indices.cpu().numpy()
-        targets = []
-        for waypoint in waypoints:
-            qpos[joints] = waypoint[:-1]
-            kinematics.compute_forward_kinematics(qpos)
-            target = base * kinematics.get_link_pose(link)
-            targets.append(np.concatenate([target.p, target.q]))
-        self._targets, self._gripper = targets, waypoints[:, -1].copy()
-        self._index = self._tries = 0
-
-    def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
-        """Return the next action, or None when the motion is over."""
-        if self._index == len(self._targets):
-            return None
-        command, reached = delta_command(env, self._targets[self._index])
-        action = np.append(command, self._gripper[self._index])
-        self._tries += 1
-        if reached or self._tries == MAX_ACTIONS_PER_TARGET:
-            self._index, self._tries = self._index + 1, 0
-        return action
-
-    def motion(self, seed: int, actions: Sequence[np.ndarray]) -> Motion:
-        """Return the motion that its actions are."""
-        return Motion(seed, np.stack(actions), np.stack(self._targets).astype(np.float32), self._gripper)
-
-
-def play(actions: np.ndarray) -> Controller:
-    """Return a controller that gives the actions of an array, whatever happens."""
-    rows: Iterator[np.ndarray] = iter(actions)
-    return lambda env: next(rows, None)
-
-
-def is_solved(env: gymnasium.Env) -> bool:
-    """Tell whether the task is solved now, in the environment that a controller gets."""
-    return env.solved if isinstance(env, EnvRow) else _flag(_base(env).evaluate(), "success")
-
-
-def _number(env: gymnasium.Env) -> int:
-    return env.number if isinstance(env, EnvRow) else 0
-
-
-def _pose(values: np.ndarray) -> Any:
-    import sapien
-
-    return sapien.Pose(values[:3], values[3:])
-
-
 def _perturbed(controller: Any) -> np.ndarray | None:
     """Which steps a controller marks as not to be imitated."""
     perturbed = getattr(controller, "perturbed", None)
@@ -423,39 +321,3 @@ def _perturbed(controller: Any) -> np.ndarray | None:
 def _require_equal(again: RecordedEpisode, episode: RecordedEpisode) -> None:
     if not equal_trees(again.obs, episode.obs):
         raise DemonstrationError("replay", "simulated again, the observations differ")
-
-
-def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Computes the delta action that moves the end effector to a pose, as far as one action can.
-
-    Args:
-        env: a ManiSkill environment with a delta end-effector controller, or one of several side by side.
-        pose: ``[7]`` position and quaternion wxyz, in the frame of the world.
-
-    Returns:
-        The arm's action, clipped as the controller clips it, and whether that took no clipping.
-    """
-    import sapien
-    from mani_skill.trajectory.utils.actions.conversion import delta_pose_to_pd_ee_delta
-
-    arm = _base(env).agent.controller.controllers["arm"]
-    target = sapien.Pose(pose[:3], pose[3:])
-    current = _pose(env.ee_pose) if isinstance(env, EnvRow) else arm.ee_link.pose.sp
-    delta = sapien.Pose(target.p - current.p, (current * target.inv()).q)
-    position_only = arm.config.frame == "root_translation"
-    command = np.asarray(delta_pose_to_pd_ee_delta(arm, delta, pos_only=position_only), dtype=np.float64)
-    return command, _clip(command)
-
-
-def _clip(command: np.ndarray) -> bool:
-    """Clips translation by axis and rotation by norm, in place, as the controller does; False if needed."""
-    fits = np.abs(command[:3]).max() <= 1
-    np.clip(command[:3], -1, 1, out=command[:3])
-    norm = np.linalg.norm(command[3:])
-    if norm > 1:
-        command[3:] /= norm
-    return bool(fits and norm <= 1)
-
-
-def _flag(info: Mapping[str, Any], key: str) -> bool:
-    return bool(np.asarray(info.get(key, False)).reshape(-1)[0])

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import gymnasium
 import numpy as np
 
-from torchrl_flow.demos.planner import Motion, delta_command, is_solved
+from torchrl_flow.demos.motion import Motion, delta_command, is_solved
 
 __all__ = ["ClosedLoopTracker", "Retiming", "Waypoint", "resample_path"]
 
