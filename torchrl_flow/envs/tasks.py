@@ -50,7 +50,7 @@ def make_task_env(
 
     Args:
         task: ``"planar"``, the ManiSkill id of a task, or a function that makes an environment of your own,
-            ``"my_package:make_env"`` (:func:`~torchrl_flow.envs.own.make_own_env`).
+            ``"my_package:make_env"`` (``envs.own.make_own_env``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
         num_envs: sub-environments; ``None`` for one, unbatched.

@@ -292,7 +292,7 @@ class ManiSkillWrapper(EnvWrapper):
         """Renders the scene for a video, with the task's own camera for viewing.
 
         Without visuals, such as on a machine without a Vulkan device, gripper, objects and their ways are drawn
-        from their poses (:class:`~torchrl_flow.envs.maniskill.schematic.Schematic`).
+        from their poses (``envs.maniskill.schematic``).
 
         Returns:
             A uint8 image ``[*B, height, width, 3]``.
