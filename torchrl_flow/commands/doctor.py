@@ -238,7 +238,13 @@ def _maniskill(found: Mapping[str, Outcome], installed: bool) -> list[Check]:
         return [
             Check("ManiSkill", False, absent, install, tasks),
             Check("motion planner", False, absent, install, "no planned demonstrations"),
-            Check("rendering", False, "ManiSkill is not installed", "", "no images or videos of ManiSkill"),
+            Check(
+                "rendering",
+                False,
+                "ManiSkill is not installed",
+                "",
+                "no images of ManiSkill; its videos are drawn from poses",
+            ),
         ]
     state, planner, rendering = (found[name] for name in ("state", "planner", "rendering"))
     return [
@@ -255,7 +261,7 @@ def _maniskill(found: Mapping[str, Outcome], installed: bool) -> list[Check]:
             rendering.works,
             f"Vulkan, {rendering.detail}" if rendering.works else rendering.detail,
             "" if rendering.works else VULKAN,
-            "no images or videos of ManiSkill",
+            "no images of ManiSkill; its videos are drawn from poses",
         ),
     ]
 

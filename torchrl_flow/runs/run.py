@@ -330,8 +330,9 @@ class Run:
 
 def _calling_script() -> str:
     """Name of the script that makes the run: a recipe that another one calls is told by its own name."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+    frame, package = sys._getframe(1), Path(__file__).parents[1]
+    between = (package / "runs", package / "options")  # Where recipes have their runs opened.
+    while frame.f_back is not None and Path(frame.f_code.co_filename).parent in between:
         frame = frame.f_back
     file = frame.f_code.co_filename
     return "" if file.startswith("<") else Path(file).stem
