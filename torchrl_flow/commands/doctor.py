@@ -243,7 +243,7 @@ def _maniskill(found: Mapping[str, Outcome], installed: bool) -> list[Check]:
                 False,
                 "ManiSkill is not installed",
                 "",
-                "no images of ManiSkill; its videos are drawn from poses",
+                "no images or videos of ManiSkill",
             ),
         ]
     state, planner, rendering = (found[name] for name in ("state", "planner", "rendering"))
