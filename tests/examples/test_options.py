@@ -49,10 +49,10 @@ def of_task(task, obs_mode="state") -> Any:
 def test_environments_that_a_task_cannot_have_are_refused():
     args = awsc_online.Args
     found = awsc_online.simulation_of
-    assert found(args("x"), of_task("planar"))["num_envs"] == 64
-    assert found(args("x", num_envs=3), of_task("planar"))["num_envs"] == 3
-    assert found(args("x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
-    on_cpu = args("x", num_envs=50, sim_backend="physx_cpu")
+    assert found(args(policy="x"), of_task("planar"))["num_envs"] == 64
+    assert found(args(policy="x", num_envs=3), of_task("planar"))["num_envs"] == 3
+    assert found(args(policy="x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
+    on_cpu = args(policy="x", num_envs=50, sim_backend="physx_cpu")
     assert found(on_cpu, of_task("PickCube-v1")) == {"num_envs": 50, "sim_backend": "physx_cpu"}
     with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'"):
         found(on_cpu, of_task("PickCube-v1", "rgb"))

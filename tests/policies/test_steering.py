@@ -229,7 +229,7 @@ def test_macro_replay_keeps_what_losses_read_and_nothing_else():
     assert len(buffer) == 20
     batch = buffer.sample()
     assert batch.shape == (16,)
-    kept = {"observation", "action", "latent", "is_demo", "next", "index"}
+    kept = {"observation", "action", "latent", "is_demo", "steps_to_next_obs", "next", "index"}
     assert set(batch.keys()) == kept
     assert {"reward", "done", "terminated", "steps_to_next_obs", "observation"} <= set(batch["next"].keys())
     row = batch[0]
