@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.objectives.aw_flow import AdvantageSource, Anchor, AWFlowLoss, Baseline, EncoderGrad, Extraction
+    from torchrl_flow.objectives.aw_flow import AWFlowLoss, EncoderGrad
     from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
     from torchrl_flow.objectives.chunk_estimator import make_chunk_estimator
     from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from torchrl_flow.objectives.latent_aw_mle import LatentAWMLELoss, LatentScorerFn
     from torchrl_flow.objectives.latent_sac import LatentSACLoss
     from torchrl_flow.objectives.latent_scorer import ActionScorer, LatentScorer
-    from torchrl_flow.objectives.q_gradient_term import QGradientTerm
+    from torchrl_flow.objectives.q_gradient_term import Anchor, Extraction, QGradientTerm
     from torchrl_flow.objectives.reinflow_ppo import ReinFlowPPOLoss
     from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
     from torchrl_flow.objectives.shortcut_term import ShortCutTerm
     from torchrl_flow.objectives.smdp_loss import SMDPLossModule
     from torchrl_flow.objectives.target_update import NetworkSoftUpdate
-    from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
+    from torchrl_flow.objectives.weight_term import AdvantageSource, AdvantageWeightTerm, Baseline
 
 __all__ = [
     "AWFlowLoss",

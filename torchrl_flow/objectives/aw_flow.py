@@ -18,33 +18,25 @@ from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
-from torchrl_flow.objectives.flow_loss import AveragedNetwork
+from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic
 from torchrl_flow.objectives.held_networks import HeldNetworks
-from torchrl_flow.objectives.q_gradient_term import QGradientTerm
+from torchrl_flow.objectives.q_gradient_term import Anchor, Extraction, QGradientTerm
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
 from torchrl_flow.objectives.smdp_loss import SMDPLossModule
-from torchrl_flow.objectives.weight_term import AdvantageWeightTerm
+from torchrl_flow.objectives.weight_term import AdvantageSource, AdvantageWeightTerm, Baseline, of_mean_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torchrl_flow.modules import FlowActor, QEnsemble
 
-Baseline = Literal["batch", "policy"]
-"""What advantages are relative to: the batch's mean value, or the policy's in the same state."""
-AdvantageSource = Literal["critic", "td"]
-"""What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
-Extraction = Literal["weights", "q_gradient"]
-"""How the actor learns from the critic: by the weights of the rows that it clones, or by the critic's gradient."""
-Anchor = Literal["start", "average"]
-"""What anchors the gradient of Q: the actor as it was when its loss was built, or the averaged actor."""
 EncoderGrad = Literal["actor", "critic", "both"]
 """Which loss trains an encoder that actor and critic share."""
 
-__all__ = ["AWFlowLoss", "AdvantageSource", "Anchor", "Baseline", "EncoderGrad", "Extraction"]
+__all__ = ["AWFlowLoss", "EncoderGrad"]
 
 
-class AWFlowLoss(HeldNetworks, SMDPLossModule):
+class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
     Actor: the mean of ``w * error`` with each row's :class:`~torchrl_flow.objectives.ShortCutTerm` (which it equals bit
@@ -248,16 +240,6 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         others = set() if self.encoder_grad != "actor" else {*self.actor_network_params.parameters()}
         return (parameter for parameter in self.critic_network_params.parameters() if parameter not in others)
 
-    @property
-    def ema_actor(self) -> AveragedNetwork[FlowActor]:
-        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
-        return AveragedNetwork(self, "actor_network")
-
-    @property
-    def target_critic(self) -> AveragedNetwork[QEnsemble]:
-        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
-        return AveragedNetwork(self, "critic_network")
-
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute both losses of a batch of any shape.
@@ -297,7 +279,7 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
             weights, kept, metrics = self.weights(value, valid, demos)
             row_weights = self._row_weights(tensordict, errors.shape)
             if row_weights is not None:
-                weights = _of_mean_1(weights, row_weights.reshape(-1), valid if kept is None else kept)
+                weights = of_mean_one(weights, row_weights.reshape(-1), valid if kept is None else kept)
             loss = self._cloning_loss(tensordict, errors * weights.reshape(errors.shape), kept, demos is not None)
         else:
             kept = demos if demos is None or valid is None else demos & valid
@@ -392,9 +374,3 @@ class AWFlowLoss(HeldNetworks, SMDPLossModule):
         params = self.target_actor_network_params
         chunks = self.td.chunks(self.actor_network, params, tensordict, self.num_baseline_samples)
         return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)
-
-
-def _of_mean_1(weights: Tensor, row_weights: Tensor, kept: Tensor | None) -> Tensor:
-    """Scale weights ``[B]`` to mean 1 over the rows as they were before priorities chose among them."""
-    share = row_weights if kept is None else torch.where(kept, row_weights, 0.0)
-    return weights * share.sum() / (share * weights).sum().clamp(min=torch.finfo(weights.dtype).tiny)

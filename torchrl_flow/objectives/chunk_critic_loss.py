@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from torchrl_flow.functional.latent import expand_latent
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
-from torchrl_flow.objectives.flow_loss import AveragedNetwork
+from torchrl_flow.objectives.flow_loss import AveragedCritic
 from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.smdp_loss import SMDPLossModule
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ChunkCriticLoss"]
 
 
-class ChunkCriticLoss(HeldNetworks, SMDPLossModule):
+class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
     """TD loss of ``Q(s, a)`` on executed action chunks, online and off: the action critic of a steered flow.
 
     ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the flow: started from the prior,
@@ -106,11 +106,6 @@ class ChunkCriticLoss(HeldNetworks, SMDPLossModule):
     def critic_parameters(self) -> Iterator[Parameter]:
         """Yield the critic's parameters, which are all that the loss trains."""
         return self.critic_network_params.parameters()
-
-    @property
-    def target_critic(self) -> AveragedNetwork[QEnsemble]:
-        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
-        return AveragedNetwork(self, "critic_network")
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -16,9 +16,12 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.checks import check_one_of
 
+if TYPE_CHECKING:
+    from torchrl_flow.modules import FlowActor, QEnsemble
+
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-__all__ = ["REDUCTIONS", "AveragedNetwork", "FlowLossModule"]
+__all__ = ["REDUCTIONS", "AveragedActor", "AveragedCritic", "AveragedNetwork", "FlowLossModule"]
 
 REDUCTIONS = ("mean", "sum", "none")
 """What a loss may make of its rows: their mean, their sum, or nothing."""
@@ -66,6 +69,24 @@ class AveragedNetwork(Generic[NetworkT]):
         network.load_state_dict(state_dict)
         averaged = TensorDictParams(TensorDict.from_module(network), no_convert=True)
         self._params.data.update_(averaged.data)
+
+
+class AveragedActor:
+    """Gives a loss with a flow actor the average of it."""
+
+    @property
+    def ema_actor(self) -> AveragedNetwork[FlowActor]:
+        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "actor_network")  # pyright: ignore[reportArgumentType]
+
+
+class AveragedCritic:
+    """Gives a loss with a critic its target critic."""
+
+    @property
+    def target_critic(self) -> AveragedNetwork[QEnsemble]:
+        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
+        return AveragedNetwork(self, "critic_network")  # pyright: ignore[reportArgumentType]
 
 
 class FlowLossModule(LossModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -15,7 +15,12 @@ from torchrl_flow.functional.checks import check_at_least
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
 
-__all__ = ["QGradientTerm"]
+Extraction = Literal["weights", "q_gradient"]
+"""How the actor learns from the critic: by the weights of the rows that it clones, or by the critic's gradient."""
+Anchor = Literal["start", "average"]
+"""What anchors the gradient of Q: the actor as it was when its loss was built, or the averaged actor."""
+
+__all__ = ["Anchor", "Extraction", "QGradientTerm"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 
 from torchrl_flow.functional.flow import dyadic_step_sizes
-from torchrl_flow.objectives.flow_loss import AveragedNetwork, FlowLossModule
+from torchrl_flow.objectives.flow_loss import AveragedActor, FlowLossModule
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ShortCutFlowLoss"]
 
 
-class ShortCutFlowLoss(FlowLossModule):
+class ShortCutFlowLoss(AveragedActor, FlowLossModule):
     """Flow matching on a part of each batch, ShortCut self-consistency on the rest.
 
     A row of the flow-matching part draws ``t ~ U(0, 1)`` and regresses the instantaneous velocity (``d = 0``) on
@@ -100,11 +100,6 @@ class ShortCutFlowLoss(FlowLossModule):
 
     def _make_in_keys(self) -> list[NestedKey]:
         return [*self.actor_network.in_keys, self.tensor_keys.action_chunk]
-
-    @property
-    def ema_actor(self) -> AveragedNetwork[FlowActor]:
-        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
-        return AveragedNetwork(self, "actor_network")
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,12 @@ from torchrl_flow.functional.advantage import (
     filtered_weights,
 )
 
-__all__ = ["AdvantageWeightTerm"]
+Baseline = Literal["batch", "policy"]
+"""What advantages are relative to: the batch's mean value, or the policy's in the same state."""
+AdvantageSource = Literal["critic", "td"]
+"""What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
+
+__all__ = ["AdvantageSource", "AdvantageWeightTerm", "Baseline", "of_mean_one"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +87,9 @@ class AdvantageWeightTerm:
                 "advantage_std": (deviation.square().sum() / everyone.sum()).sqrt(),
             },
         )
+
+
+def of_mean_one(weights: Tensor, row_weights: Tensor, kept: Tensor | None) -> Tensor:
+    """Scale weights ``[B]`` to mean 1 over the rows as they were before priorities chose among them."""
+    share = row_weights if kept is None else torch.where(kept, row_weights, 0.0)
+    return weights * share.sum() / (share * weights).sum().clamp(min=torch.finfo(weights.dtype).tiny)
