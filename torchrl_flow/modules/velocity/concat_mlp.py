@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.velocity.embedding import SinusoidalEmbedding, ZeroLinear, check_velocity_inputs
 
@@ -66,8 +67,7 @@ class ShortCutVelocityConcatMLP(nn.Module):
         super().__init__()
         sizes = {"action_dim": action_dim, "pred_horizon": pred_horizon, "cond_dim": cond_dim}
         for name, size in {**sizes, "width": width, "depth": depth}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+            check_at_least(name, size, 1)
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
         self.sinusoid = SinusoidalEmbedding(embedding)
         self.time = nn.Sequential(nn.Linear(2 * embedding, embedding), Mish(), nn.Linear(embedding, embedding))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.modules.activation import Mish
 from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
 
@@ -77,8 +78,7 @@ class ShortCutVelocityMLP(nn.Module):
             "depth": depth,
         }
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+            check_at_least(name, size, 1)
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim
         self.time_embedding = FlowTimeEmbedding(width)
         self.cond_embedding = nn.Sequential(
