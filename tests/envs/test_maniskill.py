@@ -17,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_flow.envs import ManiSkillEnv, ManiSkillWrapper
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import RenderDeviceError, maniskill_installed
+from torchrl_flow.reports import can_film
 
 pytestmark = pytest.mark.skipif(
     not maniskill_installed(), reason="ManiSkill is not installed: pip install 'torchrl-flow[maniskill]'"
@@ -198,7 +199,9 @@ def test_task_info_and_dense_rewards(monkeypatch):
     env.set_render_enabled(False)
     assert env.render_enabled, "there is nothing to turn off in state mode"
     assert env.render().shape == (160, 320, 3)
+    assert can_film(env)
     monkeypatch.delattr(env._env.unwrapped.agent, "tcp")
+    assert not can_film(env), "the end of a run must not fail for a video"
     with pytest.raises(RenderDeviceError, match=r"visuals=True .*make cpu-rendering"):
         env.render()
     env.close()

@@ -57,11 +57,11 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
 
 def can_film(env: EnvBase) -> bool:
-    """Tell whether an environment can draw frames; ManiSkill without a Vulkan device draws the poses."""
+    """Tell whether an environment can draw frames; ManiSkill without a Vulkan device draws poses."""
     env = base_env(env)
     if isinstance(env, BatchedEnvBase) and env.is_closed:
         env.start()  # workers answer once they run
-    if not callable(getattr(env, "render", None)):
+    if not callable(getattr(env, "render", None)) or not getattr(env, "can_render", True):
         return False
     if own_identity(env) is None:
         return True

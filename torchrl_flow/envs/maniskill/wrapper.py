@@ -260,9 +260,14 @@ class ManiSkillWrapper(EnvWrapper):
 
     @property
     def has_visuals(self) -> bool:
-        """Whether the scene has anything that can be seen, so that :meth:`render` works."""
+        """Whether the scene has anything that can be seen; see ``can_render``."""
         scene = getattr(self._env.unwrapped, "scene", None)
         return scene is None or bool(scene.can_render())
+
+    @property
+    def can_render(self) -> bool:
+        """Whether :meth:`render` gives pictures: of the scene, or else drawn from the poses of a gripper."""
+        return self.has_visuals or Schematic.can_draw(self._env)
 
     @property
     def render_enabled(self) -> bool:
