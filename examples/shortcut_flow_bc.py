@@ -34,9 +34,11 @@ from torchrl_flow.options import (
     Positive,
     SamplingSteps,
     SimulationArgs,
+    Sizes,
     TaskName,
     TrainingArgs,
     check_demonstrations,
+    check_images,
     check_network,
     check_task,
     parse_options,
@@ -67,6 +69,10 @@ class Args(TrainingArgs, SimulationArgs):
     for end-effector deltas"""
     quality: str | None = None
     """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
+    image_size: Count | None = None
+    """height and width of ManiSkill's images, in pixels; by default those of --demos, or of the task's camera (128)"""
+    pixel_channels: Sizes = (32, 64, 64)
+    """channels of the image encoder's convolutions, which halve height and width; fewer and narrower ones are faster"""
     network: Literal["mlp", "concat_mlp", "unet", "dit"] = "mlp"
     """velocity network; concat_mlp takes half the time of mlp"""
     width: Count = 256
@@ -105,6 +111,7 @@ class Args(TrainingArgs, SimulationArgs):
         """Refuse options that contradict each other, or of which no environment or network can be made."""
         check_task(self.task, self.obs_mode, self.control_mode)
         check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
+        check_images(self.task, self.obs_mode, self.demos, self.image_size, self.pixel_channels)
         simulation_of(self)
         horizons = {"obs_horizon": self.obs_horizon, "pred_horizon": self.pred_horizon, "act_horizon": self.act_horizon}
         check_network(network=self.network, width=self.width, depth=self.depth, **horizons)
@@ -132,6 +139,7 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
         action_dim=sample["action_chunk"].shape[-1],
         state_dim=sample["observation"].shape[-1],
         pixels_size=None if pixels is None else tuple(pixels.shape[-2:]),
+        pixel_channels=args.pixel_channels,
         obs_horizon=args.obs_horizon,
         pred_horizon=args.pred_horizon,
         act_horizon=args.act_horizon,
@@ -157,6 +165,7 @@ def make_env(args: Args, source: DemoSource) -> EnvBase:
         obs_horizon=args.obs_horizon,
         act_horizon=args.act_horizon,
         gamma=0.99,
+        image_size=source.recorded_size,
         **simulation_of(args),
     )
 
@@ -194,7 +203,7 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
 def main(args: Args) -> EvaluationResult:
     """Data, policy, training, evaluation, report."""
     args.prepare()
-    source = DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed)
+    source = DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed, image_size=args.image_size)
     env = make_env(args, source)
     task = task_info(env)
     data = make_data(args, source, task)

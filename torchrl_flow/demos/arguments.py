@@ -24,11 +24,14 @@ class MakeDemosArgs:
     num_demos: Count = 100
     """Demonstrations to have in the end."""
     out_dir: WritableDirectory = "demos"
-    """Output: <out_dir>/<task>/trajectory.<obs_mode>.<control_mode>[.retimed][.mixed].physx_cpu.h5 and .json."""
+    """Output: <out_dir>/<task>/trajectory.<obs_mode>[<image_size>px].<control_mode>[.retimed][.mixed].physx_cpu.h5 and
+    .json."""
     control_mode: str = "pd_ee_delta_pose"
     """Control mode of the recorded actions."""
     obs_mode: ObsMode = "state"
     """state (needs no Vulkan), rgb, rgb+state."""
+    image_size: Count | None = None
+    """Height and width of recorded images in pixels. Default: those of the task's camera, 128 as a rule."""
     first_seed: NonNegativeInt = 0
     """First seed to try; the following seeds are next. Evaluate on other seeds (10000 on)."""
     max_steps: Count | None = None
@@ -104,6 +107,11 @@ def check_arguments(args: MakeDemosArgs) -> None:
         raise ValueError(
             "quality='mixed' halts the arm by zero actions, which takes a delta or velocity control mode, got "
             f"{args.control_mode!r}."
+        )
+    if args.image_size is not None and args.obs_mode not in VISUAL_OBS_MODES:
+        raise ValueError(
+            f"image_size={args.image_size} is the size of recorded images, and obs_mode={args.obs_mode!r} records "
+            f"none: use obs_mode {' or '.join(map(repr, VISUAL_OBS_MODES))}, or leave image_size out."
         )
     if args.max_attempts is not None and args.max_attempts < args.num_demos:
         raise ValueError(f"max_attempts={args.max_attempts} is less than num_demos={args.num_demos}.")

@@ -73,7 +73,8 @@ def make_demonstrations(
     solver_for(args.task)
     start = time.perf_counter()
     transform, transform_name, kind = _quality(args, transform, transform_name)
-    name = f"trajectory.{args.obs_mode}.{args.control_mode}{kind}.physx_cpu.h5"
+    size = "" if args.image_size is None else f"{args.image_size}px"
+    name = f"trajectory.{args.obs_mode}{size}.{args.control_mode}{kind}.physx_cpu.h5"
     ledger = DemoLedger(Path(args.out_dir) / args.task / name, _settings(args, transform, transform_name))
     before = len(ledger.done)
     visual = args.obs_mode in VISUAL_OBS_MODES
@@ -83,7 +84,7 @@ def make_demonstrations(
         with headless(not visual), contextlib.ExitStack() as stack:
             recorder = Recorder(
                 args.task,
-                env_factory or functools.partial(make_planner_env, render_backend=backend),
+                env_factory or functools.partial(make_planner_env, render_backend=backend, image_size=args.image_size),
                 control_mode=args.control_mode,
                 obs_mode=args.obs_mode,
                 reward_mode=args.reward_mode,
@@ -121,7 +122,13 @@ def _transform_name(transform: ActionTransform | None, name: str | None) -> str 
 
 
 def make_planner_env(
-    task: str, *, obs_mode: str, control_mode: str, reward_mode: str, render_backend: str = "none"
+    task: str,
+    *,
+    obs_mode: str,
+    control_mode: str,
+    reward_mode: str,
+    render_backend: str = "none",
+    image_size: int | None = None,
 ) -> gymnasium.Env:
     """Makes the plain ManiSkill environment, simulated on the CPU and without a time limit.
 
@@ -129,6 +136,9 @@ def make_planner_env(
     """
     import mani_skill.envs  # noqa: F401  (registers the tasks)
 
+    cameras: dict[str, Any] = {}
+    if image_size is not None:
+        cameras = {"sensor_configs": {"height": image_size, "width": image_size}}
     return gymnasium.make(
         task,
         obs_mode=obs_mode,
@@ -139,6 +149,7 @@ def make_planner_env(
         num_envs=1,
         max_episode_steps=NO_TIME_LIMIT,
         render_backend=render_backend,
+        **cameras,
     )
 
 
@@ -147,6 +158,8 @@ def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_
 
     names = ("task", "control_mode", "obs_mode", "first_seed", "max_steps", "reward_mode")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    if args.image_size is not None:  # Not in files of the camera's own size, which older versions made too.
+        settings["image_size"] = args.image_size
     return {**settings, "transform": _transform_name(transform, transform_name), "mani_skill": mani_skill.__version__}
 
 

@@ -45,6 +45,7 @@ class DemoSource:
         retime: see :class:`MakeDemosArgs`; where ``None``, for the control modes that it can be done for.
         seed: first seed of the planar task's demonstrations.
         folder: where those that are made go.
+        image_size: height and width of the images of those that a planner makes; the camera's own where ``None``.
     """
 
     path: str | None = None
@@ -53,6 +54,7 @@ class DemoSource:
     retime: bool | None = None
     seed: int = 0
     folder: str = "demos"
+    image_size: int | None = None
 
     @classmethod
     def of_checkpoint(
@@ -88,6 +90,23 @@ class DemoSource:
             return DemoStore.open(self.path).task_info["control_mode"]
         with TrajectoryFile(self.path) as file:
             return file.control_mode
+
+    @property
+    def recorded_size(self) -> tuple[int, int] | None:
+        """Height and width of the images, as far as it is known before they are read or made.
+
+        Raises:
+            DataError: if there are no demonstrations at the path.
+        """
+        if self.path is None:
+            return None if self.image_size is None else (self.image_size, self.image_size)
+        if Path(self.path).is_dir():
+            size = DemoStore.open(self.path).sizes["pixels_size"]
+            return None if size is None else (size[0], size[1])
+        with TrajectoryFile(self.path) as file:
+            cameras = file.env_kwargs.get("sensor_configs")
+        sizes = [cameras.get(side) for side in ("height", "width")] if isinstance(cameras, Mapping) else [None]
+        return (sizes[0], sizes[1]) if all(isinstance(size, int) for size in sizes) else None
 
     def load(self, task: Mapping[str, Any], *, uses_rewards: bool = True, **chunks: Any) -> DemoReplayBuffer:
         """Make or read the demonstrations, as a replay buffer of action chunks.
@@ -148,6 +167,7 @@ class DemoSource:
                 control_mode=task["control_mode"],
                 retime=task["control_mode"] in RETIMED_MODES if self.retime is None else self.retime,
                 quality=quality,
+                image_size=self.image_size,
             )
         )
         _log.info(report.summary())

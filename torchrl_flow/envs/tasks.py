@@ -44,6 +44,7 @@ def make_task_env(
     num_envs: int | None = None,
     max_episode_steps: int | None = None,
     ignore_terminations: bool = False,
+    image_size: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> EnvBase:
     """Make the environment of single actions of a task.
@@ -56,6 +57,8 @@ def make_task_env(
         num_envs: sub-environments; ``None`` for one, unbatched.
         max_episode_steps: time limit; the task's own where ``None``.
         ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
+        image_size: height and width of ManiSkill's images; the camera's own where ``None``. Images of other tasks have
+            the size that their environment gives them.
         **kwargs: passed to the environment.
 
     Raises:
@@ -80,6 +83,8 @@ def make_task_env(
         return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
     if control_mode is not None:
         kwargs["control_mode"] = control_mode
+    if image_size is not None and obs_mode != "state":
+        kwargs["render_size"] = tuple(image_size)
     return ManiSkillEnv(task, num_envs=num_envs, obs_mode=obs_mode, ignore_terminations=ignore_terminations, **kwargs)
 
 

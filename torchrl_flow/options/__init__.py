@@ -8,7 +8,7 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
-    from torchrl_flow.options.checks import check_demonstrations, check_network, check_task
+    from torchrl_flow.options.checks import check_demonstrations, check_images, check_network, check_task
     from torchrl_flow.options.names import (
         DemoPath,
         ExistingFile,
@@ -93,6 +93,7 @@ __all__ = [
     "WritableDirectory",
     "WritableFile",
     "check_demonstrations",
+    "check_images",
     "check_network",
     "check_options",
     "check_task",

@@ -10,7 +10,7 @@ from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.options.types import OneOf, option_name
 
-__all__ = ["check_demonstrations", "check_network", "check_task"]
+__all__ = ["check_demonstrations", "check_images", "check_network", "check_task"]
 
 
 def check_task(task: str, obs_mode: str, control_mode: str | None = None) -> None:
@@ -51,6 +51,39 @@ def check_demonstrations(task: str, demos: str | None, *, quality: str | None, r
         raise SystemExit(f"{' and '.join(given)} have no effect with --demos {demos}, which are made already.")
     if task == PLANAR and retime:
         raise SystemExit("--retime is for ManiSkill's motion planner: the planar task's script has no use for it.")
+
+
+def check_images(
+    task: str, obs_mode: str, demos: str | None, image_size: int | None, pixel_channels: tuple[int, ...]
+) -> None:
+    """Refuse a size of images that nobody renders, and an image encoder that cannot be built.
+
+    Args:
+        task: as in :func:`check_demonstrations`.
+        obs_mode: what is observed.
+        demos: where the demonstrations are; ``None`` where they are made.
+        image_size: height and width of the images to render; ``None`` for the usual ones.
+        pixel_channels: channels of the image encoder's convolutions.
+
+    Raises:
+        SystemExit: naming the option.
+    """
+    if image_size is not None and (obs_mode == "state" or task == PLANAR or is_own_task(task)):
+        raise SystemExit(
+            f"--image-size {image_size} is the size of ManiSkill's images: give --obs-mode rgb with a task of "
+            "ManiSkill, or leave it out."
+        )
+    if image_size is not None and demos is not None:
+        raise SystemExit(f"--image-size has no effect with --demos {demos}, whose images have their size already.")
+    uneven = [channels for channels in pixel_channels if channels % 8]
+    if uneven:
+        raise SystemExit(f"--pixel-channels must be multiples of 8, which are normalised in 8 groups, got {uneven[0]}.")
+    smallest = 4 * 2 ** len(pixel_channels)
+    if image_size is not None and image_size < smallest:
+        raise SystemExit(
+            f"--image-size {image_size} is too small for {len(pixel_channels)} convolutions that halve it: give "
+            f"{smallest} or more, or fewer --pixel-channels."
+        )
 
 
 def check_network(**fields: Any) -> None:

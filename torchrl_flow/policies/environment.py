@@ -51,6 +51,7 @@ def checkpoint_env(
     # The planar task has one control mode: another one in the checkpoint is named below, with both values.
     wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
+    kwargs.setdefault("image_size", config.pixels_size)
     env = make_evaluation_env(gamma=gamma, episodes=episodes, **horizons, **{**wanted, **kwargs})
     found = task_info(env)
     require_task(checkpoint, found)

@@ -76,6 +76,8 @@ class FlowActorConfig(Config):
     """Largest random shift of images in training, in pixels."""
     pixel_features: int = 64
     """Features per frame of the image encoder."""
+    pixel_channels: tuple[int, ...] = (32, 64, 64)
+    """Channels of the image encoder's convolutions, each of which halves height and width; multiples of 8."""
     observation_key: str | tuple[str, ...] = "observation"
     """Entry of the states; a tuple where it is nested."""
     pixels_key: str | tuple[str, ...] = "pixels"
@@ -155,7 +157,7 @@ def make_flow_actor(
     pixel_encoder = state_shape = state_normalizer = None
     if config.pixels_size is not None:
         shape = (config.obs_horizon, 3, *config.pixels_size)
-        pixel_encoder = PixelEncoder(shape, features=config.pixel_features)
+        pixel_encoder = PixelEncoder(shape, channels=config.pixel_channels, features=config.pixel_features)
     if config.state_dim is not None:
         state_shape = (config.obs_horizon, config.state_dim)
         state_normalizer = _normalizer(
