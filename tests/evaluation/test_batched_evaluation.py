@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.envs.scripted_pick import pick_cube_action
-from torchrl_flow.envs import ManiSkillEnv, default_num_envs, make_chunk_env, make_evaluation_env
+from torchrl_flow.envs import ManiSkillEnv, default_num_envs, filming_env, make_chunk_env, make_evaluation_env
 from torchrl_flow.envs.maniskill.requirements import maniskill_installed
 from torchrl_flow.evaluation import evaluate
 
@@ -59,3 +59,30 @@ def test_a_task_that_cannot_be_batched_is_evaluated_alone():
         control_mode="pd_joint_delta_pos", max_episode_steps=5,
     )  # fmt: skip
     assert env.batch_size == ()
+
+
+@needs_maniskill
+@pytest.mark.rgb
+def test_a_batch_is_filmed_by_a_single_environment_with_equal_episodes():
+    options = {"obs_horizon": 2, "act_horizon": 4, "gamma": 0.99, "max_episode_steps": 36}
+    env = make_evaluation_env("PickCube-v1", episodes=50, **options)
+    assert env.batch_size == (25,), "a machine that renders evaluates in a batch too"
+    with filming_env(env) as films:
+        assert films.batch_size == ()
+        assert films.base_env.has_visuals
+        filmed = evaluate(films, policy, [10_000, 10_001], num_videos=2, progress=False)
+    assert len(filmed.videos) == 2
+    assert filmed.videos[0].std() > 10, "nothing is to be seen"
+    batch = evaluate(env, policy, range(10_000, 10_025), progress=False)
+    assert torch.equal(torch.as_tensor(batch.returns[:2]), torch.as_tensor(filmed.returns))
+
+
+@needs_maniskill
+def test_an_environment_that_films_for_itself_is_left_alone(monkeypatch):
+    options = {"obs_horizon": 2, "act_horizon": 4, "gamma": 0.99}
+    with filming_env(make_evaluation_env("planar", **options)) as films:
+        assert films.batch_size == (50,)
+    monkeypatch.setattr("torchrl_flow.envs.tasks.maniskill_renders", lambda: False)
+    env = make_evaluation_env("PickCube-v1", num_envs=2, **options)
+    with filming_env(env) as films:
+        assert films is env, "without a renderer the batch draws the poses"

@@ -54,7 +54,7 @@ class EvaluateArgs:
     noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side; on a CPU the result does not depend on it; ManiSkill films only with one"""
+    """environments that run side by side; on a CPU the result does not depend on it"""
     sim_backend: str | None = None
     """ManiSkill's simulation: physx_cpu or physx_cuda (default for several environments if there is a GPU)"""
     max_episode_steps: Count | None = None

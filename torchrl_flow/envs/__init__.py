@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchrl_flow.envs.task_identity import action_bounds, require_num_envs, task_info
     from torchrl_flow.envs.tasks import (
         default_num_envs,
+        filming_env,
         make_evaluation_env,
         make_task_chunk_env,
         make_task_env,
@@ -58,6 +59,7 @@ __all__ = [
     "base_env",
     "collect_demonstrations",
     "default_num_envs",
+    "filming_env",
     "history_transforms",
     "make_chunk_env",
     "make_evaluation_env",

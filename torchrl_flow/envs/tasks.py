@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torchrl.envs import EnvBase
@@ -16,11 +19,14 @@ from torchrl_flow.envs.task_identity import require_num_envs
 
 __all__ = [
     "default_num_envs",
+    "filming_env",
     "make_evaluation_env",
     "make_task_chunk_env",
     "make_task_env",
     "observation_keys",
 ]
+
+_FILMED_BY = "torchrl_flow_filmed_by"
 
 
 def observation_keys(obs_mode: str) -> tuple[str, ...]:
@@ -128,11 +134,11 @@ def default_num_envs(
         task: name of the task.
         obs_mode: what is observed.
         episodes: of the evaluation; the number divides them without a small rest.
-        visuals: whether the environment shall be able to film; ``None`` where the machine can.
+        visuals: whether the environment shall be able to film by itself (:func:`filming_env` films for a batch).
 
     Returns:
-        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, where it renders: only
-        single ones do. ``None`` for an environment of your own too.
+        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, for images: only single
+        ones render. ``None`` for an environment of your own too.
 
     Examples:
         >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
@@ -145,7 +151,7 @@ def default_num_envs(
     most = 50 if task == PLANAR else 25
     if task != PLANAR:
         renders = "rgb" in (obs_mode or "state")
-        if renders or visuals or (visuals is None and maniskill_renders()):
+        if renders or visuals:
             return None
     return most if episodes is None else math.ceil(episodes / math.ceil(episodes / most))
 
@@ -162,10 +168,38 @@ def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any
         **kwargs: passed to :func:`make_task_chunk_env`.
     """
     kwargs.setdefault("ignore_terminations", True)
-    if "num_envs" in kwargs or str(kwargs.get("sim_backend", "physx_cpu")) != "physx_cpu":
+    if str(kwargs.get("sim_backend", "physx_cpu")) != "physx_cpu":
         return make_task_chunk_env(task, **kwargs)
     number = default_num_envs(task, kwargs.get("obs_mode"), episodes, kwargs.get("visuals"))
     try:
-        return make_task_chunk_env(task, num_envs=number, **kwargs)
+        env = make_task_chunk_env(task, **{"num_envs": number, **kwargs})
     except BatchUnsupportedError:
+        if "num_envs" in kwargs:
+            raise
         return make_task_chunk_env(task, **kwargs)
+    if env.batch_size and task != PLANAR and not is_own_task(task):
+        # A batch on the CPU has no visuals. What films in its place is made when somebody asks.
+        single = {**kwargs, "num_envs": None, "visuals": None}
+        setattr(env, _FILMED_BY, functools.partial(make_task_chunk_env, task, **single))
+    return env
+
+
+@contextlib.contextmanager
+def filming_env(env: EnvBase) -> Iterator[EnvBase]:
+    """Provide an environment that films the episodes of one to evaluate in; they are the same, seed by seed.
+
+    It is the environment itself, except for a batch of :func:`make_evaluation_env` that has no visuals, on a machine
+    that renders: then a single one with visuals, closed afterwards.
+
+    Args:
+        env: of :func:`make_evaluation_env`, or any other.
+    """
+    make = getattr(env, _FILMED_BY, None)
+    if make is None or not maniskill_renders():
+        yield env
+        return
+    films = make()
+    try:
+        yield films
+    finally:
+        films.close()

@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs.own import own_identity
+from torchrl_flow.envs.tasks import filming_env
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation.group_rollout import Policy
 from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
@@ -145,7 +146,10 @@ def conclude(
     for name, policy in (variants or {}).items():
         warm_up(env, policy, seeds)
         others[name] = evaluate(env, policy, seeds, progress=progress)
-    video = _film(directory, actor, env, seeds[:films], run) if films and can_write_video() else None
+    video = pictures = None
+    if films and can_write_video():
+        with filming_env(env) as camera:
+            video, pictures = _film(directory, actor, camera, seeds[:films], run), _pictures(camera)
     if films and video is None:
         notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
     elif num_videos and not films:
@@ -159,7 +163,7 @@ def conclude(
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
         curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
         video=video,
-        video_caption=f"The first {films} episodes, {_pictures(env)}, in a pass of their own, which no time includes.",
+        video_caption=f"The first {films} episodes, {pictures}, in a pass of their own, which no time includes.",
         notes=[_conditions(seeds, actor), *notes],
         config=config,
         versions=collect_versions(),
