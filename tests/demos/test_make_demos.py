@@ -186,6 +186,7 @@ def test_other_control_modes(tmp_path, control_mode):
         ({"obs_mode": "depth"}, "obs_mode"),
         ({"first_seed": -1}, "first_seed"),
         ({"max_attempts": 1}, "max_attempts"),
+        ({"image_size": 64}, r"image_size=64 .*obs_mode='state' records none"),
         ({"task": "PokeCube-v1"}, "PushCube-v1"),
     ],
 )
