@@ -73,6 +73,8 @@ class Args(TrainingArgs, SimulationArgs):
     """height and width of ManiSkill's images, in pixels; by default those of --demos, or of the task's camera (128)"""
     pixel_channels: Sizes = (32, 64, 64)
     """channels of the image encoder's convolutions, which halve height and width; fewer and narrower ones are faster"""
+    shift: NonNegativeInt = 4
+    """largest random shift of images in training, in pixels; fewer for small objects in small images"""
     network: Literal["mlp", "concat_mlp", "unet", "dit"] = "mlp"
     """velocity network; concat_mlp takes half the time of mlp"""
     width: Count = 256
@@ -140,6 +142,7 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
         state_dim=sample["observation"].shape[-1],
         pixels_size=None if pixels is None else tuple(pixels.shape[-2:]),
         pixel_channels=args.pixel_channels,
+        shift=args.shift,
         obs_horizon=args.obs_horizon,
         pred_horizon=args.pred_horizon,
         act_horizon=args.act_horizon,
