@@ -47,6 +47,9 @@ COMMANDS = {
     "make-demos": Command(
         "torchrl_flow.demos.arguments:MakeDemosArgs", "Demonstrations of a ManiSkill task by its motion planner."
     ),
+    "record": Command(
+        "torchrl_flow.commands.record:RecordArgs", "Record the episodes of a run's policy, as demonstrations."
+    ),
     "slate-models": Command(
         "torchrl_flow.recsys.model_training:SlateModelsArgs", "Train belief encoder and ranker of a slate env."
     ),
@@ -68,7 +71,7 @@ ALIASES = {"versions": "doctor"}
 GROUPS = {
     "recipes": ("recipes", "run"),
     "runs": ("runs", "compare", "report", "evaluate", "curves"),
-    "data": ("make-demos", "slate-models", "collect-slates", "relabel-slates", "collect-sardine"),
+    "data": ("make-demos", "record", "slate-models", "collect-slates", "relabel-slates", "collect-sardine"),
     "this machine": ("doctor", "check-batch"),
 }
 OWN = {"recipes": "List the recipes.", "run": "Run a recipe: `run NAME [OPTIONS]`."}

@@ -14,7 +14,7 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.data.demos.chunks import ChunkKeys, ChunkStorage
-    from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps
+    from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps, first_steps
     from torchrl_flow.data.demos.maniskill import read_maniskill
     from torchrl_flow.data.demos.maniskill_reader import ReadOptions
     from torchrl_flow.data.demos.replay import DemoReplayBuffer, load_demonstrations
@@ -58,6 +58,7 @@ __all__ = [
     "cut_after_success",
     "data_digest",
     "drop_idle_steps",
+    "first_steps",
     "load_demonstrations",
     "module_digest",
     "padding_of",

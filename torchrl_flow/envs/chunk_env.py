@@ -12,6 +12,7 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl_flow.envs.own import require_float32
 from torchrl_flow.envs.transforms import SMDPChunk, history_transforms
 from torchrl_flow.envs.transforms.frames import FrameRecorder
+from torchrl_flow.envs.transforms.steps import StepRecorder
 from torchrl_flow.envs.unwrap import base_env
 
 __all__ = ["ChunkEnv", "base_env", "make_chunk_env", "reset_with_seeds"]
@@ -52,6 +53,7 @@ def make_chunk_env(
     gamma: float,
     obs_keys: Sequence[NestedKey] = ("observation",),
     success_key: NestedKey = "success",
+    record_steps: bool = False,
     **chunk: Any,
 ) -> ChunkEnv:
     """Build the environment in which one step executes a chunk of actions.
@@ -69,6 +71,7 @@ def make_chunk_env(
         gamma: discount of the rewards inside a chunk, in [0, 1].
         obs_keys: observations that get a history dimension.
         success_key: where the env tells success; nothing is copied where the env has no such key.
+        record_steps: add a :class:`~torchrl_flow.envs.transforms.steps.StepRecorder`, off until it is started.
         **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Returns:
@@ -89,6 +92,9 @@ def make_chunk_env(
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))
     per_step.append(FrameRecorder())
+    if record_steps:
+        outcome = [base_env.reward_key, "terminated", "done", *([success_key] if success_key in known else [])]
+        per_step.append(StepRecorder(obs_keys, outcome, action_key=base_env.action_key))
     history = history_transforms(obs_horizon, in_keys=tuple(obs_keys))
     transforms = Compose([*per_step, *history, SMDPChunk(act_horizon, gamma=gamma, **chunk)])
     return ChunkEnv(base_env, transforms)

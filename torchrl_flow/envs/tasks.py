@@ -101,6 +101,7 @@ def make_task_chunk_env(
     act_horizon: int,
     gamma: float,
     obs_mode: str = "state",
+    record_steps: bool = False,
     **kwargs: Any,
 ) -> EnvBase:
     """Make the environment of a task in which one step executes a chunk (:func:`make_chunk_env`).
@@ -111,6 +112,7 @@ def make_task_chunk_env(
         act_horizon: number of actions executed per step.
         gamma: discount of the rewards inside a chunk.
         obs_mode: what is observed.
+        record_steps: add what :func:`~torchrl_flow.demos.record_episodes` reads.
         **kwargs: passed to :func:`make_task_env`.
     """
     # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
@@ -121,7 +123,8 @@ def make_task_chunk_env(
         act_horizon=act_horizon,
         gamma=gamma,
         obs_keys=observation_keys(obs_mode),
-        render_last=obs_horizon if renders else None,
+        record_steps=record_steps,
+        render_last=obs_horizon if renders and not record_steps else None,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
 
-__all__ = ["Episode", "cut_after_success", "drop_idle_steps"]
+__all__ = ["Episode", "cut_after_success", "drop_idle_steps", "first_steps"]
 
 STEP_KEYS = ("action", "reward", "success", "perturbed", "fail", "terminated")
 """Entries of a step, all but ``action`` one number each."""
@@ -159,7 +159,18 @@ def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
     first = episode.success.nonzero()
     if first.numel() == 0:
         return episode
-    steps = min(len(episode), int(first[0]) + 1 + keep)
+    return first_steps(episode, int(first[0]) + 1 + keep)
+
+
+def first_steps(episode: Episode, number: int) -> Episode:
+    """Return the first steps of an episode, all of them where it has no more.
+
+    Raises:
+        ValueError: when ``number`` is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"number must be at least 1, got {number}.")
+    steps = min(len(episode), number)
     kept = torch.zeros(len(episode), dtype=torch.bool)
     kept[:steps] = True
     return _keep(episode, kept, last=steps)

@@ -1,0 +1,95 @@
+"""Episodes that a policy plays, as demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_flow.data.demos.episode import Episode, first_steps
+from torchrl_flow.envs.transforms.steps import find_step_recorder
+from torchrl_flow.evaluation.group_rollout import GroupRollout, Policy
+from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.randomness import isolated_rng
+
+__all__ = ["record_episodes", "successful_part"]
+
+
+def record_episodes(
+    env: EnvBase, policy: Policy, seeds: Sequence[int], *, noise_scale: float = 1.0, progress: bool = True
+) -> Iterator[Episode]:
+    """Play one episode from every seed and yield its single steps, in the order of the seeds.
+
+    An episode depends on the weights of the policy and its seed alone, as in
+    :func:`~torchrl_flow.evaluation.evaluate`: recording again gives the same episodes. Actions are those that were
+    executed, so that a chunk cut from an episode holds the policy's reactions to what it saw inside the chunk.
+
+    Args:
+        env: chunk env, made with ``record_steps=True`` (:func:`~torchrl_flow.envs.make_chunk_env`).
+        policy: maps observations to an action chunk.
+        seeds: one per episode.
+
+    Keyword Args:
+        noise_scale: standard deviation of the noise that a flow policy starts from.
+        progress: show progress.
+
+    Raises:
+        ValueError: if the env records no steps.
+    """
+    recorder = find_step_recorder(env)
+    if recorder is None:
+        raise ValueError("the environment records no steps: make it with record_steps=True.")
+    number = env.batch_size.numel()
+    solved = 0
+    with Progress(len(seeds), description="record", unit="ep", enabled=progress) as bar:
+        for first in range(0, len(seeds), number):
+            group = list(seeds[first : first + number])
+            recorder.start()
+            # Of the generator's own: whoever takes the episodes may draw numbers between two of them.
+            with isolated_rng(0), torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                rollout = GroupRollout(env, policy, {}, None, None, noise_scale)
+                rollout.run(group + [group[-1]] * (number - len(group)), None, 0)
+            steps = recorder.stop()
+            rows = {key: torch.stack(values, len(env.batch_size)) for key, values in steps.items()}
+            rows = {key: value.reshape(number, *value.shape[len(env.batch_size) :]) for key, value in rows.items()}
+            episodes = [_episode(rows, row, seed, recorder.obs_keys) for row, seed in enumerate(group)]
+            solved += sum(bool(episode.success.any()) for episode in episodes)
+            bar.update(len(group), success_once=solved / (first + len(group)))
+            yield from episodes
+
+
+def _episode(rows: dict[NestedKey, Tensor], row: int, seed: int, obs_keys: Sequence[NestedKey]) -> Episode:
+    """Cut one sub-environment's steps ``[N, T, ...]`` at its first end."""
+    done = rows["done"][row].reshape(-1)
+    length = int(done.to(torch.uint8).argmax()) + 1 if bool(done.any()) else len(done)
+    data: dict[Any, Any] = {key: rows[key][row, : length + 1] for key in obs_keys}
+    flat = {key: rows[key][row, :length].reshape(length) for key in ("reward", "success", "terminated") if key in rows}
+    data |= {**flat, "action": rows["action"][row, :length], "seed": seed}
+    return Episode.from_mapping(data, f"episode of seed {seed}")
+
+
+def successful_part(episode: Episode, hold: int = 0) -> Episode | None:
+    """Return the steps of an episode up to its success, ``None`` where it has none.
+
+    Where the episode ends in success, these are all steps up to the beginning of the last unbroken success and
+    ``hold`` steps after it, so that a clone learns to stay; else those up to the first success, which was lost again.
+
+    Args:
+        episode: the episode.
+        hold: steps to keep of a success that lasts, at least 0.
+    """
+    if hold < 0:
+        raise ValueError(f"hold must be at least 0, got {hold}.")
+    success = episode.success
+    if not bool(success.any()):
+        return None
+    if bool(success[-1]):
+        lost = (~success).nonzero()
+        first = 0 if lost.numel() == 0 else int(lost[-1]) + 1
+        return first_steps(episode, first + 1 + hold)
+    return first_steps(episode, int(success.to(torch.uint8).argmax()) + 1)
