@@ -1,0 +1,198 @@
+"""Improve a flow policy in rounds of playing and cloning, weighted by the outcome of whole episodes: AWSC by returns.
+
+    python examples/awsc_rounds.py --policy runs/shortcut_flow_bc-planar-state-0
+
+In each round the policy plays episodes, of which those that solve the task are kept, up to the success; then the
+policy is cloned anew from all that is kept: binary advantage weights, with the return of the whole episode in the place
+of a critic's value. The actions are those that were executed, so that a chunk of the clone holds what the policy did
+about what it saw within the chunk. Use it where the policy solves some episodes and a critic does not tell chunks
+apart, as on robots with sparse rewards. Takes about 6 minutes for a round of PickCube-v1 on one CPU core; for its score
+see docs/results.md. A run that was stopped goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase
+from torchrl.objectives import SoftUpdate
+
+from torchrl_flow.data import DemoReplayBuffer, DemoStore
+from torchrl_flow.data.demos.task_match import padding_of
+from torchrl_flow.demos import record_episodes, successful_part
+from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
+from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.options import (
+    Count,
+    Decay,
+    NonNegative,
+    NonNegativeInt,
+    PolicyArgs,
+    Positive,
+    SimulationArgs,
+    TrainingArgs,
+    parse_options,
+    refusals_in_one_line,
+)
+from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, warm_start
+from torchrl_flow.reports import conclude_run
+from torchrl_flow.runs import Run
+from torchrl_flow.training import gradient_step
+
+FIRST_SEED = 1_000_000
+"""Seed of the first episode to learn from; evaluations play the seeds from 10000 on."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Args(TrainingArgs, SimulationArgs, PolicyArgs):
+    """What the recipe can be told on the command line."""
+
+    rounds: Count = 3
+    """rounds of playing and cloning"""
+    episodes: Count = 1000
+    """episodes that the policy plays in a round"""
+    iterations: Count = 6000
+    """gradient steps of a round"""
+    anew: bool = True
+    """clone from new weights in each round; False: from those of the round before"""
+    hold: NonNegativeInt = 15
+    """steps to keep of a success that lasts to the end of its episode, so that the policy learns to stay there"""
+    noise_scale: NonNegative = 1.0
+    """standard deviation of the flow noise while the policy plays; below 1, it explores less"""
+    batch_size: Count = 256
+    """chunks per gradient step"""
+    lr: Positive = 1e-3
+    """learning rate at its peak in each round; warm-up of 200 steps, then a cosine"""
+    weight_decay: NonNegative = 1e-4
+    """weight decay of AdamW"""
+    ema: Decay = 0.999
+    """decay of the averaged policy, which plays"""
+    save_every: Count = 1000
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.episodes >= FIRST_SEED:
+            raise SystemExit(f"--episodes {self.episodes} of a round must be below {FIRST_SEED}: give more --rounds.")
+
+
+class Learner:
+    """A flow that is cloned: loss, optimiser and average."""
+
+    def __init__(self, args: Args, config: FlowActorConfig, start: FlowActor | None = None, **box: Any) -> None:
+        actor = make_flow_actor(config, **box).to(args.device)
+        if start is not None:
+            actor.load_state_dict(start.state_dict())
+        self.loss = ShortCutFlowLoss(actor)
+        self.average = SoftUpdate(self.loss, eps=args.ema)
+        parameters = self.loss.parameters()
+        self.adamw = torch.optim.AdamW(parameters, args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True)
+
+    def track(self, run: Run) -> None:
+        """Name what checkpoints hold."""
+        modules = {"policy": self.loss.actor_network, "ema_policy": self.loss.ema_actor}
+        run.track(modules=modules, optimizers={"adamw": self.adamw})
+
+    def update(self, args: Args, data: DemoReplayBuffer, step: int) -> dict[str, Any]:
+        """Do one gradient step, the given one of its round."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / args.iterations))
+        self.adamw.param_groups[0]["lr"] = args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
+        batch = data.sample()
+        losses = self.loss(batch)
+        total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": self.adamw}
+        norms = gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
+        self.average.eps = min(args.ema, (1 + step) / (10 + step))
+        self.average.step()
+        return {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
+
+
+def play(args: Args, run: Run, env: EnvBase, actor: FlowActor, number: int) -> DemoStore:
+    """Play the episodes of a round; return what is kept of them and of the rounds before."""
+    root = run.directory / "rounds" / str(number)
+    if root.exists():
+        return DemoStore.open(root)
+    before = DemoStore.open(root.with_name(str(number - 1))) if number > 1 else None
+    counted = {"env_steps": 0 if before is None else before.metadata["env_steps"], "solved": 0}
+    kept = []
+    first = FIRST_SEED * number
+    for episode in record_episodes(env, actor, range(first, first + args.episodes), noise_scale=args.noise_scale):
+        counted["env_steps"] += len(episode)
+        part = successful_part(episode, args.hold)
+        if part is not None:
+            kept.append(part)
+    if not kept and before is None:
+        raise SystemExit(f"none of {args.episodes} episodes solves the task: start from a policy that solves some.")
+    counted["solved"] = len(kept)
+    episodes = itertools.chain(before or [], kept)
+    root.parent.mkdir(exist_ok=True)
+    return DemoStore.from_episodes(episodes, root, task_info=task_info(env), metadata=counted)
+
+
+def chunks_of(args: Args, store: DemoStore, actor: FlowActor) -> DemoReplayBuffer:
+    """Cut the kept episodes into chunks."""
+    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    padding: Any = padding_of(store.task_info["control_mode"])
+    options: dict[str, Any] = {"batch_size": args.batch_size, "next_obs": False, "device": args.device}
+    return DemoReplayBuffer(store, padding=padding, mask_padding=False, **horizons, **options)
+
+
+def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
+    """Play and clone in turn; all of the loop is here."""
+    actor, data, store = learner.loss.ema_actor(), None, None
+    box: dict[str, Any] = {"action_low": actor.action_low, "action_high": actor.action_high}
+    for step in run.steps(args.rounds * args.iterations, save_every=args.save_every):
+        number, within = divmod(step - 1, args.iterations)
+        if data is None or store is None or within == 0:
+            store = play(args, run, env, learner.loss.ema_actor(), number + 1)
+            run.counters["env_steps"] = store.metadata["env_steps"]
+            data = chunks_of(args, store, actor)
+        if within == 0:
+            made = {"statistics": data.statistics()} if args.anew else {"start": learner.loss.ema_actor()}
+            learner = Learner(args, actor.config, **box, **made)
+            learner.track(run)
+        metrics = learner.update(args, data, within + 1)
+        if run.due(args.log_every):
+            solved = store.metadata["solved"] / args.episodes
+            metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s, "success": solved}
+            run.log({f"train/{key}": value for key, value in metrics.items()})
+        if within + 1 == args.iterations and args.eval_every:
+            result = evaluate(env, learner.loss.ema_actor(), range(20_000, 20_100), progress=False)
+            run.log_evaluation(result.metrics())
+    return learner
+
+
+def main(args: Args) -> EvaluationResult:
+    """Policy, rounds, evaluation, report."""
+    args.prepare()
+    checkpoint = load_flow_checkpoint(args.policy, which=args.which)
+    simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
+    simulation |= {"max_episode_steps": args.max_episode_steps, "episodes": args.eval_episodes}
+    env = policy_evaluation_env(checkpoint, record_steps=True, **simulation)
+    task = task_info(env)
+    learner = Learner(args, FlowActorConfig.from_dict(checkpoint.actor_config))
+    with args.open_run(
+        f"awsc_rounds-{task['task']}-{task['obs_mode']}-{args.seed}",
+        task=task,
+        # What the policy was cloned from, for the stages after this one.
+        config={"demonstrations": checkpoint.config.get("demonstrations")},
+        actor_config=learner.loss.actor_network.config,
+        keep_best="eval/success_once",
+    ) as run:
+        warm_start(learner.loss, checkpoint)
+        learner.track(run)
+        learner = train(args, run, learner, env)
+        store = DemoStore.open(run.directory / "rounds" / str(args.rounds))
+        notes = [f"{store.num_episodes} of {args.rounds * args.episodes} episodes kept, {len(store)} steps."]
+        result, report = conclude_run(run, learner.loss.ema_actor(), env, recipe="awsc_rounds", notes=notes)
+    print(result.summary(), report.resolve(), sep="\n")
+    return result
+
+
+if __name__ == "__main__":
+    with refusals_in_one_line():
+        main(parse_options(Args, description=__doc__))
