@@ -37,8 +37,7 @@ from torchrl_flow.options import (
 from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs
 from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX
 from torchrl_flow.reports import record_results
-from torchrl_flow.sweeps import gpu_share
-from torchrl_flow.sweeps.plan import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
+from torchrl_flow.sweeps import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 from torchrl_flow.util import Progress, write_json, write_text
 
 SCRIPTS = {
@@ -120,17 +119,10 @@ def plan(args: Args) -> list[SweepRun]:
         options = {**PRESETS[args.preset].get(name, {}), **options}
         if args.iterations is not None:
             options["iterations"] = args.iterations
-        shared: dict[str, Any] = {
-            "eval_episodes": args.eval_episodes,
-            "eval_every": 0,
-            "results": args.results,
-            "device": args.device,
-            "threads": args.threads,
-        }
-        variants = [
-            Variant(variant_name(name, env), name, {**options, "data": str(collection(args, env).path)})
-            for env in args.envs
-        ]
+        given = {name: getattr(args, name) for name in ("results", "device", "threads")}
+        shared = {"eval_episodes": args.eval_episodes, "eval_every": 0, **given}
+        paths = {env: str(collection(args, env).path) for env in args.envs}
+        variants = [Variant(variant_name(name, env), name, {**options, "data": paths[env]}) for env in args.envs]
         program = [sys.executable, str(Path(__file__).with_name(script))]
         runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
@@ -192,9 +184,7 @@ def main(args: Args) -> None:
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
-        share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
-        options: dict[str, Any] = {"workers": args.workers, "cpus_per_run": args.threads, "gpus_per_run": share}
-        statuses = run_sweep(runs, address=args.address, on_change=show, **options)
+        statuses = run_sweep(runs, on_change=show, **args.sweep_options())
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)

@@ -11,7 +11,6 @@ run that was stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,14 +26,14 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.options import (
     Count,
     Decay,
-    DemoPath,
+    DemonstrationArgs,
+    ImageArgs,
     NonNegative,
     NonNegativeInt,
     NotAbove,
     Positive,
     SamplingSteps,
     SimulationArgs,
-    Sizes,
     TaskName,
     TrainingArgs,
     check_demonstrations,
@@ -47,11 +46,11 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import evaluation_env_options
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
-from torchrl_flow.training import gradient_step
+from torchrl_flow.training import gradient_step, warmup_cosine
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(TrainingArgs, SimulationArgs):
+class Args(TrainingArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
     """What the recipe can be told on the command line."""
 
     task: TaskName = "PushCube-v1"
@@ -60,21 +59,6 @@ class Args(TrainingArgs, SimulationArgs):
     """what the policy sees"""
     control_mode: str | None = None
     """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""
-    demos: DemoPath | None = None
-    """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
-    num_demos: Count = 100
-    """demonstrations to train on"""
-    retime: bool | None = None
-    """re-time the demonstrations that the recipe makes and add pushes, see docs/demonstrations.md; on by default
-    for end-effector deltas"""
-    quality: str | None = None
-    """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
-    image_size: Count | None = None
-    """height and width of ManiSkill's images, in pixels; by default those of --demos, or of the task's camera (128)"""
-    pixel_channels: Sizes = (32, 64, 64)
-    """channels of the image encoder's convolutions, which halve height and width; fewer and narrower ones are faster"""
-    shift: NonNegativeInt = 4
-    """largest random shift of images in training, in pixels; fewer for small objects in small images"""
     network: Literal["mlp", "concat_mlp", "unet", "dit"] = "mlp"
     """velocity network; concat_mlp takes half the time of mlp"""
     width: Count = 256
@@ -135,25 +119,11 @@ def make_data(args: Args, source: DemoSource, task: dict[str, Any]) -> DemoRepla
 
 def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
     """Build the policy for the data's shapes, with its statistics and the environment's bounds inside."""
-    sample, statistics = data[[0]], data.statistics()
-    pixels = sample.get("pixels", None)
-    config = FlowActorConfig(
-        action_dim=sample["action_chunk"].shape[-1],
-        state_dim=sample["observation"].shape[-1],
-        pixels_size=None if pixels is None else tuple(pixels.shape[-2:]),
-        pixel_channels=args.pixel_channels,
-        shift=args.shift,
-        obs_horizon=args.obs_horizon,
-        pred_horizon=args.pred_horizon,
-        act_horizon=args.act_horizon,
-        network=args.network,
-        width=args.width,
-        depth=args.depth,
-        num_steps=args.num_steps,
-        state_noise=args.state_noise,
-    )
+    names = ("obs_horizon", "pred_horizon", "act_horizon", "network", "width", "depth", "num_steps", "state_noise")
+    fields = {name: getattr(args, name) for name in (*names, "pixel_channels", "shift")}
+    config = FlowActorConfig.of_batch(data[[0]], **fields)
     low, high = action_bounds(env)
-    actor = make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
+    actor = make_flow_actor(config, statistics=data.statistics(), action_low=low, action_high=high)
     return actor.to(args.device)
 
 
@@ -173,12 +143,6 @@ def make_env(args: Args, source: DemoSource) -> EnvBase:
     )
 
 
-def learning_rate(args: Args, step: int) -> float:
-    """Warm up for 200 steps, then fall along a cosine to a hundredth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / args.iterations))
-    return args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
-
-
 def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     ema = SoftUpdate(loss_module, eps=args.ema)
@@ -188,11 +152,11 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
-        optimizer.param_groups[0]["lr"] = learning_rate(args, step)
+        optimizer.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
         losses = loss_module(batch)
-        total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}
-        norms = gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
+        total = {"loss_flow": losses["loss_flow"]}
+        norms = gradient_step(total, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
         if run.due(args.log_every):

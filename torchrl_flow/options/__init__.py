@@ -8,6 +8,7 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
+    from torchrl_flow.options.chain_ppo import ChainPPOArgs
     from torchrl_flow.options.checks import check_demonstrations, check_images, check_network, check_task
     from torchrl_flow.options.names import (
         DemoPath,
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
     from torchrl_flow.options.recipe_arguments import (
+        DemonstrationArgs,
+        ImageArgs,
+        LatentCriticArgs,
         OfflineArgs,
         OnlineArgs,
+        OnlineSteeringArgs,
         PolicyArgs,
+        PolicyOfTaskArgs,
         SimulationArgs,
         SteeringArgs,
         SweepArgs,
@@ -58,13 +64,17 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUPS",
     "AdvantageWeightArgs",
+    "ChainPPOArgs",
     "Count",
     "Decay",
     "DemoPath",
+    "DemonstrationArgs",
     "Distinct",
     "ExistingFile",
     "Fraction",
+    "ImageArgs",
     "Installed",
+    "LatentCriticArgs",
     "LoggedData",
     "ManiSkillTask",
     "NonNegative",
@@ -74,7 +84,9 @@ __all__ = [
     "OfflineArgs",
     "OneOf",
     "OnlineArgs",
+    "OnlineSteeringArgs",
     "PolicyArgs",
+    "PolicyOfTaskArgs",
     "Positive",
     "Range",
     "Rate",
