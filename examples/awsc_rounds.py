@@ -23,9 +23,8 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
 from torchrl_flow.data.demos.task_match import padding_of
-from torchrl_flow.demos import record_episodes, successful_part
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.evaluation import EvaluationResult, evaluate, record_episodes, successful_part
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.options import (

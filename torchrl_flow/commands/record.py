@@ -11,8 +11,8 @@ import torch
 import tyro
 
 from torchrl_flow.data import DemoStore, Episode
-from torchrl_flow.demos.policy_episodes import record_episodes, successful_part
 from torchrl_flow.envs import task_info
+from torchrl_flow.evaluation.policy_episodes import record_episodes, successful_part
 from torchrl_flow.options.names import RunSource, WritableDirectory
 from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.run_arguments import resolve_device

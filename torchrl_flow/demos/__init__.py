@@ -8,7 +8,6 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.demos.make import MakeDemosArgs, MakeDemosReport, make_demonstrations
-    from torchrl_flow.demos.policy_episodes import record_episodes, successful_part
     from torchrl_flow.demos.source import DemoSource
 
 __all__ = [
@@ -16,8 +15,6 @@ __all__ = [
     "MakeDemosArgs",
     "MakeDemosReport",
     "make_demonstrations",
-    "record_episodes",
-    "successful_part",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

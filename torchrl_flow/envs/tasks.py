@@ -112,7 +112,7 @@ def make_task_chunk_env(
         act_horizon: number of actions executed per step.
         gamma: discount of the rewards inside a chunk.
         obs_mode: what is observed.
-        record_steps: add what :func:`~torchrl_flow.demos.record_episodes` reads.
+        record_steps: add what :func:`~torchrl_flow.evaluation.record_episodes` reads.
         **kwargs: passed to :func:`make_task_env`.
     """
     # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.

@@ -9,6 +9,7 @@ from torchrl_flow._lazy import lazy_exports
 if TYPE_CHECKING:
     from torchrl_flow.evaluation.chunk_values import values_and_returns, values_within_states
     from torchrl_flow.evaluation.offline_task import OfflineTask, SlateReturns, episode_returns
+    from torchrl_flow.evaluation.policy_episodes import record_episodes, successful_part
     from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
     from torchrl_flow.evaluation.result import EvaluationResult
 
@@ -19,7 +20,9 @@ __all__ = [
     "compare_num_steps",
     "episode_returns",
     "evaluate",
+    "record_episodes",
     "success_metrics",
+    "successful_part",
     "values_and_returns",
     "values_within_states",
     "warm_up",

@@ -135,10 +135,7 @@ def conclude(
     films = min(num_videos, len(seeds)) if can_film(env) else 0
     compared, others = _evaluations(env, actor, seeds, num_steps, noise_scales, variants or {}, progress)
     result = compared[actor.num_steps]
-    video = pictures = None
-    if films and can_write_video():
-        with filming_env(env) as camera:
-            video, pictures = _film(directory, actor, camera, seeds[:films], run), _pictures(camera)
+    video, pictures = _video(directory, actor, env, seeds[:films], run)
     title = f"{recipe} {stage}" if stage else recipe
     curves = directory / "metrics.csv"
     path = write_report(
@@ -236,15 +233,23 @@ def conclude_run(
     )
 
 
-def _film(
+def _video(
     directory: Path, actor: FlowActor | SteeredFlowActor, env: EnvBase, seeds: Sequence[int], run: Run | None
-) -> Path:
-    """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared."""
-    frames = tile_episodes(evaluate(env, actor, seeds, num_videos=len(seeds), progress=False).videos)
+) -> tuple[Path | None, str]:
+    """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared.
+
+    Returns:
+        the file, ``None`` where nothing is filmed, and how its pictures are made.
+    """
+    if not seeds or not can_write_video():
+        return None, ""
+    with filming_env(env) as camera:
+        frames = tile_episodes(evaluate(camera, actor, seeds, num_videos=len(seeds), progress=False).videos)
+        pictures = _pictures(camera)
     video = write_video(directory / f"episodes{video_suffix()}", frames)
     if run is not None:
         run.logger.log_video(run.step, "final/episodes", video, frames)
-    return video
+    return video, pictures
 
 
 def _pictures(env: EnvBase) -> str:

@@ -7,9 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.data import Episode
-from torchrl_flow.demos import record_episodes, successful_part
 from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, record_episodes, successful_part
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 
 CONFIG = FlowActorConfig(
