@@ -178,9 +178,6 @@ ON_POLICY = {
     "ReinforceLoss": lambda h: ReinforceLoss(stochastic(h), value()),
 }
 
-FORGIVING = [name for name in OFF_POLICY if name not in ("REDQLoss", "IQLLoss")]
-"""Losses that show the estimator the root of a batch."""
-
 
 def target_of(loss, data):
     """The target that a loss regresses a value of 0 on."""
@@ -201,18 +198,11 @@ def test_target_with_an_estimator_for_chunks(name, chunk):
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("name", FORGIVING)
+@pytest.mark.parametrize("name", OFF_POLICY)
 def test_target_where_no_key_was_set(name, chunk):
     loss = OFF_POLICY[name](CHUNKS[chunk][0])
     loss.make_value_estimator(gamma=GAMMA)
     assert target_of(loss, one_chunk(chunk)) == pytest.approx(TARGETS[chunk], rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["REDQLoss", "IQLLoss"])
-def test_redq_and_iql_drop_the_root_and_need_the_estimator(name):
-    loss = OFF_POLICY[name](4)
-    loss.make_value_estimator(gamma=GAMMA)
-    assert target_of(loss, one_chunk("chunk of 4")) == pytest.approx(folded(4) + GAMMA * NEXT_VALUE, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OFF_POLICY)
