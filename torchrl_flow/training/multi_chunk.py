@@ -15,9 +15,9 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
 
     ``reward`` becomes ``sum_i gamma^(k_0 + .. + k_(i-1)) R_i``, and ``steps_to_next_obs`` the sum of the ``k_i``, at
     the root too where it has the entry. A loss that discounts by executed steps then has the n-step return of its
-    target. Everything else below ``"next"`` is that of the last chunk. An episode's end, and the rollout's, end the sum.
-    The actions are those of the behaviour: for a policy that has changed since, more chunks make a target that is more
-    biased, but leans less on the critic.
+    target. Everything else below ``"next"`` is that of the last chunk. An episode's end, and the rollout's, end the
+    sum. The actions are those of the behaviour: for a policy that has changed since, more chunks make a target that is
+    more biased, but leans less on the critic.
 
     Args:
         data: transitions ``[*N, T]`` of a chunk environment, time in the last dimension, with ``reward``, ``done`` and
