@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from torchrl_flow.training.multi_chunk import multi_chunk_transitions
     from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
     from torchrl_flow.training.steppers import NamedLossStepper
+    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector
 
 __all__ = [
+    "ChunkHooks",
     "ChunkRollouts",
     "CollectorError",
     "CollectorRollouts",
@@ -33,6 +35,7 @@ __all__ = [
     "NamedLossStepper",
     "NonFiniteError",
     "ReplayState",
+    "SteeredCollector",
     "append_features",
     "finished_success",
     "gradient_step",
