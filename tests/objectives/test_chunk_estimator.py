@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,6 +272,14 @@ def test_keywords_take_k(name):
     del keywords["steps_to_next_obs" if name == "TQCLoss" else "next_steps_to_next_obs"]
     with pytest.raises(KeyError, match=f"by which {name} discounts"):
         loss(**keywords)
+
+
+def test_the_table_of_the_docs_has_these_targets():
+    page = Path(__file__).parents[2] / "docs" / "tutorials" / "torchrl_losses.md"
+    rows = re.findall(r"^\| `(\w+)` \|((?: [\d.]+ \|){4})$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == [*OFF_POLICY, *ON_POLICY]
+    for _, cells in rows:
+        assert [float(cell) for cell in cells.split("|")[:-1]] == pytest.approx(list(TARGETS.values()), rel=1e-9)
 
 
 def test_the_estimator_may_be_a_class_or_an_instance():

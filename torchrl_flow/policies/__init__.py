@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         run_labels,
     )
     from torchrl_flow.policies.environment import checkpoint_env
+    from torchrl_flow.policies.export import export_policy
+    from torchrl_flow.policies.exported_policy import ExportedPolicy, RecedingHorizon
     from torchrl_flow.policies.initial_weights import warm_start
     from torchrl_flow.policies.rebuild import (
         LATENT_POLICY,
@@ -48,12 +50,15 @@ if TYPE_CHECKING:
 __all__ = [
     "LATENT_POLICY",
     "POLICY_KINDS",
+    "ExportedPolicy",
     "PolicyKind",
+    "RecedingHorizon",
     "RunLabels",
     "alias_demonstrations",
     "aliased_demonstrations",
     "checkpoint_env",
     "evaluation_env_options",
+    "export_policy",
     "flow_config",
     "frozen_flow",
     "latent_value_gap",
