@@ -31,7 +31,7 @@ SPEED = 25.0
 
 
 class FlatPushT(gym.Wrapper):
-    """Float32 ``[20]``: agent, corners of the block, sine and cosine of its angle; actions in [-1, 1]; reward coverage."""
+    """Observes agent, corners of the block, sine and cosine of its angle, float32 ``[20]``; actions in [-1, 1]."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -87,21 +87,20 @@ def make_env(max_episode_steps: int = STEPS) -> EnvBase:
     return env
 
 
-def simulated(inner: Any, targets: np.ndarray) -> np.ndarray:
-    """Return the corners of the block after the agent was sent to targets ``[N, 2]``, in a copy of the simulation."""
-    space = inner.space.copy()
-    agent = next(
-        body
-        for body in space.bodies
-        if body.body_type == inner.agent.body_type and body.position == inner.agent.position
-    )
-    block = next(body for body in space.bodies if len(body.shapes) == 2)
+def simulated(scratch: Any, inner: Any, targets: np.ndarray) -> np.ndarray:
+    """Return the corners of the block after the agent was sent to targets ``[N, 2]``, in another environment."""
+    for name in ("agent", "block"):
+        copied, body = getattr(scratch, name), getattr(inner, name)
+        for field in ("position", "angle", "velocity", "angular_velocity"):
+            setattr(copied, field, getattr(body, field))
+        scratch.space.reindex_shapes_for_body(copied)
+    agent, gain, brake, dt = scratch.agent, scratch.k_p, scratch.k_v, scratch.dt
     for target in targets:
         for _ in range(10):
-            pull = [inner.k_p * (t - p) - inner.k_v * v for t, p, v in zip(target, agent.position, agent.velocity)]
-            agent.velocity = (agent.velocity[0] + pull[0] * inner.dt, agent.velocity[1] + pull[1] * inner.dt)
-            space.step(inner.dt)
-    return corners(block)
+            pull = [gain * (t - p) - brake * v for t, p, v in zip(target, agent.position, agent.velocity)]
+            agent.velocity = (agent.velocity[0] + pull[0] * dt, agent.velocity[1] + pull[1] * dt)
+            scratch.space.step(dt)
+    return corners(scratch.block)
 
 
 def push(inner: Any, rng: np.random.Generator) -> np.ndarray:
@@ -145,16 +144,19 @@ def _line(here: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
     return np.array(found)
 
 
-def plan(inner: Any, goal: np.ndarray, rng: np.random.Generator, number: int) -> np.ndarray:
+def plan(scratch: Any, inner: Any, goal: np.ndarray, rng: np.random.Generator, number: int) -> np.ndarray:
     """Return the targets of the best of some pushes; a step costs as much as half a pixel."""
     pushes = [push(inner, rng) for _ in range(number)]
-    costs = [np.linalg.norm(simulated(inner, p) - goal, axis=-1).mean() + 0.1 * len(p) for p in pushes]
+    costs = [np.linalg.norm(simulated(scratch, inner, p) - goal, axis=-1).mean() + 0.1 * len(p) for p in pushes]
     return pushes[int(np.argmin(costs))]
 
 
 def episodes(number: int, noise: float, pushes: int) -> Iterator[dict[str, Any]]:
     """Record the planner with Gaussian noise on its targets, from the seeds 0 on."""
     env, rng = make_gym(), np.random.default_rng(0)
+    other = make_gym()
+    other.reset(seed=0)
+    scratch: Any = other.unwrapped
     for seed in tqdm(range(number)):
         observation = env.reset(seed=seed)[0]
         inner: Any = env.unwrapped
@@ -163,7 +165,7 @@ def episodes(number: int, noise: float, pushes: int) -> Iterator[dict[str, Any]]
         rows: dict[str, list[Any]] = {"observation": [observation], "action": [], "reward": [], "success": []}
         done, targets = False, []
         while not done:
-            targets = targets or list(plan(inner, goal, rng, pushes))
+            targets = targets or list(plan(scratch, inner, goal, rng, pushes))
             target = targets.pop(0) + rng.normal(0, noise, 2)
             action = np.clip(target / 256 - 1, -1, 1).astype(np.float32)
             observation, reward, terminated, truncated, info = env.step(action)
