@@ -57,7 +57,7 @@ class FlatFetch(gym.Wrapper):
 
 def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = None) -> FlatFetch:
     """Make the environment of gymnasium."""
-    import gymnasium_robotics
+    import gymnasium_robotics  # pyright: ignore[reportMissingImports]
 
     gym.register_envs(gymnasium_robotics)
     return FlatFetch(gym.make(TASK["task"], max_episode_steps=max_episode_steps, render_mode=render_mode))

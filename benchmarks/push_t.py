@@ -73,7 +73,7 @@ def _shapes(block: Any) -> list[Any]:
 
 def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = "rgb_array") -> FlatPushT:
     """Make the environment of gymnasium."""
-    import gym_pusht  # noqa: F401  # registers it
+    import gym_pusht  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     return FlatPushT(gym.make(TASK["task"], max_episode_steps=max_episode_steps, render_mode=render_mode))
 
@@ -91,7 +91,8 @@ def simulated(scratch: Any, inner: Any, targets: np.ndarray) -> np.ndarray:
     """Return the corners of the block after the agent was sent to targets ``[N, 2]``, in another environment."""
     for name in ("agent", "block"):
         copied, body = getattr(scratch, name), getattr(inner, name)
-        for field in ("position", "angle", "velocity", "angular_velocity"):
+        # A new angle turns the body about its centre of mass, which moves its position.
+        for field in ("angle", "position", "velocity", "angular_velocity"):
             setattr(copied, field, getattr(body, field))
         scratch.space.reindex_shapes_for_body(copied)
     agent, gain, brake, dt = scratch.agent, scratch.k_p, scratch.k_v, scratch.dt
