@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quickstart test test-slow test-rgb lint types format docs cpu-rendering clean
+.PHONY: help install demo quickstart test test-slow test-rgb test-newest test-lowest lint types format docs cpu-rendering clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,20 @@ test-slow: $(VENV)/.installed ## The tests that take minutes
 
 test-rgb: $(VENV)/.installed ## The tests that render (see cpu-rendering)
 	$(BIN)/python -m pytest -m rgb
+
+# TorchRL 0.14 asks for TensorDict below 0.15, and works with it: it is installed on its own.
+NEWEST_TENSORDICT ?= 0.15.3
+.venv-newest/.installed .venv-lowest/.installed: .venv-%/.installed: pyproject.toml constraints-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable ".[plot,dev]"
+	$(if $(filter newest,$*),.venv-$*/bin/python -m pip install --quiet --no-deps "tensordict==$(NEWEST_TENSORDICT)")
+	@touch $@
+
+test-newest: .venv-newest/.installed ## The fast tests without ManiSkill, with the newest versions (constraints-newest.txt)
+	.venv-newest/bin/python -m pytest -n $(WORKERS)
+
+test-lowest: .venv-lowest/.installed ## The fast tests without ManiSkill, with the oldest versions allowed (constraints-lowest.txt)
+	.venv-lowest/bin/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.installed ## Style
 	$(BIN)/ruff check .

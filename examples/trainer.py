@@ -1,182 +1,200 @@
-"""Fine-tune a flow by ReinFlow in TorchRL's own PPOTrainer, with hooks for what is special to chunks.
+"""ReinFlow, DSRL and AWSC in TorchRL's own trainers, with hooks for what is special to chunks.
 
     python examples/trainer.py --policy runs/bc
+    python examples/trainer.py --policy runs/bc --algorithm dsrl_sac
 
-`reinflow.py` is the recipe: it resumes, warms up, anchors and reports. This script has the same policy, loss and
-advantage, and leaves the loop to TorchRL: collector, replay buffer, epochs, weights and logging are the trainer's.
+The recipes resume and report. This script has the same policies and losses as reinflow.py, dsrl_ppo.py,
+dsrl_sac_online.py and awsc_online.py, and leaves the loop to TorchRL: collector, replay buffer, epochs, weights, logs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
+from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType
+from torchrl.objectives import ClipPPOLoss, SoftUpdate
 from torchrl.objectives.value import GAE
 from torchrl.record.loggers import CSVLogger
-from torchrl.trainers.algorithms import PPOTrainer
+from torchrl.trainers import ReplayBufferTrainer, Trainer
+from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
 
+from torchrl_flow import modules as nets
+from torchrl_flow import objectives, training
+from torchrl_flow import options as opt
+from torchrl_flow.data import MixedReplayBuffer
+from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
-from torchrl_flow.modules import NoiseNetConfig, NoisyFlowActor, StateValueConfig, make_noise_net, make_state_value
-from torchrl_flow.objectives import ReinFlowPPOLoss, make_chunk_advantage
-from torchrl_flow.options import (
-    Count,
-    Fraction,
-    PolicyArgs,
-    Positive,
-    Seed,
-    WritableDirectory,
-    check_options,
-    parse_options,
-    refusals_in_one_line,
-)
-from torchrl_flow.policies import load_flow_checkpoint, load_policy, make_training_envs
-from torchrl_flow.runs import save_checkpoint
-from torchrl_flow.training import finished_success
+from torchrl_flow.policies import LATENT_POLICY, load_flow_checkpoint, load_policy, make_training_envs
+from torchrl_flow.runs import TrainingCheckpoint, save_checkpoint
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(PolicyArgs):
+class Args(opt.PolicyArgs):
     """What the script can be told on the command line."""
 
-    num_envs: Count = 64
+    algorithm: Literal["reinflow", "dsrl_ppo", "dsrl_sac", "awsc"] = "reinflow"
+    """ReinFlow or DSRL by PPO in PPOTrainer, DSRL by SAC in SACTrainer, AWSC in Trainer"""
+    demos: opt.DemoPath | None = None
+    """demonstrations for awsc; by default those that the policy was trained on"""
+    num_envs: opt.Count = 64
     """environments that run side by side"""
-    rollout_steps: Count = 13
+    rollout_steps: opt.Count = 13
     """chunks of each environment between updates"""
-    total_env_steps: Count = 300_000
+    total_env_steps: opt.Count = 300_000
     """environment steps in all, if every chunk is executed to its end"""
-    minibatch_size: Count = 208
+    minibatch_size: opt.Count = 208
     """chunks per gradient step"""
-    epochs: Count = 2
-    """passes over the chunks of a rollout"""
-    lr: Positive = 2e-4
-    """learning rate of the flow and its noise"""
-    critic_lr: Positive = 1e-3
-    """learning rate of the value"""
-    gamma: Fraction = 0.99
+    epochs: opt.Count = 2
+    """passes over the chunks of a rollout, of PPO"""
+    utd: opt.Positive = 0.25
+    """updates per chunk of dsrl_sac and awsc"""
+    lr: opt.Positive = 2e-4
+    """learning rate of the policy"""
+    critic_lr: opt.Positive = 1e-3
+    """learning rate of the value or the critics"""
+    gamma: opt.Fraction = 0.99
     """discount of one environment step"""
-    eval_episodes: Count = 200
+    eval_every: opt.NonNegativeInt = 0
+    """rollouts between evaluations on 20 other episodes; 0 for none"""
+    eval_episodes: opt.Count = 200
     """episodes of the evaluation before and after"""
-    output: WritableDirectory = "runs/trainer"
+    output: opt.WritableDirectory = "runs/trainer"
     """directory of the logs and the checkpoint"""
-    seed: Seed = 0
+    seed: opt.Seed = 0
     """seed of the networks and of training"""
-    threads: Count = 1
+    threads: opt.Count = 1
     """CPU threads"""
 
 
-class ChunkHooks:
-    """What a trainer does not know of chunks: counts environment steps, and logs the success of finished episodes.
-
-    Args:
-        loss_module: whose schedules follow the environment steps.
-    """
-
-    def __init__(self, loss_module: ReinFlowPPOLoss) -> None:
-        self.loss_module, self.env_steps = loss_module, 0
-
-    def count(self, batch: TensorDictBase) -> TensorDictBase:
-        """Count the executed steps of a rollout ``[N, T]``: a frame of the trainer is a chunk."""
-        self.env_steps += int(batch["next", "steps_to_next_obs"].sum())
-        return batch
-
-    def log(self, batch: TensorDictBase) -> dict[str, Any]:
-        """Return what is logged of a rollout."""
-        success = finished_success(batch)
-        return {"env_steps": self.env_steps, **{name: value.item() for name, value in success.items()}}
-
-    def schedule(self) -> None:
-        """Set the schedules of the loss before the next rollout."""
-        self.loss_module.set_env_steps(self.env_steps)
-
-    def register(self, trainer: PPOTrainer) -> None:
-        """Add the hooks to a trainer."""
-        trainer.register_op("batch_process", self.count)
-        trainer.register_op("pre_steps_log", self.log)
-        trainer.register_op("post_steps", self.schedule)
+Parts = tuple[Trainer, Any, dict[str, Any], list[Any]]  # to evaluate, to save, what follows the environment steps
 
 
-def make_loss(args: Args, actor: Any) -> tuple[NoisyFlowActor, ReinFlowPPOLoss, GAE]:
-    """Build the noise around the flow, PPO on its chain, and the advantage estimate."""
-    noisy = NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(), actor))
-    value = make_state_value(StateValueConfig(), actor)
-    loss_module = ReinFlowPPOLoss(noisy, value, clip_epsilon=0.01, entropy_coeff=0.0, normalize_advantage=True)
-    return noisy, loss_module, make_chunk_advantage(value, gamma=args.gamma, lmbda=0.95, deactivate_vmap=True)
-
-
-def make_trainer(args: Args, env: Any, noisy: NoisyFlowActor, loss_module: ReinFlowPPOLoss, gae: GAE) -> PPOTrainer:
-    """Build TorchRL's trainer; all of the loop is in there."""
+def shared(args: Args, collect: type[Collector], env: Any, policy: Any, act_horizon: int) -> dict[str, Any]:
+    """Return the arguments that all trainers have in common."""
     frames = args.num_envs * args.rollout_steps
-    rollouts = -(-args.total_env_steps // (frames * noisy.flow_actor.act_horizon))
-    flow = [*noisy.flow_actor.velocity_network.parameters(), *noisy.noise_net.parameters()]
-    groups = [{"params": flow, "lr": args.lr}, {"params": loss_module.critic_network.head.parameters()}]
-    buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(frames), sampler=SamplerWithoutReplacement(), batch_size=args.minibatch_size
-    )
-    explore: Any = ExplorationType.RANDOM
+    total = -(-args.total_env_steps // (frames * act_horizon)) * frames
+    options: Any = {"exploration_type": ExplorationType.RANDOM, "auto_register_policy_transforms": False}
+    made = {"collector": collect(env, policy, frames_per_batch=frames, total_frames=total, **options)}
+    made |= {"logger": CSVLogger("logs", log_dir=args.output), "log_interval": frames, "progress_bar": False}
+    return {**made, "total_frames": total, "frame_skip": 1, "save_trainer_file": None}
+
+
+def in_ppo_trainer(args: Args, common: dict[str, Any], loss_module: ClipPPOLoss, value: Any, policy: Any) -> PPOTrainer:
+    """Build TorchRL's trainer of PPO; its buffer is the last rollout."""
+    frames, size = common["log_interval"], args.minibatch_size
+    buffer: Any = functools.partial(TensorDictReplayBuffer, sampler=SamplerWithoutReplacement(), batch_size=size)
+    groups = [{"params": [*policy], "lr": args.lr}, {"params": value.head.parameters()}]
     return PPOTrainer(
-        collector=Collector(
-            env,
-            noisy,
-            frames_per_batch=frames,
-            total_frames=rollouts * frames,
-            exploration_type=explore,
-            auto_register_policy_transforms=False,
-        ),
-        total_frames=rollouts * frames,
-        frame_skip=1,
-        optim_steps_per_batch=max(1, frames // args.minibatch_size),
-        num_epochs=args.epochs,
+        **common,
         loss_module=loss_module,
+        optim_steps_per_batch=max(1, frames // size),
+        num_epochs=args.epochs,
         optimizer=torch.optim.Adam(groups, args.critic_lr, eps=1e-5),
-        replay_buffer=buffer,
-        gae=gae,
-        # The loss scores the steps of the chain; the trainer would set its key to "action".
-        action_key=("flow", "x_next"),
+        replay_buffer=buffer(storage=LazyTensorStorage(frames)),
+        gae=GAE(gamma=args.gamma, lmbda=0.95, value_network=value, vectorized=False, deactivate_vmap=True),
+        # The trainer sets this key of its loss, to "action" by default.
+        action_key=loss_module.tensor_keys.action,  # pyright: ignore[reportArgumentType]
         log_actions=False,
         clip_norm=10.0,
-        logger=CSVLogger("logs", log_dir=args.output),
-        log_interval=frames,
-        progress_bar=False,
-        save_trainer_file=None,
     )
+
+
+def reinflow(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
+    """PPO on the chain of a noisy flow; the bound of the noise falls."""
+    noisy = nets.NoisyFlowActor(flow, nets.make_noise_net(nets.NoiseNetConfig(), flow))
+    value: Any = nets.make_state_value(nets.StateValueConfig(), flow)
+    falls: dict[str, Any] = {"noise_schedule": "linear", "noise_decay_steps": args.total_env_steps}
+    options: dict[str, Any] = {"clip_epsilon": 0.01, "entropy_coeff": 0.0, "normalize_advantage": True}
+    loss_module = objectives.ReinFlowPPOLoss(noisy, value, **falls, **options)
+    learns = [*flow.velocity_network.parameters(), *noisy.noise_net.parameters()]
+    trainer = in_ppo_trainer(args, shared(args, Collector, env, noisy, flow.act_horizon), loss_module, value, learns)
+    return trainer, flow, {"policy": flow}, [loss_module.set_env_steps]
+
+
+def dsrl(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
+    """A latent policy steers the frozen flow: by PPO, from a mixture with the prior, or by SAC."""
+    ppo, sizes = args.algorithm == "dsrl_ppo", (128, 128)
+    policy = nets.make_latent_policy(nets.LatentPolicyConfig("tied", 2.0, sizes, prior_mixing=ppo), flow)
+    steered, modules = nets.SteeredFlowActor(policy, flow), {"policy": flow, LATENT_POLICY: policy}
+    common = shared(args, training.SteeredCollector, env, steered, flow.act_horizon)
+    if ppo:
+        value: Any = nets.make_state_value(nets.StateValueConfig(), flow)
+        loss_module = ClipPPOLoss(policy, value, entropy_coeff=1e-3, normalize_advantage=True)
+        loss_module.set_keys(action=policy.latent_key, sample_log_prob=policy.latent_log_prob_key)
+
+        mix = lambda steps: policy.set_prior_fraction(0.3 * max(0.0, 1 - steps / args.total_env_steps))  # noqa: E731
+        return in_ppo_trainer(args, common, loss_module, value, policy.parameters()), steered, modules, [mix]
+    critics = nets.make_latent_critics(nets.CriticConfig(2, sizes), flow, policy)
+    sac = objectives.LatentSACLoss(policy, critics, gamma=args.gamma, target_entropy=0.0, alpha_init=3e-3)
+    learns: list[Any] = [*sac.actor_network_params.parameters(), sac.log_alpha]
+    groups = [{"params": learns, "lr": args.lr}, {"params": sac.qvalue_network_params.parameters()}]
+    trainer = SACTrainer(
+        **common,
+        loss_module=sac,
+        optimizer=torch.optim.Adam(groups, args.critic_lr),
+        optim_steps_per_batch=max(1, round(args.utd * common["log_interval"])),
+        replay_buffer=training.macro_replay(200_000, batch_size=args.minibatch_size),
+        target_net_updater=SoftUpdate(sac, tau=0.02),
+        action_key=policy.latent_key,
+        enable_logging=False,
+    )
+    return trainer, steered, modules, []
+
+
+def awsc(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
+    """Advantage-weighted cloning of demonstrations and better online chunks, half of each in every batch."""
+    critic = nets.QEnsemble.for_actor(flow, num_qs=2, hidden_sizes=(256, 256))
+    loss_module = objectives.AWFlowLoss(flow, critic, gamma=args.gamma, filter_policy_data=True)
+    target = objectives.NetworkSoftUpdate(loss_module, "critic_network", tau=0.01)
+    values = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr)
+    groups = [training.LossGroup("loss_qvalue", values, method="qvalue_loss", target_updater=target)]
+    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr)
+    groups += [training.LossGroup("loss_actor", actor, method="actor_loss", every=2)]
+    chunks: dict[str, Any] = {name: getattr(flow, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
+    chunks |= {"gamma": args.gamma, "padding": "hold", "mask_padding": False}
+    demos = DemoSource.of_checkpoint(start, args.demos).load(start.task, **chunks)
+    buffer = MixedReplayBuffer(demos, online=100_000, online_ratio=0.5, batch_size=args.minibatch_size)
+    stepper = training.NamedLossStepper(loss_module, groups, utd_ratio=args.utd, pretrain_steps=500)
+    options: dict[str, Any] = {"loss_module": loss_module, "optimization_stepper": stepper, "optim_steps_per_batch": 1}
+    trainer = Trainer(**shared(args, Collector, env, flow, flow.act_horizon), **options, replay_buffer=buffer)
+    ReplayBufferTrainer(buffer).register(trainer)
+    return trainer, flow, {"policy": flow}, []
 
 
 def main(args: Args) -> EvaluationResult:
     """Policy, evaluation, training, evaluation, checkpoint."""
-    check_options(args)
+    opt.check_options(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    actor, checkpoint = load_policy(load_flow_checkpoint(args.policy, which=args.which))
-    envs = make_training_envs(checkpoint, num_envs=args.num_envs, gamma=args.gamma, episodes=args.eval_episodes)
-    env: Any = envs[0]
+    flow, start = load_policy(load_flow_checkpoint(args.policy, which=args.which))
+    envs = make_training_envs(start, num_envs=args.num_envs, gamma=args.gamma, episodes=args.eval_episodes)
+    score = functools.partial(evaluate, envs[1], progress=False)  # of other episodes, which reach no buffer
     seeds = range(10_000, 10_000 + args.eval_episodes)
-    print("before:", evaluate(envs[1], actor, seeds, progress=False).summary(), flush=True)
-    noisy, loss_module, gae = make_loss(args, actor)
-    trainer = make_trainer(args, env, noisy, loss_module, gae)
-    hooks = ChunkHooks(loss_module)
+    print("before:", score(flow, seeds).summary(), flush=True)
+    build = {"reinflow": reinflow, "awsc": awsc, "dsrl_ppo": dsrl, "dsrl_sac": dsrl}[args.algorithm]
+    trainer, policy, modules, schedules = build(args, flow, envs[0], start)
+    others = lambda: score(policy, range(20_000, 20_020)).metrics()  # noqa: E731
+    hooks = training.ChunkHooks(schedules, others, eval_every=args.eval_every)
     hooks.register(trainer)
+    if args.algorithm == "dsrl_sac":  # keep what the loss reads
+        trainer.register_op("batch_process", training.macro_transitions)
     trainer.train()
-    result = evaluate(envs[1], actor, seeds, progress=False)
-    path = save_checkpoint(
-        f"{args.output}/policy.torchrl",
-        config=dataclasses.asdict(args),
-        task=task_info(envs[1]),
-        actor_config=actor.config,
-        counters={"step": trainer.collected_frames, "env_steps": hooks.env_steps},
-        modules={"policy": actor},
-    )
-    print(f"after {hooks.env_steps} environment steps:", result.summary())
-    print(path)
+    result, path = score(policy, seeds), f"{args.output}/policy.torchrl"
+    config = {**dataclasses.asdict(args), "demonstrations": start.config.get("demonstrations")}
+    latent = {LATENT_POLICY: policy.policy.config.to_dict()} if LATENT_POLICY in modules else {}
+    saved: dict[str, Any] = {"task": task_info(envs[1]), "modules": modules, "metadata": {"module_configs": latent}}
+    counters = {"step": trainer.collected_frames, "env_steps": hooks.env_steps}
+    save_checkpoint(path, config=config, actor_config=flow.config, counters=counters, **saved)
+    print(f"after {hooks.env_steps} environment steps:", result.summary(), f"\n{path}")
     return result
 
 
 if __name__ == "__main__":
-    with refusals_in_one_line():
-        main(parse_options(Args, description=__doc__))
+    with opt.refusals_in_one_line():
+        main(opt.parse_options(Args, description=__doc__))

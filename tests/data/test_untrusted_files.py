@@ -226,6 +226,23 @@ def test_metadata_that_does_not_fit_the_files_is_refused(store, name):
     refused(lambda: DemoStore.open(store.root), str(store.root))
 
 
+def test_headers_of_tensordict_0_15_pass_and_no_other_class(tmp_path):
+    TensorDict({"x": torch.arange(3), "deep": {"y": torch.ones(3)}}, [3]).memmap(tmp_path / "rows")
+    headers = [tmp_path / "rows" / "meta.json", tmp_path / "rows" / "deep" / "meta.json"]
+    written = [json.loads(header.read_text()) for header in headers]
+
+    def write(**extra):
+        for header, entries in zip(headers, written, strict=True):
+            header.write_text(json.dumps({**entries, **extra}))
+
+    write(_format_version=1, _class="tensordict:TensorDict")
+    assert load_memmap(tmp_path / "rows")["deep", "y"].tolist() == [1.0, 1.0, 1.0]
+    for extra in ({"_format_version": 2}, {"_format_version": True}, {"_class": "os:system"}, {"_class": 1}):
+        write(**extra)
+        with pytest.raises(DataError, match=f"has the entry '{next(iter(extra))}'"):
+            load_memmap(tmp_path / "rows")
+
+
 def test_nested_and_odd_keys_and_empty_tensors_pass(tmp_path):
     rows = TensorDict(
         {

@@ -21,6 +21,7 @@ FINAL = {
     "docs/tutorials/trainer.md": lambda names: names["stepper"].num_updates == 60,
     "docs/tutorials/new_algorithm.md": lambda names: 0 <= names["losses"]["chosen_share"] <= 1,
     "docs/tutorials/deployment.md": lambda names: names["robot"].calls > 1,
+    "docs/tutorials/export.md": lambda names: names["action"].shape == (3,) and names["control"].calls == 2,
 }
 """What must hold after the last block of a page, by the names that the page has defined."""
 

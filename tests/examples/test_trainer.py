@@ -26,9 +26,9 @@ from torchrl_flow.modules import (
     make_latent_policy,
 )
 from torchrl_flow.objectives import LatentSACLoss
-from torchrl_flow.policies import load_policy
+from torchrl_flow.policies import load_acting_policy, load_policy
 from torchrl_flow.runs import save_checkpoint
-from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.training import LossGroup, NamedLossStepper, SteeredCollector
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 ROOT = Path(__file__).parents[2]
@@ -51,40 +51,53 @@ def flow_checkpoint(tmp_path):
     flow, path = make_flow(), tmp_path / "bc" / "checkpoints" / "checkpoint-1.torchrl"
     path.parent.mkdir(parents=True)
     task = {**task_info(make_env()), "task": PLANAR}
-    save_checkpoint(path, modules={"policy": flow}, task=task, actor_config=flow.config, counters={"step": 1})
+    config = {"demonstrations": {"num_demos": 3, "folder": str(tmp_path / "demos")}}
+    save_checkpoint(
+        path, modules={"policy": flow}, task=task, actor_config=flow.config, counters={"step": 1}, config=config
+    )
     return flow, path
 
 
-def test_reinflow_in_the_ppo_trainer(flow_checkpoint, tmp_path, capsys):
-    flow, path = flow_checkpoint
+def run_example(algorithm, path, output, **options):
     example = runpy.run_path(str(ROOT / "examples" / "trainer.py"))
-    numbers = {"num_envs": 6, "rollout_steps": 4, "minibatch_size": 12, "epochs": 2, "eval_episodes": 3}
-    args = example["Args"](policy=str(path), total_env_steps=6 * 4 * 4 * 3, output=str(tmp_path / "out"), **numbers)
-    result = example["main"](args)
-    out = capsys.readouterr().out
-    assert "before: 3 episodes" in out
+    numbers = {
+        "num_envs": 6,
+        "rollout_steps": 4,
+        "minibatch_size": 12,
+        "eval_episodes": 3,
+        "total_env_steps": 6 * 4 * 4 * 3,
+    }
+    args = example["Args"](policy=str(path), algorithm=algorithm, output=str(output), **{**numbers, **options})
+    return example["main"](args)
+
+
+LOGGED = {
+    "reinflow": {"loss_objective", "loss_critic", "divergence"},
+    "dsrl_ppo": {"loss_objective", "loss_critic"},
+    "dsrl_sac": {"loss_qvalue", "loss_actor", "loss_alpha"},
+    "awsc": {"loss_qvalue", "loss_actor", "policy_share"},
+}
+
+
+@pytest.mark.parametrize("algorithm", LOGGED)
+def test_each_algorithm_in_a_trainer_of_torchrl(algorithm, flow_checkpoint, tmp_path, capsys):
+    flow, path = flow_checkpoint
+    result = run_example(algorithm, path, tmp_path / "out", eval_every=2)
+    assert "before: 3 episodes" in capsys.readouterr().out
     assert result.episodes == 3
-    trained, checkpoint = load_policy(tmp_path / "out" / "policy.torchrl")
-    changes = [not torch.equal(a, b) for a, b in zip(flow.parameters(), trained.parameters(), strict=True)]
-    assert any(changes)
+    trained, checkpoint = load_acting_policy(tmp_path / "out" / "policy.torchrl")
+    changed = not all(torch.equal(a, b) for a, b in zip(flow.parameters(), load_policy(checkpoint)[0].parameters()))
+    assert changed is not algorithm.startswith("dsrl")  # a flow that is steered stays as it is
+    assert isinstance(trained, SteeredFlowActor) is algorithm.startswith("dsrl")
+    if algorithm.startswith("dsrl"):
+        assert any(parameter.abs().sum() > 0 for parameter in trained.policy.module[0].head.parameters())
     assert checkpoint.counters["step"] == 6 * 4 * 3  # chunks
     # Episodes of 20 steps are chunks of 4 steps each, but for those that a success ends.
     assert 6 * 4 * 3 <= checkpoint.counters["env_steps"] <= 6 * 4 * 4 * 3
-    logged = [file.stem for file in (tmp_path / "out").rglob("*.csv")]
-    assert {"env_steps", "loss_objective", "loss_critic"} <= set(logged)
-
-
-def test_its_hooks_count_and_schedule(flow_checkpoint):
-    example = runpy.run_path(str(ROOT / "examples" / "trainer.py"))
-    noisy, loss_module, gae = example["make_loss"](example["Args"](policy=str(flow_checkpoint[1])), make_flow())
-    hooks = example["ChunkHooks"](loss_module)
-    data = make_env().rollout(6, noisy, break_when_any_done=False)
-    assert hooks.count(data) is data
-    hooks.schedule()
-    assert hooks.env_steps == int(data["next", "steps_to_next_obs"].sum()) == int(loss_module.env_steps)
-    found = hooks.log(data)
-    assert found["env_steps"] == hooks.env_steps
-    assert gae.tensor_keys.steps_to_next_obs == ("next", "steps_to_next_obs")
+    files = {file.stem: file for file in (tmp_path / "out").rglob("*.csv")}
+    assert LOGGED[algorithm] | {"env_steps", "success"} <= set(files)
+    evaluations = files["success_once"].read_text().strip().splitlines()
+    assert len(evaluations) == 1  # after the second rollout of three
 
 
 def make_steered():
@@ -129,24 +142,29 @@ def test_a_steered_flow_in_a_trainer_with_hooks():
     assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))
 
 
-def test_the_sac_trainer_takes_the_latent_as_action_and_weights_of_the_latent_policy_alone():
+def test_the_sac_trainer_needs_the_collector_of_steered_flows():
+    """It sends the weights of the loss's own policy, which is a part of what acts."""
     steered, loss_module = make_steered()
-    trainer = SACTrainer(
-        collector=Collector(make_env(), steered, frames_per_batch=20, total_frames=20),
-        total_frames=20,
-        frame_skip=1,
-        optim_steps_per_batch=1,
-        loss_module=loss_module,
-        optimizer=torch.optim.Adam(loss_module.parameters(), 1e-3),
-        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(400), batch_size=16),
-        target_net_updater=SoftUpdate(loss_module, tau=0.01),
-        enable_logging=False,
-        progress_bar=False,
-        action_key="latent",
-    )
-    before = parameters(steered)
-    assert loss_module.tensor_keys.action == "latent"
-    # It sends the weights of the loss's own policy, which is a part of what acts: use Trainer with UpdateWeights.
+    acting = SteeredFlowActor(*(make_steered()[0]._modules[name] for name in ("policy", "flow")))
+
+    def trainer(collector):
+        return SACTrainer(
+            collector=collector,
+            total_frames=20,
+            frame_skip=1,
+            optim_steps_per_batch=1,
+            loss_module=loss_module,
+            optimizer=torch.optim.Adam(loss_module.parameters(), 1e-2),
+            replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(400), batch_size=16),
+            target_net_updater=SoftUpdate(loss_module, tau=0.01),
+            enable_logging=False,
+            progress_bar=False,
+            action_key="latent",
+        )
+
     with pytest.raises(KeyError, match="prior_fraction"):
-        trainer.train()
-    assert any(not torch.equal(a, b) for a, b in zip(before, parameters(steered), strict=True))
+        trainer(Collector(make_env(), steered, frames_per_batch=20, total_frames=20)).train()
+    assert loss_module.tensor_keys.action == "latent"
+    trainer(SteeredCollector(make_env(), acting, frames_per_batch=20, total_frames=20)).train()
+    assert any(p.abs().sum() > 0 for p in acting.policy.module[0].head.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))

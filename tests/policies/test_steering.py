@@ -237,6 +237,28 @@ def test_macro_replay_keeps_what_losses_read_and_nothing_else():
     assert torch.equal(data["action"][match][0], row["action"])
 
 
+def test_macro_replay_keeps_observations_under_other_names():
+    actor = make_steered()
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        data = make_env(4).rollout(5, actor, break_when_any_done=False)
+    renamed = data.clone()
+    for part in (renamed, renamed["next"]):
+        part["robot", "state"] = part.pop("observation")
+        part["other"] = torch.zeros(*part.shape, 2)
+        part["count"] = torch.zeros(*part.shape, 1, dtype=torch.int64)
+    wanted = macro_transitions(data)
+    for rows, names in (
+        (macro_transitions(renamed), {("robot", "state"), "other"}),
+        (macro_transitions(renamed, observation_keys=[("robot", "state")]), {("robot", "state")}),
+    ):
+        fixed = {"action", "latent", "is_demo", "steps_to_next_obs", "next"}
+        assert {key for key in rows.keys(True, True) if key[0] != "next"} == names | (fixed - {"next"})
+        assert torch.equal(rows["robot", "state"], wanted["observation"])
+        assert torch.equal(rows["next", "robot", "state"], wanted["next", "observation"])
+    with pytest.raises(ValueError, match=r"chunks lack \['agent_pos'\]"):
+        macro_transitions(renamed, observation_keys=["agent_pos"])
+
+
 def test_value_gap_is_of_the_same_draws():
     actor = make_steered(steer_mode="tied")
     observations = TensorDict(observation=torch.randn(400, 1, 12), batch_size=[400])

@@ -56,6 +56,15 @@ def test_the_data_given_stay_as_they_are():
     assert (one == before).all()
 
 
+def test_the_executed_steps_at_the_root_are_the_sum_too():
+    data = rollout()
+    assert "steps_to_next_obs" not in multi_chunk_transitions(data, 3, gamma=GAMMA)
+    data["steps_to_next_obs"] = data["next", "steps_to_next_obs"]
+    found = multi_chunk_transitions(data, 3, gamma=GAMMA)
+    assert (found["steps_to_next_obs"] != data["steps_to_next_obs"]).any()
+    assert torch.equal(found["steps_to_next_obs"], found["next", "steps_to_next_obs"])
+
+
 def test_any_batch_shape():
     data = rollout(4)
     found = multi_chunk_transitions(data.reshape(2, 2, 7), 3, gamma=GAMMA)

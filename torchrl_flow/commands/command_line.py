@@ -36,6 +36,10 @@ COMMANDS = {
         "torchrl_flow.commands.evaluate:EvaluateArgs",
         "Evaluate the policy of a run over fixed seeds and write a report.",
     ),
+    "export": Command(
+        "torchrl_flow.commands.export:ExportArgs",
+        "Write the policy of a run as one file that acts with torch and NumPy alone.",
+    ),
     "check-batch": Command(
         "torchrl_flow.commands.check_batch:CheckBatchArgs",
         "Compare many ManiSkill environments in one CPU process with single ones, bit for bit.",
@@ -70,7 +74,7 @@ COMMANDS = {
 ALIASES = {"versions": "doctor"}
 GROUPS = {
     "recipes": ("recipes", "run"),
-    "runs": ("runs", "compare", "report", "evaluate", "curves"),
+    "runs": ("runs", "compare", "report", "evaluate", "export", "curves"),
     "data": ("make-demos", "record", "slate-models", "collect-slates", "relabel-slates", "collect-sardine"),
     "this machine": ("doctor", "check-batch"),
 }

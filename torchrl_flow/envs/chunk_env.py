@@ -78,7 +78,8 @@ def make_chunk_env(
         An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
 
     Raises:
-        ValueError: if an observation key is not there or is float64; the horizons are checked by the transforms.
+        ValueError: if an observation key is not there, or observations or actions are float64; the horizons are checked
+            by the transforms.
     """
     known = set(base_env.full_observation_spec.keys(True, True))
     missing = [key for key in obs_keys if key not in known]
@@ -88,6 +89,8 @@ def make_chunk_env(
         )
     for key in obs_keys:
         require_float32(base_env.full_observation_spec[key].dtype, key, type(base_env).__name__)
+    for key in base_env.action_keys:
+        require_float32(base_env.full_action_spec[key].dtype, key, type(base_env).__name__, actions=True)
     per_step: list[Transform] = [RewardSum(in_keys=[base_env.reward_key], out_keys=[EPISODE_REWARD])]
     if success_key in known:
         per_step.append(RenameTransform(in_keys=[success_key], out_keys=[STEP_SUCCESS], create_copy=True))

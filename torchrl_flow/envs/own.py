@@ -189,16 +189,17 @@ def _check(env: EnvBase, task: str, obs_mode: str) -> None:
         )
 
 
-def require_float32(dtype: torch.dtype, key: Any, source: str) -> None:
-    """Refuse float64 observations, which networks of float32 do not take.
+def require_float32(dtype: torch.dtype, key: Any, source: str, *, actions: bool = False) -> None:
+    """Refuse observations or actions of float64, which networks of float32 neither take nor make.
 
     Raises:
         ValueError: naming the transform that converts them.
     """
     if dtype == torch.float64:
+        keys = f"in_keys_inv=[{key!r}]" if actions else f"in_keys=[{key!r}]"
         raise ValueError(
             f"{key!r} of {source} is float64, and networks are float32: convert it with "
-            f"TransformedEnv(env, DoubleToFloat(in_keys=[{key!r}]))."
+            f"TransformedEnv(env, DoubleToFloat({keys}))."
         )
 
 

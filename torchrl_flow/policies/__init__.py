@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         make_aw_flow_stepper,
     )
     from torchrl_flow.policies.environment import checkpoint_env
+    from torchrl_flow.policies.export import export_policy
+    from torchrl_flow.policies.exported_policy import ExportedPolicy, RecedingHorizon
     from torchrl_flow.policies.initial_weights import warm_start
     from torchrl_flow.policies.latent_losses import LatentLosses, make_latent_losses
     from torchrl_flow.policies.rebuild import (
@@ -58,8 +60,10 @@ if TYPE_CHECKING:
 __all__ = [
     "LATENT_POLICY",
     "POLICY_KINDS",
+    "ExportedPolicy",
     "LatentLosses",
     "PolicyKind",
+    "RecedingHorizon",
     "RunLabels",
     "alias_demonstrations",
     "aliased_demonstrations",
@@ -68,6 +72,7 @@ __all__ = [
     "collecting_policy",
     "critic_config",
     "evaluation_env_options",
+    "export_policy",
     "flow_config",
     "frozen_flow",
     "latent_replay",

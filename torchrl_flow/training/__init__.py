@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
     from torchrl_flow.training.schedules import warmup_cosine
     from torchrl_flow.training.steppers import NamedLossStepper
+    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector
 
 __all__ = [
+    "ChunkHooks",
     "ChunkRollouts",
     "CollectorError",
     "CollectorRollouts",
@@ -35,6 +37,7 @@ __all__ = [
     "NamedLossStepper",
     "NonFiniteError",
     "ReplayState",
+    "SteeredCollector",
     "append_features",
     "finished_success",
     "gradient_step",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
@@ -19,11 +19,12 @@ from torchrl_flow.training.rollouts import ChunkRollouts
 
 __all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstrations", "steered_rollouts"]
 
-OBSERVATIONS = ("observation", "pixels", FEATURES_KEY)
 ROOT = ("action", "latent")
 STEPS = "steps_to_next_obs"
 OUTCOME = ("reward", "done", "terminated", "truncated", STEPS)
 IS_DEMO = "is_demo"
+NO_OBSERVATIONS = (*OUTCOME, IS_DEMO, "success", "episode_reward", "step_rewards")
+"""Entries at the root and below ``"next"`` that no network reads, among those with numbers that are no counts."""
 
 
 def steered_rollouts(
@@ -45,7 +46,7 @@ def steered_rollouts(
         seed: of the first episodes.
         policy_device: device of the actor, where it is not that of the environment.
     """
-    seen = (FEATURES_KEY,) if actor.reads_features else tuple(actor.in_keys)
+    seen: Any = (FEATURES_KEY,) if actor.reads_features else tuple(actor.in_keys)
 
     def encode(step: TensorDictBase) -> TensorDictBase:
         following: Any = step["next"]
@@ -66,12 +67,16 @@ def steered_rollouts(
     )
 
 
-def macro_transitions(data: TensorDictBase, *, flow: FlowActor | None = None) -> TensorDictBase:
+def macro_transitions(
+    data: TensorDictBase, *, flow: FlowActor | None = None, observation_keys: Sequence[NestedKey] | None = None
+) -> TensorDictBase:
     """Return what off-policy losses read of executed chunks, one row for each, with the same entries in all rows.
 
     Args:
         data: chunks of any shape ``[*B]``, executed or demonstrated, with a ``latent`` each.
         flow: keep the features of this frozen flow in place of observations, for networks that read features.
+        observation_keys: observations to keep, such as ``in_keys`` of the actor. Where ``None``, all entries of
+            floating-point numbers or bytes that are at the root and below ``"next"``, rewards left out.
 
     Raises:
         ValueError: if an entry is missing, naming it and those that are there.
@@ -82,19 +87,26 @@ def macro_transitions(data: TensorDictBase, *, flow: FlowActor | None = None) ->
         data, following = (
             part if FEATURES_KEY in part else write_features(flow, part.copy()) for part in (data, following)
         )
-    seen = [FEATURES_KEY] if flow is not None else [key for key in OBSERVATIONS if key in data]
-    rows = TensorDict(_entries(data, (*seen, *ROOT)), batch_size=data.batch_size, device=data.device)
+    seen = [FEATURES_KEY] if flow is not None else observation_keys or _observations(data, following)
+    rows = TensorDict(batch_size=data.batch_size, device=data.device).update(_entries(data, (*seen, *ROOT)))
     # A key that some rows lack is uninitialised memory in a ring: each row says whether it is a demonstration.
     is_demo = data.get(IS_DEMO, None)
     if is_demo is None:
         is_demo = torch.zeros(*data.batch_size, 1, dtype=torch.bool, device=rows[ROOT[0]].device)
     rows.set(IS_DEMO, is_demo)
-    outcome = TensorDict(_entries(following, (*seen, *OUTCOME)), batch_size=data.batch_size, device=data.device)
+    outcome = TensorDict(batch_size=data.batch_size, device=data.device).update(_entries(following, (*seen, *OUTCOME)))
     # TorchRL's losses look for it at the root.
     return rows.set("next", outcome).set(STEPS, outcome[STEPS])
 
 
-def _entries(data: TensorDictBase, keys: tuple[str, ...]) -> dict[str, Tensor]:
+def _observations(data: TensorDictBase, following: TensorDictBase) -> list[NestedKey]:
+    shared = set(following.keys(True, True)) - set(NO_OBSERVATIONS)
+    found = [key for key in data.keys(True, True) if key in shared]
+    return [key for key in found if (value := data[key]).is_floating_point() or value.dtype == torch.uint8]
+
+
+def _entries(data: TensorDictBase, keys: Sequence[NestedKey]) -> dict[NestedKey, Tensor]:
+    keys = [unravel_key(key) for key in keys]
     missing = [key for key in keys if key not in data]
     if missing:
         raise ValueError(
@@ -144,7 +156,7 @@ def replay_demonstrations(
     flow = actor.flow if actor.reads_features else None
     for rows in torch.arange(len(data)).split(block_size):
         block = data[rows].to(device).set("latent", latent[rows].to(device))
-        buffer.extend(macro_transitions(block, flow=flow))
+        buffer.extend(macro_transitions(block, flow=flow, observation_keys=actor.in_keys))
 
 
 class ReplayState:

@@ -26,6 +26,7 @@ __all__ = ["MemmapEntry", "check_memmap", "dtype_of", "list_members", "load_memm
 
 HEADER = "meta.json"
 _CONTAINER = str(TensorDict)
+_CLASS = "tensordict:TensorDict"
 _NON_TENSOR = "<class 'tensordict.tensorclass.NonTensorData'>"
 _NULL = {"_type": _NON_TENSOR, "data": None, "_is_non_tensor": True, "_metadata": None}
 _PICKLES = (".pkl", ".pickle", ".pck", ".pt", ".pth", ".bin", ".dill", ".joblib", ".npy", ".npz", ".t")
@@ -187,12 +188,20 @@ def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
     if not re.fullmatch(r"None|[a-z]+(:\d+)?", str(header.get("device"))):
         raise DataError(f"{root}: {where} names the device {str(header.get('device'))[:80]!r}, which is none.")
     for key, value in header.items():
+        if _is_written_since_0_15(key, value):
+            continue
         if key not in ("_type", "device", "shape") and not isinstance(value, dict):
             raise DataError(f"{root}: {where} has the entry {key!r}, which describes no tensor.")
     shape = shape_of(header.get("shape", []))
     if shape is None:
         raise DataError(f"{root}: {where} gives the shape {str(header.get('shape'))[:80]}, which is none.")
     return shape
+
+
+def _is_written_since_0_15(key: str, value: Any) -> bool:
+    """Tell whether an entry is one of the two that TensorDict 0.15 adds; another class or version is none of them."""
+    # True is no version, though it equals 1.
+    return (key == "_format_version" and type(value) is int and value == 1) or (key == "_class" and value == _CLASS)
 
 
 def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:

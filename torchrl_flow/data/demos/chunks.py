@@ -19,8 +19,11 @@ from torchrl_flow.data.demos.store import DemoStore
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.functional.chunk import chunk_return, executed_mask, executed_slice, executed_steps, latch
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.steps_under_next import read_steps_under_next
 
 __all__ = ["ChunkKeys", "ChunkStorage"]
+
+read_steps_under_next()
 
 
 @dataclass(frozen=True)

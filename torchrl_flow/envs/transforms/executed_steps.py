@@ -6,8 +6,11 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.envs import Transform
 
+from torchrl_flow.util.steps_under_next import read_steps_under_next
+
 __all__ = ["CopyStepsToRoot", "free_root_steps", "mark_next", "write_root_steps"]
 
+read_steps_under_next()
 
 _IS_NEXT = "_torchrl_flow_is_next"
 """Attribute of a tensor that a transition holds under ``"next"``, and that must not change any more."""

@@ -68,7 +68,8 @@ def frozen_features(actor: FlowActor, tensordict: TensorDictBase, *, block_size:
         block_size: rows at a time.
     """
     encoder = actor.encoder
-    if encoder.pixel_encoder is None:
+    # An exported program holds for any number of rows, and blocks would fix their number.
+    if encoder.pixel_encoder is None or torch.compiler.is_exporting():
         return actor.features(tensordict)
     lead = len(encoder.batch_shape(tensordict))
     flat: dict[Any, Tensor] = {key: tensordict[key].flatten(0, lead - 1) if lead else tensordict[key][None]

@@ -1,0 +1,169 @@
+"""Act with an exported policy. Needs torch and NumPy alone: copy this file to the robot, beside the archive.
+
+    policy = ExportedPolicy("policy.pt2")
+    control = RecedingHorizon(policy)
+    control.reset()                                   # when an episode starts
+    action = control({"observation": state})          # at every step; state [D], pixels [3, h, w] bytes
+
+The archive holds encoder, normalisers, networks, sampler and bounds: observations and actions have the units of the
+environment. `torchrl-flow export` writes both files.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["ExportedPolicy", "RecedingHorizon"]
+
+DESCRIPTION = "policy.json"
+FORMAT = 1
+
+
+class ExportedPolicy:
+    """The policy of an archive: histories of observations to chunks of actions.
+
+    Args:
+        path: archive of ``torchrl-flow export``.
+        device: where the program runs; an archive of AOTInductor runs where it was compiled for.
+
+    Raises:
+        ValueError: if the file is no such archive, or cannot run there.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        self.path, self.device = Path(path), torch.device(device)
+        self.description: dict[str, Any] = _read_description(self.path)
+        self.inputs: dict[str, dict[str, Any]] = self.description["inputs"]
+        self.noise_shape: tuple[int, ...] = tuple(self.description["noise_shape"])
+        self.obs_horizon: int = self.description["obs_horizon"]
+        self.act_horizon: int = self.description["act_horizon"]
+        self._program = self._load()
+
+    def _load(self) -> Callable[..., Any]:
+        if self.description["compiled"]:
+            wanted = torch.device(self.description["device"]).type
+            if self.device.type != wanted:
+                raise ValueError(f"{self.path} was compiled for {wanted}: load it there, or export without --compile.")
+            return torch._inductor.aoti_load_package(str(self.path))
+        program = torch.export.load(str(self.path))
+        if self.device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, self.device)
+        return program.module()
+
+    def chunk(
+        self, observations: Mapping[str, Any], noise: Any = None, *, noise_scale: float = 1.0, whole: bool = False
+    ) -> np.ndarray:
+        """Return the actions to execute, ``[*B, H_a, A]``.
+
+        Args:
+            observations: by the names in ``inputs``: histories ``[*B, T, ...]``, oldest first, with or without a batch
+                dimension.
+            noise: where the sampler starts, ``[*B, H, A]``; drawn from torch's generator where ``None``.
+            noise_scale: standard deviation of the noise that is drawn; 0 for none.
+            whole: return the whole prediction ``[*B, H, A]``.
+
+        Raises:
+            ValueError: if an observation is missing or of another shape.
+        """
+        values = [self._tensor(name, observations) for name in self.inputs]
+        shapes = [tuple(form["shape"]) for form in self.inputs.values()]
+        single = values[0].ndim == len(shapes[0])
+        values = [value.unsqueeze(0) if single else value for value in values]
+        for name, value, shape in zip(self.inputs, values, shapes):
+            if tuple(value.shape[1:]) != shape or len(value) != len(values[0]):
+                raise ValueError(f"{name} must have shape {list(shape)} after the batch, got {list(value.shape)}.")
+        shape = (len(values[0]), *self.noise_shape)
+        if noise is None:
+            noise = noise_scale * torch.randn(shape) if noise_scale else torch.zeros(shape)
+        noise = torch.as_tensor(noise, dtype=torch.float32).reshape(shape)
+        with torch.no_grad():
+            executed, predicted = self._program(*values, noise.to(self.device))
+        found = (predicted if whole else executed).cpu().numpy()
+        return found[0] if single else found
+
+    def _tensor(self, name: str, observations: Mapping[str, Any]) -> torch.Tensor:
+        if name not in observations:
+            raise ValueError(f"the policy reads {', '.join(self.inputs)}, got {', '.join(observations) or 'nothing'}.")
+        dtype = getattr(torch, self.inputs[name]["dtype"])
+        value = observations[name]
+        value = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+        if dtype == torch.uint8 and value.dtype != dtype:
+            raise ValueError(f"{name} must be bytes (uint8) from 0 to 255, got {value.dtype}.")
+        return value.to(self.device, dtype)
+
+
+class RecedingHorizon:
+    """Observation in, action out: keeps the history, and executes a part of each chunk before the next is sampled.
+
+    Args:
+        policy: of an archive.
+        execute: actions of a chunk to execute; all H_a where ``None``.
+        noise_scale: standard deviation of the noise; 1 as in training, 0 for none.
+
+    Raises:
+        ValueError: if ``execute`` is not in 1 to H_a.
+    """
+
+    def __init__(self, policy: ExportedPolicy, *, execute: int | None = None, noise_scale: float = 1.0) -> None:
+        execute = policy.act_horizon if execute is None else execute
+        if not 1 <= execute <= policy.act_horizon:
+            raise ValueError(f"execute must lie in 1 to {policy.act_horizon}, the steps of a chunk, got {execute}.")
+        self.policy, self.execute, self.noise_scale = policy, execute, noise_scale
+        self.calls = 0
+        """Chunks sampled so far."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget history and chunk; call it when an episode starts."""
+        self._history: deque[dict[str, np.ndarray]] = deque(maxlen=self.policy.obs_horizon)
+        self._pending: deque[np.ndarray] = deque()
+
+    def __call__(self, observation: Mapping[str, Any] | np.ndarray) -> np.ndarray:
+        """Return the next action, ``[A]``.
+
+        Args:
+            observation: of this step, by name; an array where the policy reads one alone.
+        """
+        names = list(self.policy.inputs)
+        if not isinstance(observation, Mapping):
+            if len(names) != 1:
+                raise ValueError(f"the policy reads {', '.join(names)}: give them by name.")
+            observation = {names[0]: observation}
+        missing = [name for name in names if name not in observation]
+        if missing:
+            raise ValueError(f"the policy reads {', '.join(names)}, and the observation lacks {', '.join(missing)}.")
+        frame = {name: np.asarray(observation[name]) for name in names}
+        # Before the first frame of an episode the first is repeated, as in training.
+        self._history.extend([frame] * (1 if self._history else self.policy.obs_horizon))
+        if not self._pending:
+            history = {name: np.stack([frame[name] for frame in self._history]) for name in names}
+            chunk = self.policy.chunk(history, noise_scale=self.noise_scale)
+            self._pending.extend(chunk[: self.execute])
+            self.calls += 1
+        return self._pending.popleft()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """Read what an archive says of its policy; nothing in it is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == DESCRIPTION)
+            description = json.loads(archive.read(name))
+        version = description["format"]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no archive of `torchrl-flow export`: {error}.") from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has the format {version}, and this file reads {FORMAT}: take the one that came with it."
+        )
+    return description

@@ -1,0 +1,143 @@
+"""What TorchRL's trainers lack for policies on chunks: hooks, and a collector for steered flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import Collector
+from torchrl.trainers import Trainer
+
+from torchrl_flow.modules import SteeredFlowActor
+from torchrl_flow.training.rollouts import finished_success
+
+__all__ = ["ChunkHooks", "SteeredCollector"]
+
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+class ChunkHooks:
+    """Hooks of a trainer: environment steps, schedules that follow them, success, and evaluations.
+
+    A frame of the trainer is a chunk. The hooks count the executed steps, log them with the success of the episodes
+    that ended, and call the schedules after the updates of a rollout. An evaluation is a function that has an
+    environment and seeds of its own, so that nothing of it reaches the replay buffer.
+
+    Args:
+        schedules: called with the environment steps so far, before the first rollout and after each one's updates, such
+            as ``ReinFlowPPOLoss.set_env_steps`` for the bound of the noise.
+        evaluate: gives measures by name, such as ``lambda: evaluate(env, policy, range(20)).metrics()``.
+        eval_every: rollouts between evaluations; 0 for none.
+
+    Raises:
+        ValueError: if ``eval_every`` is negative, or there is nothing to call every so often.
+
+    Examples:
+        >>> import torch
+        >>> noise = {}
+        >>> hooks = ChunkHooks([lambda steps: noise.update(sigma=1 / (1 + steps))])
+        >>> rollout = TensorDict({"next": {"steps_to_next_obs": torch.tensor([[4], [3]])}}, batch_size=[2])
+        >>> _ = hooks.count(rollout)
+        >>> hooks.schedule()
+        >>> hooks.env_steps, noise
+        (7, {'sigma': 0.125})
+    """
+
+    def __init__(
+        self,
+        schedules: Sequence[Callable[[int], Any]] = (),
+        evaluate: Evaluate | None = None,
+        *,
+        eval_every: int = 0,
+    ) -> None:
+        if eval_every < 0:
+            raise ValueError(f"eval_every must be at least 0, got {eval_every}.")
+        if eval_every and evaluate is None:
+            raise ValueError(f"eval_every={eval_every} needs a function to call: give evaluate, or eval_every=0.")
+        self.schedules, self.evaluate, self.eval_every = tuple(schedules), evaluate, eval_every
+        self.env_steps = 0
+        """Environment steps so far."""
+        self.rollouts = 0
+        """Rollouts so far."""
+        self._success: dict[str, Any] = {}
+
+    def count(self, batch: TensorDictBase) -> TensorDictBase:
+        """Count the executed steps of a rollout ``[*N]``, and the successes of the episodes that it ended."""
+        self.rollouts += 1
+        self.env_steps += int(batch["next", "steps_to_next_obs"].sum())
+        success = finished_success(batch) if ("next", "done") in batch else {}
+        self._success = {name: value.item() for name, value in success.items()}
+        return batch
+
+    def log(self, batch: TensorDictBase | None = None) -> dict[str, Any]:
+        """Return what is logged of the last rollout that was counted; other hooks may have dropped entries of it."""
+        return {"env_steps": self.env_steps, **self._success}
+
+    def schedule(self) -> None:
+        """Call the schedules."""
+        for schedule in self.schedules:
+            schedule(self.env_steps)
+
+    def evaluated(self, batch: TensorDictBase | None = None) -> dict[str, float] | None:
+        """Return the measures of an evaluation where one is due, else nothing."""
+        if self.evaluate is None or not self.eval_every or self.rollouts % self.eval_every:
+            return None
+        return {f"eval/{name.removeprefix('eval/')}": float(value) for name, value in self.evaluate().items()}
+
+    def register(self, trainer: Trainer, name: str = "chunk_hooks") -> None:
+        """Add the hooks, and the counts to what the trainer saves.
+
+        Register before other hooks of ``batch_process`` that drop entries.
+        """
+        trainer.register_op("setup", self.schedule)
+        trainer.register_op("batch_process", self.count)
+        trainer.register_op("pre_steps_log", self.log)
+        trainer.register_op("post_steps", self.schedule)
+        trainer.register_op("post_steps_log", self.evaluated)
+        trainer.register_module(name, self)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts."""
+        return {"env_steps": self.env_steps, "rollouts": self.rollouts}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Restore the counts, and call the schedules."""
+        self.env_steps, self.rollouts = int(state_dict["env_steps"]), int(state_dict["rollouts"])
+        self.schedule()
+
+
+class SteeredCollector(Collector):
+    """A :class:`~torchrl.collectors.Collector` of a steered flow that also takes weights of its latent policy alone.
+
+    ``SACTrainer`` and ``PPOTrainer`` send the weights of the loss's policy. Of a
+    :class:`~torchrl_flow.modules.SteeredFlowActor` that is a part, which TorchRL's collector refuses.
+
+    Args:
+        create_env_fn: environment or function that makes it, as of TorchRL's collector.
+        policy: the steered flow.
+        **kwargs: further ones of TorchRL's collector.
+
+    Raises:
+        ValueError: if the policy is no steered flow.
+    """
+
+    def __init__(self, create_env_fn: Any, policy: SteeredFlowActor, **kwargs: Any) -> None:
+        if not isinstance(policy, SteeredFlowActor):
+            raise ValueError(f"policy must be a SteeredFlowActor, got a {type(policy).__name__}: use Collector.")
+        super().__init__(create_env_fn, policy, **kwargs)
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update the weights of the policy that acts.
+
+        Args:
+            policy_or_weights: module or weights, of the steered flow or of its latent policy.
+            **kwargs: as of TorchRL's collector.
+        """
+        weights = policy_or_weights
+        if isinstance(weights, TensorDictModuleBase):
+            weights = TensorDict.from_module(weights)
+        if isinstance(weights, TensorDictBase) and "flow" not in weights:
+            weights = TensorDict(policy=weights)
+        super().update_policy_weights_(weights, **kwargs)
