@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.data.checks.json import read_json, read_object
+from torchrl_flow.data.errors import DataError
 from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.runs.directory_lock import DirectoryLock
@@ -174,7 +175,7 @@ class Run:
             )
         # An option that an older version did not have is one that was not given.
         new = {name: value for name, value in defaults.items() if name in self.config}
-        before = {**new, **json.loads(config_file.read_text(encoding="utf-8"))}
+        before = {**new, **read_object(config_file)}
         names = [name for name in {**before, **self.config} if name not in may_differ]
         differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
@@ -190,7 +191,9 @@ class Run:
     def _write_provenance(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / "provenance.json"
-        starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        starts = read_json(file) if file.exists() else []
+        if not isinstance(starts, list):
+            raise DataError(f"{file} is damaged: it must hold a list, got a {type(starts).__name__}. Remove it.")
         start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
         starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
         self.write_json("config.json", self.config)
