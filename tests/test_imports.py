@@ -20,7 +20,7 @@ PACKAGES = {
     "objectives": {"functional"},
     "data": {"functional", "util"},
     "envs": {"functional", "util"},
-    "training": {"data", "envs", "modules", "util"},
+    "training": {"data", "envs", "functional", "modules", "util"},
     "figures": {"envs"},
     "runs": {"data", "training", "util"},
     "evaluation": {"data", "envs", "figures", "functional", "modules", "util"},

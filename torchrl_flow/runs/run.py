@@ -19,6 +19,7 @@ from torchrl_flow.runs.metrics import RunLogger, as_scalars
 from torchrl_flow.runs.names import WandbMode
 from torchrl_flow.runs.signals import noted_signals
 from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.training.guard import UpdateGuard, guarding
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
@@ -45,7 +46,7 @@ LENGTH = ("iterations", "chunks", "total_env_steps")
 #: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
 BOOKKEEPING = (
     *("name", "runs", "save_every", "eval_every", "log_every"),
-    *("tensorboard", "wandb", "wandb_project", "wandb_group"),
+    *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group"),
 )
 #: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
@@ -148,6 +149,8 @@ class Run:
             config=self.config,
         )
         self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
+        self.guard = UpdateGuard.of_config(self.config)
+        """What becomes of an update that is not finite; gradient steps inside of :meth:`steps` ask it."""
         self._metrics_now: dict[str, float] = {}
         self._save_requested = False
         self._show_progress = progress
@@ -252,6 +255,7 @@ class Run:
             (self.directory / EVALUATION).unlink(missing_ok=True)
         name = self.directory.name
         with (
+            guarding(self.guard),
             noted_signals() as signals,
             Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
         ):
@@ -281,6 +285,8 @@ class Run:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log scalars at the current step and show them beside the progress."""
         values = as_scalars(metrics)
+        self.guard.check_values(values)
+        values |= self.guard.metrics()
         self._metrics_now |= values
         self.logger.log(self.step, values)
         if self._progress is not None:

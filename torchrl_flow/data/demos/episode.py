@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_flow.data.checks.numbers import first_implausible
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.numbers import first_implausible
 
 __all__ = ["Episode", "cut_after_success", "drop_idle_steps"]
 

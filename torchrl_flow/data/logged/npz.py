@@ -13,12 +13,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorStorage
 
-from torchrl_flow.data.checks.numbers import first_implausible
 from torchrl_flow.data.checks.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.demos.statistics import column_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.logged.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.numbers import first_implausible
 from torchrl_flow.util.signature import InitSignature
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
