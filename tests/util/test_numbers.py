@@ -31,12 +31,8 @@ def test_the_first_one_is_named(value, what):
 
 
 def test_what_is_plausible():
-    for data in (
-        torch.tensor([MAX_MAGNITUDE, -MAX_MAGNITUDE]),
-        torch.zeros(0, 3),
-        torch.tensor([2**40]),
-        torch.ones(()),
-    ):
+    limits = torch.tensor([MAX_MAGNITUDE, -MAX_MAGNITUDE])
+    for data in (limits, torch.zeros(0, 3), torch.tensor([2**40]), torch.ones(())):
         assert first_implausible(data) is None
     assert first_implausible(torch.tensor(float("nan"))) == ((), "not finite")
 

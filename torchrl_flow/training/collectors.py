@@ -204,8 +204,8 @@ class CollectorRollouts:
             raise NonFiniteError(
                 f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite or above 1e9 in size, the row "
                 f"being the sub-environment, {self.envs.batch_size.numel()} of each collector process. Nothing of this "
-                "rollout is kept: correct the environment, or the policy if 'action' is among them, and go on from the last "
-                "checkpoint (--resume)."
+                "rollout is kept: correct the environment, or the policy if 'action' is among them, and go on from the "
+                "last checkpoint (--resume)."
             )
 
 

@@ -61,8 +61,9 @@ class UpdateGuard:
     def of_config(cls, config: Mapping[str, Any]) -> UpdateGuard:
         """Make the guard that a run's configuration asks for by ``skip_updates`` and ``gamma``, where it has them."""
         gamma = config.get("gamma")
-        known = isinstance(gamma, (int, float)) and 0.0 <= gamma <= 1.0
-        return cls(config.get("skip_updates", 0), gamma=float(gamma) if known else None)
+        if not isinstance(gamma, (int, float)) or not 0.0 <= gamma <= 1.0:
+            gamma = None
+        return cls(config.get("skip_updates", 0), gamma=gamma)
 
     def metrics(self) -> dict[str, float]:
         """Return ``train/skipped_updates``, where there are any."""
