@@ -20,7 +20,7 @@ PACKAGES = {
     "objectives": {"functional"},
     "data": {"functional", "util"},
     "envs": {"functional", "util"},
-    "training": {"data", "envs", "modules", "util"},
+    "training": {"data", "envs", "functional", "modules", "util"},
     "figures": {"envs"},
     "runs": {"data", "training", "util"},
     "evaluation": {"data", "envs", "figures", "functional", "modules", "util"},
@@ -28,8 +28,8 @@ PACKAGES = {
     "demos": {"data", "envs", "options", "runs", "util"},
     "recsys": {"data", "envs", "evaluation", "functional", "modules", "options", "runs", "training", "util"},
     "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "training", "util"},
-    "reports": {"envs", "evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
-    "sweeps": {"figures", "functional", "reports", "runs", "util"},
+    "reports": {"data", "envs", "evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
+    "sweeps": {"data", "figures", "functional", "reports", "runs", "util"},
     "offline": {"data", "evaluation", "figures", "recsys", "reports", "runs", "training", "util"},
 }
 

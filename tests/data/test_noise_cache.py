@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from torchrl_flow.data import DataError, DemoReplayBuffer, NoiseCache, data_digest, module_digest
+from torchrl_flow.data import DataError, DataWarning, DemoReplayBuffer, NoiseCache, data_digest, module_digest
 
 OPTIONS = {"num_rows": 23, "latent_shape": (2, 3), "block_size": 5}
 IDENTITY = {"data": "d", "flow": "f", "search": {"mode": "inversion", "steps": 30}}
@@ -105,3 +105,57 @@ def test_digests_tell_weights_and_data_apart(store):
     # Observations and actions do not depend on the discount.
     assert plain == discounted != shorter
     assert data_digest(DemoReplayBuffer(store, **options)) == plain
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeroed", "nan"])
+@pytest.mark.parametrize("key", ["latent", "residual"])
+def test_a_damaged_block_is_said_and_computed_anew(tmp_path, key, damage):
+    whole = filled(tmp_path / "cache")
+    latent, residual = whole.latent.clone(), whole.residual.clone()
+    path = tmp_path / "cache" / "rows" / f"{key}.memmap"
+    content = bytearray(path.read_bytes())
+    row = len(content) // 23
+    if damage == "flipped":
+        content[12 * row] ^= 1
+    elif damage == "zeroed":
+        content[12 * row : 13 * row] = bytes(row)
+    else:
+        content[12 * row : 12 * row + 4] = torch.tensor(torch.nan).numpy().tobytes()
+    path.write_bytes(content)
+    with pytest.warns(DataWarning, match="1 blocks of latents are damaged and are computed anew"):
+        again = make(tmp_path / "cache")
+    assert again.missing == 5
+    assert list(again.fill(compute)) == [23]
+    assert torch.equal(again.latent, latent)
+    assert torch.equal(again.residual, residual)
+
+
+def test_a_cache_of_before_is_taken_over_where_it_is_finite(tmp_path):
+    first = filled(tmp_path)
+    first._table["latent"][7] = torch.nan
+    (tmp_path / "digests.json").unlink()
+    again = make(tmp_path)
+    assert again.missing == 5  # the block of row 7
+    list(again.fill(compute))
+    # From now on it has checksums.
+    again._table["residual"][0] += 1
+    with pytest.warns(DataWarning, match="1 blocks"):
+        make(tmp_path)
+
+
+def test_latents_that_are_not_finite_are_refused(tmp_path):
+    def diverges(rows, generator):
+        latent, residual = compute(rows, generator)
+        return torch.where((rows == 7)[:, None, None], torch.inf, latent), residual
+
+    cache = make(tmp_path)
+    with pytest.raises(DataError, match="not finite for rows 5 to 9"):
+        list(cache.fill(diverges))
+    assert make(tmp_path).missing == 18
+
+
+def test_damaged_digests_are_refused(tmp_path):
+    filled(tmp_path)
+    (tmp_path / "digests.json").write_text("[]")
+    with pytest.raises(DataError, match=r"digests\.json is damaged"):
+        make(tmp_path)

@@ -62,6 +62,8 @@ def test_rewards_of_two_dimensions_and_missing_timeouts(tmp_path):
         ({"actions": None}, "lacks"),
         ({"actions": np.zeros((N - 1, A))}, "actions"),
         ({"observations": np.full((N, D), np.nan)}, "finite"),
+        ({"rewards": np.full(N, 1e30)}, r"'rewards' .*above 1e\+09 in size in float32: 1e\+30 \(row 0"),
+        ({"actions": np.full((N, A), -1e10)}, r"'actions' .*above .*-10000000000.0 \(row 0, column 0"),
         ({"terminals": np.full(N, 2)}, "0 and 1"),
         ({"actions": np.array([[{}] * A] * N, dtype=object)}, "plain array"),
         ({"actions": np.array([["a"] * A] * N)}, "numbers"),
@@ -163,3 +165,39 @@ def test_stream_refuses_what_does_not_belong(tmp_path):
     stream.finish({})
     with pytest.raises(DataError, match="there already"):
         NpzStream(tmp_path / "a.npz", COLUMNS, {"seed": 1})
+
+
+@pytest.mark.parametrize("name", ["x.bin", "y.bin", "state.json"])
+def test_a_damaged_part_of_a_stream_is_refused(tmp_path, name):
+    def stream():
+        return NpzStream(tmp_path / "a.npz", {"x": ("float32", (2,)), "y": ("int64", ())}, {})
+
+    first = stream()
+    first.append({"x": np.ones((3, 2)), "y": np.arange(3)})
+    first.commit(3)
+    first.append({"x": np.zeros((1, 2))})  # after the last commit: of no account
+    first.close()
+    path = tmp_path / "a.npz.partial" / name
+    whole = path.read_bytes()
+    changed = whole.replace(b'"position": 3', b'"position": 2') if name == "state.json" else b"\xff" + whole[1:]
+    assert changed != whole
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        stream()
+    path.write_bytes(whole)
+    again = stream()
+    again.append({"x": np.full((1, 2), 5.0), "y": [9]})
+    again.commit(4)
+    again.close()
+    file = np.load(stream().finish({}))
+    assert file["x"].tolist() == [[1, 1]] * 3 + [[5, 5]]
+    assert file["y"].tolist() == [0, 1, 2, 9]
+
+
+def test_a_link_among_the_parts_of_a_stream_is_not_followed(tmp_path):
+    (tmp_path / "other").write_bytes(b"precious")
+    (tmp_path / "a.npz.partial").mkdir()
+    (tmp_path / "a.npz.partial" / "x.bin").symlink_to(tmp_path / "other")
+    with pytest.raises(DataError, match=r"holds the link x\.bin"):
+        NpzStream(tmp_path / "a.npz", {"x": ("float32", ())}, {})
+    assert (tmp_path / "other").read_bytes() == b"precious"

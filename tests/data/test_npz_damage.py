@@ -110,7 +110,7 @@ MEMBERS = {
     "objects": ({"terminals": np.array([None] * N)}, "'terminals'.*Python objects"),
     "NaN terminals": ({"terminals": np.full(N, np.nan)}, "0 and 1"),
     "NaN": ({"actions": np.where(np.arange(N * 2).reshape(N, 2) == 7, np.nan, 0)}, r"'actions'.*nan \(row 3, column 1"),
-    "infinite": ({"rewards": np.where(np.arange(N) == 4, -np.inf, 0)}, r"'rewards'.*-inf \(row 4 of 1"),
+    "infinite": ({"rewards": np.where(np.arange(N) == 4, -np.inf, 0)}, r"'rewards'.*-inf \(row 4"),
     "too large": ({"rewards": np.where(np.arange(N) == 2, 1e300, 0)}, r"'rewards'.*float32: 1e\+300 \(row 2"),
 }
 
@@ -164,3 +164,18 @@ def test_double_precision_becomes_single(tmp_path):
     data = NpzReplayBuffer(write(tmp_path / "x.npz"), batch_size=4).sample()
     kinds = {data[key].dtype for key in ("observation", "action", ("next", "observation"), ("next", "reward"))}
     assert kinds == {torch.float32}
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**20), (N + 1, 3), (N - 1, 3)])
+def test_a_header_of_another_size_is_refused_before_memory_is_taken(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    content = {name: io.BytesIO() for name in arrays()}
+    for name, stream in content.items():
+        np.save(stream, arrays()[name])
+    content["observations"] = io.BytesIO(header.getvalue() + bytes(8 * 3 * N))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, stream in content.items():
+            archive.writestr(f"{name}.npy", stream.getvalue())
+    with pytest.raises(DataError, match=f"'observations' .*claims {8 * shape[0] * shape[1]} bytes.*there are {24 * N}"):
+        read_npz(tmp_path / "a.npz")

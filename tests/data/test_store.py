@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchrl_flow.data import DataError, DataWarning, DemoStore, column_statistics, cut_after_success, drop_idle_steps
+from torchrl_flow.data.demos import store_files
 from torchrl_flow.data.demos.episode import Episode
 
 
@@ -127,6 +129,7 @@ def test_a_failing_source_leaves_nothing_behind(tmp_path, episodes):
 def _edit_metadata(root, **changes):
     metadata = json.loads((root / "metadata.json").read_text())
     metadata.update(changes)
+    metadata.pop("digest")  # as it was before metadata had one; with it every change is refused
     (root / "metadata.json").write_text(json.dumps(metadata))
 
 
@@ -153,13 +156,63 @@ def test_a_damaged_or_foreign_directory_is_refused(store, damage):
     assert store.root.name in str(error.value)
 
 
-def test_flipped_bits_are_found_on_request(store):
-    path = store.root / "frames" / "observation.memmap"
+def flip(path, keep_time=False):
+    changed = path.stat().st_mtime_ns
     data = bytearray(path.read_bytes())
     data[5] ^= 1
     path.write_bytes(data)
+    if keep_time:
+        os.utime(path, ns=(changed, changed))
+
+
+@pytest.mark.parametrize("name", ["frames/observation", "steps/action", "steps/success", "episodes/seed"])
+def test_flipped_bits_are_found_at_opening(store, name):
+    flip(store.root / f"{name}.memmap")
+    with pytest.raises(DataError, match=f"the checksum of {name}.memmap differs"):
+        DemoStore.open(store.root)
+    DemoStore.open(store.root, verify=False)
+
+
+def test_flipped_bits_of_a_file_that_seems_unchanged_are_found_on_request(store):
+    flip(store.root / "frames" / "observation.memmap", keep_time=True)
+    DemoStore.open(store.root)
     with pytest.raises(DataError, match="checksum of frames/observation"):
         DemoStore.open(store.root, verify=True)
+
+
+def test_files_are_read_whole_once_after_a_copy(store, tmp_path, monkeypatch):
+    read = []
+    digest = store_files.file_digest
+    monkeypatch.setattr(store_files, "file_digest", lambda path: read.append(path.name) or digest(path))
+    DemoStore.open(store.root)
+    assert read == []
+    shutil.copytree(store.root, tmp_path / "copy", copy_function=shutil.copy)  # with the time of now
+    DemoStore.open(tmp_path / "copy")
+    columns = json.loads((store.root / "metadata.json").read_text())["columns"]
+    assert len(read) == sum(map(len, columns.values()))
+    DemoStore.open(tmp_path / "copy")
+    assert len(read) == sum(map(len, columns.values()))
+    flip(tmp_path / "copy" / "steps" / "action.memmap")
+    with pytest.raises(DataError, match="checksum of steps/action"):
+        DemoStore.open(tmp_path / "copy")
+
+
+def test_a_store_of_before_is_read_and_a_changed_number_in_new_metadata_is_found(store):
+    path = store.root / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "statistics": {}}))
+    with pytest.raises(DataError, match=r"metadata\.json was changed since it was written"):
+        DemoStore.open(store.root)
+    del metadata["digest"], metadata["changed_ns"]
+    path.write_text(json.dumps(metadata))
+    assert len(DemoStore.open(store.root)) == len(store)
+    assert set(json.loads(path.read_text())["changed_ns"]) >= {"steps/action", "frames/observation"}
+
+
+def test_an_episode_that_is_there_twice_is_said(episodes, tmp_path):
+    with pytest.warns(DataWarning, match=r"1 episode\(s\) are there twice.*episode 3 is episode 1 again"):
+        store = DemoStore.from_episodes([*episodes[:3], episodes[1]], tmp_path / "twice")
+    assert store.num_episodes == 4
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -171,6 +224,11 @@ BAD_EPISODES = {
     "NaN observation": (lambda e: e["observation"][2].fill_(torch.nan), "`observation` is not finite .first at row 2"),
     "infinite action": (lambda e: e["action"][1].fill_(torch.inf), "`action` is not finite .first at row 1"),
     "too few frames": (lambda e: e.update(observation=e["observation"][:-1]), "9 rows for 9 actions; there must be 10"),
+    "huge action": (
+        lambda e: e["action"].__setitem__((4, 1), 1e30),
+        r"`action` is above 1e\+09 .*row 4",
+    ),
+    "huge reward": (lambda e: e["reward"].__setitem__(3, -1e30), r"`reward` is above 1e\+09 in size .first at row 3"),
     "short reward": (lambda e: e.update(reward=e["reward"][:-1]), r"`reward` must be \[9\]"),
     "no action": (lambda e: e.pop("action"), "no `action`"),
     "no steps": (lambda e: e.update(action=e["action"][:0]), "at least one step"),

@@ -13,7 +13,9 @@ from torchrl.envs.utils import ExplorationType, check_env_specs, exploration_typ
 
 from tests.tiny_envs import CountdownEnv, expected
 from torchrl_flow.envs import FrameRecorder, PlanarPickPlaceEnv, make_chunk_env, reset_with_seeds
+from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation import compare_num_steps, evaluate, success_metrics
+from torchrl_flow.training import NonFiniteError
 
 SEEDS = [10_000, 10_001, 10_002, 10_003, 10_004, 10_006, 10_013]
 
@@ -320,3 +322,22 @@ def test_a_noise_scale_for_a_policy_without_noise_is_refused():
     env = CountdownEnv(4)
     with pytest.raises(ValueError, match="needs a policy that starts from noise"):
         evaluate(env, ones_policy(env), SEEDS, noise_scale=0.5)
+
+
+def test_an_observation_that_is_not_finite_ends_the_evaluation():
+    env = chunk_env(2)
+    policy = ones_policy(env)
+    base, steps = base_env(env), []
+    real = base._step
+
+    def spoiled(tensordict):
+        found = real(tensordict)
+        steps.append(found)
+        if len(steps) == 3:  # the last step of a chunk, from which the next one is chosen
+            found["observation"][1] = torch.inf
+        return found
+
+    base._step = spoiled
+    with pytest.raises(NonFiniteError, match="'observation' is not finite in row 1: no action is chosen"):
+        evaluate(env, policy, range(2), progress=False)
+    assert len(steps) == 3

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_flow.functional import chunk
-from torchrl_flow.functional.chunk import chunk_return, executed_mask, executed_slice, executed_steps, latch
+from torchrl_flow.functional.chunk import (
+    chunk_return,
+    executed_mask,
+    executed_slice,
+    executed_steps,
+    latch,
+    value_bound,
+)
 
 finite = st.floats(-10, 10, width=32)
 wild = st.one_of(finite, st.sampled_from([math.inf, -math.inf, math.nan]))
@@ -115,3 +122,17 @@ def test_refusals(call, message):
 
 def test_docstrings():
     assert doctest.testmod(chunk, extraglobs={"torch": torch}).failed == 0
+
+
+def test_a_bound_of_values_is_that_of_the_geometric_series():
+    reward, steps = torch.tensor([[2.0], [-3.0], [0.0]], dtype=torch.float64), torch.tensor([[1], [3], [2]])
+    bound = value_bound(reward, steps, 0.9)
+    expected = [2.0 / 0.1, 3.0 / (1 - 0.9**3), 0.0]
+    torch.testing.assert_close(bound.flatten(), torch.tensor(expected, dtype=torch.float64))
+    # Summed term by term, 3.0 every third step.
+    assert abs(bound[1].item() - sum(3.0 * 0.9 ** (3 * n) for n in range(200))) < 1e-6
+    assert value_bound(reward, steps, 1.0).flatten().tolist() == [torch.inf, torch.inf, 0.0]
+    with pytest.raises(ValueError, match="gamma"):
+        value_bound(reward, steps, 1.1)
+    with pytest.raises(ValueError, match="shape"):
+        value_bound(reward, steps[:2], 0.9)

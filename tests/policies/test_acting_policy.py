@@ -29,6 +29,7 @@ from torchrl_flow.policies import (
     training_env_options,
 )
 from torchrl_flow.runs import load_checkpoint, save_checkpoint
+from torchrl_flow.training import NonFiniteError
 
 CONFIG = FlowActorConfig(
     action_dim=3, state_dim=12, obs_horizon=1, pred_horizon=8, act_horizon=4, width=16, depth=1, num_steps=2
@@ -170,3 +171,12 @@ def test_an_evaluation_has_the_time_limit_of_training(tmp_path):
     for given, wanted in ((None, 30), (12, 12)):
         env = checkpoint_env(checkpoint, num_envs=2, max_episode_steps=given)
         assert task_info(env)["max_episode_steps"] == wanted
+
+
+def test_it_refuses_to_act_on_what_is_not_finite(tmp_path):
+    policy, _ = load_acting_policy(saved(tmp_path / "a.torchrl", {"policy": make_flow_actor(CONFIG)}))
+    data = TensorDict(observation=torch.zeros(5, 1, 12), batch_size=[5])
+    policy(data.clone())
+    data["observation"][2, 0, 7] = torch.nan
+    with pytest.raises(NonFiniteError, match="'observation' is not finite in row 2"):
+        policy(data.clone())

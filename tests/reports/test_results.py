@@ -137,3 +137,22 @@ def test_two_rows_of_one_stage_are_refused(tmp_path):
     with pytest.raises(ValueError, match="different stages"):
         record_results(tmp_path / "results.csv", [ROW, ROW], directory=tmp_path / "run")
     assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"1": ["a", 2]}', '{"1": 3}'])
+def test_a_damaged_memory_of_rows_is_named_and_the_table_is_left(tmp_path, content):
+    path, run = tmp_path / "results.csv", tmp_path / "run"
+    record_results(path, [ROW], directory=run)
+    before = path.read_bytes()
+    (run / "result_rows.json").write_text(content)
+    with pytest.raises(ValueError, match=r"result_rows\.json"):
+        record_results(path, [{**ROW, "seed": 7}], directory=run)
+    assert path.read_bytes() == before
+
+
+def test_a_table_that_is_no_text_is_named_with_the_line(tmp_path):
+    path = tmp_path / "results.csv"
+    append_result(path, **ROW)
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    with pytest.raises(ValueError, match=r"results\.csv, line 3: byte 0xff"):
+        append_result(path, **ROW)

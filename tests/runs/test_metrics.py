@@ -124,3 +124,19 @@ def test_progress_can_be_switched_off():
     with Progress(10, enabled=False, stream=stream) as progress:
         progress.update(10)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"1,x,0.2\x15\n", r"line 2: .* must be a step, a metric and a number"),
+        (b"one,x,0.2\n", r"line 2: .* must be a step"),
+        (b"1,x\n", "line 2: 2 cells"),
+        (b"1,\xff,0.2\n", "line 2: byte 0xff is no UTF-8 text"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, message):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,metric,value\n" + line)
+    with pytest.raises(ValueError, match=rf"metrics\.csv, {message}"):
+        read_metrics(path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from torchrl_flow.util.files import part_of, publish, staged, write_bytes, write_json, write_text
+from torchrl_flow.util.files import is_leftover, publish, read_text, staged, write_bytes, write_json, write_text
 
 PACKAGE = Path(__file__).parents[2] / "torchrl_flow"
 #: Where files are flushed and renamed.
@@ -30,13 +31,12 @@ def test_text_json_and_bytes_are_written_as_given(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_an_error_leaves_the_old_file_and_no_part(tmp_path, apart):
+def test_an_error_leaves_the_old_file_and_no_part(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
 
     def killed():
-        with staged(path, apart=apart) as part:
+        with staged(path) as part:
             part.write_text("half")
             raise Killed
 
@@ -46,18 +46,55 @@ def test_an_error_leaves_the_old_file_and_no_part(tmp_path, apart):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_kill_left_is_written_over(tmp_path):
-    part_of(tmp_path / "a").write_text("left")
+def test_what_a_kill_left_is_removed_after_an_hour_and_what_is_being_written_is_not(tmp_path):
+    now = time.time()
+    for name, age in (("old", 3700), ("young", 3500)):
+        folder = tmp_path / f".a.{name}.part"
+        folder.mkdir()
+        (folder / "a").write_text("half")
+        os.utime(folder, (now - age, now - age))
+    os.makedirs(tmp_path / ".ab.old.part")
+    os.utime(tmp_path / ".ab.old.part", (0, 0))
+    (tmp_path / ".a.part").write_text("of an older version")
+    os.utime(tmp_path / ".a.part", (0, 0))
     write_text(tmp_path / "a", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "new")]
+    assert (tmp_path / "a").read_text() == "new"
+    # What belongs to another file is its own writer's.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.young.part", ".ab.old.part", "a"]
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_permissions_of_the_old_file_stay(tmp_path, apart):
+def test_where_a_file_is_staged_cannot_be_guessed_nor_entered_by_others(tmp_path):
+    places = []
+    for _ in range(2):
+        with staged(tmp_path / "a") as part:
+            places.append(part)
+            assert part.parent.stat().st_mode & 0o777 == 0o700
+            assert is_leftover(part.parent.name)
+            part.write_text("x")
+    assert places[0].parent != places[1].parent
+    assert places[0].name == "a"
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_text_that_is_none_is_named_with_its_line(tmp_path):
+    (tmp_path / "a").write_bytes("é\n".encode() + b"b\n\xff\n")
+    with pytest.raises(ValueError, match=r"a, line 3: byte 0xff is no UTF-8 text"):
+        read_text(tmp_path / "a")
+    (tmp_path / "a").write_bytes("é\n".encode())
+    assert read_text(tmp_path / "a") == "é\n"
+
+
+def test_permissions_of_the_old_file_stay(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
     path.chmod(0o640)
-    with staged(path, apart=apart) as part:
+    with staged(path) as part:
         part.write_text("new")
     assert path.stat().st_mode & 0o777 == 0o640
 
@@ -79,7 +116,7 @@ def test_contents_are_flushed_before_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr("torchrl_flow.util.files.flush", lambda path: done.append(("flush", Path(path).name)))
     monkeypatch.setattr(os, "replace", lambda a, b: done.append(("replace", Path(b).name)) or real(a, b))
     write_text(tmp_path / "a", "x")
-    assert done == [("flush", ".a.part"), ("replace", "a"), ("flush", tmp_path.name)]
+    assert done == [("flush", "a"), ("replace", "a"), ("flush", tmp_path.name)]
 
 
 def test_no_other_file_renames_or_flushes_by_itself():

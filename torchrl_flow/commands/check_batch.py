@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from torchrl_flow.data.checks.json import read_object
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.envs import BatchUnsupportedError, ManiSkillEnv
 from torchrl_flow.util.files import write_text
@@ -189,7 +189,7 @@ def _metadata(path: str) -> dict[str, Any]:
     file = Path(path).with_suffix(".json")
     if not file.is_file():
         raise DataError(f"{file} is missing: it tells the seeds of the demonstrations in {path}.")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_object(file)
 
 
 def _demonstrations(path: str, count: int) -> Iterator[tuple[int, dict[str, Any], Tensor]]:

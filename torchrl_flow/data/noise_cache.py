@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,17 @@ from torch import Tensor
 from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.checks.memmap import MemmapEntry, check_memmap, list_members, load_memmap, require_members
 from torchrl_flow.data.demos.replay import DemoReplayBuffer
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.digest import module_digest
-from torchrl_flow.util.files import part_of, write_json
+from torchrl_flow.util.files import write_json
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
 
 AliasFn = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """``(rows [n], generator) -> latent [n, S, A], residual [n]``."""
 
-_METADATA, _ROWS = "cache.json", "rows"
-_PART = part_of(Path(_METADATA)).name
+_METADATA, _ROWS, _DIGESTS = "cache.json", "rows", "digests.json"
 
 
 def data_digest(data: DemoReplayBuffer) -> str:
@@ -47,7 +47,9 @@ class NoiseCache:
 
     It is filled block by block; what a kill leaves is gone on with, and gives the same table as one go, since each
     block draws from a generator of its own. The identity of what it was computed from (data, flow, search) is stored
-    beside it, and a table of another one is refused, not used.
+    beside it, and a table of another one is refused, not used. So are the SHA-256 of the blocks: all of the table is
+    read when it is opened, and a block that has changed since it was written is missing again, with a
+    :class:`DataWarning`. A table from before there were any gets them then, of the blocks that are finite.
 
     Args:
         root: directory; made where it is missing.
@@ -94,6 +96,8 @@ class NoiseCache:
         else:
             self._create(latent_shape)
         self._table = self._open()
+        self._digests = self._read_digests()
+        self._check_blocks()
 
     def _require_identity(self) -> None:
         found = read_json(self.root / _METADATA)
@@ -121,7 +125,7 @@ class NoiseCache:
 
     def _open(self) -> TensorDict:
         try:
-            require_members(list_members(self.root, self.root), (_METADATA, _PART, _ROWS), self.root, self.root)
+            require_members(list_members(self.root, self.root), (_METADATA, _DIGESTS, _ROWS), self.root, self.root)
             entries = check_memmap(self.root / _ROWS, root=self.root)
         except DataError as error:
             raise DataError(f"{error} Remove the cache, which is damaged, and it is made anew.") from error
@@ -135,6 +139,51 @@ class NoiseCache:
             found = {"/".join(key): f"{list(entry.shape)} {entry.dtype}" for key, entry in entries.items()}
             raise DataError(f"{self.root} is a damaged cache, of entries {found}: remove it.")
         return load_memmap(self.root / _ROWS)
+
+    def _read_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each block, by its first row."""
+        file = self.root / _DIGESTS
+        if not os.path.lexists(file):
+            digests = {str(first): self._digest(first) for first in self._blocks() if self._is_whole(first)}
+            if digests:
+                write_json(file, digests, indent=None)
+            return digests
+        found = read_json(file)
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise DataError(f"{file} is damaged: it must hold one text for each block. Remove the cache.")
+        return found
+
+    def _check_blocks(self) -> None:
+        """Take the blocks that are not what was written for missing."""
+        right = {str(first): self._digest(first) for first in self._blocks() if str(first) in self._digests}
+        right = {first: digest for first, digest in right.items() if self._digests[first] == digest}
+        damaged = len(self._digests) - len(right)
+        self._digests = right
+        for first in self._blocks():
+            rows, done = self._rows(first), str(first) in right
+            if bool((self._column("done")[rows] != done).any()):
+                self._column("done")[rows] = done
+        if damaged:
+            message = f"{self.root}: {damaged} blocks of latents are damaged and are computed anew."
+            warnings.warn(message, DataWarning, stacklevel=3)
+
+    def _blocks(self) -> range:
+        """First rows of the blocks."""
+        return range(0, self.num_rows, self.block_size)
+
+    def _rows(self, first: int) -> slice:
+        return slice(first, min(first + self.block_size, self.num_rows))
+
+    def _is_whole(self, first: int) -> bool:
+        rows = self._rows(first)
+        finite = self._column("latent")[rows].isfinite().all() and self._column("residual")[rows].isfinite().all()
+        return bool(finite and self._column("done")[rows].all())
+
+    def _digest(self, first: int) -> str:
+        digest = hashlib.sha256()
+        for key in ("latent", "residual"):
+            digest.update(self._column(key)[self._rows(first)].contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def missing(self) -> int:
@@ -152,16 +201,27 @@ class NoiseCache:
 
         Yields:
             the rows there are after each block.
+
+        Raises:
+            DataError: if a latent or residual is not finite; its block stays missing.
         """
-        for first in range(0, self.num_rows, self.block_size):
-            rows = torch.arange(first, min(first + self.block_size, self.num_rows))
-            if self._column("done")[rows].all():
+        for first in self._blocks():
+            rows = self._rows(first)
+            if str(first) in self._digests:
                 continue
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
-            latent, residual = compute(rows, generator)
+            latent, residual = compute(torch.arange(rows.start, rows.stop), generator)
             self._column("latent")[rows] = latent.detach().cpu().float()
             self._column("residual")[rows] = residual.detach().cpu().float()
             self._column("done")[rows] = True
+            if not self._is_whole(first):
+                raise DataError(
+                    f"{self.root}: the search gave latents or residuals that are not finite for rows {rows.start} to "
+                    f"{rows.stop - 1}: look at the flow's weights and at these rows of the demonstrations."
+                )
+            self._digests[str(first)] = self._digest(first)
+            # After the rows: a kill in between leaves a block that is computed again.
+            write_json(self.root / _DIGESTS, self._digests, indent=None)
             yield self.num_rows - self.missing
 
     def _whole(self, key: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from torchrl_flow.data.checks.hdf5 import check_hdf5
+from torchrl_flow.data.checks.hdf5 import check_hdf5, reading_hdf5
+from torchrl_flow.data.checks.json import read_object
+from torchrl_flow.data.errors import DataError
 from torchrl_flow.demos.recording import RecordedEpisode
 from torchrl_flow.util.differences import differing_fields
-from torchrl_flow.util.files import part_of, publish, staged, write_json
+from torchrl_flow.util.digest import file_digest, json_digest
+from torchrl_flow.util.files import staged, write_json
 
 __all__ = ["Attempt", "DemoLedger"]
+
+_LIBVER = ("v110", "v110")
+"""Of HDF5, which keeps checksums of its own tables from this version on."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class DemoLedger:
         if not (self.parts / "settings.json").exists():
             write_json(self.parts / "settings.json", self.settings, indent=1)
         if episode is not None:
-            with staged(self._part(attempt.seed)) as part, h5py.File(part, "w", track_order=True) as file:
+            with staged(self._part(attempt.seed)) as part, _new_file(part) as file:
                 _write_episode(file.create_group("traj", track_order=True), episode)
         write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__, indent=1)
         self.attempts[attempt.seed] = attempt
@@ -85,33 +92,33 @@ class DemoLedger:
             info: ``env_info`` and other top-level entries of the ``.json``.
             episode_info: entries that all episodes have in common.
         """
-        part, json_part = part_of(self.path), part_of(self.json_path)
-        episodes = []
-        with h5py.File(part, "w", track_order=True) as file:
-            for number, attempt in enumerate(self.done):
-                self._copy(attempt.seed, file, f"traj_{number}")
-                episodes.append(
-                    {
-                        "episode_id": number,
-                        "episode_seed": attempt.seed,
-                        **episode_info,
-                        "elapsed_steps": attempt.steps,
-                        "reset_kwargs": {"options": {"reconfigure": True}, "seed": attempt.seed},
-                        "success": attempt.success,
-                    }
-                )
         attempts = [self.attempts[seed].__dict__ for seed in sorted(self.attempts)]
-        made = {"settings": self.settings, "attempts": attempts}
-        write_json(json_part, {**info, "make_demos": made, "episodes": episodes}, indent=1)
+        with staged(self.path) as part:
+            with _new_file(part) as file:
+                episodes = list(self._copied(file, episode_info))
+            made = {"settings": self.settings, "attempts": attempts, "h5_sha256": file_digest(part)}
         # The .json comes last: while it is the old one, the parts are still there to merge again.
-        publish(part, self.path)
-        publish(json_part, self.json_path)
+        content = json.loads(json.dumps({**info, "make_demos": made, "episodes": episodes}))
+        write_json(self.json_path, {**content, "digest": json_digest(content)}, indent=1)
         shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _copied(self, file: h5py.File, episode_info: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Copy the demonstrations into a file; yields the entry of each in the ``.json``."""
+        for number, attempt in enumerate(self.done):
+            self._copy(attempt.seed, file, f"traj_{number}")
+            yield {
+                "episode_id": number,
+                "episode_seed": attempt.seed,
+                **episode_info,
+                "elapsed_steps": attempt.steps,
+                "reset_kwargs": {"options": {"reconfigure": True}, "seed": attempt.seed},
+                "success": attempt.success,
+            }
 
     def _copy(self, seed: int, file: h5py.File, name: str) -> None:
         inside = self._in_file.get(seed)
         path, group = (self._part(seed), "traj") if inside is None else (self.path, inside)
-        with h5py.File(path, "r") as source:
+        with reading_hdf5(path), h5py.File(path, "r") as source:
             check_hdf5(source, path)
             source.copy(source[group], file, name)
 
@@ -121,28 +128,32 @@ class DemoLedger:
     def _read_file(self) -> None:
         if not self.json_path.exists():
             return
-        made = json.loads(self.json_path.read_text(encoding="utf-8")).get("make_demos")
+        content = read_object(self.json_path)
+        made = content.get("make_demos")
         if made is None:
             raise ValueError(f"{self.path} was not made by this program: give another out_dir, or move it away.")
-        self._compare(made["settings"], self.path)
-        with h5py.File(self.path, "r") as file:
+        if content.get("digest", json_digest(content)) != json_digest(content):
+            raise DataError(f"{self.json_path} was changed since it was made, or is damaged: move both files away.")
+        with _reading(self.json_path):
+            self._compare(made["settings"], self.path)
+            attempts = [Attempt(**entry) for entry in made["attempts"]]
+        with reading_hdf5(self.path), h5py.File(self.path, "r") as file:
             recorded = len(file)
-        for entry in made["attempts"]:
-            attempt = Attempt(**entry)
-            self.attempts[attempt.seed] = attempt
+        self.attempts |= {attempt.seed: attempt for attempt in attempts}
         for number, attempt in enumerate(self.done[:recorded]):
             self._in_file[attempt.seed] = f"traj_{number}"
 
     def _read_parts(self) -> None:
         if not (self.parts / "settings.json").exists():
             return
-        self._compare(json.loads((self.parts / "settings.json").read_text(encoding="utf-8")), self.parts)
+        self._compare(read_object(self.parts / "settings.json"), self.parts)
         for attempt in self._part_attempts():
             self.attempts[attempt.seed] = attempt
 
     def _part_attempts(self) -> Iterator[Attempt]:
         for path in sorted(self.parts.glob("seed_*.json")):
-            attempt = Attempt(**json.loads(path.read_text(encoding="utf-8")))
+            with _reading(path):
+                attempt = Attempt(**read_object(path))
             if attempt.stage != "done" or self._part(attempt.seed).is_file():
                 yield attempt
 
@@ -155,18 +166,31 @@ class DemoLedger:
             )
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file whose fields are not those of an attempt."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}): remove it, and what it tells is made anew.") from error
+
+
+def _new_file(path: Path) -> h5py.File:
+    return h5py.File(path, "w", track_order=True, libver=_LIBVER)
+
+
 def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
     _write_tree(group, "obs", episode.obs)
     for name in ("actions", "terminated", "truncated", "success"):
-        group.create_dataset(name, data=getattr(episode, name))
+        _write_tree(group, name, getattr(episode, name))
     _write_tree(group, "env_states", episode.env_states)
     for name in ("rewards", "perturbed", "fail"):
         if getattr(episode, name) is not None:
-            group.create_dataset(name, data=getattr(episode, name))
+            _write_tree(group, name, getattr(episode, name))
 
 
 def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
-    """Nested arrays, in their order; images compressed."""
+    """Nested arrays, in their order, with checksums; images compressed."""
     if isinstance(tree, Mapping):
         inner = group.create_group(name, track_order=True)
         for key, value in tree.items():
@@ -176,4 +200,4 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
     image = value.ndim == 4
     # One frame a chunk, so that reading a frame does not unpack others.
     options = {"compression": "gzip", "compression_opts": 4, "chunks": (1, *value.shape[1:])} if image else {}
-    group.create_dataset(name, data=value, **options)
+    group.create_dataset(name, data=value, fletcher32=True, **options)

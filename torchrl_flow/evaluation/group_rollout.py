@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs.chunk_env import EPISODE_REWARD, STEP_SUCCESS, reset_with_seeds
 from torchrl_flow.envs.transforms.frames import FrameRecorder
 from torchrl_flow.modules import draws_noise
+from torchrl_flow.util.numbers import require_plausible
 from torchrl_flow.util.randomness import mix_seeds, seed_everything
 
 __all__ = ["GroupRollout", "Policy"]
@@ -71,6 +72,7 @@ class GroupRollout:
                 self.frames = recorder.stop()
 
     def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
+        require_plausible(tensordict, getattr(self.policy, "in_keys", None))
         device = tensordict.device or torch.device("cpu")
         on_other_device = self.policy_device is not None and self.policy_device != device
         observed = tensordict.to(self.policy_device) if on_other_device else tensordict

@@ -29,6 +29,7 @@ from torchrl_flow.functional.chunk import (
     executed_slice,
     executed_steps,
     latch,
+    value_bound,
 )
 from torchrl_flow.functional.ensemble import (
     EnsembleReduction,
@@ -122,6 +123,7 @@ __all__ = [
     "take_best",
     "unbound_latent",
     "upper_confidence_bound",
+    "value_bound",
     "velocity_target",
     "wilson_interval",
 ]

@@ -152,6 +152,30 @@ def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
     return rewards.sum(dim=-1, keepdim=True)
 
 
+def value_bound(reward: Tensor, steps: Tensor, gamma: float) -> Tensor:
+    """Compute the largest size of a value if every chunk gave such a reward, ``|R| / (1 - gamma^k)``.
+
+    Args:
+        reward: discounted sum R of a chunk's rewards, any shape.
+        steps: number k of its executed steps, of the same shape, at least 1.
+        gamma: discount of a step, in [0, 1]; at 1 there is no bound but for rewards of 0.
+
+    Returns:
+        bounds of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ or gamma is out of its range.
+
+    Examples:
+        >>> value_bound(torch.tensor([1.0, -3.0]), torch.tensor([1, 2]), 0.5)
+        tensor([2., 4.])
+    """
+    check_same_shape("[*B]", reward=reward, steps=steps)
+    check_fraction("gamma", gamma)
+    share = 1.0 - torch.full_like(reward, gamma).pow(steps)
+    return torch.where(reward == 0, 0.0, reward.abs() / share)
+
+
 def latch(flags: Tensor, executed: Tensor) -> Tensor:
     """Whether a flag was raised at any executed step.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from torchrl_flow.options.names import Installed, RunName, WritableDirectory, WritableFile
-from torchrl_flow.options.types import Count, Seed, check_options
+from torchrl_flow.options.types import Count, NonNegativeInt, Seed, check_options
 from torchrl_flow.runs.names import WandbMode
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class RunArgs:
     """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     threads: Count = 1
     """CPU threads"""
+    skip_updates: NonNegativeInt = 0
+    """gradient steps with a loss or gradient that is not finite to leave out; the next one stops the run"""
     wandb: Annotated[WandbMode | None, Installed("wandb", "wandb")] = None
     """log to Weights & Biases"""
     wandb_project: str = "torchrl_flow"

@@ -17,6 +17,7 @@ from torchrl_flow.policies.steering import load_steered
 from torchrl_flow.recsys.task import load_state_policy
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
+from torchrl_flow.util.numbers import refuse_implausible
 
 __all__ = [
     "POLICY_KINDS",
@@ -80,13 +81,15 @@ def load_acting_policy(
         device: where the policy goes.
 
     Returns:
-        the policy in evaluation mode, and the checkpoint.
+        the policy in evaluation mode, and the checkpoint. Asked for an action on an observation that is not finite, or
+        above 1e9 in size, it raises a ``NonFiniteError`` that names key and row.
 
     Raises:
         CheckpointError: if the checkpoint holds no policy that is known.
     """
     checkpoint = open_checkpoint(source, which)
     policy = policy_kind(checkpoint).load(checkpoint)
+    policy.register_forward_pre_hook(refuse_implausible, with_kwargs=True)
     return policy.to(device).eval(), checkpoint
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torchrl.envs import EnvBase
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_flow.data.checks.json import read_object
 from torchrl_flow.envs.own import own_identity
 from torchrl_flow.envs.tasks import filming_env
 from torchrl_flow.envs.unwrap import base_env
@@ -51,8 +51,16 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
     Raises:
         FileNotFoundError: if the run was not evaluated.
+        ValueError: naming the file, if it is damaged.
     """
-    found = json.loads((Path(directory) / EVALUATION).read_text(encoding="utf-8"))
+    path = Path(directory) / EVALUATION
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file: the run was not evaluated.")
+    found = read_object(path)
+    for label, figures in found.items():
+        numbers = figures.values() if isinstance(figures, dict) else [None]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"{path} is damaged: {label!r} must have numbers by name. Evaluate the run again.")
     by_steps = {int(label): figures for label, figures in found.items() if label.isdigit()}
     return by_steps, {label: figures for label, figures in found.items() if not label.isdigit()}
 

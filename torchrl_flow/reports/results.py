@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torchrl_flow.util.files import write_json, write_text
+from torchrl_flow.data.checks.json import read_object
+from torchrl_flow.util.files import read_text, write_json, write_text
 from torchrl_flow.util.platform import locked
 from torchrl_flow.util.versions import command_line, git_commit, today
 
@@ -78,7 +78,7 @@ def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, direc
     if len(written) < len(rows):
         raise ValueError(f"rows must be of different stages, got {[row.get('stage') for row in rows]}.")
     with _table(path, RESULT_COLUMNS) as lines:
-        known: dict[str, list[str]] = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+        known = _remembered(memory)
         for stage, line in written.items():
             before = known.setdefault(stage, [])
             places = [lines.index(old) for old in dict.fromkeys(before) if old in lines]
@@ -89,6 +89,15 @@ def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, direc
             lines.insert(place, line)
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known)
+
+
+def _remembered(memory: Path) -> dict[str, list[str]]:
+    """Return the rows that a run has written, by stage."""
+    known = read_object(memory) if memory.exists() else {}
+    for stage, lines in known.items():
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"{memory} is damaged: {stage!r} must have a list of rows. Remove it.")
+    return known
 
 
 def append_benchmark(path: str | Path, **columns: Any) -> None:
@@ -117,7 +126,7 @@ def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
     """Give the rows of a table as lines to change, and write it whole; other programs wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_text(path) if path.exists() else ""
         first, *lines = text.rstrip("\n").split("\n") if text else [",".join(header)]
         found = next(csv.reader([first]), [])
         if tuple(found) != header:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchrl_flow.data.checks.json import read_json, read_object
 from torchrl_flow.runs.run import AFTER_TRAINING, BOOKKEEPING
 
 __all__ = ["SeedBand", "group_by_seed", "run_labels_of", "seed_band"]
@@ -134,8 +135,7 @@ def _common(names: Sequence[str], seeds: Sequence[Any]) -> str:
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_object(file) if file.is_file() else {}
 
 
 def _identity(folder: Path, depth: int) -> str | None:
@@ -162,7 +162,7 @@ def _without_seed(value: Any, depth: int) -> Any:
 def _recipe(folder: Path) -> str:
     """Name of the recipe: told by the run, or read from the command that started it."""
     file = folder / "provenance.json"
-    starts: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    starts: Any = read_json(file) if file.is_file() else []
     first: Mapping[str, Any] = starts[0] if isinstance(starts, list) and starts and isinstance(starts[0], dict) else {}
     if first.get("recipe"):
         return str(first["recipe"])

@@ -145,7 +145,7 @@ def save_checkpoint(
         **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path, apart=True) as part:
+    with staged(path) as part:
         checkpoint.save(part, metadata=manifest)
     return path
 

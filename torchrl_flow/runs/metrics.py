@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
 from torchrl_flow.runs.names import WandbMode
-from torchrl_flow.util.files import write_text
+from torchrl_flow.util.files import read_text, write_text
 
 __all__ = ["RunLogger", "read_metrics"]
 
@@ -188,7 +188,7 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
     """Return the whole rows of a metrics file; a kill may have left half of the last one."""
     if not path.exists():
         return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    *lines, rest = read_text(path).split("\n")
     del rest
     rows = []
     for number, row in enumerate(csv.reader(lines), start=1):
@@ -198,7 +198,10 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
             continue
         if len(row) != len(_HEADER):
             raise ValueError(f"{path}, line {number}: {len(row)} cells where there are {len(_HEADER)}.")
-        rows.append((int(row[0]), row[1], float(row[2])))
+        try:
+            rows.append((int(row[0]), row[1], float(row[2])))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {row} must be a step, a metric and a number.") from None
     return rows
 
 

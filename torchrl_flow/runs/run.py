@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.data.checks.json import read_json, read_object
+from torchrl_flow.data.errors import DataError
 from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.runs.directory_lock import DirectoryLock
@@ -18,6 +19,7 @@ from torchrl_flow.runs.metrics import RunLogger, as_scalars
 from torchrl_flow.runs.names import WandbMode
 from torchrl_flow.runs.signals import noted_signals
 from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.training.guard import UpdateGuard, guarding
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
@@ -44,7 +46,7 @@ LENGTH = ("iterations", "chunks", "total_env_steps")
 #: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
 BOOKKEEPING = (
     *("name", "runs", "save_every", "eval_every", "log_every"),
-    *("tensorboard", "wandb", "wandb_project", "wandb_group"),
+    *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group"),
 )
 #: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
@@ -147,6 +149,8 @@ class Run:
             config=self.config,
         )
         self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
+        self.guard = UpdateGuard.of_config(self.config)
+        """What becomes of an update that is not finite; gradient steps inside of :meth:`steps` ask it."""
         self._metrics_now: dict[str, float] = {}
         self._save_requested = False
         self._show_progress = progress
@@ -174,7 +178,7 @@ class Run:
             )
         # An option that an older version did not have is one that was not given.
         new = {name: value for name, value in defaults.items() if name in self.config}
-        before = {**new, **json.loads(config_file.read_text(encoding="utf-8"))}
+        before = {**new, **read_object(config_file)}
         names = [name for name in {**before, **self.config} if name not in may_differ]
         differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
@@ -190,7 +194,9 @@ class Run:
     def _write_provenance(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / "provenance.json"
-        starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        starts = read_json(file) if file.exists() else []
+        if not isinstance(starts, list):
+            raise DataError(f"{file} is damaged: it must hold a list, got a {type(starts).__name__}. Remove it.")
         start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
         starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
         self.write_json("config.json", self.config)
@@ -249,6 +255,7 @@ class Run:
             (self.directory / EVALUATION).unlink(missing_ok=True)
         name = self.directory.name
         with (
+            guarding(self.guard),
             noted_signals() as signals,
             Progress(total, initial=self.step, description=name, enabled=self._show_progress) as self._progress,
         ):
@@ -278,6 +285,8 @@ class Run:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log scalars at the current step and show them beside the progress."""
         values = as_scalars(metrics)
+        self.guard.check_values(values)
+        values |= self.guard.metrics()
         self._metrics_now |= values
         self.logger.log(self.step, values)
         if self._progress is not None:

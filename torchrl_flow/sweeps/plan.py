@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
-import json
 import os
 import platform
 import shlex
@@ -24,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 
+from torchrl_flow.data.checks.json import read_object
 from torchrl_flow.runs.run import EVALUATION
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.platform import is_alive
@@ -179,7 +179,7 @@ def run_status(run: SweepRun) -> RunStatus:
     """Read from its files what became of a run."""
     record: dict[str, Any] = {}
     if run.record.exists():
-        record = json.loads(run.record.read_text(encoding="utf-8"))
+        record = read_object(run.record)
     wall_s = record.get("wall_s")
     if (run.directory / EVALUATION).exists():
         return RunStatus(run, "finished", wall_s=wall_s)
@@ -193,7 +193,7 @@ def run_status(run: SweepRun) -> RunStatus:
 def _runs_here(run: SweepRun) -> bool:
     if not run.record.exists():
         return False
-    record = json.loads(run.record.read_text(encoding="utf-8"))
+    record = read_object(run.record)
     return "returncode" not in record and record["host"] == platform.node() and _is_alive(record)
 
 

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from torchrl_flow.data.checks.json import read_object
 from torchrl_flow.figures.axes import ENV_STEPS, place_metric
 from torchrl_flow.figures.pages import render_page
 from torchrl_flow.figures.plots import curves_svg, has_matplotlib, standalone_svg
@@ -51,9 +51,9 @@ def _read(status: RunStatus, metric: str) -> _Finished:
     metrics = read_metrics(folder / "metrics.csv")
     steps, success, _ = place_metric(metrics, metric, ENV_STEPS) if metric in metrics else ([], [], "")
     times = metrics.get("train/epoch_s", ([], []))[1]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     # The policy's own number of sampling steps is what the configuration asked for.
-    result = by_steps.get(config.get("num_steps")) or by_steps[max(by_steps)]
+    result = by_steps.get(config.get("num_steps", 0)) or by_steps[max(by_steps)]
     episodes = int(config["eval_episodes"])
     return _Finished(
         successes=round(result["success_once"] * episodes),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchrl_flow.training.collectors import CollectorError, CollectorRollouts, make_rollouts
     from torchrl_flow.training.features import append_features
     from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+    from torchrl_flow.training.guard import UpdateGuard, guarding
     from torchrl_flow.training.loss_groups import LossGroup
     from torchrl_flow.training.macro_buffer import (
         ReplayState,
@@ -38,9 +39,11 @@ __all__ = [
     "NonFiniteError",
     "ReplayState",
     "SteeredCollector",
+    "UpdateGuard",
     "append_features",
     "finished_success",
     "gradient_step",
+    "guarding",
     "macro_replay",
     "macro_transitions",
     "make_rollouts",

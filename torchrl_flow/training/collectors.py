@@ -202,10 +202,10 @@ class CollectorRollouts:
         entries = non_finite_entries(data)
         if entries:
             raise NonFiniteError(
-                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite, the row being the "
-                f"sub-environment, {self.envs.batch_size.numel()} of each collector process. Nothing of this rollout "
-                "is kept: correct the environment, or the policy if 'action' is among them, and go on from the last "
-                "checkpoint (--resume)."
+                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite or above 1e9 in size, the row "
+                f"being the sub-environment, {self.envs.batch_size.numel()} of each collector process. Nothing of this "
+                "rollout is kept: correct the environment, or the policy if 'action' is among them, and go on from the "
+                "last checkpoint (--resume)."
             )
 
 

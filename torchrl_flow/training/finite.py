@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.checkpoint import CheckpointError
 
+from torchrl_flow.training.guard import UpdateGuard, current_guard
+from torchrl_flow.util.numbers import MAX_MAGNITUDE, NonFiniteError
+
 __all__ = [
     "NonFiniteError",
     "buffers_of",
@@ -24,12 +27,8 @@ __all__ = [
 ]
 
 
-class NonFiniteError(RuntimeError):
-    """A loss, a gradient or a weight is NaN or infinite; nothing was changed or saved after it was seen."""
-
-
 def non_finite_entries(data: TensorDictBase) -> list[str]:
-    """Name the entries of a batch that are not finite, each with the first row where.
+    """Name the entries of a batch that are not finite or above 1e9 in size, each with the first row where.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -40,7 +39,7 @@ def non_finite_entries(data: TensorDictBase) -> list[str]:
     for key, value in data.items(True, True):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        bad = ~value.isfinite()
+        bad = ~(value.abs() <= MAX_MAGNITUDE)
         if bad.any():
             first = bad.reshape(bad.shape[0], -1).any(1).nonzero()[0].item() if bad.ndim else 0
             name = key if isinstance(key, str) else ".".join(key)
@@ -108,6 +107,7 @@ def gradient_step(
     step: int,
     batch: TensorDictBase | None = None,
     max_grad_norm: float | None = None,
+    guard: UpdateGuard | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the sum of some losses by one step of each optimiser; change nothing if a number is not finite.
 
@@ -117,12 +117,14 @@ def gradient_step(
         step: number of the update, for messages.
         batch: what the losses were computed from; searched for the cause of a non-finite loss.
         max_grad_norm: clip the gradient of each optimiser's parameters to this norm.
+        guard: how many updates may be skipped; that of the run by default, and outside of a run none.
 
     Returns:
-        ``gradient_norm_<name>`` of each optimiser, before clipping.
+        ``gradient_norm_<name>`` of each optimiser, before clipping; NaN of an update that was skipped.
 
     Raises:
-        NonFiniteError: if a loss or a gradient is NaN or infinite; no optimiser has made a step then.
+        NonFiniteError: if a loss or a gradient is NaN or infinite and the guard skips no more; no optimiser has made a
+            step then.
 
     Examples:
         >>> net = nn.Linear(1, 1)
@@ -130,6 +132,25 @@ def gradient_step(
         >>> list(gradient_step({"loss": net(torch.ones(1, 1)).square().sum()}, {"net": sgd}, step=1))
         ['gradient_norm_net']
     """
+    guard = current_guard() if guard is None else guard
+    guard.see(batch)
+    try:
+        return _step(losses, optimizers, step=step, batch=batch, max_grad_norm=max_grad_norm)
+    except NonFiniteError as error:
+        guard.skip(error)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        return {f"gradient_norm_{name}": torch.tensor(torch.nan) for name in optimizers}
+
+
+def _step(
+    losses: Mapping[str, Tensor],
+    optimizers: Mapping[str, Optimizer],
+    *,
+    step: int,
+    batch: TensorDictBase | None,
+    max_grad_norm: float | None,
+) -> dict[str, Tensor]:
     require_finite_losses(losses, step=step, batch=batch)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)

@@ -106,9 +106,9 @@ class ChunkRollouts:
         entries = non_finite_entries(data.reshape(-1))
         if entries:
             raise NonFiniteError(
-                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite, the row being the "
-                "sub-environment. Nothing of this rollout is kept: correct the environment, or the policy if 'action' "
-                "is among them, and go on from the last checkpoint (--resume)."
+                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite or above 1e9 in size, the "
+                "row being the sub-environment. Nothing of this rollout is kept: correct the environment, or the "
+                "policy if 'action' is among them, and go on from the last checkpoint (--resume)."
             )
 
     def close(self) -> None:

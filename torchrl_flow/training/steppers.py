@@ -13,7 +13,8 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 
-from torchrl_flow.training.finite import gradient_norm, require_finite_losses, require_finite_norm
+from torchrl_flow.training.finite import NonFiniteError, gradient_norm, require_finite_losses, require_finite_norm
+from torchrl_flow.training.guard import UpdateGuard, current_guard
 from torchrl_flow.training.loss_groups import LossGroup, losses_by_name, scalar_loss
 
 __all__ = ["NamedLossStepper"]
@@ -57,6 +58,8 @@ class NamedLossStepper(OptimizationStepper):
         start_after: rows to be written before the first update that ``utd_ratio`` counts.
         pretrain_steps: updates before the first collection, in a Trainer.
         delay_in_pretraining: whether ``every`` also holds in pretraining. Default: there every group is due each time.
+        guard: how many updates that are not finite may be skipped. Default: that of the run, which
+            :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run none may.
 
     Raises:
         ValueError: if a number is out of its range, or two groups share a parameter or a loss.
@@ -87,8 +90,9 @@ class NamedLossStepper(OptimizationStepper):
         start_after: int = 0,
         pretrain_steps: int = 0,
         delay_in_pretraining: bool = False,
+        guard: UpdateGuard | None = None,
     ) -> None:
-        self.loss_module, self.groups = loss_module, list(groups)
+        self.loss_module, self.groups, self.guard = loss_module, list(groups), guard
         self.target_updater, self.utd_ratio, self.start_after = target_updater, utd_ratio, start_after
         self.pretrain_steps, self.delay_in_pretraining = pretrain_steps, delay_in_pretraining
         self.num_updates = 0
@@ -131,8 +135,8 @@ class NamedLossStepper(OptimizationStepper):
 
         Raises:
             ValueError: if the loss module does not give a loss that a group names, or it is no scalar.
-            NonFiniteError: if a loss or a gradient is NaN or infinite, naming it, the update and what the batch holds;
-                the optimisers of that loss have made no step then.
+            NonFiniteError: if a loss or a gradient is NaN or infinite and the guard skips no more, naming it, the
+                update and what the batch holds; the optimisers of that loss have made no step then.
         """
         return self._update(batch, self._compute)
 
@@ -174,12 +178,19 @@ class NamedLossStepper(OptimizationStepper):
         for group in self.groups:
             group.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
+        guard = current_guard() if self.guard is None else self.guard
+        guard.see(batch)
         together = [group for group in due if group.method is None]
-        if together:
-            self._minimise(together, compute(batch), metrics, number, batch)
-        for group in due:
-            if group.method is not None:
-                self._minimise([group], compute(batch, group.method), metrics, number, batch)
+        try:
+            if together:
+                self._minimise(together, compute(batch), metrics, number, batch)
+            for group in due:
+                if group.method is not None:
+                    self._minimise([group], compute(batch, group.method), metrics, number, batch)
+        except NonFiniteError as error:
+            guard.skip(error)
+            for group in self.groups:
+                group.optimizer.zero_grad(set_to_none=True)
         if self.target_updater is not None:
             self.target_updater.step()
         self.num_updates = number

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["file_digest", "module_digest"]
+__all__ = ["file_digest", "json_digest", "module_digest"]
 
 
 def module_digest(module: nn.Module, *, layout: bool = True) -> str:
@@ -33,6 +36,21 @@ def module_digest(module: nn.Module, *, layout: bool = True) -> str:
             digest.update((f"{name} {value.dtype} {tuple(value.shape)}" if layout else name).encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def json_digest(content: Mapping[str, Any], *, without: Collection[str] = ("digest",)) -> str:
+    """Return the SHA-256 of an object of JSON, whatever its indents and the order of its fields.
+
+    Args:
+        content: plain values, as JSON gives them back.
+        without: fields that are no part of it, such as the one that the digest is kept in.
+
+    Examples:
+        >>> json_digest({"a": [1.5], "digest": "x"}) == json_digest({"a": [1.5]})
+        True
+    """
+    own = {name: value for name, value in content.items() if name not in without}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,10 @@ from typing import Any
 
 from torchrl_flow.util.platform import flush, replace
 
-__all__ = ["part_of", "publish", "staged", "write_bytes", "write_json", "write_text"]
+__all__ = ["is_leftover", "publish", "read_text", "staged", "write_bytes", "write_json", "write_text"]
+
+_SUFFIX = ".part"
+_KEPT_S = 3600.0
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
@@ -33,6 +39,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        ValueError: naming the file and the line, if it is not UTF-8.
+        OSError: if it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte {content[error.start]:#04x} is no UTF-8 text.") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one, or none, but never a part."""
     with staged(path) as part:
@@ -40,13 +61,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def staged(path: Path, *, apart: bool = False) -> Iterator[Path]:
+def staged(path: Path) -> Iterator[Path]:
     """Give the place of a new file or directory, which replaces ``path`` when the block has ended without an error.
+
+    The place lies in a new hidden directory beside ``path``, which this user alone can enter and whose name cannot be
+    guessed: in a directory that others may write to, nobody can put a link there beforehand. What a kill leaves is
+    removed by a later write of the same path, after an hour.
 
     Args:
         path: what to write; a file there keeps its permissions.
-        apart: the place lies in a new hidden directory beside ``path`` and has the same name, for writers that make
-            temporary files of their own; else it is :func:`part_of` the path.
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -55,20 +78,40 @@ def staged(path: Path, *, apart: bool = False) -> Iterator[Path]:
         ...     Path(folder, "a.bin").stat().st_size
         2
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) if apart else None
-    part = part_of(path) if folder is None else folder / path.name
+    _remove_leftovers(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
+    part = folder / path.name
     try:
         yield part
         if path.is_file():
             part.chmod(path.stat().st_mode & 0o777)
         publish(part, path)
     finally:
-        _remove(part if folder is None else folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def part_of(path: Path) -> Path:
-    """Return where a file is written before it replaces ``path``; a kill leaves it, and the next write is over it."""
-    return path.with_name(f".{path.name}.part")
+def is_leftover(name: str) -> bool:
+    """Tell whether a name is one of those that :func:`staged` makes, which a kill may leave.
+
+    Examples:
+        >>> is_leftover(".config.json.abcd1234.part"), is_leftover("config.json")
+        (True, False)
+    """
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed writes of a path have left; a younger one may be of a writer that is at work."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if not (is_leftover(entry.name) and entry.name.startswith(f".{path.name}.")):
+                continue
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _KEPT_S:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
 
 
 def publish(part: Path, path: Path) -> None:
@@ -80,10 +123,3 @@ def publish(part: Path, path: Path) -> None:
     flush(part)
     replace(part, path)
     flush(path.parent)
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)

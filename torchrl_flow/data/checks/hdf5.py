@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -10,11 +12,33 @@ from h5py.h5o import open as open_object  # pyright: ignore[reportMissingImports
 
 from torchrl_flow.data.errors import DataError
 
-__all__ = ["check_hdf5"]
+__all__ = ["DAMAGE", "check_hdf5", "reading_hdf5"]
+
+DAMAGE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError),
+    *(MemoryError, OverflowError, RecursionError, NotImplementedError),
+)
+"""What h5py, and NumPy over what it gives, raise over bytes that are not what was written."""
 
 _MAX_RATIO = 1100
 """Deflate, which HDF5 files are compressed with, makes data at most some 1030 times smaller."""
 _SMALL = 64 * 2**20
+
+
+@contextmanager
+def reading_hdf5(path: Path) -> Iterator[None]:
+    """Name the file where HDF5 fails over its bytes.
+
+    Raises:
+        DataError: in place of whatever h5py raises.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path.name} is damaged ({reason}): copy or record it again.") from error
 
 
 def check_hdf5(file: h5py.File, path: Path) -> None:
@@ -28,8 +52,13 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
 
     Raises:
         DataError: naming file and data set or link, for external links, external storage, virtual data sets, links of
-            a kind that a plug-in defines, or a data set that cannot hold what it claims.
+            a kind that a plug-in defines, or a data set that cannot hold what it claims; or if the file is damaged.
     """
+    with reading_hdf5(path):
+        _check_links(file, path)
+
+
+def _check_links(file: h5py.File, path: Path) -> None:
     seen: set[int] = set()
     groups = [("", file.id)]
     while groups:
@@ -70,6 +99,11 @@ def _check_dataset(item: h5d.DatasetID, path: Path, name: str) -> None:
         raise _leads_out(path, name, "is a virtual data set, put together from other files")
     claimed = item.get_space().get_simple_extent_npoints() * item.get_type().get_size()
     stored = item.get_storage_size()
+    size = path.stat().st_size
+    if stored > size:
+        raise DataError(f"{path.name}: {name} claims to store {stored} bytes in a file of {size}: it is damaged.")
+    if layout.get_nfilters() == 0 and claimed > _SMALL and claimed > stored:
+        raise DataError(f"{path.name}: {name} claims {claimed} bytes and stores {stored} of them: it is damaged.")
     if claimed > _SMALL and claimed > _MAX_RATIO * max(stored, 1):
         raise DataError(
             f"{path.name}: {name} claims {claimed} bytes and stores {stored}, which cannot be: the file is damaged, or "

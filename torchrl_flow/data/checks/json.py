@@ -9,7 +9,7 @@ from typing import Any
 
 from torchrl_flow.data.errors import DataError
 
-__all__ = ["MAX_DEPTH", "MAX_JSON_BYTES", "parse_json", "read_json"]
+__all__ = ["MAX_DEPTH", "MAX_JSON_BYTES", "parse_json", "read_json", "read_object"]
 
 MAX_JSON_BYTES = 64 * 2**20
 """The largest JSON file that is read."""
@@ -38,15 +38,27 @@ def read_json(path: Path) -> Any:
     return parse_json(content, str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: as :func:`read_json`; or if the file holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it must hold a JSON object, got a {type(content).__name__}.")
+    return content
+
+
 def parse_json(content: bytes, name: str) -> Any:
     """Return what JSON text holds.
 
     Args:
-        content: the text, UTF-8.
+        content: the text, in UTF-8, or in UTF-16 or UTF-32, which other programs write.
         name: what it is, for the error.
 
     Raises:
-        DataError: if it is too large, not UTF-8, not JSON or nested too deeply.
+        DataError: if it is too large, no text, not JSON or nested too deeply.
 
     Examples:
         >>> parse_json(b'{"rows": [3]}', "meta.json")
@@ -55,7 +67,7 @@ def parse_json(content: bytes, name: str) -> Any:
     if len(content) > MAX_JSON_BYTES:
         raise DataError(f"{name} has {len(content)} bytes, and JSON of at most {MAX_JSON_BYTES} bytes is read.")
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode(json.detect_encoding(content)))
     except RecursionError:
         raise DataError(f"{name} is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:

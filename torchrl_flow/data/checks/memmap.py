@@ -20,6 +20,7 @@ from tensordict import TensorDict
 
 from torchrl_flow.data.checks.json import MAX_DEPTH, read_json
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.files import is_leftover
 from torchrl_flow.util.torchrl_compat import file_name_of
 
 __all__ = ["MemmapEntry", "check_memmap", "dtype_of", "list_members", "load_memmap", "require_members", "shape_of"]
@@ -94,6 +95,8 @@ def check_memmap(
 def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
     """Return the members of a directory by name, after refusing links and what is neither file nor directory.
 
+    What desktops and killed writers leave is not among them; nothing reads it.
+
     Args:
         folder: the directory.
         root: directory that errors name; members are named from there.
@@ -112,7 +115,7 @@ def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
             raise DataError(f"{root} holds the link {where}, and links are not followed: copy what it points at.")
         if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
             raise DataError(f"{root} holds {where}, which is neither a file nor a directory.")
-    return {name: entry for name, entry in members.items() if name not in _DROPPINGS}
+    return {name: entry for name, entry in members.items() if name not in _DROPPINGS and not is_leftover(name)}
 
 
 def require_members(members: Collection[str], allowed: Collection[str], folder: Path, root: Path) -> None:

@@ -12,11 +12,15 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_flow.data.checks.archive import load_torch
+from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.checks.replay import PREFETCH, check_dump
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.digest import file_digest
+from torchrl_flow.util.files import write_json
 
 __all__ = ["CheckedReplayBuffer"]
 
+DIGESTS = "digests.json"
 _QUEUE = "prefetch.pt"
 
 
@@ -27,17 +31,23 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
     read with ``weights_only=True``, and there is none while the queue is empty.
     """
 
+    def dumps(self, path: str | Path) -> None:
+        """Writes the buffer to a directory, with a checksum of each file in ``digests.json``."""
+        super().dumps(path)
+        write_json(Path(path) / DIGESTS, _digests(Path(path)))
+
     def loads(self, path: str | Path) -> None:
         """Restores what :meth:`dumps` wrote, after checking every file of it.
 
         Raises:
             DataError: naming directory and member, if a file could run code, is of a kind that is not known, has
-                another size than its header says, or is missing.
+                another size than its header says, is missing, or was changed since it was written.
         """
         check_dump(path)
+        _check_digests(Path(path))
         try:
             super().loads(path)
-        except (KeyError, TypeError, OSError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, OSError) as error:
             raise DataError(f"{path} is no dump of this replay buffer: {error!r}.") from error
 
     def _dump_prefetch_state(self, path: Path, prefetch_state: dict[str, Any]) -> None:
@@ -56,6 +66,26 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
             return {**state, "queue": [_as_result(batch) for batch in state["queue"]]}
         except (KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{path / _QUEUE} holds no queue of batches: {error!r}.") from error
+
+
+def _digests(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path != root / DIGESTS)
+    return {path.relative_to(root).as_posix(): file_digest(path) for path in files}
+
+
+def _check_digests(root: Path) -> None:
+    if not os.path.lexists(root / DIGESTS):  # dumped before there were checksums
+        return
+    wanted = read_json(root / DIGESTS)
+    if not isinstance(wanted, dict):
+        raise DataError(f"{root / DIGESTS} must be a JSON object, got {type(wanted).__name__}.")
+    found = _digests(root)
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        raise DataError(
+            f"{root} is a damaged dump: {', '.join(differing[:4])} was changed since it was written. Take an earlier "
+            "one."
+        )
 
 
 def _as_plain(result: Any) -> dict[str, Any]:

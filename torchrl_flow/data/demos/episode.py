@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.numbers import first_implausible
 
 __all__ = ["Episode", "cut_after_success", "drop_idle_steps", "first_steps"]
 
@@ -43,8 +44,8 @@ class Episode:
         success_terminates: whether a success ends the task; False for tasks that go on, such as holding a pose.
 
     Raises:
-        DataError: when something is missing, not finite, or of another length or type, or an episode goes on after
-            it was truncated.
+        DataError: when something is missing, not finite or above 1e9 in size, or of another length or type, or an
+            episode goes on after it was truncated.
     """
 
     frames: dict[str | tuple[str, ...], Tensor]
@@ -143,9 +144,10 @@ class Episode:
                 )
         values = {**self.frames, "action": self.action, "reward": self.reward}
         for key, value in values.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                row = int((~torch.isfinite(value)).flatten(1 if value.ndim > 1 else 0).nonzero()[0, 0])
-                raise DataError(f"{self.name}: `{_join(key)}` is not finite (first at row {row}).")
+            found = first_implausible(value)
+            if found is not None:
+                (row, *_), what = found
+                raise DataError(f"{self.name}: `{_join(key)}` is {what} (first at row {row}).")
 
 
 def cut_after_success(episode: Episode, keep: int = 0) -> Episode:

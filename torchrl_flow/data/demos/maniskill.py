@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.data.checks.hdf5 import reading_hdf5
 from torchrl_flow.data.demos.episode import Episode
 from torchrl_flow.data.demos.maniskill_reader import EpisodeReader, ReadOptions, warn_doubts
 from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
@@ -45,12 +46,13 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
         good episodes than ``max_episodes`` are a :class:`DataWarning` too.
 
     Raises:
-        DataError: when the file is refused (see :class:`TrajectoryFile`), has no observations, no good
-            episode, or ``root`` holds something else.
+        DataError: when the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has
+            no observations, no good episode, or ``root`` holds something else.
     """
     chosen = ReadOptions(**options)
     with TrajectoryFile(path) as source:
         sha256 = [file_digest(source.path), file_digest(source.json_path)]
+        source.require_unchanged(sha256[0])
         key = _store_key(sha256, chosen, fails=_has_fail(source))
         target = Path(root) if root is not None else _cache_root() / f"{source.path.stem}-{key[:16]}"
         if target.exists():
@@ -87,7 +89,8 @@ def _about(reader: EpisodeReader) -> dict[str, Any]:
 
 
 def _has_fail(source: TrajectoryFile) -> bool:
-    return any("fail" in source.group(number) for number in range(len(source.episodes)) if number not in source.bad)
+    with reading_hdf5(source.path):
+        return any("fail" in source.group(number) for number in range(len(source.episodes)) if number not in source.bad)
 
 
 def _count_checked(store: DemoStore, path: Path, options: ReadOptions) -> DemoStore:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import torch
 
+from torchrl_flow.data.checks.hdf5 import DAMAGE, reading_hdf5
 from torchrl_flow.data.demos.episode import Episode, cut_after_success, drop_idle_steps
 from torchrl_flow.data.demos.trajectory_file import HOW_TO_MAKE, TrajectoryFile
 from torchrl_flow.data.errors import DataError, DataWarning
@@ -64,9 +65,10 @@ class EpisodeReader:
         self.layout = self._common_layout()
         self.camera = self._choose_camera()
         first = next(number for number in self.good if self._layouts[number] == self.layout)
-        obs = source.group(first)["obs"]
-        self.state_keys = ["/".join(p) for p in state_paths(obs)] if isinstance(obs, h5py.Group) else None
-        self.doubts = [*self._order_lost(obs), *self._left_out(), *self._no_success()]
+        with reading_hdf5(source.path):
+            obs = source.group(first)["obs"]
+            self.state_keys = ["/".join(p) for p in state_paths(obs)] if isinstance(obs, h5py.Group) else None
+            self.doubts = [*self._order_lost(obs), *self._left_out(), *self._no_success()]
         warn_doubts(self.doubts)
 
     @property
@@ -87,7 +89,7 @@ class EpisodeReader:
                 return
             try:
                 episode = self._read(number)
-            except (DataError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            except DAMAGE as error:
                 reason = str(error)
                 name = self.source.name(number)
                 self.skipped.append(reason if reason.startswith(name) else f"{name}: {reason}")
@@ -147,7 +149,7 @@ class EpisodeReader:
         """The layout of an entry, empty where its part of the file is damaged."""
         try:
             return _layout(self.source.group(number))
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except DAMAGE as error:
             self.source.bad[number] = f"{self.source.name(number)}: it cannot be read ({error})"
             return {}
 

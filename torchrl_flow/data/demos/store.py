@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,23 +13,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_flow.data.checks.json import read_json
-from torchrl_flow.data.checks.memmap import (
-    MemmapEntry,
-    check_memmap,
-    dtype_of,
-    list_members,
-    require_members,
-    shape_of,
-)
 from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
-from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION, StoreWriter, store_statistics
+from torchrl_flow.data.demos.store_files import TABLES, check_files, damaged, read_metadata
+from torchrl_flow.data.demos.writer import StoreWriter, store_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
-from torchrl_flow.util.digest import file_digest
 
 __all__ = ["DemoStore"]
 
-TABLES = ("frames", "steps", "episodes")
 TASK_KEYS = ("task", "control_mode", "obs_mode", "max_episode_steps", "reward_mode")
 
 
@@ -63,25 +52,26 @@ class DemoStore:
         self.frames, self.steps, self.episodes = tables["frames"], tables["steps"], tables["episodes"]
 
     @classmethod
-    def open(cls, root: str | Path, *, verify: bool = False) -> DemoStore:
+    def open(cls, root: str | Path, *, verify: bool | None = None) -> DemoStore:
         """Opens a store, after checking that its files are what its metadata says.
 
         Args:
             root: directory of the store.
-            verify: also read all of it and compare its checksums.
+            verify: whether to read the files and compare their checksums: of all files (True), of none (False), or of
+                those that were changed since they were last read so (None): such as all of them after a copy, once.
 
         Raises:
             DataError: when it is missing, something else, of another version, or damaged.
         """
         root = Path(root)
-        metadata = _read_metadata(root)
-        _check_files(root, metadata, verify)
+        metadata = read_metadata(root)
+        check_files(root, metadata, verify)
         try:
             tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in TABLES}
             store = cls(root, metadata, tables)
             _check_episodes(store)
-        except (KeyError, RuntimeError, ValueError, OSError) as error:
-            raise _damaged(root, str(error)) from error
+        except (KeyError, IndexError, RuntimeError, ValueError, TypeError, OSError) as error:
+            raise damaged(root, str(error)) from error
         return store
 
     @classmethod
@@ -114,7 +104,7 @@ class DemoStore:
         if root.exists():
             if not overwrite:
                 raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
-            _read_metadata(root)
+            read_metadata(root)
         content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
         skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
         with StoreWriter(root) as writer:
@@ -260,56 +250,6 @@ class DemoStore:
         )
 
 
-def _read_metadata(root: Path) -> dict[str, Any]:
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
-    if not os.path.lexists(root / METADATA):
-        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.")
-    try:
-        metadata = read_json(root / METADATA)
-    except DataError as error:
-        raise _damaged(root, f"{METADATA} cannot be read: {error}") from error
-    found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
-    if found != FORMAT:
-        raise DataError(f"{root} is no demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
-    if metadata.get("version") != VERSION:
-        raise DataError(
-            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads "
-            f"{VERSION}: make it anew."
-        )
-    return metadata
-
-
-def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool) -> None:
-    columns = metadata.get("columns")
-    if not isinstance(columns, dict) or set(columns) != set(TABLES):
-        raise _damaged(root, f"{METADATA} does not list its columns")
-    require_members(list_members(root, root), (METADATA, *TABLES), root, root)
-    for table, entries in columns.items():
-        try:
-            found = check_memmap(root / table, root=root)
-        except DataError as error:
-            raise _damaged(root, str(error).removeprefix(f"{root}").lstrip(": ").rstrip(".")) from error
-        described = {"/".join(key): entry for key, entry in found.items()}
-        unnamed = any("/" in part for key in found for part in key)
-        if unnamed or not isinstance(entries, dict) or set(entries) != set(described):
-            raise _damaged(root, f"{table} holds {sorted(described)}, and {METADATA} lists {sorted(entries)}")
-        for key, entry in entries.items():
-            expected = _described(entry)
-            if expected != described[key]:
-                raise _damaged(root, f"{table}/{key} is {described[key]} on disk and {entry} in {METADATA}")
-            if verify and file_digest(root / table / f"{key}.memmap") != entry["sha256"]:
-                raise _damaged(root, f"the checksum of {table}/{key}.memmap differs")
-
-
-def _described(entry: Any) -> MemmapEntry | None:
-    shape, dtype = (shape_of(entry.get("shape")), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
-    kind = dtype_of(f"torch.{dtype}")
-    if shape is None or kind is None or not isinstance(entry.get("sha256"), str):
-        return None
-    return MemmapEntry(shape, kind)
-
-
 def _check_episodes(store: DemoStore) -> None:
     length = store.episodes["length"]
     ends = length.cumsum(0)
@@ -321,10 +261,6 @@ def _check_episodes(store: DemoStore) -> None:
     )
     if not consistent:
         raise RuntimeError("the lengths of its episodes do not add up")
-
-
-def _damaged(root: Path, reason: str) -> DataError:
-    return DataError(f"{root} is a damaged demo store: {reason}. Remove the directory and make it anew.")
 
 
 def _warn_skipped(root: Path, skipped: list[str]) -> None:

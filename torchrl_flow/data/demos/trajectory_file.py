@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from torchrl_flow.data.checks.hdf5 import check_hdf5
+from torchrl_flow.data.checks.hdf5 import check_hdf5, reading_hdf5
 from torchrl_flow.data.demos.trajectory_json import (
     HOW_TO_MAKE,
     as_whole_number,
@@ -47,7 +47,8 @@ class TrajectoryFile:
         self.file = _open_h5(self.path)
         try:
             check_hdf5(self.file, self.path)
-            self.bad = self._match()
+            with reading_hdf5(self.path):
+                self.bad = self._match()
         except BaseException:
             self.file.close()
             raise
@@ -87,6 +88,24 @@ class TrajectoryFile:
         values = [episode.get("episode_seed"), arguments.get("seed") if isinstance(arguments, dict) else None]
         seeds = [seed for seed in map(as_whole_number, values) if seed is not None and abs(seed) < 2**63]
         return seeds[0] if seeds else -1
+
+    def require_unchanged(self, sha256: str) -> None:
+        """Refuse an ``.h5`` that is not the one that the ``.json`` was written for.
+
+        Args:
+            sha256: of the ``.h5``. Files of ManiSkill do not tell theirs, and those of make-demos do.
+
+        Raises:
+            DataError: if it is another one.
+        """
+        made = self.info.get("make_demos")
+        wanted = made.get("h5_sha256") if isinstance(made, dict) else None
+        if wanted is not None and wanted != sha256:
+            raise DataError(
+                f"{self.path.name} was changed since it was made, or is damaged: its checksum is not the one in "
+                f"{self.json_path.name}. Copy both files again, or make them anew; if you changed it on purpose, "
+                "remove `make_demos` and `digest` from the .json."
+            )
 
     def group(self, number: int) -> h5py.Group:
         """The trajectory of entry ``number``."""

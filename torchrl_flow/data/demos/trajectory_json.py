@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.data.checks.json import parse_json
 from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+from torchrl_flow.util.digest import json_digest
 
 __all__ = ["HOW_TO_MAKE", "as_whole_number", "env_kwargs", "episode_id", "read_trajectory_json", "text_field"]
 
@@ -21,8 +23,12 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
     """
     try:
         # From bytes: JSON is UTF-8 whatever the locale is, and a byte order mark is passed over.
-        info = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    try:
+        info = parse_json(content, path.name)
+    except DataError as error:
         if is_lfs_pointer(path):
             raise DataError(f"{path.name} cannot be read: {LFS_ADVICE}.") from error
         raise DataError(f"{path.name} is damaged, not JSON ({error}): copy it again.") from error
@@ -37,6 +43,12 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path.name} is not of ManiSkill: `env_info` must have the text `env_id`, the task's name.")
     if not episodes:
         raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")
+    # Files of make-demos carry a checksum of their content.
+    if "digest" in info and info["digest"] != json_digest(info):
+        raise DataError(
+            f"{path.name} was changed since it was made, or is damaged: its content is not that of its `digest`. Copy "
+            "it again, or make it anew; if you changed it on purpose, remove `digest`."
+        )
     for number, episode in enumerate(episodes):
         if not isinstance(episode, dict) or episode_id(episode) is None:
             found = _shown(episode.get("episode_id")) if isinstance(episode, dict) else _shown(episode)

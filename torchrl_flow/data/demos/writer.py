@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
 from torchrl_flow.data.demos.statistics import column_statistics
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.util.digest import json_digest
 from torchrl_flow.util.files import publish, write_json
 from torchrl_flow.util.platform import flush
 
-__all__ = ["FORMAT", "METADATA", "STATISTICS_KEYS", "VERSION", "StoreWriter", "store_statistics"]
+__all__ = ["FORMAT", "METADATA", "STATISTICS_KEYS", "VERSION", "StoreWriter", "describe_files", "store_statistics"]
 
 FORMAT = "torchrl_flow.demo_store"
 VERSION = 1
@@ -112,6 +115,8 @@ class StoreWriter:
         self._tmp = self.root.parent / f".{self.root.name}.{secrets.token_hex(4)}.tmp"
         self._tables = {name: _Table(self._tmp / name) for name in ("frames", "steps", "episodes")}
         self.num_steps = self.num_episodes = 0
+        self._seen: dict[bytes, str] = {}
+        self._twice: list[str] = []
 
     def __enter__(self) -> StoreWriter:
         self._tmp.mkdir(parents=True)
@@ -142,6 +147,7 @@ class StoreWriter:
             reason = self._tables[name].mismatch(rows)
             if reason is not None:
                 raise DataError(f"{episode.name}: {reason}.")
+        self._note_same(episode)
         self._tables["frames"].append(episode.frames)
         self._tables["steps"].append(step_rows)
         self._tables["episodes"].append(
@@ -155,6 +161,15 @@ class StoreWriter:
         self.num_steps += steps
         self.num_episodes += 1
 
+    def _note_same(self, episode: Episode) -> None:
+        """Note an episode whose actions, first and last frames are those of an earlier one, bit for bit."""
+        digest = hashlib.sha256(episode.action.contiguous().numpy().tobytes())
+        for frames in episode.frames.values():
+            digest.update(frames[[0, -1]].contiguous().numpy().tobytes())
+        earlier = self._seen.setdefault(digest.digest(), episode.name)
+        if earlier != episode.name:
+            self._twice.append(f"{episode.name} is {earlier} again")
+
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Writes the metadata and moves the store to its place.
 
@@ -166,6 +181,14 @@ class StoreWriter:
         """
         if self.num_episodes == 0:
             raise DataError(f"{self.root}: there is no episode to make a store of.")
+        if self._twice:
+            warnings.warn(
+                f"{self.root.name}: {len(self._twice)} episode(s) are there twice, bit for bit ("
+                f"{'; '.join(self._twice[:3])}). All are kept, and count more than the others: remove the copies if "
+                "that is not meant.",
+                DataWarning,
+                stacklevel=4,
+            )
         columns = {name: table.close() for name, table in self._tables.items()}
         content = {
             "format": FORMAT,
@@ -176,13 +199,26 @@ class StoreWriter:
             "statistics": self._statistics(),
             "columns": columns,
         }
-        write_json(self._tmp / METADATA, content, indent=1)
+        write_json(self._tmp / METADATA, describe_files(self._tmp, json.loads(json.dumps(content))), indent=1)
         publish(self._tmp, self.root)
 
     def _statistics(self) -> dict[str, dict[str, list[float]]]:
         frames = TensorDict.load_memmap(self._tmp / "frames", allow_pickle=False)
         steps = TensorDict.load_memmap(self._tmp / "steps", allow_pickle=False)
         return store_statistics(frames, steps)
+
+
+def describe_files(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a store's metadata with when its files were last changed, and their own digest.
+
+    Args:
+        root: where the files are.
+        metadata: plain values, as JSON gives them back.
+    """
+    names = [f"{table}/{key}" for table, entries in metadata["columns"].items() for key in entries]
+    times = {name: (root / f"{name}.memmap").stat().st_mtime_ns for name in names}
+    content = {**metadata, "changed_ns": times}
+    return {**content, "digest": json_digest(content, without=("digest", "changed_ns"))}
 
 
 def store_statistics(frames: TensorDictBase, steps: TensorDictBase) -> dict[str, dict[str, list[float]]]:

@@ -18,6 +18,7 @@ from torchrl_flow.data.demos.statistics import column_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.logged.npz_file import npz_metadata, open_npz, read_member
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.numbers import first_implausible
 from torchrl_flow.util.signature import InitSignature
 
 __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
@@ -49,8 +50,8 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
         ``done`` both; and the file's metadata.
 
     Raises:
-        DataError: if the file is missing, damaged or no ``.npz``, an array is missing, of another shape or type, or
-            not finite, or a hash differs.
+        DataError: if the file is missing, damaged or no ``.npz``, an array is missing, of another shape or type,
+            not finite or above 1e9 in size, or a hash differs.
     """
     path = Path(path)
     with open_npz(path) as file:
@@ -111,14 +112,12 @@ def _array(path: Path, file: Any, name: str) -> Tensor:
         return torch.from_numpy(array.astype(bool))
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused by its row
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).reshape(array.shape)
-    wrong = (~tensor.isfinite()).nonzero()
-    if len(wrong):
-        place = wrong[0].tolist()
-        value = array[tuple(place)] if place else array
-        row = (
-            f" (row {place[0]}{f', column {place[1]}' if len(place) > 1 else ''} of {len(wrong)} such)" if place else ""
-        )
-        raise DataError(f"{name!r} in {path} holds values that are not finite in float32: {value}{row}.")
+    found = first_implausible(tensor)
+    if found is not None:
+        place, what = found
+        value = array[place] if place else array
+        where = f" (row {place[0]}{f', column {place[1]}' if len(place) > 1 else ''})" if place else ""
+        raise DataError(f"{name!r} in {path} holds values that are {what} in float32: {value}{where}.")
     return tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import tokenize
 import zipfile
@@ -82,6 +83,7 @@ def read_member(path: Path, file: Any, name: str) -> np.ndarray:
         DataError: if it is damaged, or an array of Python objects.
     """
     try:
+        _require_size(file, name)
         array = file[name]
     except DAMAGE as error:
         if "allow_pickle" in str(error):  # an array of objects, which only pickle can read
@@ -91,6 +93,20 @@ def read_member(path: Path, file: Any, name: str) -> np.ndarray:
     if not isinstance(array, np.ndarray):  # a member that numpy did not write
         raise DataError(f"{name!r} in {path} is no array but {len(array)} bytes of something else.")
     return array
+
+
+def _require_size(file: Any, name: str) -> None:
+    """Refuse a member whose header claims an array of another size than there is, before memory is taken for it."""
+    member = name if name in file.zip.namelist() else f"{name}.npy"
+    with file.zip.open(member) as stream:
+        if stream.read(6) != b"\x93NUMPY":
+            return
+        version = (stream.read(1)[0], stream.read(1)[0])
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        claimed, there = math.prod(shape) * dtype.itemsize, file.zip.getinfo(member).file_size - stream.tell()
+    if not dtype.hasobject and claimed != there:
+        raise ValueError(f"its header claims {claimed} bytes, of shape {list(shape)}, and there are {there}")
 
 
 def npz_metadata(path: Path, file: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_flow.data.checks.json import read_json
+from torchrl_flow.data.checks.memmap import list_members
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.digest import json_digest
 from torchrl_flow.util.files import publish, write_json
 from torchrl_flow.util.platform import flush
 
@@ -36,7 +40,7 @@ class NpzStream:
         description: what is being written, JSON-able; a partial file of another description is refused.
 
     Raises:
-        DataError: if the file is there already, or a partial one of something else.
+        DataError: if the file is there already, or a partial one of something else or a damaged one.
 
     Attributes:
         position: of the last commit; 0 at the start.
@@ -80,19 +84,31 @@ class NpzStream:
                     f"{self._description}. Delete it, or name another file."
                 )
             self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
-        self._files = {}
+        list_members(self.partial, self.partial)  # through a link another file would be written over
+        self._files, self._sums = {}, {}
         for name in self.columns:
-            file = (self.partial / f"{name}.bin").open("ab")
-            if file.tell() < self.rows[name] * self._row_bytes(name):
-                file.close()
-                raise DataError(
-                    f"{self.partial / f'{name}.bin'} is shorter than the {self.rows[name]} rows that were written: "
-                    f"delete {self.partial} and start anew."
-                )
+            path, size = self.partial / f"{name}.bin", self.rows[name] * self._row_bytes(name)
+            self._sums[name] = self._checked(path, size, found.get("sha256", {}).get(name))
             # What was appended after the last commit may be half a row.
-            file.truncate(self.rows[name] * self._row_bytes(name))
-            file.seek(0, os.SEEK_END)
-            self._files[name] = file
+            os.truncate(path, size)
+            self._files[name] = path.open("ab")
+
+    def _checked(self, path: Path, size: int, sha256: str | None) -> Any:
+        """Return the running checksum of the bytes that were committed, after comparing it."""
+        path.touch()
+        if path.stat().st_size < size:
+            raise DataError(
+                f"{path} is shorter than the {size} bytes that were written: delete {self.partial} and start anew."
+            )
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while size and (piece := file.read(min(size, _BLOCK))):
+                digest.update(piece)
+                size -= len(piece)
+        # Partial files of before there were checksums are without.
+        if sha256 is not None and sha256 != digest.hexdigest():
+            raise DataError(f"{path} is damaged: its checksum differs. Delete {self.partial} and start anew.")
+        return digest
 
     def _state(self) -> dict[str, Any]:
         """Return what a stopped writer has left; nothing where there was none."""
@@ -100,8 +116,11 @@ class NpzStream:
         if not state.exists():
             return {}
         try:
-            found = json.loads(state.read_text(encoding="utf-8"))
+            found = read_json(state)
+            if found.get("digest", json_digest(found)) != json_digest(found):
+                raise ValueError("its content is not that of its digest")
             kept = {"description": found["description"], "position": int(found["position"])}
+            kept["sha256"] = dict(found.get("sha256", {}))
             return {**kept, "rows": {str(name): int(number) for name, number in found["rows"].items()}}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
@@ -123,7 +142,9 @@ class NpzStream:
             array = np.ascontiguousarray(value, dtype=kind)
             if array.shape[1:] != shape:
                 raise DataError(f"rows of {name!r} have shape {list(shape)}, got {list(array.shape[1:])}.")
-            self._files[name].write(array.tobytes())
+            content = array.tobytes()
+            self._files[name].write(content)
+            self._sums[name].update(content)
             self.rows[name] += len(array)
 
     def commit(self, position: int) -> None:
@@ -131,8 +152,9 @@ class NpzStream:
         for file in self._files.values():
             file.flush()
             flush(file.name)
-        state = {"description": self._description, "position": position, "rows": self.rows}
-        write_json(self.partial / _STATE, state, indent=None)
+        sums = {name: digest.hexdigest() for name, digest in self._sums.items()}
+        state = {"description": self._description, "position": position, "rows": self.rows, "sha256": sums}
+        write_json(self.partial / _STATE, {**state, "digest": json_digest(state)}, indent=None)
         self.position = position
 
     def finish(self, metadata: Mapping[str, Any]) -> Path:

@@ -1,0 +1,141 @@
+"""The files of a demo store, checked against its metadata before they are mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl_flow.data.checks.json import read_json
+from torchrl_flow.data.checks.memmap import (
+    MemmapEntry,
+    check_memmap,
+    dtype_of,
+    list_members,
+    require_members,
+    shape_of,
+)
+from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION
+from torchrl_flow.data.errors import DataError
+from torchrl_flow.util.digest import file_digest, json_digest
+from torchrl_flow.util.files import write_json
+
+__all__ = ["TABLES", "check_files", "damaged", "read_metadata"]
+
+TABLES = ("frames", "steps", "episodes")
+"""Directories of a store."""
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """Return what a store's metadata says.
+
+    Raises:
+        DataError: if it is missing, of something else or of another version, or was changed.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
+    if not os.path.lexists(root / METADATA):
+        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.")
+    try:
+        metadata = read_json(root / METADATA)
+    except DataError as error:
+        raise damaged(root, f"{METADATA} cannot be read: {error}") from error
+    found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
+    if found != FORMAT:
+        raise DataError(f"{root} is no demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
+    if metadata.get("version") != VERSION:
+        raise DataError(
+            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads "
+            f"{VERSION}: make it anew."
+        )
+    # Stores made before metadata had one are without.
+    if "digest" in metadata and metadata["digest"] != json_digest(metadata, without=("digest", "changed_ns")):
+        raise damaged(root, f"{METADATA} was changed since it was written")
+    return metadata
+
+
+def check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) -> None:
+    """Check a store's files against its metadata; see :meth:`DemoStore.open <torchrl_flow.data.DemoStore.open>`.
+
+    Raises:
+        DataError: naming the store and what is wrong.
+    """
+    with _named(root):
+        _check_files(root, metadata, verify)
+
+
+def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) -> None:
+    unread = _check_shapes(root, metadata)
+    if verify is False:
+        return
+    known = metadata.get("changed_ns")
+    known = known if isinstance(known, dict) else {}
+    if verify is None:
+        unread = {name: sha256 for name, sha256 in unread.items() if known.get(name) != _changed_ns(root, name)}
+    before = {name: _changed_ns(root, name) for name in unread}
+    for name, sha256 in unread.items():
+        if _digest(root, name) != sha256:
+            raise damaged(root, f"the checksum of {name}.memmap differs")
+    if any(known.get(name) != changed for name, changed in before.items()):
+        # The next to open it need not read these files again. A store that cannot be written to is read each time.
+        with contextlib.suppress(OSError):
+            write_json(root / METADATA, {**metadata, "changed_ns": {**known, **before}}, indent=1)
+
+
+def _changed_ns(root: Path, name: str) -> int:
+    path = root / f"{name}.memmap"
+    return path.stat().st_mtime_ns if path.exists() else -1
+
+
+def _digest(root: Path, name: str) -> str:
+    path = root / f"{name}.memmap"
+    # Of nothing there may be no file.
+    return file_digest(path) if path.exists() else hashlib.sha256().hexdigest()
+
+
+def _check_shapes(root: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Check names, shapes and sizes; returns the checksum that each file should have."""
+    columns, sums = metadata.get("columns"), {}
+    if not isinstance(columns, dict) or set(columns) != set(TABLES):
+        raise damaged(root, f"{METADATA} does not list its columns")
+    require_members(list_members(root, root), (METADATA, *TABLES), root, root)
+    for table, entries in columns.items():
+        try:
+            found = check_memmap(root / table, root=root)
+        except DataError as error:
+            raise damaged(root, str(error).removeprefix(f"{root}").lstrip(": ").rstrip(".")) from error
+        described = {"/".join(key): entry for key, entry in found.items()}
+        unnamed = any("/" in part for key in found for part in key)
+        if unnamed or not isinstance(entries, dict) or set(entries) != set(described):
+            raise damaged(root, f"{table} holds {sorted(described)}, and {METADATA} lists {sorted(entries)}")
+        for key, entry in entries.items():
+            expected = _described(entry)
+            if expected != described[key]:
+                raise damaged(root, f"{table}/{key} is {described[key]} on disk and {entry} in {METADATA}")
+            sums[f"{table}/{key}"] = entry["sha256"]
+    return sums
+
+
+def _described(entry: Any) -> MemmapEntry | None:
+    shape, dtype = (shape_of(entry.get("shape")), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
+    kind = dtype_of(f"torch.{dtype}")
+    if shape is None or kind is None or not isinstance(entry.get("sha256"), str):
+        return None
+    return MemmapEntry(shape, kind)
+
+
+@contextlib.contextmanager
+def _named(root: Path) -> Iterator[None]:
+    """Have an error of the file system name the store."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{root} cannot be read: {error.strerror or error}.") from error
+
+
+def damaged(root: Path, reason: str) -> DataError:
+    """Return the error over a damaged store."""
+    return DataError(f"{root} is a damaged demo store: {reason}. Remove the directory and make it anew.")

@@ -1,0 +1,131 @@
+"""What becomes of an update that is not finite, and whether values are such as the rewards can give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from torchrl_flow.functional.chunk import value_bound
+from torchrl_flow.util.numbers import NonFiniteError
+
+__all__ = ["UpdateGuard", "current_guard", "guarding"]
+
+_log = logging.getLogger(__name__)
+
+REWARD_KEY: NestedKey = ("next", "reward")
+STEPS_KEY: NestedKey = ("next", "steps_to_next_obs")
+VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value")
+"""Names of metrics that are mean values of actions."""
+FACTOR = 10.0
+"""How far values may be above what rewards alone can give: an entropy bonus adds to them."""
+
+
+class UpdateGuard:
+    """Counts updates whose loss or gradient is not finite, and stops when there are too many.
+
+    A skipped update changes no weight, and its gradient is dropped. It counts as an update otherwise: schedules and
+    ratios of updates to data go on.
+
+    Args:
+        max_skipped: updates to skip; the next one is an error.
+        gamma: discount of the values that :meth:`check_values` looks at; None for no such check.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Examples:
+        >>> guard = UpdateGuard(1)
+        >>> guard.skip(NonFiniteError("Update 3: loss = nan is not finite."))
+        >>> guard.skipped
+        1
+    """
+
+    def __init__(self, max_skipped: int = 0, *, gamma: float | None = None) -> None:
+        if max_skipped < 0:
+            raise ValueError(f"max_skipped must be at least 0, got {max_skipped}.")
+        if gamma is not None and not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}.")
+        self.max_skipped, self.gamma = max_skipped, gamma
+        self.skipped = 0
+        """Updates skipped so far."""
+        self._bound: Tensor | None = None
+        self._warned = False
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> UpdateGuard:
+        """Make the guard that a run's configuration asks for by ``skip_updates`` and ``gamma``, where it has them."""
+        gamma = config.get("gamma")
+        if not isinstance(gamma, (int, float)) or not 0.0 <= gamma <= 1.0:
+            gamma = None
+        return cls(config.get("skip_updates", 0), gamma=gamma)
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``train/skipped_updates``, where there are any."""
+        return {"train/skipped_updates": float(self.skipped)} if self.skipped else {}
+
+    def skip(self, error: NonFiniteError) -> None:
+        """Count an update that is not finite.
+
+        Raises:
+            NonFiniteError: the error itself, if as many were skipped as may be.
+        """
+        if self.skipped >= self.max_skipped:
+            if not self.max_skipped:
+                raise error
+            raise NonFiniteError(f"{error} {self.skipped} updates were skipped before, and no more are.") from error
+        self.skipped += 1
+        _log.warning("%s Skipped: %d of at most %d.", error, self.skipped, self.max_skipped)
+
+    def see(self, batch: TensorDictBase | None) -> None:
+        """Note the rewards of a batch: what values of actions can be at most."""
+        reward = None if batch is None or self.gamma is None else batch.get(REWARD_KEY, None)
+        if batch is None or self.gamma is None or not isinstance(reward, Tensor) or not reward.numel():
+            return
+        steps = batch.get(STEPS_KEY, None)
+        steps = torch.ones_like(reward) if not isinstance(steps, Tensor) or steps.shape != reward.shape else steps
+        largest = value_bound(reward.detach().abs().nan_to_num(0.0), steps, self.gamma).max()
+        self._bound = largest if self._bound is None else torch.maximum(self._bound, largest)
+
+    def check_values(self, metrics: Mapping[str, Any]) -> None:
+        """Warn, once, of a mean value that is far above what the rewards seen so far can give.
+
+        Args:
+            metrics: scalars by name; those of :data:`VALUES`, after a last slash, are looked at.
+        """
+        if self._warned or self._bound is None:
+            return
+        names = [name for name in metrics if name.rsplit("/", 1)[-1] in VALUES]
+        bound = float(self._bound) if names else 0.0
+        for name in names:
+            if bound > 0 and abs(float(metrics[name])) > FACTOR * bound:
+                self._warned = True
+                _log.warning(
+                    "%s = %.4g, and rewards such as those seen so far give values of at most %.4g in size (discount "
+                    "%g): the critic diverges. Lower its learning rate, raise the number of critics, or bound rewards.",
+                    *(name, float(metrics[name]), bound, self.gamma),
+                )
+                return
+
+
+_guards: list[UpdateGuard] = []
+
+
+def current_guard() -> UpdateGuard:
+    """Return the guard of the run that is going on; one that skips nothing where there is none."""
+    return _guards[-1] if _guards else UpdateGuard()
+
+
+@contextmanager
+def guarding(guard: UpdateGuard) -> Iterator[UpdateGuard]:
+    """Make a guard the current one while the block runs."""
+    _guards.append(guard)
+    try:
+        yield guard
+    finally:
+        _guards.remove(guard)
