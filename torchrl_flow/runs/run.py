@@ -32,14 +32,8 @@ _log = logging.getLogger(__name__)
 
 #: Fields of a recipe's configuration that affect only what happens after training.
 AFTER_TRAINING = (
-    "resume",
-    "results",
-    "label",
-    "eval_episodes",
-    "num_videos",
-    "compare_steps",
-    "noise_scales",
-    "best_of",
+    *("resume", "results", "label", "eval_episodes"),
+    *("num_videos", "compare_steps", "noise_scales", "best_of"),
 )
 #: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
 LENGTH = ("iterations", "chunks", "total_env_steps")
@@ -48,9 +42,8 @@ BOOKKEEPING = (
     *("name", "runs", "save_every", "eval_every", "log_every"),
     *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group"),
 )
-#: File of a run that says that it was evaluated: the mark of completion, written last.
 EVALUATION = "evaluation.json"
-"""Name of the file that a finished run leaves in its directory."""
+"""File that a finished run leaves in its directory, written last."""
 
 
 class Run:
