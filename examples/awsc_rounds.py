@@ -42,6 +42,7 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, warm_start
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
+from torchrl_flow.runs.run import AFTER_TRAINING, BOOKKEEPING
 from torchrl_flow.training import gradient_step
 
 FIRST_SEED = 1_000_000
@@ -181,6 +182,7 @@ def main(args: Args) -> EvaluationResult:
         config={"demonstrations": checkpoint.config.get("demonstrations")},
         actor_config=learner.loss.actor_network.config,
         keep_best="eval/success_once",
+        may_differ={*AFTER_TRAINING, *BOOKKEEPING, "rounds"},
     ) as run:
         warm_start(learner.loss, checkpoint)
         learner.track(run)

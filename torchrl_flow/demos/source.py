@@ -105,8 +105,10 @@ class DemoSource:
             return None if size is None else (size[0], size[1])
         with TrajectoryFile(self.path) as file:
             cameras = file.env_kwargs.get("sensor_configs")
-        sizes = [cameras.get(side) for side in ("height", "width")] if isinstance(cameras, Mapping) else [None]
-        return (sizes[0], sizes[1]) if all(isinstance(size, int) for size in sizes) else None
+        if not isinstance(cameras, Mapping):
+            return None
+        height, width = cameras.get("height"), cameras.get("width")
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def load(self, task: Mapping[str, Any], *, uses_rewards: bool = True, **chunks: Any) -> DemoReplayBuffer:
         """Make or read the demonstrations, as a replay buffer of action chunks.

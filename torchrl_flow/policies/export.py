@@ -77,7 +77,7 @@ def export_policy(
     program = _Program(actor.requires_grad_(False))
     description = _describe(actor, checkpoint, compiled=compile)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with staged(output, apart=True) as part:
+    with staged(output) as part:
         _write(program, description, part, compile=compile)
     write_bytes(output.parent / HELPER, Path(exported_policy.__file__).read_bytes())
     return output
@@ -128,7 +128,7 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
     if encoder.pixel_encoder is not None:
         shapes[encoder.pixels_key] = (encoder.pixel_encoder.shape, "uint8")
     inputs = {
-        ".".join(key) if isinstance(key, tuple) else key: {"shape": list(shapes[key][0]), "dtype": shapes[key][1]}
+        ".".join(map(str, key)) if isinstance(key, tuple) else key: {"shape": list(shapes[key][0]), "dtype": shapes[key][1]}
         for key in actor.in_keys
     }
     return {
