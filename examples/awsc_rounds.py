@@ -152,7 +152,8 @@ def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
             run.counters["env_steps"] = store.metadata["env_steps"]
             data = chunks_of(args, store, actor)
         if within == 0:
-            made = {"statistics": data.statistics()} if args.anew else {"start": learner.loss.ema_actor()}
+            start = learner.loss.ema_actor()
+            made: dict[str, Any] = {"statistics": data.statistics()} if args.anew else {"start": start}
             learner = Learner(args, actor.config, **box, **made)
             learner.track(run)
         metrics = learner.update(args, data, within + 1)

@@ -128,8 +128,8 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
     if encoder.pixel_encoder is not None:
         shapes[encoder.pixels_key] = (encoder.pixel_encoder.shape, "uint8")
     inputs = {
-        ".".join(map(str, key)) if isinstance(key, tuple) else key: {"shape": list(shapes[key][0]), "dtype": shapes[key][1]}
-        for key in actor.in_keys
+        ".".join(map(str, key)) if isinstance(key, tuple) else key: {"shape": list(shape), "dtype": dtype}
+        for key, (shape, dtype) in ((key, shapes[key]) for key in actor.in_keys)
     }
     return {
         "format": exported_policy.FORMAT,
