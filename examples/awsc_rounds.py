@@ -85,7 +85,7 @@ class Learner:
     """A flow that is cloned: loss, optimiser and average."""
 
     def __init__(self, args: Args, config: FlowActorConfig, start: FlowActor | None = None, **box: Any) -> None:
-        actor = make_flow_actor(config, **box).to(args.device)
+        self.config, actor = config, make_flow_actor(config, **box).to(args.device)
         if start is not None:
             actor.load_state_dict(start.state_dict())
         self.loss = ShortCutFlowLoss(actor)
@@ -154,7 +154,7 @@ def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
         if within == 0:
             start = learner.loss.ema_actor()
             made: dict[str, Any] = {"statistics": data.statistics()} if args.anew else {"start": start}
-            learner = Learner(args, actor.config, **box, **made)
+            learner = Learner(args, learner.config, **box, **made)
             learner.track(run)
         metrics = learner.update(args, data, within + 1)
         if run.due(args.log_every):
@@ -181,7 +181,7 @@ def main(args: Args) -> EvaluationResult:
         task=task,
         # What the policy was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},
-        actor_config=learner.loss.actor_network.config,
+        actor_config=learner.config,
         keep_best="eval/success_once",
         may_differ={*AFTER_TRAINING, *BOOKKEEPING, "rounds"},
     ) as run:
