@@ -156,7 +156,7 @@ def _cell(group: Group, name: str) -> str:
 
 
 def _differing(groups: Sequence[Group]) -> list[str]:
-    """Settings, other than the seed, in which the runs of one group differ: they are no seeds of one configuration."""
+    """Return the settings, other than the seed, in which the runs of one group differ."""
     notes = []
     for group in groups:
         seeds = [run.seed for run in group.runs]
@@ -178,7 +178,7 @@ def _differing(groups: Sequence[Group]) -> list[str]:
 
 
 def _seedless(value: Any) -> str:
-    """A setting as text, without the seed of what it describes, such as that of demonstrations."""
+    """Return a setting as text, without the seed in it, such as the seed of demonstrations."""
     return str({k: v for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value)
 
 
@@ -206,7 +206,7 @@ def _page(
     style: str,
     groups: Sequence[Group],
 ) -> str:
-    """The page; all text is escaped, the drawing alone is markup of our own."""
+    """Return the page; all text is escaped, the drawing alone is markup of our own."""
 
     def cells(kind: str, line: Sequence[Any]) -> str:
         return "<tr>" + "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in line) + "</tr>"

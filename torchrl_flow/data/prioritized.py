@@ -1,4 +1,4 @@
-"""Prioritised replay, also where TorchRL's compiled extension is not there."""
+"""Prioritised replay that does not need TorchRL's compiled extension."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PrioritizedSampler(CompiledSampler):
         return found, {"priority_weight": weight.to(self.dtype)}
 
     def _give_priorities(self, size: int) -> None:
-        """Give rows that no writer has told of the priority of new ones."""
+        """Give rows without a priority the priority of new rows."""
         if size > self._max_capacity:
             raise ValueError(f"the storage has {size} rows, and max_capacity is {self._max_capacity}: raise it.")
         if size <= self._rows_seen:
@@ -251,7 +251,7 @@ class _Tree:
 
 @contextmanager
 def _without_warning_of_the_extension() -> Iterator[None]:
-    """Silence what TorchRL says of its extension while a sampler is made that does not need it."""
+    """Suppress the warnings of TorchRL about its extension, which this sampler does not need."""
     logger = logging.getLogger("torchrl")
 
     def keep(record: logging.LogRecord) -> bool:

@@ -70,7 +70,7 @@ def counter_uniform(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
 
 
 def counter_normal(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
-    """Standard normal numbers that depend on ``(seed, counter)`` alone (Box-Muller).
+    """Return standard normal numbers that depend on ``(seed, counter)`` alone (Box-Muller).
 
     Args:
         seed: int64 ``[*B]``, one stream each.

@@ -1,4 +1,4 @@
-"""Logged transitions as the offline baselines take them: actions in [-1, 1], with or without an environment."""
+"""Logged transitions for offline baselines: actions in [-1, 1], with or without an environment."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class OfflineTask:
 
     @property
     def value_bound(self) -> float:
-        """The largest value that there can be if no reward is above the data's largest one."""
+        """The largest possible value, if no reward exceeds the largest one of the data."""
         highest = float(self.data.transitions["next", "reward"].max())
         if highest < 0 and self.data.transitions["next", "terminated"].any():
             return highest  # an episode can end after one step

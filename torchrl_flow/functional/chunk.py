@@ -99,7 +99,7 @@ def executed_mask(done: Tensor) -> Tensor:
 
 
 def executed_steps(done: Tensor) -> Tensor:
-    """Number of steps up to and including the first done, k.
+    """Return the number of steps up to and including the first done, k.
 
     Args:
         done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step.

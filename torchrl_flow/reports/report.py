@@ -116,7 +116,7 @@ def _any_success(results: Mapping[Any, EvaluationResult]) -> bool:
 
 
 def _remarks(results: Mapping[Any, EvaluationResult]) -> list[str]:
-    """What keeps the rows of a table from being compared."""
+    """Return the reasons why the rows of a table are not comparable."""
     remarks = [_FILMED] if any(result.filmed for result in results.values()) else []
     return [*remarks, _SEEDS] if len({frozenset(result.seeds) for result in results.values()}) > 1 else remarks
 

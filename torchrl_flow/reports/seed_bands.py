@@ -31,7 +31,7 @@ class SeedBand(NamedTuple):
 
 
 def seed_band(curves: Sequence[Curve]) -> SeedBand:
-    """Return mean and mean ± standard deviation (that of a sample, over n - 1) of curves, where all of them are known.
+    """Return the mean and the sample standard deviation (over n - 1) of curves on the x values that all of them cover.
 
     Curves at the same places are compared point by point. Others are interpolated to the places of all, from where the
     last one begins to where the first one ends.
@@ -104,7 +104,7 @@ def group_by_seed(runs: Sequence[str | Path]) -> dict[str, list[Path]]:
 
 
 def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
-    """Return the name of each directory, with as many of those above it as tell it from the others.
+    """Return a unique name for each directory: its own, with as many parents as are needed.
 
     Examples:
         >>> run_labels_of(["runs/a/online", "runs/b/online", "runs/bc"])
@@ -121,7 +121,7 @@ def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _common(names: Sequence[str], seeds: Sequence[Any]) -> str:
-    """The name that is left of runs without their seeds; that of the first where it differs otherwise."""
+    """Return the common name of runs without their seeds; the first name if they differ in more."""
     left = {
         re.sub(rf"[-_ /]?(seed)?[-_ =]?(?<!\d){re.escape(str(seed))}(?!\d)", "", name, count=1)
         if name.count(str(seed)) == 1
@@ -139,7 +139,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _identity(folder: Path, depth: int) -> str | None:
-    """What the runs of a group have in common, as text; None for a directory that is no run."""
+    """Return what the runs of a group have in common, as text; None for a directory that is no run."""
     config = _config(folder)
     if "seed" not in config:
         return None
@@ -148,7 +148,7 @@ def _identity(folder: Path, depth: int) -> str | None:
 
 
 def _without_seed(value: Any, depth: int) -> Any:
-    """A value of a configuration; of the directory of an earlier run, or a checkpoint in it, what that run is."""
+    """Return a value of a configuration; for the path of an earlier run, the identity of that run."""
     if not isinstance(value, str) or not value or depth == 0:
         return value
     path = Path(value)

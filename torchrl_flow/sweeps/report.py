@@ -206,7 +206,7 @@ def _address(target: Path, folder: Path) -> str:
 
 
 def _file_name(category: str) -> str:
-    """A category as the name of a file in the sweep's own directory."""
+    """Return a category as the name of a file in the sweep's own directory."""
     return re.sub(r"[^\w.-]", "_", category).lstrip(".") or "_"
 
 

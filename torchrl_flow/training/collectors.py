@@ -116,11 +116,11 @@ class CollectorRollouts:
             self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rollouts there were."""
+        """Return the number of rollouts so far."""
         return {"collected": self._collected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after so many rollouts, with new episodes in new processes."""
+        """Set the number of rollouts so far; new processes start new episodes."""
         self.close()
         self._collected = int(state.get("collected", 0))
 

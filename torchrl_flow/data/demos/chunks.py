@@ -158,7 +158,7 @@ class ChunkStorage(Storage):
     """Where indices are drawn: the store is on the CPU."""
 
     def get(self, index: Any) -> TensorDict:
-        """Folds the chunks of the given steps.
+        """Fold the chunks of the given steps.
 
         Args:
             index: int, slice, sequence, bool mask or int tensor of shape ``[*B]``.
@@ -194,7 +194,7 @@ class ChunkStorage(Storage):
         return _tensordict(root, size).set("next", _tensordict(outcome, size))
 
     def _outcome(self, rows: Tensor, end: Tensor) -> tuple[Tensor, dict[NestedKey, Tensor]]:
-        """The number of executed steps, and everything under ``next`` but the frames."""
+        """Return the number of executed steps, and everything under ``next`` but the frames."""
         window = rows[:, None] + torch.arange(self.act_horizon)
         last = window >= end[:, None] - 1
         window = torch.minimum(window, end[:, None] - 1)
@@ -226,7 +226,7 @@ class ChunkStorage(Storage):
         return chunk, known & exists if self.mask_padding else known
 
     def _history(self, frames: Tensor, first: Tensor) -> dict[NestedKey, Tensor]:
-        """The frames up to the given ones, not before the first of their episode."""
+        """Return the frames up to the given ones, not before the first of their episode."""
         window = torch.maximum(frames[:, None] + torch.arange(1 - self.obs_horizon, 1), first[:, None])
         return {key: _gather(table, window) for key, table in self._frames.items()}
 
@@ -247,20 +247,20 @@ class ChunkStorage(Storage):
         return torch.where(rows < 0, rows + size, rows)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Raises: a demo store is read-only."""
+        """Raise an error: a demo store is read-only."""
         raise RuntimeError("ChunkStorage is read-only: write demonstrations with DemoStore.from_episodes.")
 
     def _empty(self) -> None:
         raise RuntimeError("ChunkStorage is read-only and cannot be emptied.")
 
     def contains(self, item: Any) -> Tensor | bool:
-        """Tells which indices are within the store."""
+        """Tell which indices are within the store."""
         rows = torch.as_tensor(item)
         inside = (rows >= -len(self)) & (rows < len(self))
         return bool(inside) if inside.ndim == 0 else inside
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what identifies the data, not the data: a checkpoint stays small."""
+        """Return what identifies the data, not the data: a checkpoint stays small."""
         return {
             "num_steps": len(self),
             "key": self.store.metadata.get("key"),
@@ -275,7 +275,7 @@ class ChunkStorage(Storage):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks that this storage has the data and the folding of the one that was saved.
+        """Check that this storage has the data and the folding of the one that was saved.
 
         Raises:
             RuntimeError: naming what differs.
@@ -286,12 +286,12 @@ class ChunkStorage(Storage):
             raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differing)}).")
 
     def dumps(self, path: str | Path) -> None:
-        """Writes :meth:`state_dict` into a directory, as JSON."""
+        """Write :meth:`state_dict` into a directory, as JSON."""
         Path(path).mkdir(parents=True, exist_ok=True)
         (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Checks against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+        """Check against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
             DataError: naming the file, if it is missing or no JSON object.

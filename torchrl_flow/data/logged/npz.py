@@ -145,7 +145,7 @@ def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
 
 
 def _warn_unknown(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Say what the arrays that are missing leave unknown."""
+    """Warn of what is unknown because arrays are missing."""
     if "terminals" not in arrays:
         warnings.warn(
             f"{path} has no terminals: which states end the task is not known, and none counts as such; values are "

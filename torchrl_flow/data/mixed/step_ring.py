@@ -93,7 +93,7 @@ class StepRing(Storage):
         return time[:, None] * envs + torch.arange(envs, device=time.device)
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Writes steps ``[n, E]`` at times ``cursor`` ``[n]``."""
+        """Write steps ``[n, E]`` at times ``cursor`` ``[n]``."""
         length, room, envs = self._sizes
         if room and data.shape[1] != envs:
             raise ValueError(
@@ -111,12 +111,12 @@ class StepRing(Storage):
         self.newest, self._last_ids = int(cursor[-1]), ids[-1].clone()
 
     def mark_end(self, time: int, broken: Tensor | bool) -> None:
-        """Ends the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
+        """End the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
         ends = self._column(END)
         ends[time] = ends[time] | broken
 
     def get(self, index: Any) -> TensorDict:
-        """Folds the chunks of the given items, an int64 tensor ``[n]``."""
+        """Fold the chunks of the given items, an int64 tensor ``[n]``."""
         length, room, envs = self._sizes
         time, env = index // envs, (index % envs)[:, None]
         oldest = self._oldest()
@@ -179,18 +179,18 @@ class StepRing(Storage):
         self.newest, self._last_ids = -1, None
 
     def contains(self, item: Any) -> Any:
-        """Tells which items have been written."""
+        """Tell which items have been written."""
         return (torch.as_tensor(item) >= 0) & (torch.as_tensor(item) < len(self))
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def rows(self) -> TensorDictBase:
-        """The steps as they are stored, ``[T, E]``."""
+        """Return the steps as they are stored, ``[T, E]``."""
         return self.steps.get(slice(None))
 
     def restore(self, rows: TensorDictBase, newest: int) -> None:
-        """Puts back what :meth:`rows` gave.
+        """Restore the steps that :meth:`rows` returned.
 
         What is written next is taken for other episodes: whoever restores a buffer has reset the environments.
         """

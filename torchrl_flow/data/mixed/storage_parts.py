@@ -40,10 +40,10 @@ class _Part(Storage):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the storage has the rows."""
+        """Do nothing: the storage has the rows."""
 
     def _empty(self) -> None:
-        """Nothing: the storage has the rows."""
+        """Do nothing: the storage has the rows."""
 
 
 class StorageParts:

@@ -78,7 +78,7 @@ def collect_demonstrations(
 def _simulate(
     env: PlanarPickPlaceEnv, demonstrator: PlanarDemonstrator, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs all episodes to their ends: observations ``[B, T+1, 12]``, actions, successes, lengths ``[B]``."""
+    """Run all episodes to their ends: observations ``[B, T+1, 12]``, actions, successes, lengths ``[B]``."""
     state = env.reset(seed=seed)["observation"]
     over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
     length = over.to(torch.int64)

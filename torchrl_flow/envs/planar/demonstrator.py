@@ -114,7 +114,7 @@ class PlanarDemonstrator:
         self.stopped = torch.zeros_like(seeds, dtype=torch.bool)
 
     def _draw_style(self, quality: str) -> None:
-        """Draws what stays fixed during an episode: style, side, speed, mistakes and their times."""
+        """Draw what stays fixed during an episode: style, side, speed, mistakes and their times."""
         u = counter_uniform(self._seeds, torch.zeros_like(self._seeds), 10)
         shares = DEMO_QUALITIES[quality]
         bounds = u.new_tensor(list(shares.values())).cumsum(0)
@@ -180,7 +180,7 @@ class PlanarDemonstrator:
         return targets[torch.arange(len(targets), device=targets.device), self._phase]
 
     def _advance(self, state: Tensor) -> None:
-        """Moves every demonstrator on to its next phase where the present one is done or has failed."""
+        """Move every demonstrator on to its next phase where the present one is done or has failed."""
         phase, geometry = self._phase, self.geometry
         held = state[:, HELD].squeeze(-1) > 0.5
         closure = state[:, CLOSURE].squeeze(-1)

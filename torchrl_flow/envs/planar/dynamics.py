@@ -101,7 +101,7 @@ class PlanarGeometry:
 
 
 def initial_state(uniform: Tensor) -> Tensor:
-    """Initial states from uniform numbers: gripper and disc left of the wall, goal right of it.
+    """Return initial states from uniform numbers: gripper and disc left of the wall, goal right of it.
 
     The pillar stands half-way between gripper and disc, so the straight way is barred and both ways round
     it are about equally good. Every state is free of overlaps by construction.

@@ -242,7 +242,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return self._pixels.clone()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restores the simulation from a ``state_dict()`` of an env of the same size."""
+        """Restore the simulation from a ``state_dict()`` of an env of the same size."""
         self._pixels = None
         return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -281,5 +281,5 @@ class PlanarPickPlaceEnv(EnvBase):
 
 
 def _int64(seed: int) -> int:
-    """The int64 with the lowest 64 bits of a seed of any size or sign."""
+    """Return the int64 with the lowest 64 bits of a seed of any size or sign."""
     return (int(seed) + (1 << 63)) % (1 << 64) - (1 << 63)
