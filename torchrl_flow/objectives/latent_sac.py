@@ -82,13 +82,14 @@ class LatentSACLoss(SACLoss):
         if target_entropy == "auto":
             target_entropy = -0.5 * latent_policy.latent_shape.numel()
         check_one_of("reduction", reduction, REDUCTIONS)
+        options: dict[str, Any] = {"loss_function": "l2", "scalar_output_mode": "exclude", **kwargs}
         super().__init__(
             latent_policy,
             qvalue_network=list(qvalue_network),  # pyright: ignore[reportArgumentType]
             num_qvalue_nets=len(qvalue_network),
             target_entropy=target_entropy,
             reduction=reduction,
-            **{"loss_function": "l2", "scalar_output_mode": "exclude", **kwargs},
+            **options,
         )
         self.backup_entropy = backup_entropy
         self.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
