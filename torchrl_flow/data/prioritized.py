@@ -234,12 +234,14 @@ class _Tree:
     def __setitem__(self, index: Any, value: Any) -> None:
         nodes = np.asarray(index).reshape(-1) + self._first
         self._nodes[nodes] = np.asarray(value, dtype=np.float64).reshape(-1)
+        # Update the parents n // 2, level by level; siblings have one parent, which is computed once.
         while (nodes := np.unique(nodes >> 1))[0] > 0:
             self._nodes[nodes] = self._combine(self._nodes[2 * nodes], self._nodes[2 * nodes + 1])
 
     def find(self, mass: np.ndarray) -> np.ndarray:
         """Return for each mass the row at which the sum of all rows up to it exceeds the mass."""
         node, mass = np.ones(mass.shape, dtype=np.int64), mass.copy()
+        # All leaves are at one depth: the descents reach them together.
         while node[0] < self._first if len(node) else False:
             left = self._nodes[2 * node]
             # Rounding may leave some mass where nothing is right of a node.

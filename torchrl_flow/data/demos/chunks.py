@@ -187,6 +187,7 @@ class ChunkStorage(Storage):
             keys.action: chunk[:, self._executed].clone(),
             keys.is_demo: torch.ones(size, 1, dtype=torch.bool),
             keys.steps_to_next_obs: steps,
+            # Each episode has one frame more than it has steps: frame = step + number of the episode.
             **self._history(rows + episode, first + episode),
         }
         if self.next_obs:
@@ -196,6 +197,7 @@ class ChunkStorage(Storage):
     def _outcome(self, rows: Tensor, end: Tensor) -> tuple[Tensor, dict[NestedKey, Tensor]]:
         """Return the number of executed steps, and everything under ``next`` but the frames."""
         window = rows[:, None] + torch.arange(self.act_horizon)
+        # Steps past the end of the episode read its last step, and the mask of executed steps leaves them out.
         last = window >= end[:, None] - 1
         window = torch.minimum(window, end[:, None] - 1)
         success = self._success[window]
@@ -214,6 +216,7 @@ class ChunkStorage(Storage):
         }
 
     def _chunk(self, rows: Tensor, first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        # The row is the first executed step; with alignment "oldest" a chunk starts before it.
         window = rows[:, None] + torch.arange(self.pred_horizon) - self._executed.start
         low, high = first[:, None], end[:, None] - 1
         exists = (window >= low) & (window <= high)
@@ -227,6 +230,7 @@ class ChunkStorage(Storage):
 
     def _history(self, frames: Tensor, first: Tensor) -> dict[NestedKey, Tensor]:
         """Return the frames up to the given ones, not before the first of their episode."""
+        # At the start of an episode the history repeats the first frame.
         window = torch.maximum(frames[:, None] + torch.arange(1 - self.obs_horizon, 1), first[:, None])
         return {key: _gather(table, window) for key, table in self._frames.items()}
 

@@ -78,13 +78,16 @@ class StepRing(Storage):
 
     def _oldest(self) -> int:
         length, room, _ = self._sizes
+        # In a full ring the oldest step follows the newest one; before that it is at time 0.
         return (self.newest + 1) % room if length == room else 0
 
     def _rand_given_ndim(self, batch_size: int) -> Tensor:
         length, room, envs = self._sizes
         options: dict[str, Any] = {"generator": generator_of(self), "device": self.device}
+        # A chunk that starts later would need steps that are still to come.
         age = torch.randint(length - self.act_horizon + 1, (batch_size,), **options)
         env = torch.randint(envs, (batch_size,), **options)
+        # Items count environments first: item = time * envs + env.
         return (self._oldest() + age) % room * envs + env
 
     def flat_index(self, time: Tensor) -> Tensor:
@@ -103,6 +106,7 @@ class StepRing(Storage):
         ids = data.get(TRAJECTORY).to(self.device)
         data = data.exclude(TRAJECTORY).to(self.device)
         end = data.get(("next", self._keys.done)).squeeze(-1).clone()
+        # A collector may cut an episode without a done: then only the number of the trajectory changes.
         end[:-1] |= ids[1:] != ids[:-1]
         if length:
             self.mark_end(self.newest, ids[0] != self._last_ids if self._last_ids is not None else True)
@@ -120,7 +124,9 @@ class StepRing(Storage):
         length, room, envs = self._sizes
         time, env = index // envs, (index % envs)[:, None]
         oldest = self._oldest()
+        # Ages count from the oldest step, so that windows that wrap around the ring have consecutive ages.
         age = (time - oldest) % room
+        # The item is the first executed step; with alignment "oldest" a chunk starts before it.
         offsets = torch.arange(self.pred_horizon, device=index.device) - self._executed.start
         ages = age[:, None] + offsets
         exists = (ages >= 0) & (ages < length)
@@ -131,10 +137,12 @@ class StepRing(Storage):
         ends = at(END, ages.clamp(0, length - 1)) & exists
         mask = exists & _same_episode(ends, self._executed.start)
         past, future = mask[:, : self._executed.start].sum(1), mask[:, self._executed.start :].sum(1)
+        # Outside of the episode, and of the ring, a chunk repeats its nearest step inside.
         nearest = torch.minimum(torch.maximum(offsets, -past[:, None]), future[:, None] - 1)
         chunk = at(self._keys.action, age[:, None] + nearest)
 
         window, ended = ages[:, self._executed], ends[:, self._executed]
+        # The newest step cuts a chunk as an end does: what follows it is not known yet.
         executed = executed_mask(ended | (window >= length - 1))
         count = executed_steps(ended | (window >= length - 1))
         known = window.clamp(max=length - 1)
@@ -147,6 +155,7 @@ class StepRing(Storage):
             found[unravel_key(key)] = at(key, age, env[:, 0])
             after: NestedKey = unravel_key(("next", key))
             if after in self._leaves:
+                # What is observed after the last executed step, which is `count - 1` steps after the first.
                 found[after] = at(after, age + count[:, 0] - 1, env[:, 0])
         out = TensorDict({}, batch_size=index.shape)
         for key in self._leaves:
@@ -204,6 +213,8 @@ def _same_episode(ends: Tensor, start: int) -> Tensor:
     """Which steps of windows ``[n, H]`` are of the episode of step ``start``, given which steps end an episode."""
     ends = ends.to(torch.int64)
     past, future = ends[:, :start], ends[:, start:]
+    # A past step is of the episode if neither it nor a step between it and `start` is an end; a future step, if no step
+    # from `start` up to the one before it is an end.
     before = past.flip(1).cumsum(1).flip(1)
     after = future.cumsum(1) - future
     return torch.cat([before, after], 1) == 0

@@ -103,7 +103,9 @@ class MixedStorage(Storage):
             batch = self._read_online(flat)
         else:
             batch = _joined(self._read_demos(flat[of_demos]), self._read_online(flat[~of_demos]))
+            # The ratio sampler draws demonstrations first: then the joined rows are in the order of the index already.
             if not bool(of_demos[:count].all()):
+                # Row i of the joined rows belongs to place[i]; the inverse permutation restores the order.
                 place = torch.cat([of_demos.nonzero(), (~of_demos).nonzero()]).squeeze(-1)
                 batch = batch[torch.argsort(place).to(batch.device or "cpu")]
         return cast(TensorDictBase, batch.reshape(rows.shape))
