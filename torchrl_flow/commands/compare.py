@@ -123,12 +123,12 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Digits behind the point of returns: three where they are small."""
+    """Return digits behind the point of returns: three where they are small."""
     return 3 if all(abs(value) < 10 for value in values) else 1
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
+    """Return mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
     names = [name for name in _FIGURES if any(group.figure(name) for group in groups)]
     header = ["group", "task", "seeds", *(name.replace("_", " ") for name in names), "lowest to highest", "env steps"]
     rows = []

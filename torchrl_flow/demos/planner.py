@@ -313,7 +313,7 @@ def _is_delta_ee(arm: Any) -> bool:
 
 
 def _perturbed(controller: Any) -> np.ndarray | None:
-    """Which steps a controller marks as not to be imitated."""
+    """Return which steps a controller marks as not to be imitated."""
     perturbed = getattr(controller, "perturbed", None)
     return None if perturbed is None else np.array(perturbed, dtype=bool)
 

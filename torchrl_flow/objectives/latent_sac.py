@@ -147,7 +147,7 @@ class LatentSACLoss(SACLoss):
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def _observations(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return what the critics see of a batch ``[*B]``, flattened; also where a batch does not know its size."""
+        """Return the observations that the critics read in a batch ``[*B]``, flattened; also without a batch size."""
         batch = self.actor_network.encoder.batch_shape(tensordict)
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
         flat = {key: tensordict[key].reshape(-1, *tensordict[key].shape[len(batch) :]) for key in keys}

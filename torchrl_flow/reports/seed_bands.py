@@ -160,7 +160,7 @@ def _without_seed(value: Any, depth: int) -> Any:
 
 
 def _recipe(folder: Path) -> str:
-    """Name of the recipe: told by the run, or read from the command that started it."""
+    """Return the name of the recipe, from the run or from the command that started it."""
     file = folder / "provenance.json"
     starts: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     first: Mapping[str, Any] = starts[0] if isinstance(starts, list) and starts and isinstance(starts[0], dict) else {}

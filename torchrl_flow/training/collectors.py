@@ -240,7 +240,7 @@ def _ignore_interrupts() -> None:
 
 
 def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
-    """Exit codes of the processes that have ended by themselves, by number."""
+    """Return exit codes of the processes that have ended by themselves, by number."""
     codes = {}
     for number, process in enumerate(collector.procs):
         # TorchRL closes those that it has ended because of another one, which tell nothing any more.

@@ -29,7 +29,7 @@ class NonFiniteError(RuntimeError):
 
 
 def non_finite_entries(data: TensorDictBase) -> list[str]:
-    """Name the entries of a batch that are not finite, each with the first row where.
+    """Name the entries of a batch that are not finite, each with its first such row.
 
     Examples:
         >>> from tensordict import TensorDict

@@ -264,7 +264,7 @@ class ChunkStorage(Storage):
         return bool(inside) if inside.ndim == 0 else inside
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what identifies the data, not the data: a checkpoint stays small."""
+        """Return the identity of the data and not the data, so that a checkpoint stays small."""
         return {
             "num_steps": len(self),
             "key": self.store.metadata.get("key"),
@@ -323,7 +323,7 @@ def _tensordict(entries: dict[NestedKey, Tensor], size: int) -> TensorDict:
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
-    """``table[rows]``, by the operation that copies whole rows."""
+    """Return ``table[rows]``, by the operation that copies whole rows."""
     return table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, *table.shape[1:])
 
 

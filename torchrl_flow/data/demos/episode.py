@@ -210,7 +210,7 @@ def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
 
 
 def _leaves(data: Mapping[str, Any] | TensorDictBase, prefix: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
-    """Entries by key; tuples for nested ones."""
+    """Return entries by key; tuples for nested ones."""
     for key, value in data.items():
         path = (*prefix, *(key if isinstance(key, tuple) else (key,)))
         if isinstance(value, (Mapping, TensorDictBase)):

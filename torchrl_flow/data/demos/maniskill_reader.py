@@ -25,7 +25,7 @@ DEFAULT_CAMERA = "base_camera"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What of a trajectory file gets into a store, and how.
+    """Options of reading a trajectory file into a store.
 
     Args:
         max_episodes: read that many good episodes. Default: all.
@@ -194,7 +194,7 @@ class EpisodeReader:
                 )
 
     def _left_out(self) -> Iterator[str]:
-        """Return what of the observations is not read, beside the cameras that were not chosen."""
+        """Return the entries of the observations that are not read, other than cameras that were not chosen."""
         lost = sorted(entry for entry in self.layout if entry.startswith("obs/") and not _is_read(entry))
         if lost:
             shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
@@ -219,19 +219,19 @@ class EpisodeReader:
 
 
 def warn_doubts(doubts: Iterable[str]) -> None:
-    """Warn of what the user should know of a file, at each reading and reopening."""
+    """Warn of doubts about a file, at each reading and reopening."""
     for doubt in doubts:
         warnings.warn(doubt, DataWarning, stacklevel=5)
 
 
 def _is_read(entry: str) -> bool:
-    """Whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
+    """Return whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
     parts = entry.split("/")
     return parts[1] in ("agent", "extra", "state") or (parts[1] == "sensor_data" and parts[-1] == "rgb")
 
 
 def _layout(group: h5py.Group) -> dict[str, tuple[int, ...]]:
-    """Row shapes of the entries that are read, by path."""
+    """Return row shapes of the entries that are read, by path."""
     out: dict[str, tuple[int, ...]] = {}
 
     def visit(path: str, entry: Any) -> None:

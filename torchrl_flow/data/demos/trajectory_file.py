@@ -117,7 +117,7 @@ class TrajectoryFile:
         return text_field(self.json_path, field, self.episodes[number].get("control_mode"))
 
     def _match(self) -> dict[int, str]:
-        """Reasons of entries without a fitting trajectory; raises when that is most of them."""
+        """Return reasons of entries without a fitting trajectory; raise an error if they are the majority."""
         present = {name for name in map(str, self.file) if name.startswith("traj_")}
         if not present:
             found = sorted(self.file)[:4]

@@ -257,5 +257,5 @@ class NpzReplayBuffer(CheckedReplayBuffer):
         return scaled.clamp(-1.0, 1.0)
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """Statistics of observations and actions, for the normalisers of a policy."""
+        """Return statistics of observations and actions, for the normalisers of a policy."""
         return {name: column_statistics(self.transitions[name].cpu()) for name in ("observation", "action")}

@@ -95,7 +95,7 @@ class TransitionRows(_Rows):
         return rows
 
     def _imitation(self, flat: TensorDictBase, action: Tensor, steps: Tensor) -> dict[NestedKey, Tensor]:
-        """``action_chunk`` ``[N, H, A]`` and ``action_mask`` ``[N, H]``."""
+        """Return ``action_chunk`` ``[N, H, A]`` and ``action_mask`` ``[N, H]``."""
         key: NestedKey = unravel_key(self.keys.action_chunk)
         horizon, first = self.demos.pred_horizon, self.executed.start
         place = torch.arange(horizon, device=action.device) - first

@@ -73,7 +73,7 @@ class StepRing(Storage):
         return max(0, length - self.act_horizon + 1) * envs
 
     def _column(self, key: NestedKey) -> Tensor:
-        """One entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
+        """Return one entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
         return stored_rows(self.steps).get(key)
 
     def _oldest(self) -> int:
@@ -91,7 +91,7 @@ class StepRing(Storage):
         return (self._oldest() + age) % room * envs + env
 
     def flat_index(self, time: Tensor) -> Tensor:
-        """Items ``[n, E]`` of all environments' steps at ``time`` ``[n]``."""
+        """Return the items ``[n, E]`` of all environments' steps at ``time`` ``[n]``."""
         envs = self._sizes[2]
         return time[:, None] * envs + torch.arange(envs, device=time.device)
 
@@ -163,7 +163,7 @@ class StepRing(Storage):
         return out
 
     def _outcome(self, read: Any, ended: Tensor, executed: Tensor, count: Tensor) -> dict[NestedKey, Tensor]:
-        """Everything under ``next`` but the observations."""
+        """Return everything under ``next`` but the observations."""
         keys = self._keys
         done = latch(ended, executed)
         flags = {
@@ -210,7 +210,7 @@ class StepRing(Storage):
 
 
 def _same_episode(ends: Tensor, start: int) -> Tensor:
-    """Which steps of windows ``[n, H]`` are of the episode of step ``start``, given which steps end an episode."""
+    """Return which steps of windows ``[n, H]`` are in the episode of step ``start``, from the ends of episodes."""
     ends = ends.to(torch.int64)
     past, future = ends[:, :start], ends[:, start:]
     # A past step is of the episode if neither it nor a step between it and `start` is an end; a future step, if no step

@@ -44,7 +44,7 @@ class BatchComparison:
         return not any(self.differences.values())
 
     def summary(self) -> str:
-        """One line."""
+        """Return the outcome in one line."""
         found = ", ".join(f"{key} by {value:.1e}" for key, value in self.differences.items() if value)
         return (
             f"{self.task}: {'equal' if self.equal else 'differs: ' + found} ({self.episodes} episodes, "

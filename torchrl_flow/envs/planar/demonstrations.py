@@ -24,7 +24,7 @@ def collect_demonstrations(
     geometry: PlanarGeometry | None = None,
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Tensor]]:
-    """Demonstrations of the planar task, simulated in one batch.
+    """Return demonstrations of the planar task, simulated in one batch.
 
     Episode ``i`` starts from seed ``seed + i`` and is the same whatever ``num_episodes`` is. Qualities:
     "expert" (all but always succeeds), "medium", "poor", and "mixed", a mixture of the three. The lower ones

@@ -1,4 +1,4 @@
-"""The number of executed steps, beside the action that led to them."""
+"""The number of executed steps at the root of a transition, beside the action."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mark_next(steps: Tensor) -> Tensor:
 
 
 def free_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
-    """Give the root of the transition to come a tensor of its own, which :func:`write_root_steps` may write into."""
+    """Give the root of the next transition a tensor of its own, which :func:`write_root_steps` may write into."""
     root = tensordict.get(key, None)
     return tensordict if root is None else tensordict.set(key, root.clone())
 

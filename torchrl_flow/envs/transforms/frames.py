@@ -48,7 +48,7 @@ def as_frames(images: Any) -> NDArray[Any]:
 
 
 class _Recording:
-    """What a recorder shares with its clones, of which TorchRL makes the parents of later transforms."""
+    """State that a recorder shares with its clones: TorchRL makes the parents of later transforms of clones."""
 
     def __init__(self) -> None:
         self.rows = 0

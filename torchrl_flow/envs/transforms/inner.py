@@ -140,5 +140,5 @@ def keep_where(mask: Tensor, new: TensorDictBase, old: TensorDictBase) -> Tensor
 
 
 def expand_right(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` with dimensions added on the right until it has the shape of ``like``."""
+    """Return ``tensor`` with dimensions added on the right until it has the shape of ``like``."""
     return tensor.reshape(tensor.shape + (1,) * (like.ndim - tensor.ndim)).expand(like.shape)

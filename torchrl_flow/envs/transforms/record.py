@@ -130,6 +130,6 @@ def _over_steps(values: list[Tensor]) -> Tensor:
 
 
 def _over_features(executed: Tensor, like: Tensor) -> Tensor:
-    """``[*B, n]`` expanded to the shape ``[*B, *F, n]`` of ``like``."""
+    """Return ``[*B, n]`` expanded to the shape ``[*B, *F, n]`` of ``like``."""
     features = (1,) * (like.ndim - executed.ndim)
     return executed.reshape(*executed.shape[:-1], *features, executed.shape[-1]).expand(like.shape)

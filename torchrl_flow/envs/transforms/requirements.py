@@ -77,5 +77,5 @@ def sum_spec(spec: TensorSpec, total: float) -> TensorSpec:
 
 
 def float_dtype(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or the default one in the place of an integer type."""
+    """Return ``dtype``, or the default one in the place of an integer type."""
     return dtype if dtype.is_floating_point else torch.get_default_dtype()

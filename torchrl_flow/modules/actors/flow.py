@@ -1,4 +1,4 @@
-"""The policy object of every algorithm here: observation in, action chunk out, by a flow from noise."""
+"""The policy of every algorithm: a flow from noise to an action chunk, conditioned on the observation."""
 
 from __future__ import annotations
 
