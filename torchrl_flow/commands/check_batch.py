@@ -162,7 +162,7 @@ class CheckBatchArgs:
 
 @contextlib.contextmanager
 def _nobody_at_the_terminal() -> Iterator[None]:
-    """Lets ManiSkill's question whether to download a robot fail, in the place of waiting for an answer."""
+    """Let ManiSkill's question whether to download a robot fail, in the place of waiting for an answer."""
     with open(os.devnull, encoding="utf-8") as nothing:
         stdin, sys.stdin = sys.stdin, nothing
         try:

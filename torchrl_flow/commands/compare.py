@@ -123,12 +123,12 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Digits behind the point of returns: three where they are small."""
+    """Return digits behind the point of returns: three where they are small."""
     return 3 if all(abs(value) < 10 for value in values) else 1
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
+    """Return mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
     names = [name for name in _FIGURES if any(group.figure(name) for group in groups)]
     header = ["group", "task", "seeds", *(name.replace("_", " ") for name in names), "lowest to highest", "env steps"]
     rows = []
@@ -156,7 +156,7 @@ def _cell(group: Group, name: str) -> str:
 
 
 def _differing(groups: Sequence[Group]) -> list[str]:
-    """Settings, other than the seed, in which the runs of one group differ: they are no seeds of one configuration."""
+    """Return the settings, other than the seed, in which the runs of one group differ."""
     notes = []
     for group in groups:
         seeds = [run.seed for run in group.runs]
@@ -178,7 +178,7 @@ def _differing(groups: Sequence[Group]) -> list[str]:
 
 
 def _seedless(value: Any) -> str:
-    """A setting as text, without the seed of what it describes, such as that of demonstrations."""
+    """Return a setting as text, without the seed in it, such as the seed of demonstrations."""
     return str({k: v for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value)
 
 
@@ -206,7 +206,7 @@ def _page(
     style: str,
     groups: Sequence[Group],
 ) -> str:
-    """The page; all text is escaped, the drawing alone is markup of our own."""
+    """Return the page; all text is escaped, the drawing alone is markup of our own."""
 
     def cells(kind: str, line: Sequence[Any]) -> str:
         return "<tr>" + "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in line) + "</tr>"

@@ -45,7 +45,7 @@ def _one_of(kinds: list[Any]) -> Any:
 
 
 def _recipe_kinds() -> list[Any]:
-    """The arguments of each recipe, as a subcommand of its name."""
+    """Return the arguments of each recipe, as a subcommand of its name."""
     sys.path.insert(0, str(recipe_folder()))
     kinds = []
     # What a recipe prints as it is imported is not part of the script.

@@ -267,7 +267,7 @@ def _maniskill(found: Mapping[str, Outcome], installed: bool) -> list[Check]:
 
 
 def _command_in(message: str) -> str:
-    """The command that a message names after "run"."""
+    """Return the command that a message names after "run"."""
     _, mark, rest = message.rpartition("run `")
     return rest.split("`", 1)[0] if mark else ""
 

@@ -36,7 +36,7 @@ def find_recipes() -> dict[str, tuple[Path, str]]:
 
 
 def _first_line(path: Path) -> str:
-    """The first line of a docstring; parsing twenty scripts for it would take longer than everything else here."""
+    """Return the first line of a docstring, without parsing the script, which is slow."""
     with path.open(encoding="utf-8") as file:
         return file.readline().strip().removeprefix("r").strip('"').strip()
 

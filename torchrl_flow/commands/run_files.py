@@ -142,7 +142,7 @@ def _head(path: Path) -> str:
 
 
 def _evaluations(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Figures by label; the offline baselines write returns by name, the recipe's with a standard error."""
+    """Return figures by label; the offline baselines write returns by name, the recipe's with a standard error."""
     nested = {label: figures for label, figures in found.items() if isinstance(figures, dict)}
     if nested:
         return nested

@@ -1,4 +1,4 @@
-"""What this package raises about data it will not read."""
+"""Errors and warnings about data that cannot be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class DataError(ValueError):
 
 
 class DataWarning(UserWarning):
-    """Data was read, but not all of it, or with a doubt that the user should know of."""
+    """Some of the data were not read, or may be wrong."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Tells whether a file is what Git LFS leaves in place of a large one that was not downloaded."""
+    """Tell whether a file is a Git LFS pointer to a large file that was not downloaded."""
     with path.open("rb") as file:
         return file.read(40).startswith(b"version https://git-lfs")
 

@@ -31,7 +31,7 @@ _METADATA, _ROWS, _DIGESTS = "cache.json", "rows", "digests.json"
 
 
 def data_digest(data: DemoReplayBuffer) -> str:
-    """Return the SHA-256 of what a demo buffer's observations and actions are made of: files and folding of chunks.
+    """Return the SHA-256 of the files of a demo buffer and of its chunk options.
 
     The discount is no part of it: it folds rewards alone.
     """

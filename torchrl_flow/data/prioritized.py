@@ -1,4 +1,4 @@
-"""Prioritised replay, also where TorchRL's compiled extension is not there."""
+"""Prioritised replay that does not need TorchRL's compiled extension."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PrioritizedSampler(CompiledSampler):
         return found, {"priority_weight": weight.to(self.dtype)}
 
     def _give_priorities(self, size: int) -> None:
-        """Give rows that no writer has told of the priority of new ones."""
+        """Give rows without a priority the priority of new rows."""
         if size > self._max_capacity:
             raise ValueError(f"the storage has {size} rows, and max_capacity is {self._max_capacity}: raise it.")
         if size <= self._rows_seen:
@@ -234,12 +234,14 @@ class _Tree:
     def __setitem__(self, index: Any, value: Any) -> None:
         nodes = np.asarray(index).reshape(-1) + self._first
         self._nodes[nodes] = np.asarray(value, dtype=np.float64).reshape(-1)
+        # Update the parents n // 2, level by level; siblings have one parent, which is computed once.
         while (nodes := np.unique(nodes >> 1))[0] > 0:
             self._nodes[nodes] = self._combine(self._nodes[2 * nodes], self._nodes[2 * nodes + 1])
 
     def find(self, mass: np.ndarray) -> np.ndarray:
         """Return for each mass the row at which the sum of all rows up to it exceeds the mass."""
         node, mass = np.ones(mass.shape, dtype=np.int64), mass.copy()
+        # All leaves are at one depth: the descents reach them together.
         while node[0] < self._first if len(node) else False:
             left = self._nodes[2 * node]
             # Rounding may leave some mass where nothing is right of a node.
@@ -251,7 +253,7 @@ class _Tree:
 
 @contextmanager
 def _without_warning_of_the_extension() -> Iterator[None]:
-    """Silence what TorchRL says of its extension while a sampler is made that does not need it."""
+    """Suppress the warnings of TorchRL about its extension, which this sampler does not need."""
     logger = logging.getLogger("torchrl")
 
     def keep(record: logging.LogRecord) -> bool:

@@ -83,7 +83,7 @@ class MakeDemosReport:
     """Part of the time that the planner took; the rest is conversion, recording and start."""
 
     def summary(self) -> str:
-        """Returns the report as one line."""
+        """Return the report as one line."""
         solved = "" if self.success_rate == 1 else f", {self.success_rate:.0%} of them successful,"
         failed = ", ".join(f"{count} {stage}" for stage, count in self.failures.items()) or "none"
         return (

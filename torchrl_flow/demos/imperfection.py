@@ -132,5 +132,5 @@ class FlawedController:
 
 
 def _expected_steps(motion: Any, default: int) -> int:
-    """How many steps a motion takes, as far as it tells."""
+    """Return how many steps a motion takes, as far as it tells."""
     return len(motion) if hasattr(motion, "__len__") else default

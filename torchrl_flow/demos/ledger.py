@@ -71,11 +71,11 @@ class DemoLedger:
         return [self.attempts[seed] for seed in sorted(self.attempts) if self.attempts[seed].stage == "done"]
 
     def is_merged(self) -> bool:
-        """Tells whether the finished file holds every attempt."""
+        """Tell whether the finished file holds every attempt."""
         return self.json_path.is_file() and self.path.is_file() and not self.parts.exists()
 
     def add(self, attempt: Attempt, episode: RecordedEpisode | None = None) -> None:
-        """Keeps an attempt; one that gave a demonstration with its episode."""
+        """Keep an attempt; one that gave a demonstration with its episode."""
         self.parts.mkdir(parents=True, exist_ok=True)
         if not (self.parts / "settings.json").exists():
             write_json(self.parts / "settings.json", self.settings, indent=1)
@@ -86,7 +86,7 @@ class DemoLedger:
         self.attempts[attempt.seed] = attempt
 
     def merge(self, info: Mapping[str, Any], episode_info: Mapping[str, Any]) -> None:
-        """Writes all demonstrations, in the order of their seeds, as ManiSkill's two files.
+        """Write all demonstrations, in the order of their seeds, as ManiSkill's two files.
 
         Args:
             info: ``env_info`` and other top-level entries of the ``.json``.

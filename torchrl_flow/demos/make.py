@@ -41,7 +41,7 @@ def make_demonstrations(
     transform: ActionTransform | None = None,
     transform_name: str | None = None,
 ) -> MakeDemosReport:
-    """Plans, converts and checks demonstrations until there are as many as asked for.
+    """Plan, convert and check demonstrations until there are as many as asked for.
 
     Each seed is planned with joint positions, and converted to the control mode in a second simulation, which
     is what is recorded, if it ends in success: recorded actions solve the task from their seed. With
@@ -103,7 +103,7 @@ def make_demonstrations(
 def _quality(
     args: MakeDemosArgs, transform: ActionTransform | None, name: str | None
 ) -> tuple[ActionTransform | None, str | None, str]:
-    """The transform that the arguments ask for, what to call it in the file, and what the file's name says of it."""
+    """Return the transform of the arguments, its name in the file, and its part of the file name."""
     kind = ""
     if transform is None and args.retime:
         transform = Retiming(speed=args.speed, push_probability=args.push_probability, push_size=args.push_size)
@@ -130,7 +130,7 @@ def make_planner_env(
     render_backend: str = "none",
     image_size: int | None = None,
 ) -> gymnasium.Env:
-    """Makes the plain ManiSkill environment, simulated on the CPU and without a time limit.
+    """Make the plain ManiSkill environment, simulated on the CPU and without a time limit.
 
     Without a render backend it must be made, and reset, inside :func:`~torchrl_flow.envs.maniskill.headless.headless`.
     """
@@ -165,7 +165,7 @@ def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_
 
 @contextlib.contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """Makes rebuilding a scene cheap.
+    """Make rebuilding a scene cheap.
 
     ManiSkill collects garbage at each rebuild, which takes 0.3 s to scan all of torch; frozen, what exists
     before is not scanned.

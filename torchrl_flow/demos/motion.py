@@ -110,7 +110,7 @@ def is_solved(env: gymnasium.Env) -> bool:
 
 
 def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Computes the delta action that moves the end effector to a pose, as far as one action can.
+    """Compute the delta action that moves the end effector to a pose, as far as one action can.
 
     Args:
         env: a ManiSkill environment with a delta end-effector controller, or one of several side by side.
@@ -132,7 +132,7 @@ def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, boo
 
 
 def _clip(command: np.ndarray) -> bool:
-    """Clips translation by axis and rotation by norm, in place, as the controller does; False if needed."""
+    """Clip translation by axis and rotation by norm, in place, as the controller does; False if needed."""
     fits = np.abs(command[:3]).max() <= 1
     np.clip(command[:3], -1, 1, out=command[:3])
     norm = np.linalg.norm(command[3:])
@@ -142,7 +142,7 @@ def _clip(command: np.ndarray) -> bool:
 
 
 def maniskill_of(env: gymnasium.Env) -> Any:
-    """The ManiSkill environment itself, whose attributes gymnasium does not know of."""
+    """Return the ManiSkill environment itself, whose attributes gymnasium does not know of."""
     return env.unwrapped
 
 

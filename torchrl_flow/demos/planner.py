@@ -124,7 +124,7 @@ class Recorder:
         return 1 if self._rows is None else self._rows.number
 
     def plan(self, seed: int) -> np.ndarray:
-        """Plans the motion of a seed; returns its waypoints, ``[P, J + 1]`` joint positions and gripper commands.
+        """Plan the motion of a seed; return its waypoints, ``[P, J + 1]`` joint positions and gripper commands.
 
         Raises:
             DemonstrationError: when the planner fails; the same seed then always does.
@@ -137,7 +137,7 @@ class Recorder:
                 self.planning_s += time.perf_counter() - start
 
     def record(self, planned: Mapping[int, np.ndarray]) -> dict[int, RecordedEpisode | DemonstrationError]:
-        """Converts and records planned motions, up to :attr:`side_by_side` of them.
+        """Convert and record planned motions, up to :attr:`side_by_side` of them.
 
         Args:
             planned: what :meth:`plan` returned, by seed.
@@ -157,11 +157,11 @@ class Recorder:
         return found
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Close the environments."""
         self._stack.close()
 
     def demonstrate(self, seed: int) -> RecordedEpisode:
-        """Makes the demonstration of a seed.
+        """Make the demonstration of a seed.
 
         Raises:
             DemonstrationError: when a stage fails; the same seed then always does.
@@ -266,7 +266,7 @@ class Recorder:
         return Motion(seed, np.stack(env.actions), None, waypoints[:, -1].copy())
 
     def _perform(self, seed: int, motion: np.ndarray | Controller) -> np.ndarray | None:
-        """Records what a transform made; returns which steps are not to be imitated."""
+        """Record what a transform made; return which steps are not to be imitated."""
         if isinstance(motion, np.ndarray):
             return self._replay(seed, motion)
         self.env.reset(seed=seed)
@@ -283,7 +283,7 @@ class Recorder:
 
 
 def solver_for(task: str) -> Callable[..., Any]:
-    """Finds ManiSkill's motion-planning solution of a task.
+    """Find ManiSkill's motion-planning solution of a task.
 
     Raises:
         ValueError: when there is none; the message lists those there are.
@@ -313,7 +313,7 @@ def _is_delta_ee(arm: Any) -> bool:
 
 
 def _perturbed(controller: Any) -> np.ndarray | None:
-    """Which steps a controller marks as not to be imitated."""
+    """Return which steps a controller marks as not to be imitated."""
     perturbed = getattr(controller, "perturbed", None)
     return None if perturbed is None else np.array(perturbed, dtype=bool)
 

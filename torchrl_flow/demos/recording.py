@@ -38,12 +38,12 @@ class RebuiltEnv(gymnasium.Wrapper):
         self.actions: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets with a new scene."""
+        """Reset with a new scene."""
         self.actions.clear()
         return self.env.reset(seed=seed, options={**(options or {}), "reconfigure": True})
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Steps, and keeps the action."""
+        """Step, and keep the action."""
         action = np.array(action, dtype=np.float32).reshape(-1)
         self.actions.append(action)
         return self.env.step(action)
@@ -57,14 +57,14 @@ class RecordingEnv(gymnasium.Wrapper):
         self.actions = env.actions
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets, and begins an episode."""
+        """Reset, and begin an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._frames, self._states = [_row(obs)], [_row(_state(self))]
         self._outcomes: list[list[np.ndarray]] = []
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Steps, and keeps what comes of it."""
+        """Step, and keep the reward and the flags of the step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(_row(obs))
         self._states.append(_row(_state(self)))
@@ -73,7 +73,7 @@ class RecordingEnv(gymnasium.Wrapper):
         return obs, reward, terminated, truncated, info
 
     def episode(self, seed: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
-        """Returns the steps since the last reset; ``perturbed`` marks those not to be imitated."""
+        """Return the steps since the last reset; ``perturbed`` marks those not to be imitated."""
         parts = self._frames, self._states, self.actions, self._outcomes
         return recorded_episode(seed, *parts, with_rewards, perturbed)
 
@@ -119,7 +119,7 @@ def _state(env: gymnasium.Env) -> Any:
 
 
 def _row(tree: Any) -> Any:
-    """A copy of the only environment's entry, as numpy."""
+    """Return a copy of the only environment's entry, as numpy."""
     if isinstance(tree, Mapping):
         return {key: _row(value) for key, value in tree.items()}
     value = tree.detach().cpu().numpy() if isinstance(tree, torch.Tensor) else np.asarray(tree)
@@ -133,7 +133,7 @@ def _stack(rows: list[Any]) -> Any:
 
 
 def equal_trees(one: Any, other: Any) -> bool:
-    """Tells whether two nested dicts of arrays are equal, bit for bit."""
+    """Tell whether two nested dicts of arrays are equal, bit for bit."""
     if isinstance(one, Mapping):
         return all(equal_trees(one[key], other[key]) for key in one)
     return np.array_equal(one, other)

@@ -101,7 +101,7 @@ class ClosedLoopTracker:
         self.perturbed: list[bool] = []
 
     def __len__(self) -> int:
-        """The number of waypoints, of which a step passes one at most."""
+        """Return the number of waypoints, of which a step passes one at most."""
         return len(self._path)
 
     def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
@@ -190,7 +190,7 @@ def _distances(poses: np.ndarray) -> np.ndarray:
 
 
 def _pose_at(poses: np.ndarray, places: np.ndarray, place: float) -> np.ndarray:
-    """The pose at a place along a path, positions interpolated linearly, quaternions normalised."""
+    """Return the pose at a place along a path, positions interpolated linearly, quaternions normalised."""
     after = min(int(np.searchsorted(places, place)), len(places) - 1)
     before = max(after - 1, 0)
     share = (place - places[before]) / max(places[after] - places[before], 1e-9)

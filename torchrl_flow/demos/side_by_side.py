@@ -130,7 +130,7 @@ class SideBySide:
 
 
 def _copy(tree: Any) -> Any:
-    """A copy of all rows, as numpy."""
+    """Return a copy of all rows, as numpy."""
     if isinstance(tree, Mapping):
         return {key: _copy(value) for key, value in tree.items()}
     return np.array(tree.detach().cpu().numpy() if isinstance(tree, torch.Tensor) else tree)

@@ -177,7 +177,7 @@ class DemoSource:
 
 
 def _rewards(task: Mapping[str, Any], store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
-    """Which rewards of the demonstrations are of one scale with the environment's."""
+    """Return which rewards of the demonstrations are of one scale with the environment's."""
     # Checkpoints of the planar task made before it told its mode are of the only one.
     here, there = (
         task.get("reward_mode") or ("sparse" if task["task"] == PLANAR else None),

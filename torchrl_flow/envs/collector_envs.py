@@ -1,4 +1,4 @@
-"""The environments of collector processes, before they are made."""
+"""A factory of the environments of collector processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CollectorEnvs"]
 
 @dataclass(frozen=True)
 class CollectorEnvs:
-    """What collector processes make their environments of, in the place of an environment of this process.
+    """A factory from which collector processes make their environments; it takes the place of an environment.
 
     Args:
         make: makes the environment of one process; sent to it, so that it has to be picklable, such as a

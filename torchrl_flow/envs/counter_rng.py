@@ -28,7 +28,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """One output of the SplitMix64 generator for each 64-bit state (Steele et al., OOPSLA 2014).
+    """Return one output of the SplitMix64 generator for each 64-bit state (Steele et al., OOPSLA 2014).
 
     Args:
         x: int64 tensor of any shape; its bits are read as an unsigned state.
@@ -47,7 +47,7 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def counter_uniform(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
-    """Uniform numbers in [0, 1) that depend on ``(seed, counter)`` alone.
+    """Return uniform numbers in [0, 1) that depend on ``(seed, counter)`` alone.
 
     Args:
         seed: int64 ``[*B]``, one stream each.
@@ -70,7 +70,7 @@ def counter_uniform(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
 
 
 def counter_normal(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
-    """Standard normal numbers that depend on ``(seed, counter)`` alone (Box-Muller).
+    """Return standard normal numbers that depend on ``(seed, counter)`` alone (Box-Muller).
 
     Args:
         seed: int64 ``[*B]``, one stream each.

@@ -54,7 +54,7 @@ def trusted_tasks() -> set[str]:
 
 
 def trust_task(task: str) -> None:
-    """Let checkpoints name this own task; processes that are started from here know it too."""
+    """Allow checkpoints to name this own task, also in processes that are started from here."""
     os.environ[TRUSTED] = ",".join(sorted({*trusted_tasks(), task}))
 
 
@@ -143,7 +143,7 @@ def make_own_env(
 
 
 def _told(env: Any) -> dict[str, Any]:
-    """Return what an environment tells of its task; environments in workers tell nothing."""
+    """Return the attributes of an environment that describe its task; environments in workers have none."""
     base = base_env(env) if isinstance(env, EnvBase) else env
     found = None if isinstance(base, BatchedEnvBase) else getattr(base, "task_info", None)
     return dict(found) if isinstance(found, Mapping) else {}
@@ -155,7 +155,7 @@ def own_identity(env: EnvBase) -> dict[str, Any] | None:
 
 
 def _check(env: EnvBase, task: str, obs_mode: str) -> None:
-    """Refuse observations and actions that policies do not take."""
+    """Validate that policies can read the observations and write the actions."""
     if len(env.batch_size) > 1:
         raise ValueError(f"{task} has the batch size {list(env.batch_size)}: one dimension at most.")
     specs: dict[Any, Any] = dict(env.full_observation_spec.items())
@@ -190,7 +190,7 @@ def _check(env: EnvBase, task: str, obs_mode: str) -> None:
 
 
 def require_float32(dtype: torch.dtype, key: Any, source: str, *, actions: bool = False) -> None:
-    """Refuse observations or actions of float64, which networks of float32 neither take nor make.
+    """Validate that observations, or actions, are not float64, which networks of float32 neither read nor write.
 
     Raises:
         ValueError: naming the transform that converts them.

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def task_info(env: EnvBase) -> dict[str, Any]:
-    """Return the identity of an environment's task, below any transforms, with the sizes of what it gives and takes.
+    """Return the identity of an environment's task, below any transforms, with the sizes of observations and actions.
 
     The sizes are ``state_dim``, ``pixels_size`` (``[h, w]``; None without images) and ``action_dim``; an environment
     that has neither ``observation`` nor ``pixels`` has none.
@@ -56,7 +56,7 @@ def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
 
 
 def require_task_name(task: str) -> None:
-    """Refuse a misspelt name of the planar task; ManiSkill tells those of its own where it is installed.
+    """Validate the name of the planar task; ManiSkill, if installed, validates the names of its tasks.
 
     Raises:
         ValueError: naming the task that was probably meant.
@@ -72,7 +72,7 @@ def require_task_name(task: str) -> None:
 def require_num_envs(
     task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
 ) -> None:
-    """Refuse sub-environments that a task cannot have.
+    """Validate the number of sub-environments of a task.
 
     Raises:
         ValueError: for more than one of ManiSkill that renders on the CPU, or a misspelt task.

@@ -1,4 +1,4 @@
-"""Logged transitions as the offline baselines take them: actions in [-1, 1], with or without an environment."""
+"""Logged transitions for offline baselines: actions in [-1, 1], with or without an environment."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SlateReturns:
         return float(np.std(self.returns, ddof=1) / len(self.returns) ** 0.5) if len(self.returns) > 1 else 0.0
 
     def metrics(self, prefix: str = "eval/") -> dict[str, float]:
-        """Mean and standard error, named for a logger."""
+        """Return mean and standard error, named for a logger."""
         return {f"{prefix}return": self.mean, f"{prefix}return_standard_error": self.standard_error}
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class OfflineTask:
 
     @property
     def value_bound(self) -> float:
-        """The largest value that there can be if no reward is above the data's largest one."""
+        """The largest possible value, if no reward exceeds the largest one of the data."""
         highest = float(self.data.transitions["next", "reward"].max())
         if highest < 0 and self.data.transitions["next", "terminated"].any():
             return highest  # an episode can end after one step
@@ -138,7 +138,7 @@ class OfflineTask:
         return "eval/return" if self.has_env and eval_every else None
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """Statistics of observations and of actions in [-1, 1]."""
+        """Return statistics of observations and of actions in [-1, 1]."""
         return self.data.statistics()
 
     def diagnostic_rows(self) -> TensorDict:
@@ -164,7 +164,7 @@ class OfflineTask:
         raise ValueError(f"{self.path} names no environment to evaluate in: give one (--env).")
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Mean returns to print beside scores: ``behaviour``, that of the whole episodes in the data, if any."""
+        """Return mean returns to print beside scores: ``behaviour``, that of the whole episodes in the data, if any."""
         found = episode_returns(self.path)
         return {"behaviour": float(np.mean(found))} if len(found) else {}
 

@@ -154,7 +154,7 @@ def warm_up(
     policy_kwargs: Mapping[str, Any] | None = None,
     success_key: NestedKey | None = "success",
 ) -> None:
-    """Take one step of an episode, so that no evaluation pays for what the first one sets up: kernels, compilation.
+    """Take one step of an episode, so that the time of an evaluation does not include the set-up of kernels.
 
     What :func:`evaluate` finds stays the same, as it depends on weights and seeds alone.
 

@@ -87,7 +87,7 @@ class EvaluationResult:
 
     @property
     def filmed(self) -> bool:
-        """Whether frames were kept, so that the times compare with those of no other evaluation."""
+        """Whether frames were kept. Rendering takes time: do not compare the times with other evaluations."""
         return bool(self.videos)
 
     @property

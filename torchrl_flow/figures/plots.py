@@ -259,7 +259,7 @@ def _embed(svg: str, title: str) -> str:
 
 
 def _attribute(name: str, value: str, prefix: str) -> str:
-    """An attribute of matplotlib's, with identifiers of its own and the page's colours and font."""
+    """Return an attribute of matplotlib's, with identifiers of its own and the page's colours and font."""
     if name == "id":
         return prefix + value
     if name == "href":

@@ -32,7 +32,7 @@ ALIGNMENTS = ("newest", "oldest")
 def executed_slice(
     pred_horizon: int, act_horizon: int, obs_horizon: int = 1, alignment: ChunkAlignment = "newest"
 ) -> slice:
-    """Where the executed steps lie in a predicted chunk.
+    """Return where the executed steps lie in a predicted chunk.
 
     Two conventions exist for the first step of a chunk that is predicted from ``obs_horizon``
     observations. With ``"newest"`` it is the step of the newest observation, so that execution starts at
@@ -73,7 +73,7 @@ def executed_slice(
 
 
 def executed_mask(done: Tensor) -> Tensor:
-    """Whether each step of a chunk is executed: those up to and including the first done.
+    """Return whether each step of a chunk is executed: those up to and including the first done.
 
     Args:
         done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step. Values after the first
@@ -99,7 +99,7 @@ def executed_mask(done: Tensor) -> Tensor:
 
 
 def executed_steps(done: Tensor) -> Tensor:
-    """Number of steps up to and including the first done, k.
+    """Return the number of steps up to and including the first done, k.
 
     Args:
         done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step.
@@ -177,7 +177,7 @@ def value_bound(reward: Tensor, steps: Tensor, gamma: float) -> Tensor:
 
 
 def latch(flags: Tensor, executed: Tensor) -> Tensor:
-    """Whether a flag was raised at any executed step.
+    """Return whether a flag was raised at any executed step.
 
     Args:
         flags (Tensor): bool ``[*B, k_max]``.

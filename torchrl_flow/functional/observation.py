@@ -21,7 +21,7 @@ def _leaves(group: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple
 
 
 def state_paths(observation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Lists the entries of a nested observation that make up its state vector, in their order.
+    """List the entries of a nested observation that make up its state vector, in their order.
 
     Args:
         observation: nested mapping with the groups ``agent`` and ``extra`` (either may be absent): a
@@ -34,7 +34,7 @@ def state_paths(observation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
-    """Computes the state vector of a nested observation: everything under ``agent``, then under ``extra``.
+    """Compute the state vector of a nested observation: everything under ``agent``, then under ``extra``.
 
     Within a group the entries keep the order of the mapping, depth first, never an alphabetical one. It is
     ManiSkill's own order, and that in which it writes its ``.h5`` files (they track the order of creation),

@@ -76,7 +76,7 @@ class Config:
                     yield field.name, number
 
     def _weights(self) -> int:
-        """Count the weights of the network, roughly and from below; 0 where no product of sizes can be large."""
+        """Return a lower bound on the number of weights; 0 if no product of sizes can be large."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -324,7 +324,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
 
     @torch.no_grad()
     def advantages(self, tensordict: TensorDictBase) -> Tensor:
-        """Return what the weights are made of ``[B]``, before ``advantage_norm``: for looking at."""
+        """Return the advantages ``[B]`` before ``advantage_norm``, for inspection."""
         value = self.td.reduce(self._relative_values(tensordict, None), self.advantage_reduction)
         return value - value.mean() if self.baseline == "batch" else value
 

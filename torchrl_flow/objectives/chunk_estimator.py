@@ -141,7 +141,8 @@ def make_chunk_advantage(value_network: Any, *, gamma: float, lmbda: float, **op
     """
     check_fraction("gamma", gamma)
     check_fraction("lmbda", lmbda)
-    estimator = GAE(gamma=gamma, lmbda=lmbda, value_network=value_network, **{"vectorized": False, **options})
+    options = {"vectorized": False, **options}
+    estimator = GAE(gamma=gamma, lmbda=lmbda, value_network=value_network, **options)
     estimator.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
     return estimator
 

@@ -63,7 +63,8 @@ class ChunkTD3BCLoss(TD3BCLoss):
 
     def __init__(self, actor_network: Any, qvalue_network: Any, *, gamma: float = 0.99, **kwargs: Any) -> None:
         check_one_of("reduction", kwargs.get("reduction") or "mean", REDUCTIONS)
-        super().__init__(actor_network, qvalue_network, **{"loss_function": "l2", **kwargs})
+        options: dict[str, Any] = {"loss_function": "l2", **kwargs}
+        super().__init__(actor_network, qvalue_network, **options)
         self._out_keys: list[NestedKey] = ["loss_actor", "loss_qvalue", "bc_loss", "lmbd", "pred_value"]
         self._out_keys += ["state_action_value_actor", "next_state_value", "target_value"]
         self.make_value_estimator(gamma=gamma)

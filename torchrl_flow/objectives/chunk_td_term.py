@@ -1,4 +1,4 @@
-"""The critic of executed chunks in a loss: what it values, what follows, and its squared temporal difference."""
+"""The TD error of a critic of executed chunks, for losses to hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ChunkTDTerm", "check_critic_fits"]
 
 
 def check_critic_fits(actor: FlowActor, critic: QEnsemble, num_min_qs: int = 1) -> None:
-    """Refuse a critic of other chunks than those that the actor executes, or of too few members."""
+    """Validate that the critic reads the chunks that the actor executes, and has enough members."""
     ours, theirs = (actor.act_horizon, actor.action_dim), (critic.act_horizon, critic.action_dim)
     if ours != theirs:
         raise ValueError(

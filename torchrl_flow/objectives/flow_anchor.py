@@ -1,4 +1,4 @@
-"""An anchor of a fine-tuned flow to where it came from: the transport cost between their action chunks."""
+"""The transport cost between the action chunks of a fine-tuned flow and of its initial weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["FlowAnchorLoss"]
 
 
 class FlowAnchorLoss(FlowLossModule):
-    """Mean squared distance between the chunks that a flow and its start carry the same noise to.
+    """Mean squared distance between the chunks of a flow and of its initial weights, from the same noise.
 
     A bound on the squared 2-Wasserstein distance between the two policies, in units of normalised actions and without
     the environment's bounds, so that its gradient vanishes nowhere. The start is the actor's weights when this loss is

@@ -1,4 +1,4 @@
-"""What all losses of flows have beside their terms: keys, weights of rows, averaged networks."""
+"""The base of the losses of flows: keys, weights of rows, averaged networks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class AveragedNetwork(Generic[NetworkT]):
 
 
 class AveragedActor:
-    """Gives a loss with a flow actor the average of it."""
+    """Mixin of losses with a flow actor: the averaged actor."""
 
     @property
     def ema_actor(self) -> AveragedNetwork[FlowActor]:
@@ -94,7 +94,7 @@ class AveragedActor:
 
 
 class AveragedCritic:
-    """Gives a loss with a critic its target critic."""
+    """Mixin of losses with a critic: the target critic."""
 
     @property
     def target_critic(self) -> AveragedNetwork[QEnsemble]:
@@ -103,7 +103,7 @@ class AveragedCritic:
 
 
 class SharedEncoder:
-    """Tells a loss which of its parameters the actor trains and which the critic, where both may share an encoder.
+    """Mixin of losses whose actor and critic may share an encoder: the parameters that each of them trains.
 
     A loss that inherits from it sets ``encoder_grad`` to ``"actor"``, ``"critic"`` or ``"both"``, and
     ``shared_encoder`` to what :meth:`shares_encoder` returns.

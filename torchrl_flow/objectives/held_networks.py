@@ -1,4 +1,4 @@
-"""Networks that a loss asks but does not train."""
+"""Networks that a loss evaluates but does not train."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HeldNetworks(_Base):
     """Where the held networks were in state dicts of before, by the names of then."""
 
     def hold(self, former_names: dict[str, str] | None = None, **networks: Any) -> None:
-        """Register networks under their names; what is no module, ``None`` or a function, is an attribute.
+        """Register networks under their names; ``None`` and functions become attributes.
 
         Args:
             former_names: by the start of a key in state dicts of before, what that key starts with now.

@@ -82,13 +82,14 @@ class LatentSACLoss(SACLoss):
         if target_entropy == "auto":
             target_entropy = -0.5 * latent_policy.latent_shape.numel()
         check_one_of("reduction", reduction, REDUCTIONS)
+        options: dict[str, Any] = {"loss_function": "l2", "scalar_output_mode": "exclude", **kwargs}
         super().__init__(
             latent_policy,
             qvalue_network=list(qvalue_network),  # pyright: ignore[reportArgumentType]
             num_qvalue_nets=len(qvalue_network),
             target_entropy=target_entropy,
             reduction=reduction,
-            **{"loss_function": "l2", "scalar_output_mode": "exclude", **kwargs},
+            **options,
         )
         self.backup_entropy = backup_entropy
         self.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
@@ -146,7 +147,7 @@ class LatentSACLoss(SACLoss):
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def _observations(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return what the critics see of a batch ``[*B]``, flattened; also where a batch does not know its size."""
+        """Return the observations that the critics read in a batch ``[*B]``, flattened; also without a batch size."""
         batch = self.actor_network.encoder.batch_shape(tensordict)
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
         flat = {key: tensordict[key].reshape(-1, *tensordict[key].shape[len(batch) :]) for key in keys}

@@ -1,4 +1,4 @@
-"""What latents are worth: by the actions that a flow carries them to, or by critics of latents."""
+"""Values of latents, by the actions that a flow makes of them or by critics of latents."""
 
 from __future__ import annotations
 

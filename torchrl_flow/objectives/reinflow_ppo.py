@@ -1,4 +1,4 @@
-"""PPO over a denoising chain, with what it takes to fine-tune a cloned flow by it."""
+"""PPO over a denoising chain, with the schedules for fine-tuning a cloned flow."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         )
 
     def set_env_steps(self, env_steps: int) -> None:
-        """Tell how many environment steps were done: ends the warm-up and moves the bound of the noise.
+        """Set the number of environment steps, which ends the warm-up and lowers the bound of the noise.
 
         Raises:
             ValueError: if it is negative.

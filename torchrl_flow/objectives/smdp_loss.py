@@ -80,7 +80,7 @@ class SMDPLossModule(FlowLossModule):
 
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the value ``[*B, 1]`` of the observations that follow; a subclass says which."""
+        """Return the value ``[*B, 1]`` of the next observations; a subclass implements it."""
         raise NotImplementedError
 
     @torch.no_grad()

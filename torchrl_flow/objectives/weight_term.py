@@ -48,7 +48,7 @@ class AdvantageWeightTerm:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the options: the functionals name what they refuse."""
+        """Check the options by a call of the functionals."""
         self(torch.zeros(1))
 
     def __call__(
@@ -90,6 +90,6 @@ class AdvantageWeightTerm:
 
 
 def of_mean_one(weights: Tensor, row_weights: Tensor, kept: Tensor | None) -> Tensor:
-    """Scale weights ``[B]`` to mean 1 over the rows as they were before priorities chose among them."""
+    """Scale weights ``[B]`` to a mean of 1 over the rows, weighted by their importance."""
     share = row_weights if kept is None else torch.where(kept, row_weights, 0.0)
     return weights * share.sum() / (share * weights).sum().clamp(min=torch.finfo(weights.dtype).tiny)

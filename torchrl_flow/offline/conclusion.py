@@ -24,7 +24,7 @@ __all__ = ["action_distance", "conclude_offline", "offline_lines", "offline_row"
 
 @torch.no_grad()
 def action_distance(task: OfflineTask, policy: Policy, *, random: bool = False) -> float:
-    """Mean absolute difference between a policy's actions and those of the data, per dimension, in [-1, 1].
+    """Return mean absolute difference between a policy's actions and those of the data, per dimension, in [-1, 1].
 
     Args:
         task: the data.

@@ -102,7 +102,7 @@ class GymTask(OfflineTask):
         return SlateReturns(tuple(returns))
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Mean returns of random actions within the data's bounds, and of the data's own episodes."""
+        """Return mean returns of random actions within the data's bounds, and of the data's own episodes."""
         size = self.action_dim
 
         def random_policy(data: TensorDictBase) -> TensorDictBase:

@@ -1,4 +1,4 @@
-"""From a checkpoint to the policy that acts: what its run trained and reported, whatever kind of policy that is."""
+"""The policy that a run trained and evaluated, rebuilt from its checkpoint; of any kind."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:
 
 
 def run_labels(checkpoint: TrainingCheckpoint) -> RunLabels:
-    """Tell what tables of results call the run that wrote a checkpoint."""
+    """Return recipe, stage and seed of the run that wrote a checkpoint, as in tables of results."""
     kind, config = policy_kind(checkpoint), checkpoint.config
     recipe = config.get("recipe") or kind.recipe(checkpoint)
     parts = (kind.stage(checkpoint), config.get("label"))
@@ -153,7 +153,7 @@ def _steered_recipe(checkpoint: TrainingCheckpoint) -> str:
 
 
 def _stage_by_steps(offline: str, online: str) -> Callable[[TrainingCheckpoint], str]:
-    """Return what tells an offline from an online stage: the former has seen no environment step."""
+    """Return a function that names the stage: offline if the run has counted no environment steps, else online."""
     return lambda checkpoint: online if "env_steps" in checkpoint.counters else offline
 
 

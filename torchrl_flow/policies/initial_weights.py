@@ -1,4 +1,4 @@
-"""The hand-over between stages: the networks of a loss start where an earlier stage's are."""
+"""Weights of the networks of a loss, loaded from the checkpoint of an earlier stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks by name: the environment that a checkpoint, a recipe or the command line asks for."""
+"""Flow actors and critics, rebuilt from a checkpoint."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ VALUE_BLOCK = 128
 
 @contextlib.contextmanager
 def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Iterator[None]:
-    """Make sure that a run steers one flow from its start to its end: around its training.
+    """Check, before and after the training inside this context, that the flow of a run has not changed.
 
     Args:
         flow: the flow that is steered.
@@ -126,7 +126,7 @@ def steering_flow(
     init: TrainingCheckpoint | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint]:
-    """Load the flow that a run shall steer, with the sampling steps that it shall steer it at.
+    """Load the flow that a run steers, and set its number of sampling steps.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
@@ -159,7 +159,7 @@ def start_latent_policy(
     train_encoder: bool = False,
     **changes: Any,
 ) -> LatentGaussianPolicy:
-    """Make a latent policy, or take that of an earlier stage as it is.
+    """Make a new latent policy, or load the one of an earlier stage.
 
     A policy that sees images reads the features of the frozen flow, unless it shall train an encoder of its own.
 
@@ -228,7 +228,7 @@ def policy_demonstrations(
 def alias_demonstrations(
     data: DemoReplayBuffer, aliaser: NoiseAliaser, root: str | Path, *, block_size: int = 512, progress: bool = True
 ) -> NoiseCache:
-    """Find a latent for every row of the demonstrations, or take what an earlier call, also one cut short, has found.
+    """Find a latent for every row of the demonstrations; read those that an earlier call has computed.
 
     Args:
         data: the demonstrations.
@@ -269,7 +269,7 @@ def aliased_demonstrations(
     gamma: float,
     source: DemoSource | None = None,
 ) -> tuple[DemoReplayBuffer, Tensor, str]:
-    """Return the demonstrations of a policy with a latent for each row that the flow carries to its action, or nearly.
+    """Return the demonstrations of a policy, with a latent for each row from which the flow makes nearly its action.
 
     Args:
         checkpoint: of the policy.

@@ -1,4 +1,4 @@
-"""The environment that an online recipe trains in, and the refusal of what the task's simulation cannot do."""
+"""The environments that an online recipe trains and evaluates in, and checks of the options for them."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _collector_envs(
     found: dict[str, Any],
     **kwargs: Any,
 ) -> CollectorEnvs:
-    """Return what the processes make their environments of; whether the task can be batched is tried here."""
+    """Return the factory of the environments of collector processes; test here whether the task can be batched."""
     num_envs = found["num_envs"]
     if "device" in kwargs:
         kwargs["device"] = "cpu"

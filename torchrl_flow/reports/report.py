@@ -95,7 +95,7 @@ def write_report(
 
 
 def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
-    """Label, value and detail of the figures at the head of the page."""
+    """Return label, value and detail of the figures at the head of the page."""
     tiles = []
     if result.success_once is not None:
         for label, rate, (low, high) in (
@@ -116,7 +116,7 @@ def _any_success(results: Mapping[Any, EvaluationResult]) -> bool:
 
 
 def _remarks(results: Mapping[Any, EvaluationResult]) -> list[str]:
-    """What keeps the rows of a table from being compared."""
+    """Return the reasons why the rows of a table are not comparable."""
     remarks = [_FILMED] if any(result.filmed for result in results.values()) else []
     return [*remarks, _SEEDS] if len({frozenset(result.seeds) for result in results.values()}) > 1 else remarks
 
@@ -181,7 +181,7 @@ def _episodes(label: str, result: EvaluationResult) -> dict[str, Any]:
 
 
 def _episode_cell(value: bool | int | float) -> tuple[str, str]:
-    """Classes and text of a cell."""
+    """Return classes and text of a cell."""
     if isinstance(value, bool):
         text = "yes" if value else "no"
         return f"number {text}", text

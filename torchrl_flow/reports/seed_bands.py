@@ -32,7 +32,7 @@ class SeedBand(NamedTuple):
 
 
 def seed_band(curves: Sequence[Curve]) -> SeedBand:
-    """Return mean and mean ± standard deviation (that of a sample, over n - 1) of curves, where all of them are known.
+    """Return the mean and the sample standard deviation (over n - 1) of curves on the x values that all of them cover.
 
     Curves at the same places are compared point by point. Others are interpolated to the places of all, from where the
     last one begins to where the first one ends.
@@ -105,7 +105,7 @@ def group_by_seed(runs: Sequence[str | Path]) -> dict[str, list[Path]]:
 
 
 def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
-    """Return the name of each directory, with as many of those above it as tell it from the others.
+    """Return a unique name for each directory: its own, with as many parents as are needed.
 
     Examples:
         >>> run_labels_of(["runs/a/online", "runs/b/online", "runs/bc"])
@@ -122,7 +122,7 @@ def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _common(names: Sequence[str], seeds: Sequence[Any]) -> str:
-    """The name that is left of runs without their seeds; that of the first where it differs otherwise."""
+    """Return the common name of runs without their seeds; the first name if they differ in more."""
     left = {
         re.sub(rf"[-_ /]?(seed)?[-_ =]?(?<!\d){re.escape(str(seed))}(?!\d)", "", name, count=1)
         if name.count(str(seed)) == 1
@@ -139,7 +139,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _identity(folder: Path, depth: int) -> str | None:
-    """What the runs of a group have in common, as text; None for a directory that is no run."""
+    """Return what the runs of a group have in common, as text; None for a directory that is no run."""
     config = _config(folder)
     if "seed" not in config:
         return None
@@ -148,7 +148,7 @@ def _identity(folder: Path, depth: int) -> str | None:
 
 
 def _without_seed(value: Any, depth: int) -> Any:
-    """A value of a configuration; of the directory of an earlier run, or a checkpoint in it, what that run is."""
+    """Return a value of a configuration; for the path of an earlier run, the identity of that run."""
     if not isinstance(value, str) or not value or depth == 0:
         return value
     path = Path(value)
@@ -160,7 +160,7 @@ def _without_seed(value: Any, depth: int) -> Any:
 
 
 def _recipe(folder: Path) -> str:
-    """Name of the recipe: told by the run, or read from the command that started it."""
+    """Return the name of the recipe, from the run or from the command that started it."""
     file = folder / "provenance.json"
     starts: Any = read_json(file) if file.is_file() else []
     first: Mapping[str, Any] = starts[0] if isinstance(starts, list) and starts and isinstance(starts[0], dict) else {}

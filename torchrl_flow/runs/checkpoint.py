@@ -1,4 +1,4 @@
-"""One checkpoint format for all algorithms: writing, atomic and complete, and refusing what does not fit.
+"""The checkpoint format of all algorithms, and its atomic writer.
 
 A checkpoint is one zip archive written by :class:`torchrl.checkpoint.Checkpoint`. Its components are modules
 by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), optimisers (``optimizer.<name>``),
@@ -83,7 +83,7 @@ def save_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     rng: bool = True,
 ) -> Path:
-    """Write a checkpoint so that the file is there whole or, if the process dies, as it was before.
+    """Write a checkpoint atomically: if the process dies, the file is as it was before.
 
     The archive is made beside ``path``, flushed to the disk and renamed onto it. TorchRL's own publication
     first moves the old file away, so that a kill between its two renames leaves none; hence the rename here.

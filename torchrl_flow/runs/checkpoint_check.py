@@ -162,7 +162,7 @@ def _component_files(name: str, record: Any, path: Path) -> Iterator[str]:
 
 
 def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
-    """Refuse a manifest that lacks what a checkpoint of this package says.
+    """Validate that a manifest has the fields of a checkpoint of this package.
 
     Raises:
         CheckpointError: naming the field.
@@ -187,7 +187,7 @@ def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def building(path: Path, field: str) -> Iterator[None]:
-    """Name the file and the field where a network cannot be built from what a checkpoint says of it.
+    """Add the file and the field to the error if a network cannot be built from its description.
 
     Args:
         path: of the checkpoint.

@@ -30,7 +30,7 @@ __all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "requir
 
 
 class _Receiver:
-    """Takes a state dict and keeps it: what lets a part be read without the object that it belongs to."""
+    """Keep a state dict, so that a part can be read without the object that it belongs to."""
 
     state: Any = None
 
@@ -89,7 +89,7 @@ class TrainingCheckpoint:
 
     @property
     def module_configs(self) -> dict[str, Any]:
-        """From what the modules beside the actor are rebuilt, by role."""
+        """Descriptions from which the modules other than the actor are rebuilt, by role."""
         return self.metadata.get("module_configs", {})
 
     @property
@@ -142,7 +142,7 @@ class TrainingCheckpoint:
         state: Mapping[str, Any] | None = None,
         rng: bool = False,
     ) -> int:
-        """Load parts into live objects; nothing is touched where a part is missing or not finite.
+        """Load parts into live objects; change none of them if a part is missing or not finite.
 
         Args:
             modules: by role; roles of the file that are not named are left alone.
@@ -212,7 +212,7 @@ class TrainingCheckpoint:
 def load_checkpoint(
     path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
 ) -> TrainingCheckpoint:
-    """Open a checkpoint; a file that is not one is refused with the reason.
+    """Open a checkpoint file, or raise an error that says why the file is not a checkpoint.
 
     Args:
         path: file written by :func:`save_checkpoint`, or the directory of a run.

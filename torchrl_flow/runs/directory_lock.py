@@ -1,4 +1,4 @@
-"""A mark that a process is at work in a directory, which goes with the process whatever ends it."""
+"""A lock on a directory that the operating system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DirectoryLock:
             os.close(descriptor)
 
     def acquire(self) -> None:
-        """Hold the directory from here on, if nobody else does."""
+        """Lock the directory, if no other process has locked it."""
         descriptor = self._open()
         if descriptor is None:
             return
@@ -43,7 +43,7 @@ class DirectoryLock:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Let the directory go."""
+        """Release the lock."""
         if self._finalizer is not None:
             self._finalizer()
 
@@ -61,7 +61,7 @@ except ImportError:  # Windows
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a directory that is open; False where another process holds it."""
+    """Lock an open directory; return False if another process has locked it."""
     try:
         _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except BlockingIOError:

@@ -57,9 +57,9 @@ class Run:
     Args:
         directory: ``runs/<name>``.
         config: dataclass or mapping, the script's arguments.
-        resume: go on with the run in ``directory``, from its newest checkpoint if it has one; start it if
-            there is none. Without it a directory that holds a run is refused. One without any checkpoint or evaluation
-            is of a run that died before there was anything to keep: it is taken over, whatever its config was.
+        resume: continue the run in ``directory`` from its newest checkpoint, or start it if there is
+            none. Without ``resume`` a directory with a run raises an error, unless the run ended before its first
+            checkpoint and evaluation: then it is overwritten, whatever its configuration was.
         task: identity of the task (an env's ``task_info``), checked on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
@@ -216,11 +216,11 @@ class Run:
         optimizers: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Name what the checkpoints hold (see :func:`save_checkpoint`): everything that a step changes."""
+        """Register the parts that checkpoints contain (see :func:`save_checkpoint`): everything that a step changes."""
         self._parts = {"modules": modules or {}, "optimizers": optimizers or {}, "state": state or {}}
 
     def steps(self, total: int, *, save_every: int | None = None) -> Iterator[int]:
-        """Yield the numbers of the steps to do, from 1 or the one after the checkpoint, up to ``total``.
+        """Yield the numbers of the remaining steps, up to ``total``: from 1, or from the step after the checkpoint.
 
         On a resumed run all that is tracked, and the random generators, are restored first: build everything
         before. A checkpoint is written after each ``save_every`` steps, after the last one, and where
@@ -268,7 +268,7 @@ class Run:
         self._wall_s_of_training = self._wall_s_before if finished else self.wall_s
 
     def due(self, every: int) -> bool:
-        """Tell whether something done every so many steps is due: at the first step, each ``every`` steps and the last.
+        """Return whether this is the first step, the last step, or a multiple of ``every`` steps.
 
         Args:
             every: steps between two times, at least 1; 0 for never.
@@ -336,7 +336,7 @@ class Run:
 
 
 def _calling_script() -> str:
-    """Name of the script that makes the run: a recipe that another one calls is told by its own name."""
+    """Return the name of the script that opens the run; of a recipe that another recipe calls, its own name."""
     frame, package = sys._getframe(1), Path(__file__).parents[1]
     between = (package / "runs", package / "options")  # Where recipes have their runs opened.
     while frame.f_back is not None and Path(frame.f_code.co_filename).parent in between:

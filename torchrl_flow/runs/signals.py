@@ -1,4 +1,4 @@
-"""Signals that ask a program to end, noted so that it can finish what it is at."""
+"""Signals that ask a program to end, recorded so that it can first finish its step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["noted_signals"]
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in a list while the block runs; a second signal ends the program at once.
+    """Append SIGINT and SIGTERM to a list while the block runs; a second signal ends the program at once.
 
     Outside of the main thread, where Python handles no signals, the list stays empty.
     """

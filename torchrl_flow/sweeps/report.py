@@ -190,7 +190,7 @@ def _write_drawings(folder: Path, results: Sequence[VariantResult]) -> list[str]
 
 
 def _link(run: SeedRun, folder: Path) -> tuple[str, str]:
-    """Text of a link to what there is to read about a run, and its address relative to the page, if it has one."""
+    """Return the text of a link to the report or log of a run, and its address relative to the page, if any."""
     report = run.directory / "report.html"
     target = report if report.exists() else run.log if run.log.exists() else None
     text = f"seed {run.seed}" if run.state == "finished" else f"seed {run.seed} ({run.state})"
@@ -206,7 +206,7 @@ def _address(target: Path, folder: Path) -> str:
 
 
 def _file_name(category: str) -> str:
-    """A category as the name of a file in the sweep's own directory."""
+    """Return a category as the name of a file in the sweep's own directory."""
     return re.sub(r"[^\w.-]", "_", category).lstrip(".") or "_"
 
 

@@ -116,11 +116,11 @@ class CollectorRollouts:
             self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rollouts there were."""
+        """Return the number of rollouts so far."""
         return {"collected": self._collected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after so many rollouts, with new episodes in new processes."""
+        """Set the number of rollouts so far; new processes start new episodes."""
         self.close()
         self._collected = int(state.get("collected", 0))
 
@@ -240,7 +240,7 @@ def _ignore_interrupts() -> None:
 
 
 def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
-    """Exit codes of the processes that have ended by themselves, by number."""
+    """Return exit codes of the processes that have ended by themselves, by number."""
     codes = {}
     for number, process in enumerate(collector.procs):
         # TorchRL closes those that it has ended because of another one, which tell nothing any more.

@@ -43,7 +43,7 @@ class _Features(Transform):
 
 
 def append_features(env: Any, actor: FlowActor) -> Any:
-    """Let an environment give the features ``[*B, 1, C]`` of its observations, of a flow whose encoder is frozen.
+    """Add the features ``[*B, 1, C]`` of a frozen encoder to the observations of an environment.
 
     They are entry :data:`~torchrl_flow.modules.FEATURES_KEY`, which :func:`~torchrl_flow.modules.flow_on_features`
     reads. Rollouts then need not keep the observations that they were made from, and each is encoded once. In an

@@ -1,4 +1,4 @@
-"""Which losses of a loss module an optimiser minimises, and how to find them in what the module gives."""
+"""Groups of losses, each minimised by one optimiser, and their values in the output of a loss module."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LossGroup:
     target_updater: TargetNetUpdater | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         self.losses = (self.losses,) if isinstance(self.losses, str) else tuple(self.losses)
         if not self.losses:
             raise ValueError("losses must name at least one output of the loss module, got none.")
@@ -67,7 +67,7 @@ class LossGroup:
 
 
 def losses_by_name(result: Any, losses: Sequence[str]) -> dict[str, Tensor]:
-    """Name what a loss module or one of its methods gave: a TensorDict, a tensor, or a tensor and metrics.
+    """Return the output of a loss module or of one of its methods as tensors by name.
 
     Args:
         result: what it gave.

@@ -70,7 +70,7 @@ def steered_rollouts(
 def macro_transitions(
     data: TensorDictBase, *, flow: FlowActor | None = None, observation_keys: Sequence[NestedKey] | None = None
 ) -> TensorDictBase:
-    """Return what off-policy losses read of executed chunks, one row for each, with the same entries in all rows.
+    """Return the entries of executed chunks that off-policy losses read, one row for each chunk.
 
     Args:
         data: chunks of any shape ``[*B]``, executed or demonstrated, with a ``latent`` each.
@@ -137,7 +137,7 @@ def replay_demonstrations(
     *,
     block_size: int = 256,
 ) -> None:
-    """Put demonstrations into a replay buffer, each with a latent that the flow carries to its action, or nearly.
+    """Put demonstrations into a replay buffer, each with a latent from which the flow makes nearly its action.
 
     Args:
         buffer: of :func:`macro_replay`.
@@ -160,7 +160,7 @@ def replay_demonstrations(
 
 
 class ReplayState:
-    """The filled rows of a replay buffer as something with a state, for checkpoints as small as what was collected.
+    """The state of the filled rows of a replay buffer, without its unused capacity.
 
     TorchRL saves a buffer's whole preallocated storage, of which most may never have been written.
 

@@ -117,7 +117,7 @@ class ChunkRollouts:
             self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the rollouts are: the simulation, where the environment can tell it, and what was observed."""
+        """Return the state of the rollouts: the last observation and, if it has a state, the simulation."""
         if self._carry is None:
             return {}
         base = base_env(self.env)
@@ -131,7 +131,7 @@ class ChunkRollouts:
         return {"carry": carry, "collected": self._collected, "simulation": simulation, "transforms": transforms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; an environment that cannot tell its state starts new episodes."""
+        """Continue from :meth:`state_dict`; an environment without a state starts new episodes."""
         self._carry, self._collected = None, int(state.get("collected", 0))
         if not state.get("simulation"):
             return

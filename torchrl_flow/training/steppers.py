@@ -125,7 +125,7 @@ class NamedLossStepper(OptimizationStepper):
                 raise ValueError(f"{type(self.loss_module).__name__} has no method {group.method!r}.")
 
     def update(self, batch: TensorDictBase) -> Metrics:
-        """Does one update.
+        """Do one update.
 
         Args:
             batch: what the loss module reads.
@@ -141,7 +141,7 @@ class NamedLossStepper(OptimizationStepper):
         return self._update(batch, self._compute)
 
     def pretrain(self, sample: Callable[[], TensorDictBase], num_updates: int) -> Iterator[Metrics]:
-        """Updates that ``utd_ratio`` does not count, such as those on demonstrations before the first collection.
+        """Update that ``utd_ratio`` does not count, such as those on demonstrations before the first collection.
 
         Args:
             sample: gives a batch, such as ``buffer.sample``.
@@ -154,7 +154,7 @@ class NamedLossStepper(OptimizationStepper):
             yield self._update(sample(), self._compute, pretraining=True)
 
     def updates_due(self, write_count: int) -> int:
-        """Returns how many updates are to be done now, by ``utd_ratio``.
+        """Return how many updates are to be done now, by ``utd_ratio``.
 
         Args:
             write_count: rows written so far, a replay buffer's ``write_count``.
@@ -217,7 +217,7 @@ class NamedLossStepper(OptimizationStepper):
                 group.target_updater.step()
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDict:
-        """Does what is due in a Trainer's optimisation step; see the class.
+        """Do the updates that are due in an optimisation step of a Trainer; see the class.
 
         Returns:
             The same entries throughout the steps after one collection, which is what the Trainer's averages ask for:
@@ -235,7 +235,7 @@ class NamedLossStepper(OptimizationStepper):
         return TensorDict({key: latest[key] for key in self._reported}, batch_size=[])
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
-        """Joins a trainer; called by the trainer itself.
+        """Join a trainer; called by the trainer itself.
 
         Raises:
             ValueError: if its loss module is another one, or it lacks the replay buffer that is needed.
@@ -265,7 +265,7 @@ class NamedLossStepper(OptimizationStepper):
         collector.update_policy_weights_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the optimisers' states and the counts."""
+        """Return the optimisers' states and the counts."""
         updaters = [*(group.target_updater for group in self.groups), self.target_updater]
         return {
             "optimizers": {group.name: group.optimizer.state_dict() for group in self.groups},
@@ -275,7 +275,7 @@ class NamedLossStepper(OptimizationStepper):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             ValueError: if it is of other groups.
@@ -300,7 +300,7 @@ class NamedLossStepper(OptimizationStepper):
 
 
 def _mean_or_last(values: list[Tensor]) -> Tensor:
-    """Return the mean of measures, and the last of counts."""
+    """Return the mean of each measured metric, and the last value of each count."""
     return torch.stack(values).mean(0) if values[-1].is_floating_point() else values[-1]
 
 

@@ -72,7 +72,7 @@ class Progress:
         return {"total": self.total, "initial": self.initial, "desc": self.description, "unit": self.unit}
 
     def _notebook_bar(self) -> Any:
-        """A widget; a bar of text where ipywidgets is not installed."""
+        """Return a widget; a bar of text where ipywidgets is not installed."""
         from tqdm import notebook
 
         try:

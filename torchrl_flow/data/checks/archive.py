@@ -120,7 +120,7 @@ def check_torch_stream(stream: IO[bytes], name: str) -> None:
 
 
 def load_torch(path: Path, *, map_location: Any = "cpu") -> Any:
-    """Check a file of ``torch.save`` and read it without running what it holds.
+    """Check a file of ``torch.save`` and read it without running code from it.
 
     Raises:
         DataError: naming the file, if it is something else, damaged, or holds more than tensors and plain values.

@@ -1,4 +1,4 @@
-"""Reading JSON that somebody else may have written: bounded in size and depth, refused by name."""
+"""Reader of JSON from untrusted files, with limits on size and depth; errors name the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_DEPTH = 64
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
         path: file; it must be a regular one, not a link.
@@ -51,7 +51,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, name: str) -> Any:
-    """Return what JSON text holds.
+    """Return the content of JSON text.
 
     Args:
         content: the text, in UTF-8, or in UTF-16 or UTF-32, which other programs write.

@@ -93,7 +93,7 @@ def check_memmap(
 
 
 def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
-    """Return the members of a directory by name, after refusing links and what is neither file nor directory.
+    """Return the members of a directory by name; links and special files raise an error.
 
     What desktops and killed writers leave is not among them; nothing reads it.
 
@@ -208,7 +208,7 @@ def _is_written_since_0_15(key: str, value: Any) -> bool:
 
 
 def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:
-    """Return how the member of a key is called: TensorDict encodes what a file's name cannot hold."""
+    """Return the file name of a key: TensorDict encodes characters that a file name cannot have."""
     encoded = file_name_of(key) + suffix
     plain = key + suffix
     # Written before keys were encoded; a member's name, so it cannot lead out of the directory.
@@ -224,7 +224,7 @@ def _require_container(entry: Mapping[str, Any], key: str, where: str, root: Pat
 
 
 def _is_null(entry: Mapping[str, Any], folder: Path, root: Path, allow_null: bool) -> bool:
-    """Tell whether an entry is None, stored as JSON: the one thing beside tensors that is harmless and in use."""
+    """Tell whether an entry is None, stored as JSON: the only value beside tensors that is accepted."""
     if not allow_null or entry != {"type": "NonTensorData"} or folder.is_symlink() or not folder.is_dir():
         return False
     return set(list_members(folder, root)) == {HEADER} and read_json(folder / HEADER) == _NULL

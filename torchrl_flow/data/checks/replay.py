@@ -83,7 +83,7 @@ def _check_folder(folder: Path, root: Path, depth: int) -> None:
 
 
 def _sizes_from_json(folder: Path, files: set[str]) -> dict[str, int]:
-    """Sizes of the files that TorchRL maps by what its JSON says."""
+    """Return sizes of the files that TorchRL maps by what its JSON says."""
     sizes: dict[str, int] = {}
     if "sampler_metadata.json" in files:
         sampler = read_json(folder / "sampler_metadata.json")

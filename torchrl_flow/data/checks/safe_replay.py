@@ -37,7 +37,7 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
         write_json(Path(path) / DIGESTS, _digests(Path(path)))
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote, after checking every file of it.
+        """Restore what :meth:`dumps` wrote, after checking every file of it.
 
         Raises:
             DataError: naming directory and member, if a file could run code, is of a kind that is not known, has
@@ -89,7 +89,7 @@ def _check_digests(root: Path) -> None:
 
 
 def _as_plain(result: Any) -> dict[str, Any]:
-    """A prefetched batch as tensors in plain containers."""
+    """Return a prefetched batch as tensors in plain containers."""
     data, info = result if isinstance(result, tuple) else (result, None)
     if not isinstance(data, TensorDictBase):
         raise ValueError(f"a prefetched {type(data).__name__} cannot be kept: make the buffer with prefetch=None.")

@@ -161,7 +161,7 @@ class ChunkStorage(Storage):
     """Where indices are drawn: the store is on the CPU."""
 
     def get(self, index: Any) -> TensorDict:
-        """Folds the chunks of the given steps.
+        """Fold the chunks of the given steps.
 
         Args:
             index: int, slice, sequence, bool mask or int tensor of shape ``[*B]``.
@@ -190,6 +190,7 @@ class ChunkStorage(Storage):
             keys.action: chunk[:, self._executed].clone(),
             keys.is_demo: torch.ones(size, 1, dtype=torch.bool),
             keys.steps_to_next_obs: steps,
+            # Each episode has one frame more than it has steps: frame = step + number of the episode.
             **self._history(rows + episode, first + episode),
         }
         if self.next_obs:
@@ -197,8 +198,9 @@ class ChunkStorage(Storage):
         return _tensordict(root, size).set("next", _tensordict(outcome, size))
 
     def _outcome(self, rows: Tensor, end: Tensor) -> tuple[Tensor, dict[NestedKey, Tensor]]:
-        """The number of executed steps, and everything under ``next`` but the frames."""
+        """Return the number of executed steps, and everything under ``next`` but the frames."""
         window = rows[:, None] + torch.arange(self.act_horizon)
+        # Steps past the end of the episode read its last step, and the mask of executed steps leaves them out.
         last = window >= end[:, None] - 1
         window = torch.minimum(window, end[:, None] - 1)
         success = self._success[window]
@@ -217,6 +219,7 @@ class ChunkStorage(Storage):
         }
 
     def _chunk(self, rows: Tensor, first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        # The row is the first executed step; with alignment "oldest" a chunk starts before it.
         window = rows[:, None] + torch.arange(self.pred_horizon) - self._executed.start
         low, high = first[:, None], end[:, None] - 1
         exists = (window >= low) & (window <= high)
@@ -229,7 +232,8 @@ class ChunkStorage(Storage):
         return chunk, known & exists if self.mask_padding else known
 
     def _history(self, frames: Tensor, first: Tensor) -> dict[NestedKey, Tensor]:
-        """The frames up to the given ones, not before the first of their episode."""
+        """Return the frames up to the given ones, not before the first of their episode."""
+        # At the start of an episode the history repeats the first frame.
         window = torch.maximum(frames[:, None] + torch.arange(1 - self.obs_horizon, 1), first[:, None])
         return {key: _gather(table, window) for key, table in self._frames.items()}
 
@@ -250,20 +254,20 @@ class ChunkStorage(Storage):
         return torch.where(rows < 0, rows + size, rows)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Raises: a demo store is read-only."""
+        """Raise an error: a demo store is read-only."""
         raise RuntimeError("ChunkStorage is read-only: write demonstrations with DemoStore.from_episodes.")
 
     def _empty(self) -> None:
         raise RuntimeError("ChunkStorage is read-only and cannot be emptied.")
 
     def contains(self, item: Any) -> Tensor | bool:
-        """Tells which indices are within the store."""
+        """Tell which indices are within the store."""
         rows = torch.as_tensor(item)
         inside = (rows >= -len(self)) & (rows < len(self))
         return bool(inside) if inside.ndim == 0 else inside
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what identifies the data, not the data: a checkpoint stays small."""
+        """Return the identity of the data and not the data, so that a checkpoint stays small."""
         return {
             "num_steps": len(self),
             "key": self.store.metadata.get("key"),
@@ -278,7 +282,7 @@ class ChunkStorage(Storage):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks that this storage has the data and the folding of the one that was saved.
+        """Check that this storage has the data and the folding of the one that was saved.
 
         Raises:
             RuntimeError: naming what differs.
@@ -289,12 +293,12 @@ class ChunkStorage(Storage):
             raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differing)}).")
 
     def dumps(self, path: str | Path) -> None:
-        """Writes :meth:`state_dict` into a directory, as JSON."""
+        """Write :meth:`state_dict` into a directory, as JSON."""
         Path(path).mkdir(parents=True, exist_ok=True)
         (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Checks against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+        """Check against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
             DataError: naming the file, if it is missing or no JSON object.
@@ -322,7 +326,7 @@ def _tensordict(entries: dict[NestedKey, Tensor], size: int) -> TensorDict:
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
-    """``table[rows]``, by the operation that copies whole rows."""
+    """Return ``table[rows]``, by the operation that copies whole rows."""
     return table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, *table.shape[1:])
 
 

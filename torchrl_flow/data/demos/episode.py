@@ -61,7 +61,7 @@ class Episode:
     success_terminates: bool = True
 
     def __post_init__(self) -> None:
-        """Converts and checks."""
+        """Convert and check."""
         action = _actions(self.action, self.name)
         steps = action.shape[0]
         success = _flags(self.success, "success", steps, self.name)
@@ -90,7 +90,7 @@ class Episode:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any] | TensorDictBase, name: str = "episode") -> Episode:
-        """Builds a checked episode from tensors or arrays by key.
+        """Build a checked episode from tensors or arrays by key.
 
         Args:
             data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``fail``
@@ -151,7 +151,7 @@ class Episode:
 
 
 def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
-    """Ends an episode ``keep`` steps after its first successful one; an unsuccessful one is returned whole.
+    """End an episode ``keep`` steps after its first successful one; an unsuccessful one is returned whole.
 
     Raises:
         ValueError: when ``keep`` is negative.
@@ -179,7 +179,7 @@ def first_steps(episode: Episode, number: int) -> Episode:
 
 
 def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: float = 0.002) -> Episode:
-    """Leaves out steps at which the arm is not told to move, and nothing does.
+    """Leave out steps at which the arm is not told to move, and nothing does.
 
     Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol``
     in size, the gripper command is that of the step before, and ``observation`` changes by at most
@@ -216,14 +216,14 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
 
 
 def _keep(episode: Episode, kept: Tensor, last: int) -> Episode:
-    """The steps of a bool mask ``[T]``, each with its frame, and frame ``last`` at the end."""
+    """Return the steps of a bool mask ``[T]``, each with its frame, and frame ``last`` at the end."""
     rows = torch.cat([kept.nonzero().squeeze(-1), torch.tensor([last])])
     steps: dict[str, Any] = {key: cast(Tensor, getattr(episode, key))[kept] for key in STEP_KEYS}
     return replace(episode, frames={key: value[rows] for key, value in episode.frames.items()}, **steps)
 
 
 def _leaves(data: Mapping[str, Any] | TensorDictBase, prefix: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
-    """Entries by key; tuples for nested ones."""
+    """Return entries by key; tuples for nested ones."""
     for key, value in data.items():
         path = (*prefix, *(key if isinstance(key, tuple) else (key,)))
         if isinstance(value, (Mapping, TensorDictBase)):
@@ -278,7 +278,7 @@ def _frame(value: Any, key: str | tuple[str, ...], name: str) -> Tensor:
 
 
 def _plain(value: Any, key: str, name: str) -> Tensor:
-    """A tensor of real numbers on the CPU."""
+    """Return a tensor of real numbers on the CPU."""
     try:
         value = torch.from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -23,7 +23,7 @@ __all__ = ["read_maniskill"]
 
 
 def read_maniskill(path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
-    """Reads a trajectory ``.h5`` (with its ``.json``) into a demo store, or reopens the one made of it
+    """Read a trajectory ``.h5`` (with its ``.json``) into a demo store, or reopen the one made of it
     before.
 
     ``observation`` ``[T + 1, D]`` is the flat vector of state mode as it is, or the nested entries joined by

@@ -26,7 +26,7 @@ DEFAULT_CAMERA = "base_camera"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What of a trajectory file gets into a store, and how.
+    """Options of reading a trajectory file into a store.
 
     Args:
         max_episodes: read that many good episodes. Default: all.
@@ -82,7 +82,7 @@ class EpisodeReader:
         return self.source.env_field("reward_mode") if "rewards" in self.layout else "sparse"
 
     def episodes(self) -> Iterator[Episode]:
-        """Yields them in the order of the file; raises when there is none."""
+        """Yield them in the order of the file; raise when there is none."""
         count = 0
         for number in range(len(self.source.episodes)):
             if count == self.options.max_episodes:
@@ -146,7 +146,7 @@ class EpisodeReader:
         return frames
 
     def _read_layout(self, number: int) -> dict[str, tuple[int, ...]]:
-        """The layout of an entry, empty where its part of the file is damaged."""
+        """Return the layout of an entry, empty where its part of the file is damaged."""
         try:
             return _layout(self.source.group(number))
         except DAMAGE as error:
@@ -154,7 +154,7 @@ class EpisodeReader:
             return {}
 
     def _common_layout(self) -> dict[str, tuple[int, ...]]:
-        """The entries and row shapes that most trajectories have; the others are bad."""
+        """Return the entries and row shapes that most trajectories have; the others are bad."""
         layouts = list(self._layouts.values())
         counts = Counter(json.dumps(layout, sort_keys=True) for layout in layouts if layout)
         most = counts.most_common(1)[0][0] if counts else None
@@ -196,7 +196,7 @@ class EpisodeReader:
                 )
 
     def _left_out(self) -> Iterator[str]:
-        """What of the observations is not read, beside the cameras that were not chosen."""
+        """Return the entries of the observations that are not read, other than cameras that were not chosen."""
         lost = sorted(entry for entry in self.layout if entry.startswith("obs/") and not _is_read(entry))
         if lost:
             shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
@@ -221,19 +221,19 @@ class EpisodeReader:
 
 
 def warn_doubts(doubts: Iterable[str]) -> None:
-    """Warns of what the user should know of a file, at each reading and reopening."""
+    """Warn of doubts about a file, at each reading and reopening."""
     for doubt in doubts:
         warnings.warn(doubt, DataWarning, stacklevel=5)
 
 
 def _is_read(entry: str) -> bool:
-    """Whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
+    """Return whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
     parts = entry.split("/")
     return parts[1] in ("agent", "extra", "state") or (parts[1] == "sensor_data" and parts[-1] == "rgb")
 
 
 def _layout(group: h5py.Group) -> dict[str, tuple[int, ...]]:
-    """Row shapes of the entries that are read, by path."""
+    """Return row shapes of the entries that are read, by path."""
     out: dict[str, tuple[int, ...]] = {}
 
     def visit(path: str, entry: Any) -> None:

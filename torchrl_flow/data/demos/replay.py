@@ -79,7 +79,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
         self.store = store
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """Returns the store's statistics, for normalisers; see :meth:`DemoStore.statistics`."""
+        """Return the store's statistics, for normalisers; see :meth:`DemoStore.statistics`."""
         return self.store.statistics()
 
     @property
@@ -89,12 +89,12 @@ class DemoReplayBuffer(CheckedReplayBuffer):
 
     @property
     def write_count(self) -> int:
-        """Number of steps, which were all there from the start."""
+        """Number of steps, which never changes."""
         return len(self.store)
 
 
 def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **options: Any) -> DemoReplayBuffer:
-    """Makes a buffer of a ManiSkill ``.h5`` file or of a demo store's directory.
+    """Make a buffer of a ManiSkill ``.h5`` file or of a demo store's directory.
 
     This is what ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls.
 
@@ -113,7 +113,7 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
 
 
 def open_demonstrations(path: str | Path, *, root: str | Path | None = None, **reading: Any) -> DemoStore:
-    """Reads a ManiSkill ``.h5`` file or opens a demo store; see :func:`load_demonstrations`."""
+    """Read a ManiSkill ``.h5`` file or open a demo store; see :func:`load_demonstrations`."""
     if not Path(path).is_dir():
         return read_maniskill(path, root, **reading)
     wanted = reading.pop("max_episodes", None)

@@ -12,7 +12,7 @@ STATISTICS = ("min", "max", "mean", "std", "q01", "q99")
 
 
 def column_statistics(table: Tensor, rows: Tensor | None = None, *, block_elements: int = 2**22) -> dict[str, Tensor]:
-    """Computes min, max, mean, std (population), 1 % and 99 % quantile of each column.
+    """Compute min, max, mean, std (population), 1 % and 99 % quantile of each column.
 
     The first four are accumulated in float64 over blocks of rows, by Chan's update, so that neither size
     nor offset costs precision; the quantiles (linear interpolation) are exact, over blocks of columns. At

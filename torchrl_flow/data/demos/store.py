@@ -1,4 +1,4 @@
-"""Demonstrations on disk, memory-mapped: what every reader writes and every buffer reads."""
+"""Demonstrations on disk, memory-mapped. Every reader writes this format, and every buffer reads it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DemoStore:
 
     @classmethod
     def open(cls, root: str | Path, *, verify: bool | None = None) -> DemoStore:
-        """Opens a store, after checking that its files are what its metadata says.
+        """Open a store, after checking that its files are what its metadata says.
 
         Args:
             root: directory of the store.
@@ -85,7 +85,7 @@ class DemoStore:
         overwrite: bool = False,
         skip_bad: bool = False,
     ) -> DemoStore:
-        """Writes episodes to a new store, one after the other, and opens it.
+        """Write episodes to a new store, one after the other, and open it.
 
         Args:
             episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
@@ -158,7 +158,7 @@ class DemoStore:
         }
 
     def step_flag(self, name: str) -> Tensor:
-        """Returns ``success``, ``fail``, ``terminated`` or ``perturbed`` of all steps, bool ``[N]``, in memory."""
+        """Return ``success``, ``fail``, ``terminated`` or ``perturbed`` of all steps, bool ``[N]``, in memory."""
         value = self.steps.get(name, None)
         if value is None:
             value = self.steps["success"] if name == "terminated" else torch.zeros(len(self), 1, dtype=torch.bool)
@@ -170,11 +170,11 @@ class DemoStore:
         return bool(self.metadata.get("has_success", True))
 
     def sparse_reward(self) -> Tensor:
-        """Returns what ManiSkill's sparse mode gives at each step, success less failure, float32 ``[N]``."""
+        """Return what ManiSkill's sparse mode gives at each step, success less failure, float32 ``[N]``."""
         return self.step_flag("success").to(torch.float32) - self.step_flag("fail").to(torch.float32)
 
     def first(self, num_episodes: int) -> DemoStore:
-        """Returns the store of the first episodes alone, over the same files and with their own statistics.
+        """Return the store of the first episodes alone, over the same files and with their own statistics.
 
         Args:
             num_episodes: how many; a store that has no more is returned as it is.
@@ -203,7 +203,7 @@ class DemoStore:
         return list(self.metadata.get("skipped", []))
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """Returns min, max, mean, std, q01, q99 of ``observation`` ``[D]`` and ``action`` ``[A]``, float32.
+        """Return min, max, mean, std, q01, q99 of ``observation`` ``[D]`` and ``action`` ``[A]``, float32.
 
         They cover the steps: the frame after an episode's last action is left out.
         """
@@ -213,7 +213,7 @@ class DemoStore:
         }
 
     def episode(self, index: int) -> TensorDict:
-        """Returns one episode, in memory, as :meth:`from_episodes` takes it.
+        """Return one episode, in memory, as :meth:`from_episodes` takes it.
 
         Args:
             index: its number; negative ones count from the end.
@@ -270,7 +270,7 @@ def _warn_skipped(root: Path, skipped: list[str]) -> None:
 
 
 def warn_if_fewer(source: str | Path, found: int, wanted: int) -> None:
-    """Warns where there are fewer episodes than were asked for."""
+    """Warn if there are fewer episodes than were asked for."""
     if found < wanted:
         warnings.warn(
             f"{source}: {wanted} demonstrations were asked for and there are {found}; all of them are used.",

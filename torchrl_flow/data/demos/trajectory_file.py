@@ -1,4 +1,4 @@
-"""ManiSkill's trajectory files, an ``.h5`` and a ``.json``: opened, and refused where they do not fit."""
+"""ManiSkill's trajectory files, an ``.h5`` and a ``.json``: opened and validated together."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TrajectoryFile:
         return self.info["env_info"]
 
     def env_field(self, name: str) -> str | None:
-        """A text among the arguments that the environment was made with (``obs_mode``, ...); None where unknown.
+        """Return a text among the arguments that the environment was made with (``obs_mode``, ...); None where unknown.
 
         Raises:
             DataError: when it is something else.
@@ -78,11 +78,11 @@ class TrajectoryFile:
         return as_whole_number(self.env_info.get("max_episode_steps"))
 
     def name(self, number: int) -> str:
-        """The group of the ``.h5`` that holds entry ``number``."""
+        """Return the group of the ``.h5`` that holds entry ``number``."""
         return f"traj_{episode_id(self.episodes[number])}"
 
     def seed(self, number: int) -> int:
-        """The seed of entry ``number``; -1 where the ``.json`` tells none that could be one."""
+        """Return the seed of entry ``number``; -1 if the ``.json`` has no valid seed."""
         episode = self.episodes[number]
         arguments = episode.get("reset_kwargs")
         values = [episode.get("episode_seed"), arguments.get("seed") if isinstance(arguments, dict) else None]
@@ -108,14 +108,14 @@ class TrajectoryFile:
             )
 
     def group(self, number: int) -> h5py.Group:
-        """The trajectory of entry ``number``."""
+        """Return the trajectory of entry ``number``."""
         group = self.file[self.name(number)]
         if not isinstance(group, h5py.Group):
             raise DataError(f"{self.path.name}, {self.name(number)}: it is not a group.")
         return group
 
     def _one_control_mode(self) -> str | None:
-        """The control mode of the actions; None where neither the episodes nor ``env_info`` tell."""
+        """Return the control mode of the actions; None if neither the episodes nor ``env_info`` name it."""
         declared = self.env_field("control_mode")
         modes = Counter(mode for mode in map(self._control_mode, range(len(self.episodes))) if mode is not None)
         if len(modes) > 1:
@@ -136,7 +136,7 @@ class TrajectoryFile:
         return text_field(self.json_path, field, self.episodes[number].get("control_mode"))
 
     def _match(self) -> dict[int, str]:
-        """Reasons of entries without a fitting trajectory; raises when that is most of them."""
+        """Return reasons of entries without a fitting trajectory; raise an error if they are the majority."""
         present = {name for name in map(str, self.file) if name.startswith("traj_")}
         if not present:
             found = sorted(self.file)[:4]

@@ -1,4 +1,4 @@
-"""The ``.json`` of a ManiSkill recording: read, and refused by field where something else stands there."""
+"""Read the ``.json`` of a ManiSkill recording; errors name the field that is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOW_TO_MAKE = "make one with `python -m torchrl_flow make-demos` or ManiSkill's 
 
 
 def read_trajectory_json(path: Path) -> dict[str, Any]:
-    """Reads the file, as far as the reader relies on it.
+    """Read and validate the fields that the reader uses.
 
     Raises:
         DataError: naming the field and what it holds.
@@ -60,7 +60,7 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
 
 
 def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the environment was made with; none where they are null.
+    """Return the arguments that the environment was made with; none where they are null.
 
     Raises:
         DataError: when they are something else than an object.
@@ -75,7 +75,7 @@ def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_field(path: Path, field: str, value: Any) -> str | None:
-    """The text in a field, or None where it is null.
+    """Return the text in a field, or None where it is null.
 
     Raises:
         DataError: when it is something else, naming the field.
@@ -86,13 +86,13 @@ def text_field(path: Path, field: str, value: Any) -> str | None:
 
 
 def episode_id(episode: dict[str, Any]) -> int | str | None:
-    """What names the episode's group; a whole number, or the text of one."""
+    """Return the name of the episode's group: a whole number, or its text."""
     value = episode.get("episode_id")
     return value if isinstance(value, str) and value.isdecimal() else as_whole_number(value)
 
 
 def as_whole_number(value: Any) -> int | None:
-    """A whole number, also where it is written as 3.0, "3" or [3]; None for anything else."""
+    """Return a whole number, also where it is written as 3.0, "3" or [3]; None for anything else."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

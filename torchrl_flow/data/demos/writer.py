@@ -1,4 +1,4 @@
-"""Writing a demo store: one episode at a time, all or nothing."""
+"""Atomic writer of a demo store, one episode at a time."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _Table:
             self.columns[key].append(value)
 
     def close(self) -> dict[str, Any]:
-        """Turns the files into a memory-mapped TensorDict in place; returns what to check them by."""
+        """Turn the files into a memory-mapped TensorDict in place; return what to check them by."""
         columns = {key: column.close() for key, column in self.columns.items()}
         rows = next(iter(self.columns.values())).rows
         tensordict = TensorDict({}, batch_size=[rows]).memmap_(str(self.root))
@@ -129,7 +129,7 @@ class StoreWriter:
         shutil.rmtree(self._tmp, ignore_errors=True)
 
     def append(self, episode: Episode) -> None:
-        """Writes one episode.
+        """Write one episode.
 
         Raises:
             DataError: when its entries are not those of the episodes before; nothing is written then.
@@ -171,7 +171,7 @@ class StoreWriter:
             self._twice.append(f"{episode.name} is {earlier} again")
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
-        """Writes the metadata and moves the store to its place.
+        """Write the metadata and move the store to its place.
 
         Args:
             metadata: JSON-able entries of the caller; format, counts, columns and statistics are added.
@@ -222,7 +222,7 @@ def describe_files(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def store_statistics(frames: TensorDictBase, steps: TensorDictBase) -> dict[str, dict[str, list[float]]]:
-    """Computes what a store's metadata say of its observations and actions."""
+    """Compute the statistics of observations and actions for the metadata of a store."""
     # The frame after an episode's last action is one that no action was chosen from.
     rows = torch.arange(steps.shape[0]) + steps["episode"].as_subclass(Tensor)
     tables = {

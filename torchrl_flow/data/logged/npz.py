@@ -144,7 +144,7 @@ def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
 
 
 def _warn_unknown(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Say what the arrays that are missing leave unknown."""
+    """Warn of what is unknown because arrays are missing."""
     if "terminals" not in arrays:
         warnings.warn(
             f"{path} has no terminals: which states end the task is not known, and none counts as such; values are "
@@ -256,5 +256,5 @@ class NpzReplayBuffer(CheckedReplayBuffer):
         return scaled.clamp(-1.0, 1.0)
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """Statistics of observations and actions, for the normalisers of a policy."""
+        """Return statistics of observations and actions, for the normalisers of a policy."""
         return {name: column_statistics(self.transitions[name].cpu()) for name in ("observation", "action")}

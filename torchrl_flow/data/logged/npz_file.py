@@ -1,4 +1,4 @@
-"""An ``.npz`` file as a container: opened, its members read, and refused by name where it is damaged or none."""
+"""Reader of ``.npz`` files; errors name the file or the member that is damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAMAGE = (
 
 
 def open_npz(path: str | Path) -> Any:
-    """Opens a file; a context manager, whose members :func:`read_member` reads.
+    """Open a file; a context manager, whose members :func:`read_member` reads.
 
     Raises:
         DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file, or would
@@ -77,7 +77,7 @@ def _require_archive(path: Path) -> None:
 
 
 def read_member(path: Path, file: Any, name: str) -> np.ndarray:
-    """Reads one array of an open file.
+    """Read one array of an open file.
 
     Raises:
         DataError: if it is damaged, or an array of Python objects.
@@ -110,7 +110,7 @@ def _require_size(file: Any, name: str) -> None:
 
 
 def npz_metadata(path: Path, file: Any) -> dict[str, Any]:
-    """Reads the member ``metadata``, the text of a JSON object; empty where there is none.
+    """Read the member ``metadata``, the text of a JSON object; empty where there is none.
 
     Raises:
         DataError: if it is something else.

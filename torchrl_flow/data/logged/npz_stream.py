@@ -111,7 +111,7 @@ class NpzStream:
         return digest
 
     def _state(self) -> dict[str, Any]:
-        """Return what a stopped writer has left; nothing where there was none."""
+        """Return the progress that a stopped writer stored; empty if there is none."""
         state = self.partial / _STATE
         if not state.exists():
             return {}
@@ -148,7 +148,7 @@ class NpzStream:
             self.rows[name] += len(array)
 
     def commit(self, position: int) -> None:
-        """Make what was appended durable, and remember how far the caller is."""
+        """Flush the appended rows to the disk, and store the progress of the caller."""
         for file in self._files.values():
             file.flush()
             flush(file.name)
@@ -183,6 +183,6 @@ class NpzStream:
                 shutil.copyfileobj(file, member, _BLOCK)
 
     def close(self) -> None:
-        """Close the parts; what was committed stays."""
+        """Close the parts; committed rows stay on the disk."""
         for file in self._files.values():
             file.close()

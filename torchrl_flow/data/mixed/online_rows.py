@@ -1,4 +1,4 @@
-"""What a collector gives, as rows that stack with those of the demonstrations."""
+"""Conversion of collected transitions to rows with the entries of the demonstrations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Rows:
         )
 
     def take(self, data: TensorDictBase, key: NestedKey, shape: torch.Size, advice: str) -> Tensor:
-        """The entry that becomes ``key`` of the rows, ``[*B, *shape]``."""
+        """Return the entry that becomes ``key`` of the rows, ``[*B, *shape]``."""
         source = self.sources.get(key, key)
         value = data.get(source, None)
         if value is None:
@@ -79,7 +79,7 @@ class TransitionRows(_Rows):
     advice = "collect with history_transforms and SMDPChunk of the same horizons (make_chunk_env makes both)."
 
     def __call__(self, data: TensorDictBase) -> TensorDict:
-        """Returns the rows ``[N]``; those that a collector's mask marks as padding are left out."""
+        """Return the rows ``[N]``; those that a collector's mask marks as padding are left out."""
         mask = data.get(MASK, None)
         flat = cast(TensorDictBase, data.reshape(-1) if mask is None else data[mask.reshape(data.shape)])
         rows = TensorDict({}, batch_size=flat.batch_size)
@@ -95,7 +95,7 @@ class TransitionRows(_Rows):
         return rows
 
     def _imitation(self, flat: TensorDictBase, action: Tensor, steps: Tensor) -> dict[NestedKey, Tensor]:
-        """``action_chunk`` ``[N, H, A]`` and ``action_mask`` ``[N, H]``."""
+        """Return ``action_chunk`` ``[N, H, A]`` and ``action_mask`` ``[N, H]``."""
         key: NestedKey = unravel_key(self.keys.action_chunk)
         horizon, first = self.demos.pred_horizon, self.executed.start
         place = torch.arange(horizon, device=action.device) - first
@@ -112,7 +112,7 @@ class StepRows(_Rows):
     advice = "collect single steps, with history_transforms and without SMDPChunk."
 
     def __call__(self, data: TensorDictBase) -> TensorDict:
-        """Returns the steps ``[T, E]``, with ``("collector", "traj_ids")``, zero where unknown."""
+        """Return the steps ``[T, E]``, with ``("collector", "traj_ids")``, zero where unknown."""
         if data.get(MASK, None) is not None:
             raise ValueError(
                 "steps of split trajectories have lost their order in time: collect with split_trajs=False."

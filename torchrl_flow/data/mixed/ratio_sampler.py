@@ -29,7 +29,7 @@ RatioSchedule = Callable[[int], float]
 
 
 def split_batch(batch_size: int, online_ratio: float) -> tuple[int, int]:
-    """Number of demonstration rows and of online rows of a batch.
+    """Return the number of demonstration rows and of online rows of a batch.
 
     The online rows are ``online_ratio * batch_size``, rounded to the nearest whole number, a half upwards; the
     demonstrations are the rest.
@@ -70,7 +70,7 @@ class LinearRatio:
     num_batches: int
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Check the fields."""
         for name in ("start", "end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
@@ -78,7 +78,7 @@ class LinearRatio:
             raise ValueError(f"num_batches must be at least 1, got {self.num_batches}.")
 
     def __call__(self, batch: int) -> float:
-        """Returns the ratio of batch number ``batch``, the first being 0."""
+        """Return the ratio of batch number ``batch``, the first being 0."""
         return self.start + (self.end - self.start) * min(batch / self.num_batches, 1.0)
 
 
@@ -143,7 +143,7 @@ class RatioSampler(Sampler):
         self.set_schedule(online_ratio)
 
     def set_schedule(self, online_ratio: float | RatioSchedule) -> None:
-        """Replaces the ratio.
+        """Replace the ratio.
 
         Raises:
             ValueError: if the next batch's ratio is outside [0, 1].
@@ -183,7 +183,7 @@ class RatioSampler(Sampler):
         return parts
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Any, dict[str, Any]]:
-        """Draws indices ``[batch_size]``: first those of demonstrations, then those of online rows."""
+        """Draw indices ``[batch_size]``: first those of demonstrations, then those of online rows."""
         parts = self._parts(storage)
         demos, online = split_batch(batch_size, self.online_ratio)
         if online and drawable(parts[1]) == 0:
@@ -207,7 +207,7 @@ class RatioSampler(Sampler):
         return parts[which].to_whole(index)
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
-        """Tells whether a batch can be drawn."""
+        """Tell whether a batch can be drawn."""
         parts = self._parts(storage)
         demos, online = split_batch(batch_size, self.online_ratio)
         if online and drawable(parts[1]) == 0:
@@ -215,7 +215,7 @@ class RatioSampler(Sampler):
         return demos == 0 or len(parts[0]) > 0
 
     def _by_offset(self, storage: Storage | None) -> tuple[int, Any, Any] | None:
-        """Return the number of demonstrations and both parts, where rows keep their places; else None."""
+        """Return the number of demonstrations and both parts if the rows of a part keep their indices; else None."""
         if isinstance(storage, MixedStorage):
             return storage.num_demos, storage.demos, storage.online
         if storage is None or self._split.num_demos is None:
@@ -223,7 +223,7 @@ class RatioSampler(Sampler):
         return self._split.num_demos, *self._split.of(storage)
 
     def update_priority(self, index: Any, priority: Any, *, storage: Storage | None = None) -> None:
-        """Hands priorities on to the samplers of the parts that have any."""
+        """Pass priorities to the samplers of the parts that have priorities."""
         if storage is None:
             raise TypeError("RatioSampler needs its storage to tell the parts: call the buffer's update_priority.")
         found = self._by_offset(storage)
@@ -242,7 +242,7 @@ class RatioSampler(Sampler):
                 sampler.update_priority(index[rows] - start, priority[rows], storage=part)
 
     def mark_update(self, index: Any, *, storage: Storage | None = None) -> None:
-        """Gives new rows the default priority.
+        """Give new rows the default priority.
 
         Raises:
             RuntimeError: if a writer went round and replaced demonstrations that ``num_demos`` speaks of.
@@ -277,7 +277,7 @@ class RatioSampler(Sampler):
         self._written = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns both samplers' states and the number of batches drawn."""
+        """Return both samplers' states and the number of batches drawn."""
         return {
             "demos": self.demo_sampler.state_dict(),
             "online": self.online_sampler.state_dict(),
@@ -285,13 +285,13 @@ class RatioSampler(Sampler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         self.demo_sampler.load_state_dict(state_dict["demos"])
         self.online_sampler.load_state_dict(state_dict["online"])
         self.num_batches = int(state_dict["num_batches"])
 
     def dumps(self, path: str | Path) -> None:
-        """Writes the state into a directory."""
+        """Write the state into a directory."""
         path = Path(path)
         for name, sampler in (("demos", self.demo_sampler), ("online", self.online_sampler)):
             (path / name).mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ class RatioSampler(Sampler):
         (path / "ratio_sampler.json").write_text(json.dumps({"num_batches": self.num_batches}), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote.
+        """Restore what :meth:`dumps` wrote.
 
         Raises:
             DataError: naming directory and member, if a file could run code or is no sampler's.
@@ -319,7 +319,7 @@ class RatioSampler(Sampler):
 
 
 def _draw(sampler: Sampler, storage: Storage, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draws ``count`` indices, again where a sampler's epoch ends before, and what it says of each."""
+    """Draw ``count`` indices and their metadata, in several calls if the epoch of a sampler ends before."""
     parts, infos, missing = [torch.zeros(0, dtype=torch.int64)], [], count
     while missing > 0:
         index, info = sampler.sample(storage, missing)
@@ -332,14 +332,14 @@ def _draw(sampler: Sampler, storage: Storage, count: int) -> tuple[Tensor, dict[
 
 
 def _as_index(storage: Storage, rows: Tensor) -> Any:
-    """Turn rows ``[B]`` into what the storage is indexed by, on its device."""
+    """Convert rows ``[B]`` to an index of the storage, on its device."""
     device = getattr(storage, "device", None)
     rows = rows.to(device) if isinstance(device, torch.device) else rows
     return rows if storage.ndim == 1 else torch.unravel_index(rows, storage.shape)
 
 
 def _join_infos(infos: list[dict[str, Tensor]], sizes: tuple[int, int]) -> dict[str, Any]:
-    """What the samplers say of their rows, such as weights; 1 where one of them says nothing."""
+    """Return the metadata of the rows from both samplers, such as weights; 1 for a sampler without them."""
     joined: dict[str, Any] = {}
     for key in {key for info in infos for key in info}:
         dtype = next(info[key].dtype for info in infos if key in info)

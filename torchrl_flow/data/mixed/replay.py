@@ -133,7 +133,7 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         )
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Writes what a collector gives to the online part.
+        """Write the transitions of a collector to the online part.
 
         Args:
             tensordicts: transitions of any batch shape, or steps ``[*E, T]``; time is the last dimension.
@@ -159,12 +159,12 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         return super().extend(rows, update_priority=update_priority)
 
     def add(self, data: TensorDictBase) -> Any:
-        """Writes one transition, or one step of every environment; returns the row, or one for each."""
+        """Write one transition, or one step of every environment; return the row, or one for each."""
         index = self.extend(data.unsqueeze(-1))
         return index if data.ndim else int(index.reshape(-1)[0])
 
     def update_tensordict_priority(self, data: TensorDictBase) -> None:
-        """Hands the priorities of a sampled batch to the samplers of its parts that have any.
+        """Pass the priorities of a sampled batch to the samplers of its parts that have priorities.
 
         Args:
             data: rows with their ``index`` and the entry ``priority_key``, such as the ``td_error`` of a loss.

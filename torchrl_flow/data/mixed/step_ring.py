@@ -73,27 +73,30 @@ class StepRing(Storage):
         return max(0, length - self.act_horizon + 1) * envs
 
     def _column(self, key: NestedKey) -> Tensor:
-        """One entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
+        """Return one entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
         return stored_rows(self.steps).get(key)
 
     def _oldest(self) -> int:
         length, room, _ = self._sizes
+        # In a full ring the oldest step follows the newest one; before that it is at time 0.
         return (self.newest + 1) % room if length == room else 0
 
     def _rand_given_ndim(self, batch_size: int) -> Tensor:
         length, room, envs = self._sizes
         options: dict[str, Any] = {"generator": generator_of(self), "device": self.device}
+        # A chunk that starts later would need steps that are still to come.
         age = torch.randint(length - self.act_horizon + 1, (batch_size,), **options)
         env = torch.randint(envs, (batch_size,), **options)
+        # Items count environments first: item = time * envs + env.
         return (self._oldest() + age) % room * envs + env
 
     def flat_index(self, time: Tensor) -> Tensor:
-        """Items ``[n, E]`` of all environments' steps at ``time`` ``[n]``."""
+        """Return the items ``[n, E]`` of all environments' steps at ``time`` ``[n]``."""
         envs = self._sizes[2]
         return time[:, None] * envs + torch.arange(envs, device=time.device)
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Writes steps ``[n, E]`` at times ``cursor`` ``[n]``."""
+        """Write steps ``[n, E]`` at times ``cursor`` ``[n]``."""
         length, room, envs = self._sizes
         if room and data.shape[1] != envs:
             raise ValueError(
@@ -103,6 +106,7 @@ class StepRing(Storage):
         ids = data.get(TRAJECTORY).to(self.device)
         data = data.exclude(TRAJECTORY).to(self.device)
         end = data.get(("next", self._keys.done)).squeeze(-1).clone()
+        # A collector may cut an episode without a done: then only the number of the trajectory changes.
         end[:-1] |= ids[1:] != ids[:-1]
         if length:
             self.mark_end(self.newest, ids[0] != self._last_ids if self._last_ids is not None else True)
@@ -111,16 +115,18 @@ class StepRing(Storage):
         self.newest, self._last_ids = int(cursor[-1]), ids[-1].clone()
 
     def mark_end(self, time: int, broken: Tensor | bool) -> None:
-        """Ends the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
+        """End the episodes of the environments in ``broken`` ``[E]`` at the step of that time."""
         ends = self._column(END)
         ends[time] = ends[time] | broken
 
     def get(self, index: Any) -> TensorDict:
-        """Folds the chunks of the given items, an int64 tensor ``[n]``."""
+        """Fold the chunks of the given items, an int64 tensor ``[n]``."""
         length, room, envs = self._sizes
         time, env = index // envs, (index % envs)[:, None]
         oldest = self._oldest()
+        # Ages count from the oldest step, so that windows that wrap around the ring have consecutive ages.
         age = (time - oldest) % room
+        # The item is the first executed step; with alignment "oldest" a chunk starts before it.
         offsets = torch.arange(self.pred_horizon, device=index.device) - self._executed.start
         ages = age[:, None] + offsets
         exists = (ages >= 0) & (ages < length)
@@ -131,10 +137,12 @@ class StepRing(Storage):
         ends = at(END, ages.clamp(0, length - 1)) & exists
         mask = exists & _same_episode(ends, self._executed.start)
         past, future = mask[:, : self._executed.start].sum(1), mask[:, self._executed.start :].sum(1)
+        # Outside of the episode, and of the ring, a chunk repeats its nearest step inside.
         nearest = torch.minimum(torch.maximum(offsets, -past[:, None]), future[:, None] - 1)
         chunk = at(self._keys.action, age[:, None] + nearest)
 
         window, ended = ages[:, self._executed], ends[:, self._executed]
+        # The newest step cuts a chunk as an end does: what follows it is not known yet.
         executed = executed_mask(ended | (window >= length - 1))
         count = executed_steps(ended | (window >= length - 1))
         known = window.clamp(max=length - 1)
@@ -147,6 +155,7 @@ class StepRing(Storage):
             found[unravel_key(key)] = at(key, age, env[:, 0])
             after: NestedKey = unravel_key(("next", key))
             if after in self._leaves:
+                # What is observed after the last executed step, which is `count - 1` steps after the first.
                 found[after] = at(after, age + count[:, 0] - 1, env[:, 0])
         out = TensorDict({}, batch_size=index.shape)
         for key in self._leaves:
@@ -154,7 +163,7 @@ class StepRing(Storage):
         return out
 
     def _outcome(self, read: Any, ended: Tensor, executed: Tensor, count: Tensor) -> dict[NestedKey, Tensor]:
-        """Everything under ``next`` but the observations."""
+        """Return everything under ``next`` but the observations."""
         keys = self._keys
         done = latch(ended, executed)
         flags = {
@@ -179,18 +188,18 @@ class StepRing(Storage):
         self.newest, self._last_ids = -1, None
 
     def contains(self, item: Any) -> Any:
-        """Tells which items have been written."""
+        """Tell which items have been written."""
         return (torch.as_tensor(item) >= 0) & (torch.as_tensor(item) < len(self))
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def rows(self) -> TensorDictBase:
-        """The steps as they are stored, ``[T, E]``."""
+        """Return the steps as they are stored, ``[T, E]``."""
         return self.steps.get(slice(None))
 
     def restore(self, rows: TensorDictBase, newest: int) -> None:
-        """Puts back what :meth:`rows` gave.
+        """Restore the steps that :meth:`rows` returned.
 
         What is written next is taken for other episodes: whoever restores a buffer has reset the environments.
         """
@@ -201,9 +210,11 @@ class StepRing(Storage):
 
 
 def _same_episode(ends: Tensor, start: int) -> Tensor:
-    """Which steps of windows ``[n, H]`` are of the episode of step ``start``, given which steps end an episode."""
+    """Return which steps of windows ``[n, H]`` are in the episode of step ``start``, from the ends of episodes."""
     ends = ends.to(torch.int64)
     past, future = ends[:, :start], ends[:, start:]
+    # A past step is of the episode if neither it nor a step between it and `start` is an end; a future step, if no step
+    # from `start` up to the one before it is an end.
     before = past.flip(1).cumsum(1).flip(1)
     after = future.cumsum(1) - future
     return torch.cat([before, after], 1) == 0

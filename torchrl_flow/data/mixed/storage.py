@@ -25,7 +25,7 @@ _METADATA = "mixed_storage.json"
 
 
 def drawable(storage: Any) -> int:
-    """Number of rows of an online part that can be drawn."""
+    """Return the number of rows of an online part that can be drawn."""
     return storage.num_drawable if isinstance(storage, StepRing) else len(storage)
 
 
@@ -82,7 +82,7 @@ class MixedStorage(Storage):
             set_generator(part, value)
 
     def get(self, index: Any) -> TensorDictBase:
-        """Reads rows.
+        """Read rows.
 
         Args:
             index: int, slice, sequence, bool mask or int tensor, of one dimension at most.
@@ -103,7 +103,9 @@ class MixedStorage(Storage):
             batch = self._read_online(flat)
         else:
             batch = _joined(self._read_demos(flat[of_demos]), self._read_online(flat[~of_demos]))
+            # The ratio sampler draws demonstrations first: then the joined rows are in the order of the index already.
             if not bool(of_demos[:count].all()):
+                # Row i of the joined rows belongs to place[i]; the inverse permutation restores the order.
                 place = torch.cat([of_demos.nonzero(), (~of_demos).nonzero()]).squeeze(-1)
                 batch = batch[torch.argsort(place).to(batch.device or "cpu")]
         return cast(TensorDictBase, batch.reshape(rows.shape))
@@ -141,7 +143,7 @@ class MixedStorage(Storage):
         return torch.where(rows < 0, rows + size, rows)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Writes rows into the online part, at places counted within it."""
+        """Write rows into the online part, at places counted within it."""
         if not isinstance(self.online, StepRing):
             set_last_cursor(self, cursor)
         self.online.set(cursor, data, set_cursor=set_cursor)
@@ -160,7 +162,7 @@ class MixedStorage(Storage):
         clear(self.online)
 
     def contains(self, item: Any) -> Any:
-        """Tells which rows exist."""
+        """Tell which rows exist."""
         rows = torch.as_tensor(item)
         inside = (rows >= -len(self)) & (rows < len(self))
         return bool(inside) if inside.ndim == 0 else inside
@@ -169,7 +171,7 @@ class MixedStorage(Storage):
         return self.num_demos + len(self.online)
 
     def _content(self) -> tuple[TensorDictBase | None, int]:
-        """The rows of the online part as stored, without unused room, and the place of the newest step of a ring."""
+        """Return the filled rows of the online part as stored, and the index of the newest step of a ring."""
         if len(self.online) == 0:
             return None, -1
         if isinstance(self.online, StepRing):
@@ -193,13 +195,13 @@ class MixedStorage(Storage):
         self.max_size = self.num_demos + self.online.max_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns a copy of the online rows, and what identifies the demonstrations."""
+        """Return a copy of the online rows, and what identifies the demonstrations."""
         rows, newest = self._content()
         online = None if rows is None else rows.to("cpu").clone().to_dict()
         return {"demos": self.demos.state_dict(), "online": online, "shape": self._shape(rows), "newest": newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the online rows.
+        """Restore the online rows.
 
         Raises:
             RuntimeError: if the demonstrations are others, or there is no room for the rows.
@@ -210,7 +212,7 @@ class MixedStorage(Storage):
         self._restore(rows, int(state_dict["newest"]))
 
     def dumps(self, path: str | Path) -> None:
-        """Writes the state into a directory, the rows memory-mapped."""
+        """Write the state into a directory, the rows memory-mapped."""
         path = Path(path)
         (path / "demos").mkdir(parents=True, exist_ok=True)
         self.demos.dumps(path / "demos")
@@ -221,7 +223,7 @@ class MixedStorage(Storage):
         (path / _METADATA).write_text(json.dumps(content), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restores what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+        """Restore what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
             DataError: naming directory and member, if something is no plain tensor, missing or of another size.
@@ -255,12 +257,12 @@ def _on_device_of(storage: Any, rows: Tensor) -> Any:
 
 
 def _stacked(rows: Any) -> TensorDictBase:
-    """Return rows as one TensorDict, also those of a storage that gives a list of them."""
+    """Return rows as one TensorDict, also if the storage returns a list."""
     return cast(TensorDictBase, rows if is_tensor_collection(rows) else torch.stack(list(rows)))
 
 
 def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
-    """Put rows of both parts behind one another, which must have the same entries."""
+    """Concatenate rows of both parts, which must have the same entries."""
     ours, theirs = (set(map(unravel_key, rows.keys(True, True))) for rows in (demos, online))
     if ours != theirs:
         raise ValueError(
@@ -275,7 +277,7 @@ class OnlineWriter(RoundRobinWriter):
     """Writes to the online part of a :class:`MixedStorage`, round and round; returns rows of the whole."""
 
     def extend(self, data: Any) -> Tensor:
-        """Writes rows ``[n]``, or steps ``[n, E]`` of E environments; returns where, in the same shape."""
+        """Write rows ``[n]``, or steps ``[n, E]`` of E environments; return where, in the same shape."""
         index = super().extend(data)
         storage = self._storage
         if not isinstance(storage, MixedStorage):

@@ -40,10 +40,10 @@ class _Part(Storage):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the storage has the rows."""
+        """Do nothing: the storage has the rows."""
 
     def _empty(self) -> None:
-        """Nothing: the storage has the rows."""
+        """Do nothing: the storage has the rows."""
 
 
 class StorageParts:
@@ -153,8 +153,11 @@ class DemoKeepingWriter(TensorDictRoundRobinWriter):
         if size <= self.num_demos:
             raise ValueError(f"a storage of {size} rows has no room beside {self.num_demos} demonstrations.")
         first, room = write_cursor(self), size - self.num_demos
+        # A first call may write the demonstrations and online rows; it does not wrap around.
         if rows > (size - first if first < self.num_demos else room):
             raise ValueError(f"{rows} rows at once into an online part of {room}: make the storage larger.")
+        # One position more than rows: the last one is the cursor of the next call. Past the end of the storage,
+        # positions continue behind the demonstrations.
         position = torch.arange(first, first + rows + 1, device=getattr(data, "device", None) or "cpu")
         position = torch.where(position < size, position, self.num_demos + (position - size) % room)
         index = position[:-1]

@@ -1,4 +1,4 @@
-"""Checks what a ManiSkill environment is asked to be, and builds it."""
+"""Validate the arguments of a ManiSkill environment, and build it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_EPISODE_STEPS = {
 def check_arguments(
     num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None, threads: int | None = None
 ) -> None:
-    """Refuses arguments that no machine, or not this one, can serve.
+    """Validate arguments, also against what this machine can simulate and render.
 
     Raises:
         ValueError: names the argument, what was given and what to use.
@@ -67,7 +67,7 @@ def check_arguments(
 
 
 def check_task(task: str) -> None:
-    """Refuses a task that ManiSkill does not know, or whose assets are not here.
+    """Validate that ManiSkill knows the task and that its assets are installed.
 
     ManiSkill itself would ask on the terminal whether to download assets, and end the program without a yes.
 
@@ -93,14 +93,14 @@ def check_task(task: str) -> None:
 
 
 def default_max_episode_steps(task: str) -> int | None:
-    """Returns the time limit of a task: that of :data:`MAX_EPISODE_STEPS`, else the registered one."""
+    """Return the time limit of a task: that of :data:`MAX_EPISODE_STEPS`, else the registered one."""
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     return MAX_EPISODE_STEPS.get(task, REGISTERED_ENVS[task].max_episode_steps)
 
 
 def reconfiguration_of_one(task: str) -> int:
-    """Returns after how many resets a task rebuilds its scene where it is simulated alone, 0 for never.
+    """Return after how many resets a task rebuilds its scene where it is simulated alone, 0 for never.
 
     Some tasks decide by the number of sub-environments, which makes another task of a batch.
     """
@@ -125,7 +125,7 @@ def reconfiguration_of_one(task: str) -> int:
 
 
 def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
-    """Decides whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
+    """Decide whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
     device.
 
     Raises:
@@ -140,7 +140,7 @@ def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
 
 
 def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threads: int | None, **kwargs: Any) -> Any:
-    """Makes the gymnasium environment of a task, with or without visuals."""
+    """Make the gymnasium environment of a task, with or without visuals."""
     import gymnasium
 
     kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
@@ -160,7 +160,7 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
 
 @contextlib.contextmanager
 def _quiet_build() -> Iterator[None]:
-    """Keeps back ManiSkill's warning about poses that its own tasks leave to their default."""
+    """Suppress ManiSkill's warning about default poses, which its own tasks cause."""
     from mani_skill import logger
 
     def keep(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Is a batch equal to single environments, bit for bit? Plays one and then the others, and compares."""
+"""Compare a batch of environments with single environments, bit for bit."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class BatchComparison:
 
     @property
     def equal(self) -> bool:
-        """Whether no bit differed."""
+        """Whether all bits are equal."""
         return not any(self.differences.values())
 
     def summary(self) -> str:
-        """One line."""
+        """Return the outcome in one line."""
         found = ", ".join(f"{key} by {value:.1e}" for key, value in self.differences.items() if value)
         return (
             f"{self.task}: {'equal' if self.equal else 'differs: ' + found} ({self.episodes} episodes, "

@@ -14,7 +14,7 @@ __all__ = ["ContactImpulses"]
 
 
 class _Query:
-    """What ManiSkill asks for again and again; ``cuda_impulses.torch()`` is ``[n, 3]``."""
+    """A query of impulses that ManiSkill repeats at every step; ``cuda_impulses.torch()`` is ``[n, 3]``."""
 
     def __init__(self, asked: Sequence[Any], between_pairs: bool) -> None:
         self.asked = list(asked)  # keeps the bodies, and with them their ids, alive
@@ -63,7 +63,7 @@ class ContactImpulses:
         return query
 
     def forget(self) -> None:
-        """Say that the simulation went on."""
+        """Mark the impulses as outdated: the simulation made a step."""
         self._known = False
 
     def fill(self, query: _Query) -> None:

@@ -1,4 +1,4 @@
-"""The controllers of ManiSkill that take another way on a GPU, on the CPU's way for a batch."""
+"""ManiSkill's controllers for a batch on a CPU, where ManiSkill has code for the GPU alone."""
 
 from __future__ import annotations
 

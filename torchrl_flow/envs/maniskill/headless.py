@@ -48,12 +48,12 @@ def _do_nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _return_builder(builder: Any, *args: Any, **kwargs: Any) -> Any:
-    """Replaces ``add_*visual*`` of an actor builder; the builders' methods return the builder."""
+    """Replace ``add_*visual*`` of an actor builder; the builders' methods return the builder."""
     return builder
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:
-    """Yields (owner, attribute, replacement); all modules are imported before the first one is patched."""
+    """Yield (owner, attribute, replacement); all modules are imported before the first one is patched."""
     modules = [_import(name) for name in _RENDER_MODULES]
     builders = [getattr(_import(module), name) for module, name in _BUILDER_CLASSES]
     for module in modules:
@@ -67,7 +67,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
 
 
 def enable() -> None:
-    """Turns visuals off for every ManiSkill scene built from now on; calls nest, see :func:`disable`.
+    """Turn visuals off for every ManiSkill scene built from now on; calls nest, see :func:`disable`.
 
     Raises:
         ManiSkillUnavailableError: when ManiSkill cannot be imported.
@@ -84,7 +84,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undoes one :func:`enable`; the last one restores exactly what was there before the first.
+    """Undo one :func:`enable`; the last one restores exactly what was there before the first.
 
     Raises:
         RuntimeError: when visuals are not off.
@@ -102,7 +102,7 @@ def disable() -> None:
 
 @contextlib.contextmanager
 def headless(enabled: bool = True) -> Iterator[None]:
-    """Builds ManiSkill scenes without visuals inside the context; may be nested.
+    """Build ManiSkill scenes without visuals inside the context; may be nested.
 
     Use ``render_backend="none"`` for the environment built inside. One that reconfigures its scene on reset
     must be reset inside too (:class:`~torchrl_flow.envs.ManiSkillEnv` does).

@@ -1,4 +1,4 @@
-"""What a ManiSkill environment says of itself, through its wrappers."""
+"""Properties of a ManiSkill environment below its wrappers: time limit, state entries, task identity."""
 
 from __future__ import annotations
 

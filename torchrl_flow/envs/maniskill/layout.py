@@ -1,4 +1,4 @@
-"""Where the state of each body and articulation of many SAPIEN scenes stands in what SAPIEN packs."""
+"""The position of the state of each body and articulation in the packed state of many SAPIEN scenes."""
 
 from __future__ import annotations
 

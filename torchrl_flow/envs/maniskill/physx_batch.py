@@ -122,7 +122,7 @@ class PhysxCpuBatch:
         return np.zeros(3, dtype=np.float32)
 
     def gpu_init(self) -> None:
-        """Number bodies and articulations, and make the buffers."""
+        """Assign numbers to bodies and articulations, and make the buffers."""
         layout = self._layout = BatchLayout(self.scenes, self.systems)
         bodies, (count, dof) = len(layout.bodies), layout.joint_shape
         self.cuda_rigid_body_data = _Buffer((bodies, 13), self._sync)
@@ -154,7 +154,7 @@ class PhysxCpuBatch:
         self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints, changed)
 
     def body_data(self, with_velocities: bool = True) -> torch.Tensor:
-        """Return ``[bodies, 13]``, with the velocities of an articulation's inner links too, which few look at."""
+        """Return ``[bodies, 13]``, with the velocities of the inner links of articulations too."""
         self._sync()
         if with_velocities and not self._link_velocities_read:
             self._link_velocities_read = True
@@ -169,7 +169,7 @@ class PhysxCpuBatch:
             self.cuda_articulation_qacc.array[row, : articulation.dof] = articulation.qacc
 
     def _already_there(self) -> None:
-        """Nothing: what is asked for is kept up to date in another way, or by SAPIEN itself."""
+        """Do nothing: this module or SAPIEN itself keeps these buffers up to date."""
 
     # What was stepped or written is known, and read when somebody looks.
     gpu_fetch_rigid_dynamic_data = gpu_fetch_articulation_link_pose = _already_there
@@ -244,7 +244,7 @@ class PhysxCpuBatch:
     # ---- stepping
 
     def step(self) -> None:
-        """Step every system; it runs when something of the result, or a buffer to write to, is asked for."""
+        """Step every system, at the next access to a result or to a writable buffer."""
         self._pending += 1
 
     def _run(self) -> None:
@@ -262,11 +262,11 @@ class PhysxCpuBatch:
         self.contacts.forget()
 
     def finish(self) -> None:
-        """Run the steps that were asked for, if nobody looked at their result yet."""
+        """Run the steps that are still to be done."""
         self._run()
 
     def replace(self, row: int, scene: Any) -> None:
-        """Go on with another scene, which holds the same entities, in one sub-environment."""
+        """Replace the scene of one sub-environment by another one with the same entities."""
         self.scenes[row], self.systems[row] = scene, scene.physx_system
         self._changed.add(row)
         self.contacts.forget()

@@ -1,4 +1,4 @@
-"""Lets an environment leave out camera images that nobody will look at."""
+"""A switch that skips the rendering of camera images that are not needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torchrl_flow.envs.maniskill.requirements import RenderDeviceError
 
 
 class RenderGate:
-    """Stands between a ManiSkill environment and its cameras, and can hold the last images instead of
-    rendering.
+    """Switches the cameras of a ManiSkill environment off: the last images are then repeated.
 
     It replaces ``_get_obs_sensor_data`` of the one environment object it is given; everything else of an
     observation is computed as before.
@@ -34,7 +33,7 @@ class RenderGate:
         env._get_obs_sensor_data = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the sensor data: rendered now where the gate is open, else those of the last rendering."""
+        """Return the sensor data: rendered now where the gate is open, else those of the last rendering."""
         if self._open or self._images is None:
             self._images = self._capture(*args, **kwargs)
             self._stale = False
@@ -43,11 +42,11 @@ class RenderGate:
         return self._images
 
     def before_reset(self) -> None:
-        """Opens the gate: the images of a reset are always rendered."""
+        """Open the gate: the images of a reset are always rendered."""
         self._open = True
 
     def before_step(self) -> None:
-        """Opens the gate where rendering is on, and for the last ``history`` steps before truncation."""
+        """Open the gate where rendering is on, and for the last ``history`` steps before truncation."""
         self._open = self.enabled or self._near_truncation()
 
     def _near_truncation(self) -> bool:
@@ -56,14 +55,14 @@ class RenderGate:
         return bool((self._env.elapsed_steps + 1 > self._max_episode_steps - self.history).any())
 
     def after_step(self, observation: dict[str, Any], done: torch.Tensor) -> None:
-        """Renders after all where an episode ended at a step whose images were held."""
+        """Render after all where an episode ended at a step whose images were held."""
         if self._stale and bool(done.any()):
             self._open = True
             observation["sensor_data"] = self()
 
 
 def render_view(env: Any, batch_size: torch.Size) -> np.ndarray:
-    """Renders the scenes with the task's camera for viewing, uint8 ``[*B, height, width, 3]``.
+    """Render the scenes with the task's camera for viewing, uint8 ``[*B, height, width, 3]``.
 
     Raises:
         RenderDeviceError: when the task has no such camera.

@@ -1,10 +1,10 @@
-"""A start that earlier episodes leave nothing behind in.
+"""Initial states that do not depend on earlier episodes.
 
 PhysX keeps contact and friction caches, an order of pairs, and counters until sleep from step to step. Setting poses
 and velocities anew clears only some of them, so that an episode in contact depends on those that the same simulation
 ran before. Here the bodies move to a new, empty ``PhysxCpuSystem``, in the order in which they were added to the first,
-and are set to where they were when the scene was built. What follows is equal, bit for bit, to the same episode in an
-environment that was just made, at a small part of the time that building a scene takes.
+and are set to where they were when the scene was built. The episode then equals, bit for bit, the same episode in a new
+environment, and takes a small part of the time that building a scene takes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SceneRenewal:
 
 
 class _Start:
-    """Where everything in a scene was when it was built."""
+    """The poses of all bodies of a scene at the time it was built."""
 
     def __init__(self, scene: Any) -> None:
         self._layout = BatchLayout([scene], [scene.physx_system])
@@ -84,7 +84,7 @@ class _Start:
         return arrays
 
     def restore(self, scene: Any) -> None:
-        """Put back what is elsewhere now; what is not is not written, which would round it once more."""
+        """Restore the poses that have changed; writing an unchanged pose would round it again."""
         layout, (bodies, qpos, qvel) = self._layout, self._first
         now, now_qpos, now_qvel = self._read(scene)
         changed = now != bodies

@@ -1,8 +1,8 @@
-"""The state of a ManiSkill environment in the middle of its episodes, to go on from in another process.
+"""The state of a ManiSkill environment during its episodes, from which another process can continue.
 
-What PhysX keeps from step to step (contact and friction caches) cannot be read, so that poses and velocities alone do
-not make the steps that follow equal. With clean resets an episode is a function of how it started and of its actions.
-These are kept, and played again: what follows then equals, bit for bit, what would have followed.
+PhysX keeps contact and friction caches from step to step, which cannot be read. Poses and velocities alone therefore do
+not make the next steps equal. With clean resets, an episode is a function of its start and its actions. Both are
+recorded and replayed: the next steps are then equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["EpisodeLog"]
 
 @dataclass
 class _Reset:
-    """A reset that at least one sub-environment still runs in the episode of."""
+    """A reset whose episode still runs in at least one sub-environment."""
 
     step: int
     rows: list[int]
@@ -40,7 +40,7 @@ class EpisodeLog:
         self._first = 0  # number of the step that ``_actions`` begins with
 
     def reset(self, rows: Sequence[int] | None, arguments: Mapping[str, Any]) -> None:
-        """Note a reset of rows (``None``: of all) with what it takes to do it again."""
+        """Record a reset of rows (``None``: of all) with its arguments."""
         rows = list(range(self._num_envs)) if rows is None else list(rows)
         self._resets.append(_Reset(self._first + len(self._actions), rows, dict(arguments)))
         covered: set[int] = set()
@@ -55,7 +55,7 @@ class EpisodeLog:
         self._first = oldest
 
     def step(self, action: Tensor) -> None:
-        """Note an action ``[num_envs, A]``."""
+        """Record an action ``[num_envs, A]``."""
         self._actions.append(action.detach().cpu().clone())
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class EpisodeLog:
         self._actions = [] if actions is None else list(actions.unbind(0))
 
     def play(self, reset: Any, step: Any) -> None:
-        """Do it all again.
+        """Repeat the recorded resets and actions.
 
         Args:
             reset: called with the rows and the arguments of each reset.

@@ -34,7 +34,7 @@ class RenderDeviceError(RuntimeError):
 
 
 def maniskill_installed() -> bool:
-    """Tells whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
+    """Tell whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
     try:
         return all(importlib.util.find_spec(name) is not None for name in ("mani_skill", "sapien"))
     except (ImportError, ValueError):  # something hides it
@@ -42,7 +42,7 @@ def maniskill_installed() -> bool:
 
 
 def _import(name: str) -> ModuleType:
-    """Imports a module of ManiSkill's, silent about what a user can do nothing about."""
+    """Import a module of ManiSkill, without the warnings that a user cannot act on."""
     with warnings.catch_warnings():
         for noise in _IMPORT_NOISE:
             warnings.filterwarnings("ignore", message=noise)
@@ -62,7 +62,7 @@ def _explain(name: str, error: ImportError) -> str:
 
 
 def require_maniskill() -> None:
-    """Imports ManiSkill and registers its tasks.
+    """Import ManiSkill and register its tasks.
 
     Raises:
         ManiSkillUnavailableError: when a package or a system library is missing; says which, and what to run.
@@ -74,7 +74,7 @@ def require_maniskill() -> None:
 
 
 def require_motion_planner() -> None:
-    """Imports ManiSkill's motion planner (``mplib``), which planned demonstrations need.
+    """Import ManiSkill's motion planner (``mplib``), which planned demonstrations need.
 
     Raises:
         ManiSkillUnavailableError: when ``mplib`` is missing, or when the NumPy here would crash it.
@@ -95,7 +95,7 @@ def require_motion_planner() -> None:
 
 @functools.lru_cache(maxsize=1)
 def detect_render_backend() -> str:
-    """Finds what SAPIEN can render with here: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
+    """Find what SAPIEN can render with here: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
 
     It starts SAPIEN's renderer, because nothing less tells: ``sapien.Device.can_render`` says no of a CPU
     that can. A process has one renderer, on the device that it was first started on, so the answer is found
@@ -117,12 +117,12 @@ def detect_render_backend() -> str:
 
 
 def maniskill_renders() -> bool:
-    """Tells whether ManiSkill is installed here and can render."""
+    """Tell whether ManiSkill is installed here and can render."""
     return maniskill_installed() and detect_render_backend() != "none"
 
 
 def require_render_backend(purpose: str) -> str:
-    """Returns what to render with, ``"gpu"`` or ``"cpu"``.
+    """Return what to render with, ``"gpu"`` or ``"cpu"``.
 
     Args:
         purpose: what the rendering is for, named in the message.

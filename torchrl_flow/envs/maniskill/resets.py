@@ -1,4 +1,4 @@
-"""How the episodes of a ManiSkill environment start: seeds, chosen sub-environments, stored states."""
+"""Resets of a ManiSkill environment: seeds, chosen sub-environments, stored states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEED_RANGE = 2**31 - 1
 
 
 class EpisodeResets:
-    """Resets a ManiSkill environment, and keeps its randomness apart from everybody else's.
+    """Resets a ManiSkill environment with random generators of its own.
 
     ManiSkill seeds torch once a call, with the first seed only, and draws from torch's global generator when
     it is given no seed. Here every draw comes from given seeds or from this object's own generator, and the
@@ -42,7 +42,7 @@ class EpisodeResets:
         self._reseed_numpy = True
 
     def set_seed(self, seed: int | None) -> None:
-        """Seeds the generator that unseeded resets draw from; with ``None`` from the operating system."""
+        """Seed the generator that unseeded resets draw from; with ``None`` from the operating system."""
         if seed is None:
             self._generator.seed()
         else:
@@ -61,7 +61,7 @@ class EpisodeResets:
         env_state: Mapping[str, Any] | None,
         options: Mapping[str, Any] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Resets the sub-environments ``ids`` (``None``: all); returns the observation and info of all."""
+        """Reset the sub-environments ``ids`` (``None``: all); return the observation and info of all."""
         if ids is not None and self.reconfigures:
             raise RuntimeError(
                 "the task rebuilds its scene on reset "
@@ -104,13 +104,13 @@ class EpisodeResets:
             return self._reset_one_by_one(ids, options, seeds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it takes to go on in the middle of the episodes; empty where that cannot be told."""
+        """Return the state during the episodes; empty if the environment has none."""
         if self.log is None:
             return {}
         return {"episodes": self.log.state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Play the episodes of :meth:`state_dict` up to where they were."""
+        """Replay the episodes of :meth:`state_dict` up to their last step."""
         if self.log is None:
             raise RuntimeError("this environment keeps no log of its episodes to play them again with.")
         self.log.load_state_dict(state["episodes"])
@@ -123,7 +123,7 @@ class EpisodeResets:
 
     @contextlib.contextmanager
     def _as_built(self) -> Iterator[None]:
-        """Counts no reset towards the next rebuilding."""
+        """Count no reset towards the next rebuilding."""
         env = self._env.unwrapped
         freq, env.reconfiguration_freq = env.reconfiguration_freq, 0
         try:
@@ -183,7 +183,7 @@ class EpisodeResets:
         return seeds
 
     def _batch_state(self, state: Mapping[str, Any], ids: torch.Tensor | None) -> dict[str, Any]:
-        """Copies a stored state to the device, one row for each sub-environment that is reset."""
+        """Copy a stored state to the device, one row for each sub-environment that is reset."""
         batched: dict[str, Any] = {}
         for key, value in state.items():
             if isinstance(value, Mapping):
@@ -201,7 +201,7 @@ class EpisodeResets:
 
 
 def copy_state(tree: Mapping[str, Any], batch_size: torch.Size) -> dict[str, Any]:
-    """Copies a nested state, with ``[num_envs, d]`` entries, to ``[*batch_size, d]``."""
+    """Copy a nested state, with ``[num_envs, d]`` entries, to ``[*batch_size, d]``."""
     return {
         key: copy_state(value, batch_size)
         if isinstance(value, Mapping)

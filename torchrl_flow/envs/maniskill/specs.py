@@ -12,12 +12,12 @@ from torchrl_flow.functional.observation import state_paths
 
 
 def flag_spec(batch_size: torch.Size, device: torch.device) -> Categorical:
-    """Makes the spec of one bool for each sub-environment, ``[*B, 1]``."""
+    """Make the spec of one bool for each sub-environment, ``[*B, 1]``."""
     return Categorical(n=2, shape=torch.Size((*batch_size, 1)), dtype=torch.bool, device=device)
 
 
 def action_spec(space: Any, batch_size: torch.Size, device: torch.device) -> TensorSpec:
-    """Makes the spec of one action, ``[*B, A]`` float32, bounded where the space of the controller is."""
+    """Make the spec of one action, ``[*B, A]`` float32, bounded where the space of the controller is."""
     shape = torch.Size((*batch_size, *space.shape))
     low = torch.as_tensor(space.low, dtype=torch.float32, device=device).expand(shape)
     high = torch.as_tensor(space.high, dtype=torch.float32, device=device).expand(shape)
@@ -27,7 +27,7 @@ def action_spec(space: Any, batch_size: torch.Size, device: torch.device) -> Ten
 
 
 def state_size(space: Any) -> int:
-    """Counts the entries of the state vector of an observation space, flat or nested."""
+    """Count the entries of the state vector of an observation space, flat or nested."""
     spaces = getattr(space, "spaces", None)
     if spaces is None:
         return int(space.shape[-1])
@@ -37,19 +37,19 @@ def state_size(space: Any) -> int:
 
 
 def has_cameras(space: Any) -> bool:
-    """Tells whether observations of this space hold images."""
+    """Tell whether observations of this space hold images."""
     return "sensor_data" in (getattr(space, "spaces", None) or {})
 
 
 def pixels_spec(space: Any, camera: str, batch_size: torch.Size, device: torch.device) -> Bounded:
-    """Makes the spec of the images of one camera, ``[*B, 3, h, w]`` uint8."""
+    """Make the spec of the images of one camera, ``[*B, 3, h, w]`` uint8."""
     height, width, channels = space["sensor_data"][camera]["rgb"].shape[-3:]
     shape = torch.Size((*batch_size, channels, height, width))
     return Bounded(0, 255, shape, device=device, dtype=torch.uint8)
 
 
 def choose_camera(space: Any, camera: str | None) -> str:
-    """Returns the camera to take images from: the one named, else ``base_camera``, else the only one.
+    """Return the camera to take images from: the one named, else ``base_camera``, else the only one.
 
     Raises:
         ValueError: when the task has no such camera, or several and none of them is ``base_camera``.
@@ -64,7 +64,7 @@ def choose_camera(space: Any, camera: str | None) -> str:
 
 
 def observation_spec(space: Any, camera: str | None, batch_size: torch.Size, device: torch.device) -> Composite:
-    """Makes the spec of ``observation``, ``success`` and, given a camera, ``pixels``."""
+    """Make the spec of ``observation``, ``success`` and, given a camera, ``pixels``."""
     spec = Composite(success=flag_spec(batch_size, device), shape=batch_size, device=device)
     shape = torch.Size((*batch_size, state_size(space)))
     spec["observation"] = Unbounded(shape, device=device, dtype=torch.float32)
@@ -74,7 +74,7 @@ def observation_spec(space: Any, camera: str | None, batch_size: torch.Size, dev
 
 
 def done_spec(batch_size: torch.Size, device: torch.device) -> Composite:
-    """Makes the spec of ``done``, ``terminated`` and ``truncated``, ``[*B, 1]`` bool each."""
+    """Make the spec of ``done``, ``terminated`` and ``truncated``, ``[*B, 1]`` bool each."""
     flags = {name: flag_spec(batch_size, device) for name in ("done", "terminated", "truncated")}
     return Composite(flags, shape=batch_size, device=device)
 

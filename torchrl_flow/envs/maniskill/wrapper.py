@@ -207,11 +207,11 @@ class ManiSkillWrapper(EnvWrapper):
         return out
 
     def _column(self, value: Any, dtype: torch.dtype) -> torch.Tensor:
-        """Copies one number for each sub-environment into ``[*B, 1]``."""
+        """Copy one number for each sub-environment into ``[*B, 1]``."""
         return torch.as_tensor(value).to(self.device, dtype, copy=True).reshape(*self.batch_size, 1)
 
     def _read(self, observation: Any, info: Mapping[str, Any]) -> TensorDict:
-        """Copies what ManiSkill returned into a tensordict; its buffers live on and change."""
+        """Copy what ManiSkill returned into a tensordict; its buffers live on and change."""
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
         state = observation
         if isinstance(observation, Mapping):
@@ -229,7 +229,7 @@ class ManiSkillWrapper(EnvWrapper):
         return out
 
     def env_state(self) -> dict[str, Any]:
-        """Returns a copy of the simulation's state, nested as in ``.h5`` files, for ``reset``."""
+        """Return a copy of the simulation's state, nested as in ``.h5`` files, for ``reset``."""
         return copy_state(self._env.unwrapped.get_state_dict(), self.batch_size)
 
     # ---- resumption
@@ -240,14 +240,14 @@ class ManiSkillWrapper(EnvWrapper):
         return self._resets.log is not None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return what it takes to go on in the middle of the episodes; empty where it cannot be told.
+        """Return the state during the episodes; empty if the environment has none.
 
         PhysX does not tell all of its state. These are the starts of the running episodes and the actions since.
         """
         return self._resets.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Play the running episodes of :meth:`state_dict` again; what follows equals what would have followed.
+        """Replay the running episodes of :meth:`state_dict`; the next steps then have equal results.
 
         Takes the time of as many steps as the longest of them has behind it.
         """
@@ -275,7 +275,7 @@ class ManiSkillWrapper(EnvWrapper):
         return self._gate is None or self._gate.enabled
 
     def set_render_enabled(self, enabled: bool, *, history: int = 1) -> None:
-        """Turns the rendering of ``pixels`` by ``step`` off and on again; without cameras it does nothing.
+        """Turn the rendering of ``pixels`` by ``step`` off and on again; without cameras it does nothing.
 
         Rendering takes most of the time of a step, and a policy that acts in chunks looks only at the last
         ``obs_horizon`` frames of a chunk: turn it off for the others. While it is off, ``pixels`` repeats the
@@ -294,7 +294,7 @@ class ManiSkillWrapper(EnvWrapper):
             self._gate.history = int(history)
 
     def render(self) -> np.ndarray:
-        """Renders the scene for a video, with the task's own camera for viewing.
+        """Render the scene for a video, with the task's own camera for viewing.
 
         Without visuals, such as on a machine without a Vulkan device, gripper, objects and their ways are drawn
         from their poses (``envs.maniskill.schematic``).
@@ -331,11 +331,11 @@ class ManiSkillWrapper(EnvWrapper):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What tells one task from another, JSON-able: a checkpoint stores it and a mismatch is refused."""
+        """Identity of the task, JSON-able. A checkpoint stores it, and a mismatch is an error."""
         return task_identity(self._env, self._sim_device)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Closes the simulation; a second call does nothing."""
+        """Close the simulation; a second call does nothing."""
         if not self.is_closed:
             super().close(raise_if_closed=raise_if_closed)
 

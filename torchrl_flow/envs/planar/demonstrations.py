@@ -24,7 +24,7 @@ def collect_demonstrations(
     geometry: PlanarGeometry | None = None,
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Tensor]]:
-    """Demonstrations of the planar task, simulated in one batch.
+    """Return demonstrations of the planar task, simulated in one batch.
 
     Episode ``i`` starts from seed ``seed + i`` and is the same whatever ``num_episodes`` is. Qualities:
     "expert" (all but always succeeds), "medium", "poor", and "mixed", a mixture of the three. The lower ones
@@ -78,7 +78,7 @@ def collect_demonstrations(
 def _simulate(
     env: PlanarPickPlaceEnv, demonstrator: PlanarDemonstrator, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs all episodes to their ends: observations ``[B, T+1, 12]``, actions, successes, lengths ``[B]``."""
+    """Run all episodes to their ends: observations ``[B, T+1, 12]``, actions, successes, lengths ``[B]``."""
     state = env.reset(seed=seed)["observation"]
     over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
     length = over.to(torch.int64)

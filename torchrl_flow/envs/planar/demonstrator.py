@@ -114,7 +114,7 @@ class PlanarDemonstrator:
         self.stopped = torch.zeros_like(seeds, dtype=torch.bool)
 
     def _draw_style(self, quality: str) -> None:
-        """Draws what stays fixed during an episode: style, side, speed, mistakes and their times."""
+        """Draw what stays fixed during an episode: style, side, speed, mistakes and their times."""
         u = counter_uniform(self._seeds, torch.zeros_like(self._seeds), 10)
         shares = DEMO_QUALITIES[quality]
         bounds = u.new_tensor(list(shares.values())).cumsum(0)
@@ -136,7 +136,7 @@ class PlanarDemonstrator:
         self._release = errors[:, 2:] * release.unsqueeze(-1)
 
     def __call__(self, state: Tensor) -> Tensor:
-        """Actions ``[B, 3]`` for states ``[B, 12]``; call once per step, from the first state on."""
+        """Return actions ``[B, 3]`` for states ``[B, 12]``; call once per step, from the first state on."""
         if self._steps == 0:
             self._via = self._via_point(state)
         self._advance(state)
@@ -156,20 +156,20 @@ class PlanarDemonstrator:
         return torch.cat([velocity.clamp(-1.0, 1.0), grip], dim=-1)
 
     def _disturbance(self) -> Tensor:
-        """First-order autoregressive noise of the style's standard deviation."""
+        """Return first-order autoregressive noise of the style's standard deviation."""
         fresh = counter_normal(self._seeds, torch.full_like(self._seeds, 2 + self._steps), 2)
         self._noise = _NOISE_MEMORY * self._noise + (1 - _NOISE_MEMORY**2) ** 0.5 * self._noise_scale * fresh
         return self._noise
 
     def _via_point(self, state: Tensor) -> Tensor:
-        """Where to pass the pillar: beside it, on the drawn side of the line from gripper to disc."""
+        """Return where to pass the pillar: beside it, on the drawn side of the line from gripper to disc."""
         along = torch.nn.functional.normalize(state[:, DISC] - state[:, GRIPPER], dim=-1)
         across = torch.stack([-along[:, 1], along[:, 0]], dim=-1)
         reach = self.geometry.pillar_radius + self.geometry.gripper_radius + _VIA_CLEARANCE
         return state[:, PILLAR] + across * (self.side * reach).unsqueeze(-1)
 
     def _target(self, state: Tensor) -> Tensor:
-        """Where the gripper (before the grasp) or the disc (after it) should go in the present phase."""
+        """Return where the gripper (before the grasp) or the disc (after it) should go in the present phase."""
         gap_y = torch.where(self._wrong_gap, state[:, SHUT_GAP.start], state[:, OPEN_GAP.start])
         wall_x = torch.full_like(gap_y, self.geometry.wall_x)
         grasp = state[:, DISC] + self._aim
@@ -180,7 +180,7 @@ class PlanarDemonstrator:
         return targets[torch.arange(len(targets), device=targets.device), self._phase]
 
     def _advance(self, state: Tensor) -> None:
-        """Moves every demonstrator on to its next phase where the present one is done or has failed."""
+        """Move every demonstrator on to its next phase where the present one is done or has failed."""
         phase, geometry = self._phase, self.geometry
         held = state[:, HELD].squeeze(-1) > 0.5
         closure = state[:, CLOSURE].squeeze(-1)

@@ -101,7 +101,7 @@ class PlanarGeometry:
 
 
 def initial_state(uniform: Tensor) -> Tensor:
-    """Initial states from uniform numbers: gripper and disc left of the wall, goal right of it.
+    """Return initial states from uniform numbers: gripper and disc left of the wall, goal right of it.
 
     The pillar stands half-way between gripper and disc, so the straight way is barred and both ways round
     it are about equally good. Every state is free of overlaps by construction.
@@ -127,7 +127,7 @@ def initial_state(uniform: Tensor) -> Tensor:
 
 
 def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Whether a circle overlaps the wall (its shut gap is wall too) or the pillar.
+    """Return whether a circle overlaps the wall (its shut gap is wall too) or the pillar.
 
     Args:
         centre: centres of circles ``[*B, *K, 2]``.
@@ -157,7 +157,7 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
 
 
 def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
+    """Return centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
     away = centre - state[..., PILLAR]
     distance = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     touching = radius + geometry.pillar_radius + _CONTACT_MARGIN
@@ -165,7 +165,7 @@ def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geom
 
 
 def _move(state: Tensor, delta: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Gripper centre after a wanted displacement: the whole move, its x part, its y part, or none.
+    """Return the gripper centre after a wanted displacement: the whole move, its x part, its y part, or none.
 
     The first of these without a collision (of the gripper and of a held disc) is taken, so that bodies slide
     along walls but never enter them.
@@ -191,7 +191,7 @@ def _move(state: Tensor, delta: Tensor, geometry: PlanarGeometry) -> Tensor:
 
 
 def planar_step(state: Tensor, action: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """State after one action: move (the held disc goes along), then open or close the fingers.
+    """Return the state after one action: move (the held disc goes along), then open or close the fingers.
 
     The disc is grasped when the fingers become fully closed within ``grasp_radius`` of its centre, and
     released when they are no more than half closed. Closed fingers that hold nothing must open first.
@@ -223,6 +223,6 @@ def planar_step(state: Tensor, action: Tensor, geometry: PlanarGeometry) -> Tens
 
 
 def is_placed(state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Whether the disc lies released within ``goal_radius`` of the goal: bool ``[*B, 1]``."""
+    """Return whether the disc lies released within ``goal_radius`` of the goal: bool ``[*B, 1]``."""
     distance = (state[..., DISC] - state[..., GOAL]).square().sum(-1, keepdim=True)
     return (distance <= geometry.goal_radius**2) & (state[..., HELD] < 0.5)

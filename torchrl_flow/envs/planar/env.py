@@ -138,7 +138,7 @@ class PlanarPickPlaceEnv(EnvBase):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What this task is, JSON-able: task, control, observation and reward mode, longest episode, geometry."""
+        """Identity of this task, JSON-able: task, control, observation and reward mode, longest episode, geometry."""
         return {
             "task": "planar",
             "control_mode": "delta_position",
@@ -215,7 +215,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return out
 
     def _output(self, changed: Tensor | None) -> TensorDict:
-        """Observation and done flags; all of them are functions of the state and the elapsed steps.
+        """Return observation and done flags; all of them are functions of the state and the elapsed steps.
 
         Args:
             changed: bool ``[*B]``, which states are new since the last output; None means all.
@@ -234,7 +234,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return out
 
     def _draw(self, changed: Tensor | None) -> Tensor:
-        """Pictures of all states; only those that changed are drawn anew, which halves a step with resets."""
+        """Return pictures of all states; only those that changed are drawn anew, which halves a step with resets."""
         if changed is None or self._pixels is None:
             self._pixels = render_planar(self._state, self.geometry, _PIXELS)
         else:
@@ -242,7 +242,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return self._pixels.clone()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restores the simulation from a ``state_dict()`` of an env of the same size."""
+        """Restore the simulation from a ``state_dict()`` of an env of the same size."""
         self._pixels = None
         return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -267,7 +267,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return state.to(device=self.device, dtype=self._state.dtype)
 
     def render(self, resolution: int = 256, index: int | None = None) -> Tensor:
-        """Smooth pictures of the current states, for videos.
+        """Return smooth pictures of the current states, for videos.
 
         Args:
             resolution: pixels a side.
@@ -281,5 +281,5 @@ class PlanarPickPlaceEnv(EnvBase):
 
 
 def _int64(seed: int) -> int:
-    """The int64 with the lowest 64 bits of a seed of any size or sign."""
+    """Return the int64 with the lowest 64 bits of a seed of any size or sign."""
     return (int(seed) + (1 << 63)) % (1 << 64) - (1 << 63)

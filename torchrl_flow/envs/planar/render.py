@@ -29,7 +29,7 @@ _DOT = 0.015
 
 
 def pixel_of(point: Tensor, resolution: int) -> Tensor:
-    """Row and column of the pixel a point lies in (row 0 is the top, y = 1).
+    """Return row and column of the pixel a point lies in (row 0 is the top, y = 1).
 
     Args:
         point: ``[*B, 2]`` (x, y) in the unit square.
@@ -83,7 +83,7 @@ def _paint_fingers(canvas: _Canvas, state: Tensor) -> None:
 
 
 def render_planar(state: Tensor, geometry: PlanarGeometry, resolution: int = 64, oversample: int = 1) -> Tensor:
-    """RGB pictures of states.
+    """Return RGB pictures of states.
 
     The wall is dark, its shut gap red, the pillar grey, the goal a green ring, the disc blue; the fingers are
     a ring with a dot at the gripper's centre, orange while open, purple once more than half closed.

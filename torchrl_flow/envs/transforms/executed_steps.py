@@ -1,4 +1,4 @@
-"""The number of executed steps, beside the action that led to them."""
+"""The number of executed steps at the root of a transition, beside the action."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IS_NEXT = "_torchrl_flow_is_next"
 
 
 def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
-    """Sets the root entry ``key`` of an executed transition to the one under ``"next"``, where there is one.
+    """Set the root entry ``key`` of an executed transition to the one under ``"next"``, where there is one.
 
     A collector keeps a TensorDict of its own at the root, with the same tensors, and takes over ``"next"`` alone.
     Therefore the value is also written into the tensor at the root. It is not where ``step_mdp`` has put the tensor
@@ -41,13 +41,13 @@ def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBa
 
 
 def mark_next(steps: Tensor) -> Tensor:
-    """Marks a tensor as one under ``"next"``, which :func:`write_root_steps` does not write into."""
+    """Mark a tensor as one under ``"next"``, which :func:`write_root_steps` does not write into."""
     setattr(steps, _IS_NEXT, True)
     return steps
 
 
 def free_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
-    """Gives the root of the transition to come a tensor of its own, which :func:`write_root_steps` may write into."""
+    """Give the root of the next transition a tensor of its own, which :func:`write_root_steps` may write into."""
     root = tensordict.get(key, None)
     return tensordict if root is None else tensordict.set(key, root.clone())
 
@@ -92,7 +92,7 @@ class CopyStepsToRoot(Transform):
         self.steps_key = unravel_key(steps_key)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Returns a shallow copy of transitions ``[*B]`` with the root entry."""
+        """Return a shallow copy of transitions ``[*B]`` with the root entry."""
         following = tensordict.get("next", None)
         steps = None if following is None else following.get(self.steps_key, None)
         if steps is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensordict import TensorDictBase
@@ -12,10 +12,13 @@ from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from torchrl_flow.envs.unwrap import layers
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["FrameRecorder", "as_frames", "find_recorder"]
 
 
-def as_frames(images: Any) -> np.ndarray:
+def as_frames(images: Any) -> NDArray[Any]:
     """Return rendered images as uint8 ``[N, h, w, 3]``, one per sub-environment.
 
     Args:
@@ -45,11 +48,11 @@ def as_frames(images: Any) -> np.ndarray:
 
 
 class _Recording:
-    """What a recorder shares with its clones, of which TorchRL makes the parents of later transforms."""
+    """State that a recorder shares with its clones: TorchRL makes the parents of later transforms of clones."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.frames: list[np.ndarray] = []
+        self.frames: list[NDArray[Any]] = []
 
 
 class FrameRecorder(Transform):
@@ -82,7 +85,7 @@ class FrameRecorder(Transform):
         self._recording.rows = rows
         self._recording.frames = []
 
-    def stop(self) -> list[np.ndarray]:
+    def stop(self) -> list[NDArray[Any]]:
         """Stop and return the frames, one uint8 ``[rows, h, w, 3]`` per env step, the reset's first."""
         frames, self._recording.frames = self._recording.frames, []
         self._recording.rows = 0

@@ -21,7 +21,7 @@ def history_transforms(
     *,
     feature_dims: Mapping[NestedKey, int] | None = None,
 ) -> list[Transform]:
-    """Transforms that turn an observation into the last ``obs_horizon`` ones, oldest first.
+    """Return the transforms that turn an observation into the last ``obs_horizon`` ones, oldest first.
 
     An entry ``[*B, D]`` becomes ``[*B, T, D]``, and ``pixels`` ``[*B, 3, h, w]`` become ``[*B, T, 3, h, w]``.
     The history begins with its first observation repeated, and a (partial) reset begins it anew. The

@@ -32,7 +32,7 @@ __all__ = ["carry", "expand_right", "inner_step", "keep_where", "split_below"]
 
 
 def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
-    """The base env that a transform acts on and the transforms between the two, innermost first.
+    """Return the base env that a transform acts on and the transforms between the two, innermost first.
 
     Args:
         transform (Transform): a transform in a ``TransformedEnv``, alone or in (nested) ``Compose``.
@@ -58,7 +58,7 @@ def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
 
 
 def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedKey]) -> None:
-    """Sets the entries of ``source`` in ``target``, unchecked: both hold results of the same environment.
+    """Set the entries of ``source`` in ``target``, unchecked: both hold results of the same environment.
 
     Args:
         source (TensorDictBase): entries that it lacks are left as they are in ``target``.
@@ -74,7 +74,7 @@ def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedK
 def inner_step(
     base_env: EnvBase, transforms: list[Transform], tensordict: Any, alive: Tensor | None = None
 ) -> TensorDictBase:
-    """The ``"next"`` entries of one step of ``base_env`` seen through ``transforms``.
+    """Return the ``"next"`` entries of one step of ``base_env`` seen through ``transforms``.
 
     Args:
         base_env (EnvBase): the environment to step.
@@ -119,7 +119,7 @@ def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
 
 
 def keep_where(mask: Tensor, new: TensorDictBase, old: TensorDictBase) -> TensorDictBase:
-    """``new`` in the rows where ``mask`` holds and ``old`` elsewhere, for the entries of ``new``.
+    """Return ``new`` in the rows where ``mask`` holds and ``old`` elsewhere, for the entries of ``new``.
 
     Args:
         mask (Tensor): bool ``[*B, 1]``.
@@ -140,5 +140,5 @@ def keep_where(mask: Tensor, new: TensorDictBase, old: TensorDictBase) -> Tensor
 
 
 def expand_right(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` with dimensions added on the right until it has the shape of ``like``."""
+    """Return ``tensor`` with dimensions added on the right until it has the shape of ``like``."""
     return tensor.reshape(tensor.shape + (1,) * (like.ndim - tensor.ndim)).expand(like.shape)

@@ -25,7 +25,7 @@ class PendingChunk(NamedTuple):
 
     @classmethod
     def take(cls, tensordict: TensorDictBase, action_keys: Iterable[NestedKey], act_horizon: int) -> PendingChunk:
-        """Takes what a step gets to see, with the actions apart; raises ValueError if one is no chunk."""
+        """Take what a step gets to see, with the actions apart; raise ValueError if one is no chunk."""
         root = tensordict.copy()
         root.pop("next", None)
         selected = root.pop("_step", None)
@@ -41,7 +41,7 @@ class PendingChunk(NamedTuple):
         return cls(root, selected, actions)
 
     def rows(self, shape: torch.Size) -> PendingChunk:
-        """The sub-environments that are stepped: an env without batch size gets only the selected ones."""
+        """Return the sub-environments that are stepped: an env without batch size gets only the selected ones."""
         root, selected, actions = self
         if selected is None:
             return self
@@ -80,7 +80,7 @@ class ChunkRecord:
         self._flags: dict[NestedKey, list[Tensor]] = {key: [] for key in flag_keys}
 
     def add(self, next_tensordict: TensorDictBase) -> Tensor:
-        """Takes note of a step and returns its done flag, bool ``[*B, 1]``."""
+        """Take note of a step and return its done flag, bool ``[*B, 1]``."""
         for key, values in self._rewards.items():
             values.append(get_entry(next_tensordict, key))
         for key, values in self._flags.items():
@@ -88,7 +88,7 @@ class ChunkRecord:
         return self._flags[self._done_key][-1]
 
     def fold(self, gamma: float, selected: Tensor | None = None) -> Transition:
-        """The transition.
+        """Return the transition.
 
         Args:
             gamma (float): discount per step.
@@ -130,6 +130,6 @@ def _over_steps(values: list[Tensor]) -> Tensor:
 
 
 def _over_features(executed: Tensor, like: Tensor) -> Tensor:
-    """``[*B, n]`` expanded to the shape ``[*B, *F, n]`` of ``like``."""
+    """Return ``[*B, n]`` expanded to the shape ``[*B, *F, n]`` of ``like``."""
     features = (1,) * (like.ndim - executed.ndim)
     return executed.reshape(*executed.shape[:-1], *features, executed.shape[-1]).expand(like.shape)

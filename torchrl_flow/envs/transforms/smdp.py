@@ -182,7 +182,7 @@ class SMDPChunk(Transform):
         return self._write(result, record.fold(self.gamma, selected), selected)
 
     def write_root(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes ``k`` of an executed transition at its root, beside the action; in place.
+        """Write ``k`` of an executed transition at its root, beside the action; in place.
 
         Args:
             tensordict: what ``env.step`` returned, ``[*B]``.
@@ -228,11 +228,11 @@ class SMDPChunk(Transform):
         return tensordict_reset
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Raises: chunks are executed in an environment; offline data is folded by its reader."""
+        """Raise an error: an environment executes chunks; offline data are folded by their reader."""
         raise RuntimeError("SMDPChunk works in an environment only: append it to a TransformedEnv.")
 
     def transform_action_spec(self, action_spec: Composite) -> Composite:
-        """Adds the chunk dimension after the batch dimensions."""
+        """Add the chunk dimension after the batch dimensions."""
         base_env, before = split_below(self)
         check_no_autoreset(base_env)
         if self.render_last is not None:
@@ -245,7 +245,7 @@ class SMDPChunk(Transform):
         return action_spec
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        """Adds ``steps_to_next_obs`` and the entries asked for."""
+        """Add ``steps_to_next_obs`` and the entries asked for."""
         reward_spec = self._require_parent().full_reward_spec
         extra = self._extra_specs(reward_spec, observation_spec.shape, observation_spec.device)
         for key, spec in extra.items():
@@ -258,14 +258,14 @@ class SMDPChunk(Transform):
         return observation_spec
 
     def transform_reward_spec(self, reward_spec: Composite) -> Composite:
-        """Widens the bounds to those of a discounted sum of 1 to ``act_horizon`` rewards."""
+        """Widen the bounds to those of a discounted sum of 1 to ``act_horizon`` rewards."""
         total = sum(self.gamma**i for i in range(self.act_horizon))
         for key in list(reward_spec.keys(True, True)):
             reward_spec[key] = sum_spec(reward_spec[key], total)
         return reward_spec
 
     def transform_done_spec(self, done_spec: Composite) -> Composite:
-        """Leaves the spec as it is, and checks that one flag a sub-environment ends its chunk."""
+        """Leave the spec as it is, and check that one flag a sub-environment ends its chunk."""
         keys = list(done_spec.keys(True, True))
         if self.done_key not in keys or done_spec[self.done_key].shape != (*done_spec.shape, 1):
             shapes = {key: tuple(done_spec[key].shape) for key in keys}
@@ -276,7 +276,7 @@ class SMDPChunk(Transform):
         return done_spec
 
     def clone(self) -> SMDPChunk:
-        """A copy without parent."""
+        """Return a copy without parent."""
         result = super().clone()
         result.__dict__["_pending"] = None
         return result
@@ -311,7 +311,7 @@ class SMDPChunk(Transform):
         return parent
 
     def _render(self, step: int) -> None:
-        """Switches rendering for a step; it is on outside of a chunk."""
+        """Switch rendering for a step; it is on outside of a chunk."""
         if self.render_last is None:
             return
         first = self.act_horizon - self.render_last

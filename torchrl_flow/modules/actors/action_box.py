@@ -1,4 +1,4 @@
-"""The box of a data set's actions, and the way between its units and [-1, 1]."""
+"""Bounds of a data set's actions, and their scaling to [-1, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy object of every algorithm here: observation in, action chunk out, by a flow from noise."""
+"""The policy of every algorithm: a flow from noise to an action chunk, conditioned on the observation."""
 
 from __future__ import annotations
 
@@ -138,6 +138,11 @@ class FlowActor(TensorDictModuleBase):
 
     def velocity(self, features: Tensor, sample: Tensor, timestep: Tensor, step_size: Tensor | None = None) -> Tensor:
         """Return the velocity of normalised actions, in the shape of ``sample``.
+
+        TorchRL's ``FlowMatchingPolicy`` (0.15) has ``velocity(observation, action, time)``. The order of the arguments
+        is the same; their meaning is not, for three reasons. An encoder of images must run once per chunk and not once
+        per Euler step, hence ``features`` in place of observations. A ShortCut network reads the size of the step too.
+        The point of the flow is in normalised units, as the network was trained, while TorchRL has no normaliser.
 
         Args:
             features: encoded observations ``[B, C]``.

@@ -16,7 +16,7 @@ __all__ = ["SingleStepActor"]
 
 
 class SingleStepActor(TensorDictModuleBase):
-    """Let a flow actor that sees one frame and predicts one action act where there is no dimension for either.
+    """Use a flow actor of one frame and one action in an environment without dimensions of history and chunk.
 
     Args:
         actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``.

@@ -111,7 +111,7 @@ class NoisyFlowActor(TensorDictModuleBase):
             return self.flow_actor.features(tensordict)
 
     def _means(self, features: Tensor, x: Tensor, times: Tensor) -> Tensor:
-        """Means of steps from points ``x`` ``[N, H, A]`` at times ``[N]``, features ``[N, C]``."""
+        """Return means of steps from points ``x`` ``[N, H, A]`` at times ``[N]``, features ``[N, C]``."""
         dt = 1.0 / self.num_steps
         shortcut = self.flow_actor._is_trained_step(self.num_steps)
         step_size = torch.full_like(times, dt if shortcut else 0.0)

@@ -1,4 +1,4 @@
-"""The network that says how much noise each step of a denoising chain gets, and its flat description."""
+"""The network that gives the noise level of each step of a denoising chain, and its flat description."""
 
 from __future__ import annotations
 

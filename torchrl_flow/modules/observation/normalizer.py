@@ -135,7 +135,7 @@ class Normalizer(nn.Module):
         return value * self.scale + self.loc
 
     def reset_parameters(self) -> None:
-        """Do nothing: statistics of the data are not what a reset of the weights is about."""
+        """Do nothing: a reset of the weights keeps the statistics of the data."""
 
     def extra_repr(self) -> str:
         """Name the size and the bound."""

@@ -64,7 +64,7 @@ class LatentNormal(Distribution):
 
     @property
     def mode(self) -> Tensor:
-        """What is drawn where no randomness is wanted; the mode itself where there is no bound."""
+        """The deterministic sample; the mode itself if there is no bound."""
         return self.deterministic_sample
 
     @property

@@ -13,7 +13,7 @@ __all__ = ["FlowTimeEmbedding", "SinusoidalEmbedding", "ZeroLinear", "check_velo
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts, and is reset, at zero: the branch or output it feeds begins as nothing."""
+    """A linear layer that is initialised, and reset, to zero, so that its branch or output starts at zero."""
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
