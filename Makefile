@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quickstart test test-slow test-rgb test-newest test-lowest lint types format docs cpu-rendering clean
+.PHONY: help install demo quickstart test test-slow test-rgb test-newest test-lowest lint types format audit docs cpu-rendering clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,11 @@ types: $(VENV)/.installed ## Types
 format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: ## Known vulnerabilities of the tested versions (asks the registry)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.installed ## The documentation, in docs/_build
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

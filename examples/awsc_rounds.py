@@ -42,7 +42,7 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, warm_start
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
-from torchrl_flow.runs.run import AFTER_TRAINING, BOOKKEEPING
+from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING
 from torchrl_flow.training import gradient_step
 
 FIRST_SEED = 1_000_000

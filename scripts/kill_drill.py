@@ -143,17 +143,22 @@ def run_options(name: str, options: tuple[str, ...], *more: str) -> list[str]:
     return [*options, "--name", name, "--results", f"runs/{name}.csv", *more]
 
 
-def make_slates() -> None:
-    """Make small models and a log of slates, once, in a process of its own."""
+def make_slates_here() -> None:
+    """Make small models and a log of slates."""
     from torchrl_flow.recsys import CollectSlatesArgs, SlateModelsArgs
 
+    SlateModelsArgs(num_items=60, episodes=32, belief_updates=4, ranker_updates=8)()
+    CollectSlatesArgs(steps=2000, num_envs=10, output="data/slates.npz")()
+
+
+def make_slates() -> None:
+    """Make small models and a log of slates, once, in a process of its own."""
     pid = os.fork()
     if not pid:
         with Path("log.txt").open("a", encoding="utf-8") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            SlateModelsArgs(num_items=60, episodes=32, belief_updates=4, ranker_updates=8)()
-            CollectSlatesArgs(steps=2000, num_envs=10, output="data/slates.npz")()
+            make_slates_here()
             os._exit(0)
     if os.waitpid(pid, 0)[1]:
         raise RuntimeError(f"no slates:\n{Path('log.txt').read_text(encoding='utf-8')[-2000:]}")

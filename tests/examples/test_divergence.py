@@ -14,7 +14,7 @@ pytest.importorskip("fcntl")  # the script forks
 sys.path[:0] = [str(Path(__file__).parents[2] / "scripts"), str(Path(__file__).parents[2] / "examples")]
 import kill_drill  # noqa: E402
 
-from torchrl_flow.runs import Run, load_checkpoint, read_metrics  # noqa: E402
+from torchrl_flow.runs import EVALUATION, Run, load_checkpoint, read_metrics  # noqa: E402
 from torchrl_flow.training import NonFiniteError, finite  # noqa: E402
 
 SLOW = [pytest.param(name, marks=[] if name == "bc" else pytest.mark.slow) for name in kill_drill.RECIPES]
@@ -30,12 +30,20 @@ def place(tmp_path_factory):
         torch.set_num_threads(threads)
 
 
-def run(name, *more):
-    script, before, options = kill_drill.RECIPES[name]
-    kill_drill.prepare(before)
+def call(name, *more):
+    script, _, options = kill_drill.RECIPES[name]
     module = importlib.import_module(script)
-    options = [*kill_drill.run_options(f"{name}-spoiled", options), *more]
-    module.main(tyro.cli(module.Args, args=options))
+    module.main(tyro.cli(module.Args, args=[*kill_drill.run_options(name, options), *more]))
+
+
+def prepare(name):
+    """Run in this process what a recipe starts from."""
+    for before in kill_drill.RECIPES[name][1]:
+        if before == "slates" and not Path("data/slates.npz").exists():
+            kill_drill.make_slates_here()
+        elif before != "slates" and not (Path("runs") / before / EVALUATION).exists():
+            prepare(before)
+            call(before)
 
 
 def spoil(monkeypatch, step, how):
@@ -60,10 +68,11 @@ def fill_with_nan(modules):
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_recipe_that_diverges_stops_and_keeps_its_last_checkpoint(name, place, monkeypatch):
+    prepare(name)
     spoil(monkeypatch, 4, fill_with_nan)
     # Its command line turns the error into one line and exit status 1.
     with pytest.raises((NonFiniteError, SystemExit)) as stopped:
-        run(name)
+        call(name, "--name", f"{name}-spoiled")
     assert "finite" in str(stopped.value)
     checkpoint = load_checkpoint(place / "runs" / f"{name}-spoiled")
     assert 1 <= checkpoint.step <= 4
@@ -74,6 +83,7 @@ def test_a_recipe_that_diverges_stops_and_keeps_its_last_checkpoint(name, place,
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_recipe_skips_as_many_updates_as_it_is_told(name, place, monkeypatch):
+    prepare(name)
     calls, real = [], finite.require_finite_norm
 
     def spoiled(norm, *args, **kwargs):
@@ -82,7 +92,7 @@ def test_a_recipe_skips_as_many_updates_as_it_is_told(name, place, monkeypatch):
 
     monkeypatch.setattr(finite, "require_finite_norm", spoiled)
     monkeypatch.setattr("torchrl_flow.training.steppers.require_finite_norm", spoiled)
-    run(name, "--skip-updates", "2", "--name", f"{name}-skipped")
+    call(name, "--skip-updates", "2", "--name", f"{name}-skipped")
     metrics = read_metrics(place / "runs" / f"{name}-skipped" / "metrics.csv")
     assert metrics["train/skipped_updates"][1][-1] == 2
     assert (place / "runs" / f"{name}-skipped" / "evaluation.json").exists()

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.checkpoint import CheckpointError
+from torchrl.checkpoint import Checkpoint, CheckpointError
 
 from tests.tiny_training import Config, make_parts, train_run, update
+from torchrl_flow.options import refusals_in_one_line
 from torchrl_flow.reports import record_results
 from torchrl_flow.runs import Run, load_checkpoint, read_metrics
 from torchrl_flow.util import isolated_rng
@@ -254,3 +257,76 @@ def test_a_table_of_results_may_lie_in_the_directory_of_the_run(tmp_path):
         assert list(run.steps(1)) == [1]
         record_results(run.directory / "results.csv", [row], directory=run.directory)
     assert len((tmp_path / "a" / "results.csv").read_text().splitlines()) == 2
+
+
+def test_a_run_with_a_checkpoint_is_not_resumed_twice_at_once(tmp_path):
+    with Run(tmp_path / "run", {}, progress=False) as run:
+        run.track(modules={"policy": torch.nn.Linear(1, 1)})
+        run.save()
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    with Run(tmp_path / "run", {}, resume=True, progress=False):
+        files = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+        with pytest.raises(ValueError, match="in use by a run of another process: wait until it has ended"):
+            Run(tmp_path / "run", {}, resume=True, progress=False)
+        assert {path: path.read_bytes() for path in files} == files
+    # A refusal does not hold the directory, whatever keeps its traceback.
+    with pytest.raises(ValueError, match="another configuration") as kept:
+        Run(tmp_path / "run", {"lr": 3}, resume=True, progress=False)
+    Run(tmp_path / "run", {}, resume=True, progress=False).close()
+    assert kept.value is not None
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_that_outlives_a_run_does_not_hold_its_directory(tmp_path):
+    run = Run(tmp_path / "run", {}, progress=False)
+    (receive, send), (told, tell) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(send)
+        os.write(tell, b"1")
+        os.read(receive, 1)  # until the parent closes its end
+        os._exit(0)
+    assert os.read(told, 1) == b"1"
+    run.close()
+    Run(tmp_path / "run", {}, progress=False).close()
+    os.close(send)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(tmp_path, monkeypatch, number):
+    def full(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(number, os.strerror(number), str(path))
+
+    def train():
+        with refusals_in_one_line(), Run(tmp_path / "run", {}, progress=False) as run:
+            run.track(modules={"policy": torch.nn.Linear(1, 1)})
+            for step in run.steps(3, save_every=1):
+                if step == 2:
+                    monkeypatch.setattr(Checkpoint, "save", full)
+
+    with pytest.raises(SystemExit, match=rf"{os.strerror(number)}\. Nothing is half-written.*--resume"):
+        train()
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-000000000001.torchrl"]
+    assert load_checkpoint(tmp_path / "run").step == 1
+
+
+def test_an_interrupt_outside_of_the_loop_ends_without_a_traceback(caplog):
+    with pytest.raises(SystemExit) as stopped, refusals_in_one_line():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert "The same command goes on" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a run", "läufe/ß 走", "-dash", "x" * 200])
+def test_directories_with_odd_names(tmp_path, name):
+    for resume in (False, True):
+        with Run(tmp_path / name, {}, resume=resume, progress=False) as run:
+            run.track(modules={"policy": torch.nn.Linear(1, 1)})
+            for step in run.steps(2 + resume):
+                run.log({"x": step})
+    assert load_checkpoint(tmp_path / name).step == 3
+    assert read_metrics(tmp_path / name / "metrics.csv") == {"x": ([1, 2, 3], [1.0, 2.0, 3.0])}

@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import platform
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,22 @@ def test_a_cluster_without_ray_is_refused(tmp_path, monkeypatch):
 def test_a_path_may_be_given_as_text(tmp_path):
     (run, *_) = plan_sweep(VARIANTS, [0], program=["x"], directory=str(tmp_path))
     assert run.log == Path(tmp_path) / "logs" / "baseline-0.log"
+
+
+def test_a_run_whose_sweep_was_killed_is_waited_for_and_done_by_the_next_start(tmp_path, monkeypatch):
+    run, *_ = plan(tmp_path)
+    run.record.parent.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as orphan:
+        gone = {"pid": orphan.pid, "parent": 2**22 - 1, "host": platform.node(), "started": 0.0}
+        run.record.write_text(json.dumps(gone))
+        monkeypatch.setattr("torchrl_flow.sweeps.plan._ORPHAN_S", 0.3)
+        with pytest.raises(RuntimeError, match=f"still at work.*{orphan.pid}"):
+            run_sweep([run])
+        # A run of a sweep that is going on is its own.
+        run.record.write_text(json.dumps({**gone, "parent": os.getpid()}))
+        assert run_sweep([run])[0].state == "running"
+        run.record.write_text(json.dumps(gone))
+        monkeypatch.setattr("torchrl_flow.sweeps.plan._ORPHAN_S", 60.0)
+        threading.Timer(0.5, orphan.kill).start()
+        threading.Timer(0.6, orphan.wait).start()  # or it stays in the table of processes
+        assert run_sweep([run])[0].state == "finished"

@@ -27,6 +27,13 @@ _log = logging.getLogger(__name__)
 __all__ = ["DemoSource"]
 
 DEFAULT_NUM_DEMOS = 100
+_KINDS: dict[str, Any] = {
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "bool | None": (bool, type(None)),
+    "int": int,
+    "str": str,
+}
 RETIMED_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos")
 
 
@@ -68,14 +75,35 @@ class DemoSource:
             num_demos: how many of the others; all of them where ``None``.
 
         Raises:
-            CheckpointError: if the checkpoint does not tell and no path is given.
+            CheckpointError: if no path is given, and the checkpoint does not tell, tells something else, or names a
+                directory to make demonstrations in that is not there and lies outside of the current one.
         """
         if path is not None:
             return cls(path=path, num_demos=num_demos)
         found = checkpoint.config.get("demonstrations")
         if not isinstance(found, Mapping):
             raise CheckpointError(f"{checkpoint.path} does not tell its demonstrations: name them (--demos).")
-        return cls(**found)
+        return cls._told(found, checkpoint.path)
+
+    @classmethod
+    def _told(cls, found: Mapping[str, Any], file: Path) -> DemoSource:
+        """Make the source that a file describes, which may be of somebody else."""
+        kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
+        for name, value in found.items():
+            if name not in kinds or not isinstance(value, kinds[name]):
+                shown = f"{name}={str(value)[:80]!r}"
+                raise CheckpointError(
+                    f"{file} tells {shown} of its demonstrations, which is no field of them: give --demos."
+                )
+        source = cls(**found)
+        folder = Path(source.folder)
+        outside = folder.is_absolute() or ".." in folder.parts
+        if source.path is None and outside and not folder.is_dir():
+            raise CheckpointError(
+                f"{file} would have demonstrations made in {source.folder!r}, which is not there and lies outside of "
+                "the current directory: make the directory if that is meant, or name the demonstrations (--demos)."
+            )
+        return source
 
     @property
     def control_mode(self) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,8 @@ from torchrl_flow.options.parse import TRACEBACK
 from torchrl_flow.training.finite import NonFiniteError
 
 __all__ = ["refusals_in_one_line"]
+
+_log = logging.getLogger(__name__)
 
 EXTRAS = {
     "imageio": "plot",
@@ -29,6 +34,10 @@ EXTRAS = {
 """The extra of this package that brings an optional one."""
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+"""Of errors of the operating system: no space, a quota, a read-only file system, a file too large, a broken disk."""
+
+
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
     """End the program with the message alone, in one line, where data, checkpoints or arguments are refused.
@@ -41,6 +50,9 @@ def refusals_in_one_line() -> Iterator[None]:
         yield
     except SystemExit:
         raise
+    except KeyboardInterrupt:
+        _log.warning("Interrupted. What is finished stays. The same command goes on, with --resume where a run began.")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         message = _refusal(error)
         if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):
@@ -53,7 +65,14 @@ def _refusal(error: Exception) -> str | None:
     missing = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
     if missing in EXTRAS:
         return f"The package {missing} is needed for this: pip install 'torchrl-flow[{EXTRAS[missing]}]'."
-    always = (DataError, CheckpointError, NonFiniteError, FileNotFoundError, PermissionError)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}. Nothing is half-written, and the last checkpoint is there: free some space, and "
+            "go on with --resume."
+        )
+    always = (DataError, CheckpointError, NonFiniteError)
+    always += (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
     ours = isinstance(error, (ValueError, RuntimeError, ImportError)) and _raised_here(error)
     if ours or isinstance(error, always):
         return " ".join(str(error).split())

@@ -12,7 +12,7 @@ __all__ = ["DirectoryLock"]
 
 
 class DirectoryLock:
-    """Tells whether a process works in a directory; leaves no file. Where the system has no such locks, none does.
+    """Holds a directory for a process; leaves no file. Where the system has no such locks, none is held.
 
     Args:
         directory: to work in.
@@ -22,25 +22,19 @@ class DirectoryLock:
         self._directory = directory
         self._finalizer: Any = None
 
-    def is_held(self) -> bool:
-        """Tell whether another lock of the directory is held."""
+    def acquire(self) -> bool:
+        """Hold the directory from here on, if nobody else does; tells whether nobody does."""
+        if self._finalizer is not None and self._finalizer.alive:
+            return True
         descriptor = self._open()
         if descriptor is None:
-            return False
-        try:
-            return not _lock(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def acquire(self) -> None:
-        """Lock the directory, if no other process has locked it."""
-        descriptor = self._open()
-        if descriptor is None:
-            return
+            return True
         if _lock(descriptor):
-            self._finalizer = weakref.finalize(self, os.close, descriptor)
-        else:
-            os.close(descriptor)
+            _held.add(descriptor)
+            self._finalizer = weakref.finalize(self, _close, descriptor)
+            return True
+        os.close(descriptor)
+        return False
 
     def release(self) -> None:
         """Release the lock."""
@@ -53,6 +47,24 @@ class DirectoryLock:
         except OSError:
             return None
 
+
+_held: set[int] = set()
+
+
+def _close(descriptor: int) -> None:
+    if descriptor in _held:
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
+def _let_go_in_child() -> None:
+    """A forked process, which may outlive this one, must not hold its directories."""
+    for descriptor in list(_held):
+        _close(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 try:
     _fcntl: Any = importlib.import_module("fcntl")

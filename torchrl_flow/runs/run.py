@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torchrl_flow.data.errors import DataError
 from torchrl_flow.runs.checkpoint import CheckpointDirectory, as_json
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint, require_task
 from torchrl_flow.runs.directory_lock import DirectoryLock
+from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING, LENGTH, calling_script
 from torchrl_flow.runs.metrics import RunLogger, as_scalars
 from torchrl_flow.runs.names import WandbMode
 from torchrl_flow.runs.signals import noted_signals
@@ -25,23 +25,11 @@ from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
 from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
 
-__all__ = ["Run"]
+__all__ = ["EVALUATION", "Run"]
 
 _log = logging.getLogger(__name__)
 
 
-#: Fields of a recipe's configuration that affect only what happens after training.
-AFTER_TRAINING = (
-    *("resume", "results", "label", "eval_episodes"),
-    *("num_videos", "compare_steps", "noise_scales", "best_of"),
-)
-#: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
-LENGTH = ("iterations", "chunks", "total_env_steps")
-#: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
-BOOKKEEPING = (
-    *("name", "runs", "save_every", "eval_every", "log_every"),
-    *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group"),
-)
 EVALUATION = "evaluation.json"
 """File that a finished run leaves in its directory, written last."""
 
@@ -114,7 +102,7 @@ class Run:
     ) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
-        self.recipe = _calling_script()
+        self.recipe = calling_script()
         self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.keep_best = keep_best
@@ -122,25 +110,12 @@ class Run:
         self._new = not self.directory.exists()
         # Not the run's own directory: a table of results in it has a lock there.
         self._lock = DirectoryLock(self.checkpoints.directory)
-        self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
-        self.step = 0 if self.resumed_from is None else self.resumed_from.step
-        self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
-        self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
-        going_on = resume or (self.directory / "config.json").exists()
-        # Metrics of a run that died before its first checkpoint are cut back to none.
-        kept = -1 if self.resumed_from is None else self.step
-        self._write_provenance()
-        self.checkpoints.directory.mkdir(exist_ok=True)
-        self._lock.acquire()
-        self.logger = RunLogger(
-            self.directory,
-            resume_step=kept if going_on else None,
-            tensorboard=tensorboard,
-            wandb=wandb,
-            project=project,
-            group=group,
-            config=self.config,
-        )
+        self._acquire()
+        try:
+            self._open(resume, may_differ, defaults, tensorboard, wandb, project, group)
+        except BaseException:
+            self._lock.release()
+            raise
         self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
         self.guard = UpdateGuard.of_config(self.config)
         """What becomes of an update that is not finite; gradient steps inside of :meth:`steps` ask it."""
@@ -152,18 +127,54 @@ class Run:
         self._wall_s_of_training: float | None = None
         self._total = 0
 
+    def _open(
+        self,
+        resume: bool,
+        may_differ: Collection[str],
+        defaults: Mapping[str, Any] | None,
+        tensorboard: bool,
+        wandb: WandbMode | None,
+        project: str,
+        group: str | None,
+    ) -> None:
+        """Find what there is, and write what says that the run is going on."""
+        self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
+        self.step = 0 if self.resumed_from is None else self.resumed_from.step
+        self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
+        self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
+        going_on = resume or (self.directory / "config.json").exists()
+        # Metrics of a run that died before its first checkpoint are cut back to none.
+        kept = -1 if self.resumed_from is None else self.step
+        self._write_provenance()
+        self.checkpoints.directory.mkdir(exist_ok=True)
+        self._acquire()
+        self.logger = RunLogger(
+            self.directory,
+            resume_step=kept if going_on else None,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            project=project,
+            group=group,
+            config=self.config,
+        )
+
+    def _acquire(self) -> None:
+        """Refuse a directory that another process is at: two would write over each other's checkpoints."""
+        if not self._lock.acquire():
+            raise ValueError(
+                f"{self.directory} is in use by a run of another process: wait until it has ended, or choose another "
+                "name."
+            )
+
     def _find_checkpoint(
         self, resume: bool, may_differ: Collection[str], defaults: Mapping[str, Any]
     ) -> TrainingCheckpoint | None:
         config_file = self.directory / "config.json"
         if not config_file.exists():
             return None
-        if not self._lock.is_held():
-            self.checkpoints.remove_leftovers()
+        self.checkpoints.remove_leftovers()
         newest = self.checkpoints.latest()
         if newest is None and not (self.directory / EVALUATION).exists():
-            if self._lock.is_held():
-                raise ValueError(f"{self.directory} is in use by a run of another process: choose another name.")
             return None
         if not resume:
             raise ValueError(
@@ -261,7 +272,10 @@ class Run:
                 if due or signals or (save_every and self.step % save_every == 0):
                     self.save()
                 if signals:
-                    _log.warning("Stopped by a signal after step %d; checkpoint written.", self.step)
+                    _log.warning(
+                        "Stopped by a signal after step %d; checkpoint written. Go on with --resume.",
+                        self.step,
+                    )
                     raise SystemExit(128 + signals[0])
         self._progress = None
         finished = self.resumed_from is not None and self.resumed_from.step == total
@@ -333,13 +347,3 @@ class Run:
         if kind is not None and self._new and self.step == 0:
             # It was refused before its first step: there is nothing to look at or to go on with.
             shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _calling_script() -> str:
-    """Return the name of the script that opens the run; of a recipe that another recipe calls, its own name."""
-    frame, package = sys._getframe(1), Path(__file__).parents[1]
-    between = (package / "runs", package / "options")  # Where recipes have their runs opened.
-    while frame.f_back is not None and Path(frame.f_code.co_filename).parent in between:
-        frame = frame.f_back
-    file = frame.f_code.co_filename
-    return "" if file.startswith("<") else Path(file).stem

@@ -34,6 +34,7 @@ __all__ = ["RunStatus", "SweepRun", "Variant", "gpu_share", "plan_sweep", "run_s
 
 _has_ray = importlib.util.find_spec("ray") is not None
 _LOG_LINES = 5
+_ORPHAN_S = 120.0
 # Loaded here: between fork and exec little more than a system call is safe.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -197,6 +198,25 @@ def _runs_here(run: SweepRun) -> bool:
     return "returncode" not in record and record["host"] == platform.node() and _is_alive(record)
 
 
+def _await_orphan(run: SweepRun) -> None:
+    """Wait for a run whose sweep was killed to finish its step and save: it was told to end with its sweep.
+
+    Raises:
+        RuntimeError: if it does not end.
+    """
+    deadline = time.monotonic() + _ORPHAN_S
+    while _runs_here(run):
+        parent = read_object(run.record).get("parent")
+        if parent is None or is_alive(parent):
+            return  # another sweep's
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{run.directory} is still at work, {_ORPHAN_S:.0f} s after its sweep has ended: stop its process, "
+                f"{read_object(run.record)['pid']}, and start again."
+            )
+        time.sleep(0.1)
+
+
 def _is_alive(record: Mapping[str, Any]) -> bool:
     if record["host"] != platform.node():
         return True  # Another machine's processes cannot be asked for.
@@ -230,7 +250,13 @@ def _execute(run: SweepRun, threads: int) -> int:
             # Linux alone has such a call; elsewhere a run whose sweep is killed goes on, and is left alone by the next.
             preexec_fn=None if _LIBC is None else _die_with_parent,
         )
-        record = {"pid": process.pid, "host": platform.node(), "started": start, "command": run.shell()}
+        record = {
+            "pid": process.pid,
+            "parent": os.getpid(),
+            "host": platform.node(),
+            "started": start,
+            "command": run.shell(),
+        }
         write_json(run.record, record)
         returncode = process.wait()
     write_json(run.record, {**record, "returncode": returncode, "wall_s": time.time() - start})
@@ -267,6 +293,8 @@ def run_sweep(
     """
     show = on_change or (lambda statuses: None)
     gpus_per_run = gpu_share(device, workers) if gpus_per_run is None else gpus_per_run
+    for run in runs:
+        _await_orphan(run)
     todo = [run for run in runs if run_status(run).state != "finished" and not _runs_here(run)]
     for run in todo:
         run.record.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
     """
 
     def dumps(self, path: str | Path) -> None:
-        """Writes the buffer to a directory, with a checksum of each file in ``digests.json``."""
+        """Write the buffer to a directory, with a checksum of each file in ``digests.json``."""
         super().dumps(path)
         write_json(Path(path) / DIGESTS, _digests(Path(path)))
 
