@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchrl_flow.data.checks.json import read_json, read_object
-from torchrl_flow.runs.run import AFTER_TRAINING, BOOKKEEPING
+from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING
 
 __all__ = ["SeedBand", "group_by_seed", "run_labels_of", "seed_band"]
 

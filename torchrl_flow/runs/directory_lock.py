@@ -58,7 +58,7 @@ def _close(descriptor: int) -> None:
 
 
 def _let_go_in_child() -> None:
-    """A forked process, which may outlive this one, must not hold its directories."""
+    """Release the directories in a forked process, which may outlive this one."""
     for descriptor in list(_held):
         _close(descriptor)
 
