@@ -118,7 +118,8 @@ def test_a_store_made_before_failures_were_kept_opens(tmp_path):
     for name in ("fail", "terminated"):
         del metadata["columns"]["steps"][name], meta[name]
         (root / "steps" / f"{name}.memmap").unlink()
-    del metadata["reward_mode"]
+    for name in ("reward_mode", "digest", "changed_ns"):
+        metadata.pop(name)
     (root / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     (root / "steps" / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     store = DemoStore.open(root)
