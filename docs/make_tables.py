@@ -138,7 +138,8 @@ STAGES = {
     ("dsrl_sac", "2"): "DSRL, online SAC",
     ("reinflow", "K=4"): "ReinFlow",
     ("dsrl_sac", "2 64 envs, gamma .99"): "DSRL, online SAC, 64 environments",
-    ("reinflow", "K=4, 64 envs"): "ReinFlow, 64 environments",
+    ("reinflow", "K=4, 64 envs, defaults"): "ReinFlow, 64 environments",
+    ("awsc_rounds", "noise 0.7"): "AWSC by returns, in rounds",
 }
 """What the brief table calls a recipe's stage."""
 
