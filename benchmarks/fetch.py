@@ -66,7 +66,7 @@ def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = None) -> 
 def make_env(max_episode_steps: int = STEPS) -> EnvBase:
     """Make the task for the recipes."""
     env: Any = GymWrapper(make_gym(max_episode_steps), device="cpu")
-    spec = {"success": Binary(1, shape=torch.Size([1]), dtype=torch.bool)}
+    spec: Any = {"success": Binary(1, shape=torch.Size([1]), dtype=torch.bool)}
     env.set_info_dict_reader(default_info_dict_reader(["success"], spec=spec))
     env.task_info = {**TASK, "max_episode_steps": max_episode_steps}
     return env
@@ -83,7 +83,7 @@ def expert(observation: np.ndarray, holding: bool) -> tuple[np.ndarray, bool]:
     above = cube + np.array([0.0, 0.0, 0.08])
     aside = np.linalg.norm(gripper[:2] - cube[:2])
     around = aside < 0.015 and abs(gripper[2] - cube[2]) < 0.015
-    holding = (holding or around) and np.linalg.norm(gripper - cube) < 0.05
+    holding = bool((holding or around) and np.linalg.norm(gripper - cube) < 0.05)
     if holding:
         closed = fingers.sum() < 0.055
         return np.append(GAIN * (goal - cube) if closed else np.zeros(3), -1.0), True

@@ -81,7 +81,7 @@ def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = "rgb_arra
 def make_env(max_episode_steps: int = STEPS) -> EnvBase:
     """Make the task for the recipes."""
     env: Any = GymWrapper(make_gym(max_episode_steps), device="cpu")
-    spec = {"success": Binary(1, shape=torch.Size([1]), dtype=torch.bool)}
+    spec: Any = {"success": Binary(1, shape=torch.Size([1]), dtype=torch.bool)}
     env.set_info_dict_reader(default_info_dict_reader(["success"], spec=spec))
     env.task_info = {**TASK, "max_episode_steps": max_episode_steps}
     return env

@@ -127,10 +127,7 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
         shapes[encoder.state_key] = (encoder.state_shape, "float32")
     if encoder.pixel_encoder is not None:
         shapes[encoder.pixels_key] = (encoder.pixel_encoder.shape, "uint8")
-    inputs = {
-        ".".join(map(str, key)) if isinstance(key, tuple) else key: {"shape": list(shape), "dtype": dtype}
-        for key, (shape, dtype) in ((key, shapes[key]) for key in actor.in_keys)
-    }
+    inputs = {_name(key): {"shape": list(shapes[key][0]), "dtype": shapes[key][1]} for key in actor.in_keys}
     return {
         "format": exported_policy.FORMAT,
         "kind": policy_kind(checkpoint).name,
@@ -145,6 +142,10 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
         "step": checkpoint.step,
         "versions": {"torchrl_flow": __version__, "torch": torch.__version__},
     }
+
+
+def _name(key: NestedKey) -> str:
+    return key if isinstance(key, str) else ".".join(map(str, key))
 
 
 def _flow(actor: FlowActor | SteeredFlowActor) -> FlowActor:
