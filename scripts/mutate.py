@@ -133,7 +133,7 @@ def survives(path: Path, tree: ast.Module, tests: tuple[str, ...]) -> bool:
         sys.meta_path.insert(0, Replaced(name, path, tree))
         import pytest
 
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", "-p", "no:xdist", "--no-header"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
         os._exit(int(pytest.main([*tests, *options])))
     return os.waitpid(pid, 0)[1] == 0
 

@@ -4,8 +4,8 @@
     python scripts/soak.py reinflow maniskill --minutes 5
 
 Every recipe runs on the planar task in a process of its own, and is ended by SIGTERM when its time is over; it must
-then write a checkpoint and exit with 143. ``maniskill`` steps a batch of ManiSkill environments at random, 100,000 steps of
-an environment or until the time is over. Memory and open files are read from /proc: Linux only. Exits with 1 if a
+then write a checkpoint and exit with 143. ``maniskill`` steps a batch of ManiSkill environments at random, 100,000
+environment steps or until the time is over. Memory and open files are read from /proc: Linux only. Exits with 1 if a
 number was not finite, memory grew by more than ``--growth-mib`` between a fifth of the time and its end, or open files
 became more.
 """
