@@ -187,5 +187,5 @@ def test_a_changed_name_of_an_array_that_may_be_missing_is_damage(tmp_path):
     content = path.read_bytes()
     place = content.rindex(b"metadata.npy")  # in the table of contents, which no checksum covers
     path.write_bytes(content[:place] + b"netadata.npy" + content[place + 12 :])
-    with pytest.raises(DataError, match="is damaged and cannot be read as .npz"):
+    with pytest.raises(DataError, match=r"is damaged and cannot be read as \.npz"):
         read_npz(path)
