@@ -143,6 +143,23 @@ def run_options(name: str, options: tuple[str, ...], *more: str) -> list[str]:
     return [*options, "--name", name, "--results", f"runs/{name}.csv", *more]
 
 
+def run_here(name: str, run: str, *more: str) -> None:
+    """Run a recipe in this process, under the name of a run."""
+    script, _, options = RECIPES[name]
+    module = importlib.import_module(script)
+    module.main(tyro.cli(module.Args, args=run_options(run, options, *more)))
+
+
+def prepare_here(name: str) -> None:
+    """Run in this process what a recipe starts from, where it is not there yet."""
+    for before in RECIPES[name][1]:
+        if before == "slates" and not Path("data/slates.npz").exists():
+            make_slates_here()
+        elif before != "slates" and not (Path("runs") / before / EVALUATION).exists():
+            prepare_here(before)
+            run_here(before, before)
+
+
 def make_slates_here() -> None:
     """Make small models and a log of slates."""
     from torchrl_flow.recsys import CollectSlatesArgs, SlateModelsArgs

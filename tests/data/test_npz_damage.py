@@ -179,3 +179,13 @@ def test_a_header_of_another_size_is_refused_before_memory_is_taken(tmp_path, sh
             archive.writestr(f"{name}.npy", stream.getvalue())
     with pytest.raises(DataError, match=f"'observations' .*claims {8 * shape[0] * shape[1]} bytes.*there are {24 * N}"):
         read_npz(tmp_path / "a.npz")
+
+
+def test_a_changed_name_of_an_array_that_may_be_missing_is_damage(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays(), metadata=json.dumps({"hashes": {"a": "b"}}))
+    content = path.read_bytes()
+    place = content.rindex(b"metadata.npy")  # in the table of contents, which no checksum covers
+    path.write_bytes(content[:place] + b"netadata.npy" + content[place + 12 :])
+    with pytest.raises(DataError, match=r"is damaged and cannot be read as \.npz"):
+        read_npz(path)

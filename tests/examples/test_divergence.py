@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 pytest.importorskip("fcntl")  # the script forks
 sys.path[:0] = [str(Path(__file__).parents[2] / "scripts"), str(Path(__file__).parents[2] / "examples")]
 import kill_drill  # noqa: E402
 
-from torchrl_flow.runs import EVALUATION, Run, load_checkpoint, read_metrics  # noqa: E402
+from torchrl_flow.runs import Run, load_checkpoint, read_metrics  # noqa: E402
 from torchrl_flow.training import NonFiniteError, finite  # noqa: E402
 
 SLOW = [pytest.param(name, marks=[] if name == "bc" else pytest.mark.slow) for name in kill_drill.RECIPES]
@@ -28,22 +26,6 @@ def place(tmp_path_factory):
         threads = torch.get_num_threads()
         yield Path.cwd()
         torch.set_num_threads(threads)
-
-
-def call(name, *more):
-    script, _, options = kill_drill.RECIPES[name]
-    module = importlib.import_module(script)
-    module.main(tyro.cli(module.Args, args=[*kill_drill.run_options(name, options), *more]))
-
-
-def prepare(name):
-    """Run in this process what a recipe starts from."""
-    for before in kill_drill.RECIPES[name][1]:
-        if before == "slates" and not Path("data/slates.npz").exists():
-            kill_drill.make_slates_here()
-        elif before != "slates" and not (Path("runs") / before / EVALUATION).exists():
-            prepare(before)
-            call(before)
 
 
 def spoil(monkeypatch, step, how):
@@ -68,11 +50,11 @@ def fill_with_nan(modules):
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_recipe_that_diverges_stops_and_keeps_its_last_checkpoint(name, place, monkeypatch):
-    prepare(name)
+    kill_drill.prepare_here(name)
     spoil(monkeypatch, 4, fill_with_nan)
     # Its command line turns the error into one line and exit status 1.
     with pytest.raises((NonFiniteError, SystemExit)) as stopped:
-        call(name, "--name", f"{name}-spoiled")
+        kill_drill.run_here(name, f"{name}-spoiled")
     assert "finite" in str(stopped.value)
     checkpoint = load_checkpoint(place / "runs" / f"{name}-spoiled")
     assert 1 <= checkpoint.step <= 4
@@ -83,7 +65,7 @@ def test_a_recipe_that_diverges_stops_and_keeps_its_last_checkpoint(name, place,
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_recipe_skips_as_many_updates_as_it_is_told(name, place, monkeypatch):
-    prepare(name)
+    kill_drill.prepare_here(name)
     calls, real = [], finite.require_finite_norm
 
     def spoiled(norm, *args, **kwargs):
@@ -92,7 +74,7 @@ def test_a_recipe_skips_as_many_updates_as_it_is_told(name, place, monkeypatch):
 
     monkeypatch.setattr(finite, "require_finite_norm", spoiled)
     monkeypatch.setattr("torchrl_flow.training.steppers.require_finite_norm", spoiled)
-    call(name, "--skip-updates", "2", "--name", f"{name}-skipped")
+    kill_drill.run_here(name, f"{name}-skipped", "--skip-updates", "2")
     metrics = read_metrics(place / "runs" / f"{name}-skipped" / "metrics.csv")
     assert metrics["train/skipped_updates"][1][-1] == 2
     assert (place / "runs" / f"{name}-skipped" / "evaluation.json").exists()

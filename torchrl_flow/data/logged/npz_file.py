@@ -46,9 +46,14 @@ def open_npz(path: str | Path) -> Any:
         raise DataError(f"{path} is damaged: it holds {twice} more than once. Make it anew.")
     try:
         check_zip(file.zip, str(path))
-    except DataError:
+        for member in file.zip.infolist():
+            # Its name stands at two places: where they differ, an array would be passed over as one of another name.
+            file.zip.open(member).close()
+    except DAMAGE as error:
         file.close()
-        raise
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged and cannot be read as .npz ({_reason(error)}): copy it again.") from error
     return file
 
 
