@@ -30,7 +30,7 @@ from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
 
-__all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "q_diagnostics"]
+__all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "play_latent_policy", "q_diagnostics"]
 
 
 class SlateTask(OfflineTask):
@@ -121,7 +121,6 @@ class SlateTask(OfflineTask):
         env = SlateEnv(self.models.env_name, 1, catalogue=self.models.catalogue)
         return float(env._examined.sum()) / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
 
-    @torch.no_grad()
     def evaluate(
         self,
         policy: Policy,
@@ -138,15 +137,8 @@ class SlateTask(OfflineTask):
             seed: of the first user.
             random: let distributions and flows sample; their mode or zero noise otherwise.
         """
-        exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
-        # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
-        with isolated_rng(seed), set_exploration_type(exploration):
-            env = self._acting.env(episodes, device=self.device)
-            data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=self.device)
-            for _ in range(self._length):
-                data = env.step(policy(data))["next"]
-                total += data["reward"]
-        return SlateReturns(tuple(total.flatten().tolist()))
+        options: dict[str, Any] = {"episodes": episodes, "seed": seed, "random": random}
+        return play_latent_policy(self._acting, policy, **options, length=self._length, device=self.device)
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
         """Mean returns to print beside scores.
@@ -176,6 +168,39 @@ class SlateTask(OfflineTask):
         box = self.models.ranker.box
         drawn = (torch.randn(*data.batch_size, self.action_dim) - box.centre) / box.scale
         return data.set("action", drawn.clamp(-1.0, 1.0).to(self.device))
+
+
+@torch.no_grad()
+def play_latent_policy(
+    models: SlateModels,
+    policy: Policy,
+    *,
+    episodes: int = 256,
+    seed: int = EVALUATION_SEED,
+    random: bool = False,
+    length: int = 100,
+    device: torch.device | str = "cpu",
+) -> SlateReturns:
+    """Play one episode with each of so many users of a latent env, all at once.
+
+    Args:
+        models: belief encoder and ranker, on ``device``.
+        policy: writes ``action`` in [-1, 1] for ``observation``.
+        episodes: users.
+        seed: of the first user.
+        random: let distributions and flows sample; their mode or zero noise otherwise.
+        length: steps of an episode.
+        device: where users are simulated.
+    """
+    exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
+    # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
+    with isolated_rng(seed), set_exploration_type(exploration):
+        env = models.env(episodes, device=device)
+        data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=device)
+        for _ in range(length):
+            data = env.step(policy(data))["next"]
+            total += data["reward"]
+    return SlateReturns(tuple(total.flatten().tolist()))
 
 
 @torch.no_grad()
