@@ -1,14 +1,14 @@
-"""Offline baselines of the slate recommender: environments x algorithms x seeds, and one table beside references.
+"""Offline baselines of the slate recommender: data x environments x algorithms x seeds, one table and one plot.
 
     python examples/offline_grid.py --dry-run
     python examples/offline_grid.py --envs diffuse_topdown diffuse_mix diffuse_divpen --seeds 0 1 2 --workers 2
-    python examples/offline_grid.py --algorithms td3_bc iql --iterations 5000
+    python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
     python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
 
 Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
 one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
 table of mean returns, with the standard deviation over seeds, and rows for random latents, the short-term oracle, the
-policy that logged the data, and the oracle; its path is printed last.
+policy that logged the data, and the oracle; with --eval-every also a plot of returns during training.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from torchrl_flow.figures import markdown_table, mean_and_deviation
-from torchrl_flow.offline import offline_row, offline_task
+from torchrl_flow.figures.plots import has_matplotlib
+from torchrl_flow.offline import measure_references, offline_task
 from torchrl_flow.options import (
     Count,
     Distinct,
+    NonNegative,
+    NonNegativeInt,
     NotEmpty,
     OneOf,
     Seeds,
@@ -34,33 +37,34 @@ from torchrl_flow.options import (
     refusals_in_one_line,
     resolve_device,
 )
-from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs
+from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs, SlatePolicyName
 from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX
-from torchrl_flow.reports import record_results
+from torchrl_flow.reports import CurvesArgs, draw_curves
 from torchrl_flow.sweeps import gpu_share
 from torchrl_flow.sweeps.plan import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
-from torchrl_flow.util import Progress, write_json, write_text
+from torchrl_flow.util import Progress, write_text
 
-SCRIPTS = {
+SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bc": ("td3_bc.py", {"alpha": 0.0}),
     "bc_slates": ("flow_bc_slates.py", {}),
     "td3_bc": ("td3_bc.py", {}),
     "cql": ("cql.py", {}),
     "iql": ("iql.py", {}),
+    "aw_flow": ("aw_flow_slates.py", {}),
+    "return_flow": ("return_flow_slates.py", {}),
 }
 """For each algorithm its script and what is different from its defaults."""
+ALSO = {"aw_flow": ("aw_flow_best",)}
+"""Further rows of an algorithm: other ways to act of what it trained."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
+DataPolicies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
+_SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
-    "short": {
-        "bc": {"iterations": 4000, "lr": 1e-3},
-        "bc_slates": {"iterations": 3000},
-        "td3_bc": {"iterations": 4000, "lr": 1e-3},
-        "cql": {"iterations": 1500, "bc_updates": 300, "num_random": 4, "lr": 1e-3},
-        "iql": {"iterations": 3000, "lr": 1e-3},
-    },
+    "short": dict.fromkeys(SCRIPTS, _SHORT)
+    | {"cql": {**_SHORT, "bc_updates": 300, "num_random": 4}, "aw_flow": {**_SHORT, "critic_warmup": 200}},
 }
-"""Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""
+"""Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
 REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
 """Rows for comparison, in the order of the table."""
 
@@ -74,39 +78,57 @@ class Args(SweepArgs):
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
     seeds: Seeds = (0, 1, 2)
+    policies: DataPolicies = ("medium",)
+    """policies that log the data, a data set each; SARDINE uses a fixed policy"""
+    steps: Count = 300_000
+    """logged steps of each data set; SARDINE's data are 500 episodes"""
+    alphas: tuple[NonNegative, ...] = ()
+    """weights of the value to compare in td3_bc; by default its own"""
     eval_episodes: Count = 256
     """users of an evaluation"""
-    policy: Literal["expert", "medium", "random", "logged"] = "medium"
-    """policy that logs the data; SARDINE uses a fixed policy"""
-    steps: Count = 300_000
-    """logged steps of each environment; SARDINE's data are 500 episodes"""
+    eval_every: NonNegativeInt = 0
+    """updates between evaluations during training, for the plot; 0 for none"""
     preset: Literal["full", "short"] = "full"
-    """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
+    """budgets: the scripts' own, 20,000 updates, or short ones of 600 updates"""
     iterations: Count | None = None
     """updates of each run; by default those of --preset"""
     directory: WritableDirectory = "runs/offline_grid"
 
 
-def collection(args: Args, env: str) -> CollectSlatesArgs | CollectSardineArgs:
+def collection(args: Args, env: str, policy: str) -> CollectSlatesArgs | CollectSardineArgs:
     """How the data of an environment are made, and where they are."""
     if env.startswith(SARDINE_PREFIX):
         return CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
-    return CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
+    return CollectSlatesArgs(env=env, policy=policy, steps=args.steps)  # pyright: ignore[reportArgumentType]
 
 
-def prepare(args: Args, env: str) -> None:
+def columns(args: Args) -> list[tuple[str, str]]:
+    """Return the data sets, each an environment and a policy; an environment of SARDINE has one."""
+    return [(env, name) for env in args.envs for name in args.policies[: 1 if env.startswith(SARDINE_PREFIX) else None]]
+
+
+def prepare(args: Args, env: str, policy: str) -> None:
     """Make the models and the data of an environment where they are missing."""
     models = SlateModelsArgs(env=env)
     if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
         print(models())
-    collect = collection(args, env)
+    collect = collection(args, env, policy)
     if not collect.path.exists():
         print(collect())
 
 
-def variant_name(algorithm: str, env: str) -> str:
-    """Name of the runs of an algorithm in an environment."""
-    return f"{algorithm}-{env.replace('/', '-')}"
+def column_name(env: str, policy: str) -> str:
+    """Name of a data set: the environment, and the policy where it is not the usual one."""
+    return env.replace("/", "-") + ("" if policy == "medium" else f"-{policy}")
+
+
+def rows_of(args: Args) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the algorithm and the options of each row that is trained; td3_bc has one for each alpha."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in args.algorithms:
+        alphas = args.alphas if name == "td3_bc" else ()
+        rows |= {f"{name}_{alpha:g}": (name, {"alpha": alpha}) for alpha in alphas} or {name: (name, {})}
+    return rows
 
 
 def plan(args: Args) -> list[SweepRun]:
@@ -114,25 +136,23 @@ def plan(args: Args) -> list[SweepRun]:
     unknown = [name for name in args.algorithms if name not in SCRIPTS]
     if unknown:
         raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
-    runs = []
-    for name in args.algorithms:
-        script, options = SCRIPTS[name]
-        options = {**PRESETS[args.preset].get(name, {}), **options}
+    runs, shared = (
+        [],
+        {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")},
+    )
+    for row, (name, own) in rows_of(args).items():
+        script, different = SCRIPTS[name]
+        options = {**PRESETS[args.preset].get(name, {}), **different, **own}
         if args.iterations is not None:
             options["iterations"] = args.iterations
-        shared: dict[str, Any] = {
-            "eval_episodes": args.eval_episodes,
-            "eval_every": 0,
-            "results": args.results,
-            "device": args.device,
-            "threads": args.threads,
-        }
         variants = [
-            Variant(variant_name(name, env), name, {**options, "data": str(collection(args, env).path)})
-            for env in args.envs
+            Variant(f"{row}-{column_name(*data)}", row, {**options, "data": str(collection(args, *data).path)})
+            for data in columns(args)
         ]
         program = [sys.executable, str(Path(__file__).with_name(script))]
-        runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
+        # The references are measured once for all runs.
+        options = {**shared, "references": False}
+        runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=options)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
 
 
@@ -141,39 +161,32 @@ def scores(run: SweepRun) -> dict[str, float]:
     return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 
-def references(args: Args, env: str) -> dict[str, float]:
+def references(args: Args, env: str, policy: str) -> dict[str, float]:
     """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
-    path = Path(args.directory) / f"{variant_name('references', env)}-{args.eval_episodes}.json"
-    if not path.exists():
-        task = offline_task(collection(args, env).path)
-        found = task.references(episodes=args.eval_episodes)
-        for name, value in found.items():
-            row = offline_row(task, name, value, seed=0, episodes=args.eval_episodes)
-            # A directory for each, as for a run: measured again, a reference takes the place of its old row.
-            record_results(args.results, [row], directory=path.with_suffix("") / name)
-        write_json(path, found)
-    return json.loads(path.read_text(encoding="utf-8"))
+    path = Path(args.directory) / f"references-{column_name(env, policy)}-{args.eval_episodes}.json"
+    options: dict[str, Any] = {"episodes": args.eval_episodes, "results": args.results}
+    return measure_references(lambda: offline_task(collection(args, env, policy).path), path, **options)
 
 
-def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[str, float]]) -> str:
-    """Return the table in Markdown: a row for each algorithm and reference, a column for each environment."""
-    finished = [status.run for status in statuses if status.state == "finished"]
+def make_table(args: Args, finished: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
+    """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
+    names = [column_name(*data) for data in columns(args)]
     rows = []
-    for name in args.algorithms:
-        cells = []
-        for env in args.envs:
-            found = [scores(run)[name] for run in finished if run.variant.name == variant_name(name, env)]
-            cells.append(f"{mean_and_deviation(found)} ({len(found)})" if found else "")
-        rows.append([name, *cells])
+    for row, (algorithm, _) in rows_of(args).items():
+        for score in (algorithm, *ALSO.get(algorithm, ())):
+            of = {name: [r for r in finished if r.variant.name == f"{row}-{name}"] for name in names}
+            found = [[scores(run)[score] for run in runs] for runs in of.values()]
+            cells = [f"{mean_and_deviation(values)} ({len(values)})" if values else "" for values in found]
+            rows.append([row if score == algorithm else score, *cells])
     for name in REFERENCES:
-        cells = [f"{compared[env][name]:.1f}" if name in compared[env] else "" for env in args.envs]
+        cells = [f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in names]
         if any(cells):
             rows.append([name, *cells])
-    return markdown_table(["", *args.envs], rows)
+    return markdown_table(["", *names], rows)
 
 
 def main(args: Args) -> None:
-    """Models and data, runs, table."""
+    """Models and data, runs, table, plot."""
     check_options(args)
     known = OneOf(SLATE_ENVS)
     for env in args.envs:
@@ -185,8 +198,8 @@ def main(args: Args) -> None:
         print("\n".join(run.shell() for run in runs))
         return
     resolve_device(args.device)
-    for env in args.envs:
-        prepare(args, env)
+    for data in columns(args):
+        prepare(args, *data)
     with Progress(len(runs), description="offline grid", unit="run") as progress:
 
         def show(statuses: list[RunStatus]) -> None:
@@ -198,10 +211,15 @@ def main(args: Args) -> None:
     for status in statuses:
         if status.state != "finished":
             print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
-    table = make_table(args, statuses, {env: references(args, env) for env in args.envs})
+    finished = [status.run for status in statuses if status.state == "finished"]
+    table = make_table(args, finished, {column_name(*data): references(args, *data) for data in columns(args)})
     path = Path(args.directory) / "table.md"
     write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
+    if args.eval_every and finished and has_matplotlib():
+        directories = tuple(str(run.directory) for run in finished)
+        output = str(path.with_name("curves.svg"))
+        print(draw_curves(CurvesArgs(directories, metric="eval/return", against="step", output=output)).resolve())
     print(path.resolve())
 
 
