@@ -12,15 +12,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-import torch
 from torchrl.envs import EnvBase
 
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
-from torchrl_flow.modules import CriticConfig, FlowActor, FlowActorConfig, make_critic, make_flow_actor
-from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.modules import CriticConfig
+from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     Count,
@@ -29,10 +28,19 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, require_actor_config, warm_start
+from torchrl_flow.policies import (
+    aw_flow_modules,
+    load_flow_checkpoint,
+    make_aw_flow_actor,
+    make_aw_flow_loss,
+    make_aw_flow_stepper,
+    policy_demonstrations,
+    policy_evaluation_env,
+    warm_start,
+)
 from torchrl_flow.reports import best_of_variants, conclude_run
-from torchrl_flow.runs import Run, TrainingCheckpoint
-from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.runs import Run
+from torchrl_flow.training import NamedLossStepper
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -49,50 +57,6 @@ class Args(AdvantageWeightArgs):
     save_every: Count = 500
 
 
-def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
-    """Build a policy as stage 1's is; its weights come later, with its average's."""
-    wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
-    require_actor_config(checkpoint, wanted)
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
-    if args.extraction == "q_gradient":
-        config = dataclasses.replace(config, num_steps=1)  # The map that the gradient of Q goes through.
-    return make_flow_actor(config).to(args.device)
-
-
-def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
-    """Build the loss around the policy and a new critic."""
-    build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
-    return build(actor, make_critic(critic_config, actor), **args.loss_options())
-
-
-def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
-    """Build what does an update: two optimisers, two averages."""
-    targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
-    averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
-    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
-    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr, fused=True)
-    groups = [
-        LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
-        LossGroup(
-            "loss_actor",
-            actor,
-            method="actor_loss",
-            warmup=args.critic_warmup,
-            max_grad_norm=1.0,
-            target_updater=averages,
-        ),
-    ]
-    return NamedLossStepper(loss_module, groups)
-
-
-def make_data(args: Args, source: DemoSource, task: dict[str, Any], actor: FlowActor) -> DemoReplayBuffer:
-    """Read the demonstrations, as a replay buffer of action chunks and what they lead to."""
-    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
-    options: dict[str, Any] = {"gamma": args.gamma, "batch_size": args.batch_size, "device": args.device}
-    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
-    return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
-
-
 def train(
     args: Args,
     run: Run,
@@ -102,11 +66,7 @@ def train(
     env: EnvBase,
 ) -> None:
     """Train critic and policy; all of the loop is here."""
-    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
-    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.target_critic}
-    if loss_module.reference_actor is not None:
-        modules["reference_policy"] = loss_module.reference_actor
-    run.track(modules=modules, state={"stepper": stepper})
+    run.track(modules=aw_flow_modules(loss_module), state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())
         if run.due(args.log_every):
@@ -120,13 +80,14 @@ def main(args: Args) -> EvaluationResult:
     """Policy, demonstrations, training, evaluation, report."""
     args.prepare()
     checkpoint = load_flow_checkpoint(args.policy, which=args.which)
-    actor = make_actor(args, checkpoint)
+    actor = make_aw_flow_actor(checkpoint, args.wanted_horizons(), extraction=args.extraction, device=args.device)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
     env = policy_evaluation_env(checkpoint, episodes=args.eval_episodes, **simulation, **asked)
     task = task_info(env)
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
-    data = make_data(args, source, task, actor)
+    sampling: dict[str, Any] = {"gamma": args.gamma, "batch_size": args.batch_size, "device": args.device}
+    data = policy_demonstrations(checkpoint, source, **sampling)
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
         f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}",
@@ -136,8 +97,8 @@ def main(args: Args) -> EvaluationResult:
         module_configs={"critic": critic_config},
         keep_best="eval/success_once",
     ) as run:
-        loss_module = make_loss(args, actor, critic_config)
-        stepper = make_stepper(args, loss_module)
+        loss_module = make_aw_flow_loss(actor, critic_config, preset=args.preset, **args.loss_options())
+        stepper = make_aw_flow_stepper(loss_module, critic_warmup=args.critic_warmup, **args.stepper_options())
         warm_start(loss_module, checkpoint)
         train(args, run, data, loss_module, stepper, env)
         policy = loss_module.ema_actor()

@@ -38,7 +38,6 @@ from torchrl_flow.sweeps import (
     SweepRun,
     Variant,
     format_statuses,
-    gpu_share,
     plan_sweep,
     run_sweep,
     select_variants,
@@ -147,16 +146,8 @@ def main(args: Args) -> None:
         print("\n".join(run.shell() for run in runs))
         return
     resolve_device(args.device)
-    share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
-    statuses = run_sweep(
-        runs,
-        workers=args.workers,
-        cpus_per_run=args.threads,
-        gpus_per_run=share,
-        address=args.address,
-        on_change=lambda found: print(format_statuses(found)),
-        poll_s=30.0,
-    )
+    watching: dict[str, Any] = {"on_change": lambda found: print(format_statuses(found)), "poll_s": 30.0}
+    statuses = run_sweep(runs, **args.sweep_options(), **watching)
     for status in statuses:
         if status.state != "finished":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")

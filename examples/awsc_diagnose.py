@@ -20,13 +20,12 @@ import awsc_online
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.data import MixedReplayBuffer
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import reset_with_seeds, task_info
+from torchrl_flow.evaluation import values_and_returns, values_within_states
 from torchrl_flow.functional import advantage_weights, effective_sample_size
+from torchrl_flow.modules import CriticConfig
 from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.options import (
     Count,
@@ -38,10 +37,17 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.policies import checkpoint_env, warm_start
+from torchrl_flow.policies import (
+    checkpoint_env,
+    critic_config,
+    make_aw_flow_actor,
+    make_aw_flow_loss,
+    make_aw_flow_stepper,
+    warm_start,
+)
 from torchrl_flow.reports import window_means
 from torchrl_flow.runs import TrainingCheckpoint, load_checkpoint, read_metrics
-from torchrl_flow.util import Progress, seed_everything, write_json
+from torchrl_flow.util import seed_everything, write_json
 
 
 @dataclasses.dataclass
@@ -73,125 +79,16 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
     if "chunks" not in checkpoint.config:
         raise SystemExit(f"{checkpoint.path} is not of awsc_online: it holds no online chunks.")
     own = awsc_online.Args(**{name: value for name, value in checkpoint.config.items() if name in names})
-    actor = awsc_online.make_actor(own, checkpoint)
-    loss_module = awsc_online.make_loss(own, actor, awsc_online.make_critic_config(own, checkpoint))
-    awsc_online.make_stepper(own, loss_module)  # It holds the averages, which are to be filled too.
+    actor = make_aw_flow_actor(checkpoint, own.wanted_horizons(), extraction=own.extraction, device=own.device)
+    critic = critic_config(checkpoint) or CriticConfig(num_qs=own.num_qs, hidden_sizes=own.critic_hidden)
+    options = {**own.loss_options(), "filter_policy_data": own.filter_policy_data}
+    loss_module = make_aw_flow_loss(actor, critic, preset=own.preset, **options)
+    make_aw_flow_stepper(loss_module, **own.stepper_options())  # It holds the averages, which are to be filled too.
     warm_start(loss_module, checkpoint, critic=True)
-    source = DemoSource.of_checkpoint(checkpoint, own.demos)
-    task = task_info(checkpoint_env(checkpoint))
-    buffer = awsc_online.make_buffer(own, source, task, actor)
+    checkpoint_env(checkpoint)  # It refuses a task that is another one by now.
+    buffer = awsc_online.make_buffer(own, checkpoint, DemoSource.of_checkpoint(checkpoint, own.demos))
     checkpoint.restore(state={"buffer": buffer})
     return checkpoint, own, loss_module, buffer
-
-
-@torch.no_grad()
-def values_and_returns(env: EnvBase, loss_module: AWFlowLoss, episodes: int, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return the target critic's mean value and the discounted return of every chunk of some episodes, ``[N]`` each."""
-    actor, critic = loss_module.ema_actor(), loss_module.target_critic()
-    parallel = env.batch_size.numel()
-    values, returns = [], []
-    bar = Progress(episodes, description="episodes", unit="ep")
-    with bar, set_exploration_type(ExplorationType.RANDOM):
-        for first in range(0, episodes, parallel):
-            steps = []
-            data = reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
-            alive = torch.arange(first, first + parallel) < episodes
-            while alive.any():
-                data = env.step(actor(data))
-                following: Any = data["next"]
-                value = critic(data)["state_action_value"].mean(0).reshape(-1)
-                columns = (following[key].reshape(-1).float() for key in ("reward", "steps_to_next_obs"))
-                steps.append((value, alive.clone(), *columns))
-                alive &= ~following["done"].reshape(-1)
-                data = env.maybe_reset(env.step_mdp(data))
-            total = torch.zeros(parallel)
-            for value, counted, reward, k in reversed(steps):
-                total = torch.where(counted, reward + gamma**k * total, total)
-                values.append(value[counted])
-                returns.append(total[counted])
-            bar.update(min(parallel, episodes - first))
-    return torch.cat(values), torch.cat(returns)
-
-
-@torch.no_grad()
-def values_in_a_state(
-    env: EnvBase, loss_module: AWFlowLoss, args: Args, seed: int, lead: int
-) -> tuple[Tensor, Tensor] | None:
-    """Start several chunks of the policy in one state, each in several environments, and let the policy go on.
-
-    Args:
-        env: ``candidates * rollouts`` environments.
-        loss_module: the run's.
-        args: how many chunks, and rollouts of each.
-        seed: of the episode that the state is of.
-        lead: chunks of that episode before the state, the same in all environments.
-
-    Returns:
-        the target critic's mean value of each chunk ``[candidates]`` and the discounted returns
-        ``[candidates, rollouts]``; nothing if the episode ends before the state.
-    """
-    actor, critic = loss_module.ema_actor(), loss_module.target_critic()
-    parallel = env.batch_size.numel()
-    generator = torch.Generator().manual_seed(seed)
-    data = reset_with_seeds(env, [seed] * parallel)
-    for _ in range(lead):
-        noise = torch.randn(actor.noise_shape, generator=generator).expand(parallel, *actor.noise_shape)
-        data = env.step(actor(data.set(actor.noise_key, noise.clone())))
-        following: Any = data["next"]
-        if following["done"].any():
-            return None
-        data = env.step_mdp(data).exclude(actor.noise_key)
-    noise = torch.randn(args.candidates, *actor.noise_shape, generator=generator).repeat_interleave(args.rollouts, 0)
-    data = actor(data.set(actor.noise_key, noise))
-    value = critic(data)["state_action_value"].mean(0).reshape(args.candidates, args.rollouts)[:, 0]
-    total, discount, alive = torch.zeros(parallel), torch.ones(parallel), torch.ones(parallel, dtype=torch.bool)
-    while alive.any():
-        data = env.step(data)
-        following = data["next"]
-        reward, k = (following[key].reshape(-1).float() for key in ("reward", "steps_to_next_obs"))
-        total += torch.where(alive, discount * reward, 0.0)
-        discount *= loss_module.gamma**k
-        alive &= ~following["done"].reshape(-1)
-        data = actor(env.maybe_reset(env.step_mdp(data)).exclude(actor.noise_key))
-    return value, total.reshape(args.candidates, args.rollouts)
-
-
-def within_states(env: EnvBase, loss_module: AWFlowLoss, args: Args) -> dict[str, float]:
-    """Return how well values rank the chunks of one state.
-
-    ``within_state_correlation`` is that of values and mean returns, both less their state's mean, over all states;
-    ``within_state_agreement`` that of the means of two halves of the returns, which tells how much noise is in them;
-    beside them the deviations of values and returns within a state.
-    """
-    values, returns = [], []
-    bar = Progress(args.states, description="states", unit="state")
-    with bar, set_exploration_type(ExplorationType.RANDOM):
-        for number in range(args.states):
-            # From the first chunk of an episode to the eighth.
-            found = values_in_a_state(env, loss_module, args, 40_000 + number, number % 8)
-            if found is not None:
-                values.append(found[0])
-                returns.append(found[1])
-            bar.update(1)
-    if not values:
-        return {}
-    q, rewards = torch.stack(values), torch.stack(returns)
-    halves = rewards[..., ::2].mean(-1), rewards[..., 1::2].mean(-1)
-
-    def centred(rows: Tensor) -> Tensor:
-        return (rows - rows.mean(-1, keepdim=True)).flatten()
-
-    def correlation(first: Tensor, second: Tensor) -> float:
-        first, second = centred(first), centred(second)
-        return (first @ second / (first.norm() * second.norm()).clamp(min=1e-12)).item()
-
-    return {
-        "within_states": float(len(q)),
-        "within_state_correlation": correlation(q, rewards.mean(-1)),
-        "within_state_agreement": correlation(*halves),
-        "within_state_q_std": centred(q).std().item(),
-        "within_state_return_std": centred(rewards.mean(-1)).std().item(),
-    }
 
 
 def ring_success(buffer: MixedReplayBuffer) -> Tensor:
@@ -213,9 +110,8 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     axes = figure.subplots(2, 3)
     top = max(found["values"].max().item(), found["returns"].max().item())
-    axes[0, 0].scatter(
-        found["values"], found["returns"], s=5, alpha=0.25, color="#2563c9", linewidths=0, rasterized=True
-    )
+    dots = {"s": 5, "alpha": 0.25, "color": "#2563c9", "linewidths": 0, "rasterized": True}
+    axes[0, 0].scatter(found["values"], found["returns"], **dots)
     axes[0, 0].plot([0, top], [0, top], color="#8a93a5", linewidth=1)
     axes[0, 0].set(xlabel="Q", ylabel="return", title=f"values, correlation {figures['correlation']:.2f}")
     edges = torch.quantile(torch.cat([found["demos"], found["online"]]), torch.tensor([0.005, 0.995]))
@@ -256,12 +152,14 @@ def main(args: Args) -> dict[str, float]:
     checkpoint, own, loss_module, buffer = load(args)
     options: dict[str, Any] = {"gamma": own.gamma, "ignore_terminations": False}
     env = checkpoint_env(checkpoint, episodes=args.episodes, **options)
+    networks = (loss_module.ema_actor(), loss_module.target_critic())
     within: dict[str, float] = {}
     if args.states:
         branched = checkpoint_env(checkpoint, num_envs=args.candidates * args.rollouts, **options)
-        within = within_states(branched, loss_module, args)
+        counts = {name: getattr(args, name) for name in ("states", "candidates", "rollouts")}
+        within = values_within_states(branched, *networks, gamma=loss_module.gamma, **counts)
     found: dict[str, Tensor] = {}
-    found["values"], found["returns"] = values_and_returns(env, loss_module, args.episodes, loss_module.gamma)
+    found["values"], found["returns"] = values_and_returns(env, *networks, args.episodes, gamma=loss_module.gamma)
     demos = part(buffer, 0, buffer.num_demo_rows, args.rows)
     online = part(buffer, buffer.num_demo_rows, len(buffer), args.rows)
     found["demos"], found["online"] = loss_module.advantages(demos), loss_module.advantages(online)

@@ -14,24 +14,14 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-from tensordict.nn import TensorDictSequential
 from torchrl.envs import EnvBase
 
 from torchrl_flow.data import MixedReplayBuffer
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import CollectorEnvs, task_info
+from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
-from torchrl_flow.modules import (
-    BestOfN,
-    CriticConfig,
-    FlowActor,
-    FlowActorConfig,
-    ScaledNoise,
-    make_critic,
-    make_flow_actor,
-)
-from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
+from torchrl_flow.modules import CriticConfig
+from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     Count,
@@ -43,10 +33,15 @@ from torchrl_flow.options import (
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
+    aw_flow_modules,
+    collecting_policy,
+    critic_config,
     load_flow_checkpoint,
+    make_aw_flow_actor,
+    make_aw_flow_loss,
+    make_aw_flow_stepper,
     make_training_envs,
-    require_actor_config,
-    training_env_options,
+    policy_demonstrations,
     warm_start,
 )
 from torchrl_flow.reports import best_of_variants, conclude_run
@@ -54,7 +49,6 @@ from torchrl_flow.runs import Run, TrainingCheckpoint
 from torchrl_flow.training import (
     ChunkRollouts,
     CollectorRollouts,
-    LossGroup,
     NamedLossStepper,
     finished_success,
     make_rollouts,
@@ -108,9 +102,7 @@ class Args(AdvantageWeightArgs):
         """Refuse options that contradict each other or have no effect."""
         super().check()
         if self.act_best_of > 1 and self.act_noise_scale != 1:
-            raise SystemExit(
-                "Act by the best of several samples (--act-best-of) or from less noise (--act-noise-scale)."
-            )
+            raise SystemExit("Give --act-best-of or --act-noise-scale, not both: a policy collects in one way.")
         if self.return_chunks > (self.chunks_per_batch or 1):
             raise SystemExit(
                 f"--return-chunks {self.return_chunks} needs rollouts of as many chunks: give --chunks-per-batch "
@@ -120,90 +112,18 @@ class Args(AdvantageWeightArgs):
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
 
-def make_actor(args: Args, checkpoint: TrainingCheckpoint) -> FlowActor:
-    """Build a policy as stage 1's is; its weights come later, with its average's."""
-    wanted = {name: getattr(args, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
-    require_actor_config(checkpoint, wanted)
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
-    if args.extraction == "q_gradient":
-        config = dataclasses.replace(config, num_steps=1)  # The map that the gradient of Q goes through.
-    return make_flow_actor(config).to(args.device)
-
-
-def make_critic_config(args: Args, checkpoint: TrainingCheckpoint) -> CriticConfig:
-    """Describe the checkpoint's critic, or the new one."""
-    if args.load_critic and "critic" in checkpoint.module_configs:
-        return CriticConfig.from_dict(checkpoint.module_configs["critic"])
-    return CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
-
-
-def make_loss(args: Args, actor: FlowActor, critic_config: CriticConfig) -> AWFlowLoss:
-    """Build the loss around the policy and a new critic."""
-    build: Any = AWFlowLoss.published if args.preset == "published" else AWFlowLoss
-    options = {**args.loss_options(), "filter_policy_data": args.filter_policy_data}
-    return build(actor, make_critic(critic_config, actor), **options)
-
-
-def make_stepper(args: Args, loss_module: AWFlowLoss) -> NamedLossStepper:
-    """Build what does an update: two optimisers, two averages."""
-    targets = NetworkSoftUpdate(loss_module, "critic_network", tau=args.tau)
-    averages = NetworkSoftUpdate(loss_module, "actor_network", eps=args.ema)
-    actor = torch.optim.AdamW(loss_module.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
-    critic = torch.optim.Adam(loss_module.critic_parameters(), args.critic_lr, fused=True)
-    groups = [
-        LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
-        LossGroup(
-            "loss_actor",
-            actor,
-            method="actor_loss",
-            every=args.actor_every,
-            warmup=args.critic_warmup,
-            max_grad_norm=1.0,
-            target_updater=averages,
-        ),
-    ]
-    return NamedLossStepper(loss_module, groups, utd_ratio=args.utd_ratio)
-
-
-def make_buffer(args: Args, source: DemoSource, task: dict[str, Any], actor: FlowActor) -> MixedReplayBuffer:
+def make_buffer(args: Args, checkpoint: TrainingCheckpoint, source: DemoSource) -> MixedReplayBuffer:
     """Read the demonstrations and put an empty ring for online chunks beside them."""
-    horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
-    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
-    demos = source.load(task, padding="hold", mask_padding=False, gamma=args.gamma, **horizons)
+    gamma: Any = args.gamma
+    rollout = (args.num_envs or PLANAR_ENVS) * args.collectors * (args.chunks_per_batch or 8)
     return MixedReplayBuffer(
-        demos,
+        policy_demonstrations(checkpoint, source, gamma=gamma),
         # Whole rollouts, of which the last one may pass the number of chunks.
-        online=min(
-            args.buffer_size,
-            args.chunks + (args.num_envs or PLANAR_ENVS) * args.collectors * (args.chunks_per_batch or 8),
-        ),
+        online=min(args.buffer_size, args.chunks + rollout),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
     )
-
-
-def simulation_of(args: Args, checkpoint: TrainingCheckpoint) -> dict[str, Any]:
-    """Return number and simulation of the environments to collect in, the number None for one that is not batched."""
-    task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
-    given: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
-    return training_env_options(task, planar_envs=PLANAR_ENVS, obs_mode=obs_mode, **given)
-
-
-def make_policy_rollouts(
-    args: Args, env: EnvBase | CollectorEnvs, loss_module: AWFlowLoss
-) -> ChunkRollouts | CollectorRollouts:
-    """Let the policy that is being trained act, in episodes that end with success."""
-    policy: Any = loss_module.actor_network
-    if args.act_best_of > 1:
-        policy = BestOfN(policy, loss_module.critic_network, num_samples=args.act_best_of)
-    elif args.act_noise_scale != 1:
-        noise: Any = ScaledNoise(policy, args.act_noise_scale)
-        policy = TensorDictSequential(noise, policy)
-        policy.select_out_keys(*loss_module.actor_network.out_keys)
-    # One step of this environment is a whole chunk.
-    num_steps = args.chunks_per_batch or (1 if env.batch_size else 8)
-    return make_rollouts(env, policy, num_steps, seed=args.seed, policy_device=args.device)
 
 
 def train(
@@ -216,25 +136,20 @@ def train(
     eval_env: EnvBase,
 ) -> None:
     """Collect and train in turn; all of the loop is here."""
-    modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
-    modules |= {"critic": loss_module.critic_network, "target_critic": loss_module.target_critic}
-    if loss_module.reference_actor is not None:
-        modules["reference_policy"] = loss_module.reference_actor
-    run.track(modules=modules, state={"stepper": stepper, "buffer": buffer, "rollouts": rollouts})
+    parts = {"stepper": stepper, "buffer": buffer, "rollouts": rollouts}
+    run.track(modules=aw_flow_modules(loss_module), state=parts)
     for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
         data = rollouts.collect()
         buffer.extend(multi_chunk_transitions(data, args.return_chunks, gamma=loss_module.gamma))
-        following: Any = data["next"]
-        run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(following["steps_to_next_obs"].sum())
-        metrics: dict[str, Any] = {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
+        metrics = run.count_env_steps(data)
         for _ in range(stepper.updates_due(buffer.write_count)):
             metrics |= stepper.update(buffer.sample())
         metrics |= finished_success(data)
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = evaluate(eval_env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
-            run.log_evaluation(result.metrics())
+            average = loss_module.ema_actor()
+            run.log_evaluation(evaluate(eval_env, average, range(20_000, 20_050), progress=False).metrics())
     rollouts.close()
 
 
@@ -242,34 +157,39 @@ def main(args: Args) -> EvaluationResult:
     """Policy, critic, demonstrations, training, evaluation, report."""
     args.prepare()
     checkpoint = load_flow_checkpoint(args.policy, which=args.which)
-    simulation_of(args, checkpoint)
-    actor = make_actor(args, checkpoint)
+    actor = make_aw_flow_actor(checkpoint, args.wanted_horizons(), extraction=args.extraction, device=args.device)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend, "gamma": args.gamma}
     simulation |= {"planar_envs": PLANAR_ENVS, "episodes": args.eval_episodes, "collectors": args.collectors}
     train_env, env = make_training_envs(checkpoint, **simulation, **asked)
     task = task_info(env)
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
-    buffer = make_buffer(args, source, task, actor)
-    critic_config = make_critic_config(args, checkpoint)
+    buffer = make_buffer(args, checkpoint, source)
+    found = critic_config(checkpoint) if args.load_critic else None
+    critic = found or CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
         f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=actor.config,
-        module_configs={"critic": critic_config},
+        module_configs={"critic": critic},
         keep_best="eval/success_once",
     ) as run:
-        loss_module = make_loss(args, actor, critic_config)
-        stepper = make_stepper(args, loss_module)
+        options = {**args.loss_options(), "filter_policy_data": args.filter_policy_data}
+        loss_module = make_aw_flow_loss(actor, critic, preset=args.preset, **options)
+        updates = {name: getattr(args, name) for name in ("actor_every", "critic_warmup", "utd_ratio")}
+        stepper = make_aw_flow_stepper(loss_module, **args.stepper_options(), **updates)
         warm_start(loss_module, checkpoint, critic=args.load_critic)
-        rollouts = make_policy_rollouts(args, train_env, loss_module)
+        acting = collecting_policy(loss_module, best_of=args.act_best_of, noise_scale=args.act_noise_scale)
+        # One step of this environment is a whole chunk.
+        chunks = args.chunks_per_batch or (1 if train_env.batch_size else 8)
+        rollouts = make_rollouts(train_env, acting, chunks, seed=args.seed, policy_device=args.device)
         train(args, run, buffer, loss_module, stepper, rollouts, env)
         policy = loss_module.ema_actor()
         variants = best_of_variants(policy, loss_module.target_critic(), args.best_of)
         notes = [f"{buffer.num_demo_rows} demonstration and {buffer.num_online_rows} online chunks."]
-        shown: dict[str, Any] = {"variants": variants, "notes": notes}
-        result, report = conclude_run(run, policy, env, recipe=args.recipe, stage="3", **shown)
+        labels: dict[str, Any] = {"recipe": args.recipe, "stage": "3", "notes": notes}
+        result, report = conclude_run(run, policy, env, variants=variants, **labels)
     print(result.summary(), report.resolve(), sep="\n")
     return result
 

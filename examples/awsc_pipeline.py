@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,6 @@ import awsc_online
 import shortcut_flow_bc
 
 from torchrl_flow.envs import PLANAR, ObsMode
-from torchrl_flow.figures import markdown_table
 from torchrl_flow.options import (
     Count,
     NonNegative,
@@ -42,9 +40,9 @@ from torchrl_flow.options import (
     resolve_device,
 )
 from torchrl_flow.policies import training_env_options
-from torchrl_flow.reports import read_evaluation, record_results, variant_labels
-from torchrl_flow.runs import load_checkpoint
-from torchrl_flow.util import command_line, git_commit, today, write_json
+from torchrl_flow.reports import evaluation_rows, has_evaluation_rows, record_results, stage_table
+from torchrl_flow.util import write_json
+from torchrl_flow.util.differences import differing_fields
 
 STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
 BUDGETS = ("iterations", "critic_warmup", "chunks")
@@ -118,24 +116,19 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
         stage: {key: max(1, round(value * args.scale)) if key in BUDGETS else value for key, value in budget.items()}
         for stage, budget in budgets.items()
     }
-    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "device": args.device}
-    common |= {"eval_every": args.eval_every}
+    common = {"runs": args.runs, "results": None, "seed": seed, "resume": True, "eval_episodes": episodes}
+    common |= {name: getattr(args, name) for name in ("device", "eval_every", "num_videos", "noise_scales")}
     if args.task != PLANAR:
         common |= {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
     elif args.num_envs is not None:
         scaled["3"]["num_envs"] = args.num_envs
-    common |= {"eval_episodes": episodes, "num_videos": args.num_videos, "noise_scales": args.noise_scales}
     data: Any = {"task": args.task, "obs_mode": args.obs_mode, "num_demos": args.num_demos, "quality": args.quality}
     before = {stage: str(Path(args.runs) / names[stage]) for stage in STAGES}
     one, two, three = ({"name": names[stage], **common, **scaled[stage]} for stage in STAGES)
-    return {
-        "1": (shortcut_flow_bc, shortcut_flow_bc.Args(compare_steps=(), **data, **one)),
-        "2": (
-            aw_shortcut_flow_offline,
-            aw_shortcut_flow_offline.Args(policy=before["1"], best_of=args.best_of, **two),
-        ),
-        "3": (awsc_online, awsc_online.Args(policy=before["2"], best_of=args.best_of, **three)),
-    }
+    first = shortcut_flow_bc.Args(compare_steps=(), **data, **one)
+    second = aw_shortcut_flow_offline.Args(policy=before["1"], best_of=args.best_of, **two)
+    third = awsc_online.Args(policy=before["2"], best_of=args.best_of, **three)
+    return {"1": (shortcut_flow_bc, first), "2": (aw_shortcut_flow_offline, second), "3": (awsc_online, third)}
 
 
 def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
@@ -146,10 +139,12 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
         require_same_budgets(directory, stage_args)
         outcome = directory / "outcome.json"
         found = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else []
-        if not is_evaluated(found, stage, stage_args):
+        variants = {"noise_scales": stage_args.noise_scales, "best_of": getattr(stage_args, "best_of", ())}
+        if not has_evaluation_rows(found, stage, stage_args.eval_episodes, **variants):
             # A run that is finished resumes to be evaluated.
             script.main(stage_args)
-            found = read_outcome(args, seed, stage, directory, stage_args.eval_episodes)
+            columns = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
+            found = evaluation_rows(directory, stage=stage, episodes=stage_args.eval_episodes, **columns)
             write_json(outcome, found)
         if args.results is not None:
             record_results(args.results, found, directory=directory)
@@ -161,58 +156,10 @@ def require_same_budgets(directory: Path, stage_args: Any) -> None:
     """Refuse a run of other budgets: later stages have started from it as it is."""
     file = directory / "config.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    differing = [
-        f"{name}: {before[name]!r} before, {getattr(stage_args, name)!r} now"
-        for name in BUDGETS
-        if name in before and before[name] != getattr(stage_args, name, before[name])
-    ]
+    names = [name for name in BUDGETS if name in before and hasattr(stage_args, name)]
+    differing = differing_fields(before, vars(stage_args), names, form="{name}: {found!r} before, {wanted!r} now")
     if differing:
         raise SystemExit(f"{directory} holds a run of other budgets ({'; '.join(differing)}): choose another --name.")
-
-
-def is_evaluated(rows: list[dict[str, Any]], stage: str, stage_args: Any) -> bool:
-    """Tell whether rows are of the episodes and variants that are asked for."""
-    variants = variant_labels(stage_args.noise_scales, getattr(stage_args, "best_of", ()))
-    wanted = {(name, stage_args.eval_episodes) for name in (stage, *(f"{stage} {variant}" for variant in variants))}
-    return {(row["stage"], row["episodes"]) for row in rows} == wanted
-
-
-def read_outcome(args: Args, seed: int, stage: str, directory: Path, episodes: int) -> list[dict[str, Any]]:
-    """Return the rows of results.csv of a stage from what its evaluation left."""
-    checkpoint = load_checkpoint(directory)
-    by_steps, variants = read_evaluation(directory)
-    rows = []
-    for label, values in [*((stage, values) for values in by_steps.values()), *variants.items()]:
-        names = ("success_once", "success_at_end", "return")
-        row: dict[str, Any] = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
-        row["stage"] = label if label == stage else f"{stage} {label}"
-        row |= {"episodes": episodes, **{name: values[name] for name in names}}
-        row |= {"env_steps": checkpoint.counters.get("env_steps"), "wall_s": checkpoint.metadata["wall_s"]}
-        row |= {"command": command_line(), "commit": git_commit(), "date": today()}
-        rows.append(row)
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table, the seeds of each stage side by side."""
-    header = ("stage", "success_once by seed", "mean", "standard deviation", "at end", "env steps", "minutes")
-    body = []
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        mine = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["seed"])
-        once = [row["success_once"] for row in mine]
-        spread = f"{statistics.stdev(once):.3f}" if len(once) > 1 else ""
-        steps = {row["env_steps"] for row in mine if row["env_steps"]}
-        cells = [
-            f"{stage} ({STAGES[stage]})" if stage in STAGES else stage,
-            " ".join(f"{value:.2f}" for value in once),
-            f"{statistics.mean(once):.3f}",
-            spread,
-            f"{statistics.mean(row['success_at_end'] for row in mine):.3f}",
-            f"{statistics.mean(steps):.0f}" if steps else "",
-            f"{statistics.mean(row['wall_s'] for row in mine) / 60:.1f}",
-        ]
-        body.append(cells)
-    return markdown_table(header, body)
 
 
 def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
@@ -223,21 +170,12 @@ def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:
         return run_seed(args, seed)
 
 
-def check(args: Args) -> None:
-    """Validate the options of all stages before the first stage starts.
-
-    Raises:
-        SystemExit: naming the option.
-    """
+def main(args: Args) -> list[dict[str, Any]]:
+    """Run all seeds, write the rows and print the table."""
     check_options(args)
     check_task(args.task, args.obs_mode)
     training_env_options(args.task, num_envs=args.num_envs, sim_backend=args.sim_backend, planar_envs=256)
     args.device = resolve_device(args.device)
-
-
-def main(args: Args) -> list[dict[str, Any]]:
-    """Run all seeds, write the rows and print the table."""
-    check(args)
     rows: list[dict[str, Any]] = []
     if args.workers == 1 or len(args.seeds) == 1:
         rows = [row for seed in args.seeds for row in run_seed(args, seed)]
@@ -253,7 +191,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     for seed in args.seeds:
         for _, stage_args in stage_arguments(args, seed).values():
             print(f"  {Path(stage_args.runs) / stage_args.name / 'report.html'}")
-    print("\n" + table(rows))
+    print("\n" + stage_table(rows, STAGES))
     return rows
 
 

@@ -35,7 +35,7 @@ from torchrl_flow.options import (
     resolve_device,
 )
 from torchrl_flow.reports import reach_table
-from torchrl_flow.sweeps import SweepRun, Variant, gpu_share, plan_sweep, run_status, run_sweep
+from torchrl_flow.sweeps import SweepRun, Variant, plan_sweep, run_status, run_sweep
 from torchrl_flow.util import Progress
 
 Stage = tuple[str, dict[str, Any]]
@@ -121,9 +121,7 @@ def run_level(args: Args, runs: Sequence[SweepRun], progress: Progress) -> None:
     def show(statuses: Sequence[Any]) -> None:
         progress.update(done + sum(status.state == "finished" for status in statuses) - progress.done)
 
-    share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
-    options: dict[str, Any] = {"workers": args.workers, "cpus_per_run": args.threads, "gpus_per_run": share}
-    for status in run_sweep(runs, address=args.address, on_change=show, **options):
+    for status in run_sweep(runs, on_change=show, **args.sweep_options()):
         if status.state != "finished":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}", file=sys.stderr)
 

@@ -45,13 +45,13 @@ from torchrl_flow.options import (
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
+    critic_config,
     frozen_flow,
     load_critic,
-    load_flow_checkpoint,
+    load_steering_start,
     policy_demonstrations,
     policy_evaluation_env,
     start_latent_policy,
-    steering_flow,
 )
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run, TrainingCheckpoint
@@ -99,9 +99,9 @@ class Args(SteeringArgs):
 
 def find_critic(args: Args, checkpoint: TrainingCheckpoint, flow: FlowActor) -> tuple[QEnsemble, CriticConfig, int]:
     """Take the checkpoint's critic, or make one that is to be trained for so many steps."""
-    if "critic" in checkpoint.module_configs:
-        critic, _ = load_critic(checkpoint, flow)
-        return critic, CriticConfig.from_dict(checkpoint.module_configs["critic"]), 0
+    given = critic_config(checkpoint)
+    if given is not None:
+        return load_critic(checkpoint, flow)[0], given, 0
     config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_sizes)
     return make_critic(config, flow), config, args.critic_iterations
 
@@ -148,9 +148,8 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, critic, latent policy, evaluation, report."""
     args.prepare()
-    start = load_flow_checkpoint(args.policy, which=args.which)
-    options: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = steering_flow(start, **options)
+    asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint, _ = load_steering_start(args.policy, **asked)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
     env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
@@ -161,13 +160,13 @@ def main(args: Args) -> None:
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     policy = start_latent_policy(flow, latents, train_encoder=args.train_encoder)
     actor = SteeredFlowActor(policy, flow)
-    critic, critic_config, warm_up = find_critic(args, checkpoint, flow)
+    critic, described, warm_up = find_critic(args, checkpoint, flow)
     with args.open_run(
         f"dsrl_offline-{task['task']}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,
-        module_configs={LATENT_POLICY: policy.config, "critic": critic_config},
+        module_configs={LATENT_POLICY: policy.config, "critic": described},
         keep_best="eval/success_once",
     ) as run:
         with frozen_flow(flow, run.resumed_from):

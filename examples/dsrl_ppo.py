@@ -31,50 +31,42 @@ from torchrl_flow.modules import (
     flow_on_features,
     make_state_value,
 )
+from torchrl_flow.objectives import make_chunk_advantage
 from torchrl_flow.options import (
     Count,
     Fraction,
     NonNegative,
     NonNegativeInt,
-    OnlineArgs,
+    OnlineSteeringArgs,
     Positive,
     Rate,
-    RunSource,
     Sizes,
-    SteeringArgs,
     parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
     frozen_flow,
-    load_flow_checkpoint,
+    load_steering_start,
     make_training_envs,
     start_latent_policy,
-    steering_flow,
 )
 from torchrl_flow.reports import conclude_run
-from torchrl_flow.runs import Run, TrainingCheckpoint, load_checkpoint
+from torchrl_flow.runs import Run, TrainingCheckpoint
 from torchrl_flow.training import finished_success, gradient_step, steered_rollouts
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(SteeringArgs, OnlineArgs):
+class Args(OnlineSteeringArgs):
     """What the recipe can be told on the command line."""
 
-    init: RunSource | None = None
-    """run directory or checkpoint of stage 1, to start from its latent policy with its options; by default the latent
-    policy starts as the prior"""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     latent_bound: Positive | None = None
     hidden_sizes: Sizes = (256, 256)
     num_envs: NonNegativeInt | None = None
     """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
     where none is given"""
-    rollout: Count = 13
-    """chunks per environment and iteration"""
     iterations: Count = 80
-    """iterations of collecting and updating"""
     epochs: Count = 4
     """passes over what an iteration collected"""
     minibatch: Count = 1024
@@ -96,7 +88,6 @@ class Args(SteeringArgs, OnlineArgs):
     max_grad_norm: Positive = 0.5
     """bound on the gradient's norm, for each network"""
     eval_every: NonNegativeInt = 10
-    log_every: Count = 1
     save_every: Count = 10
 
 
@@ -115,19 +106,10 @@ def make_actor(
 def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tuple[ClipPPOLoss, GAE]:
     """Make TorchRL's loss and advantage estimator; the latter discounts a chunk of k steps by gamma^k."""
     network: Any = value
-    loss = ClipPPOLoss(
-        policy,
-        network,
-        clip_epsilon=args.clip,
-        entropy_coeff=args.entropy,
-        critic_coeff=1.0,
-        normalize_advantage=True,
-        loss_critic_type="l2",
-    )
+    weights: dict[str, Any] = {"entropy_coeff": args.entropy, "critic_coeff": 1.0, "loss_critic_type": "l2"}
+    loss = ClipPPOLoss(policy, network, clip_epsilon=args.clip, normalize_advantage=True, **weights)
     loss.set_keys(action=policy.latent_key, sample_log_prob=policy.latent_log_prob_key)
-    advantage = GAE(gamma=args.gamma, lmbda=args.lmbda, value_network=network, vectorized=False)
-    advantage.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
-    return loss, advantage
+    return loss, make_chunk_advantage(value, gamma=args.gamma, lmbda=args.lmbda)
 
 
 def update(
@@ -145,9 +127,8 @@ def update(
             out = loss(batch)
             losses = {name: out[name] for name in ("loss_objective", "loss_entropy", "loss_critic")}
             run.counters["updates"] = run.counters.get("updates", 0) + 1
-            norms = gradient_step(
-                losses, optimizers, step=run.counters["updates"], batch=batch, max_grad_norm=args.max_grad_norm
-            )
+            checks: dict[str, Any] = {"step": run.counters["updates"], "batch": batch}
+            norms = gradient_step(losses, optimizers, max_grad_norm=args.max_grad_norm, **checks)
             metrics = {key: value for key, value in out.items() if value.numel() == 1} | norms
     return metrics
 
@@ -172,13 +153,11 @@ def train(
     for step in run.steps(args.iterations, save_every=args.save_every):
         policy.set_prior_fraction(args.prior_fraction * args.prior_decay ** (step - 1))
         data = rollouts.collect().to(args.device)
-        run.counters["env_steps"] = run.counters.get("env_steps", 0) + int(data["next", "steps_to_next_obs"].sum())
         # Episodes that the rollout's end cuts go on: their last value is bootstrapped, their advantage not ended.
         with torch.no_grad():
             advantage(data)
         metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data)
-        metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s}
-        metrics |= {"prior_fraction": policy.prior_fraction}
+        metrics |= run.count_env_steps(data) | {"prior_fraction": policy.prior_fraction}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
@@ -189,10 +168,8 @@ def train(
 def main(args: Args) -> None:
     """Flow, latent policy, training, evaluation, report."""
     args.prepare()
-    start = load_flow_checkpoint(args.policy, which=args.which)
-    init = None if args.init is None else load_checkpoint(args.init, which=args.which)
-    options: dict[str, Any] = {"num_steps": args.num_steps, "init": init, "device": args.device}
-    flow, checkpoint = steering_flow(start, **options)
+    asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint, init = load_steering_start(args.policy, init=args.init, **asked)
     envs = make_training_envs(checkpoint, planar_envs=512, **args.env_options())
     task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)

@@ -12,7 +12,7 @@ stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torchrl.data import TensorDictReplayBuffer
@@ -22,55 +22,39 @@ from torchrl.objectives import SoftUpdate
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import evaluate
-from torchrl_flow.modules import (
-    CriticConfig,
-    LatentPolicyConfig,
-    QEnsemble,
-    SteeredFlowActor,
-    flow_on_features,
-    make_critic,
-    make_latent_critics,
-)
-from torchrl_flow.objectives import (
-    ActionScorer,
-    ChunkCriticLoss,
-    DistilledSACLoss,
-    LatentAWMLELoss,
-    LatentScorer,
-    NetworkSoftUpdate,
-)
+from torchrl_flow.modules import CriticConfig, LatentPolicyConfig, QEnsemble, SteeredFlowActor, make_critic
+from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, LatentScorer
 from torchrl_flow.options import (
     Count,
     DemoPath,
-    Fraction,
+    LatentCriticArgs,
     NonNegative,
     Positive,
-    Rate,
     SteeringArgs,
-    WritableDirectory,
     parse_options,
     refusals_in_one_line,
 )
 from torchrl_flow.policies import (
     LATENT_POLICY,
-    aliased_demonstrations,
+    critic_config,
     frozen_flow,
+    latent_replay,
     latent_value_gap,
     load_critic,
-    load_flow_checkpoint,
+    load_steering_start,
+    make_latent_losses,
     policy_evaluation_env,
     start_latent_policy,
-    steering_flow,
 )
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run, TrainingCheckpoint
-from torchrl_flow.training import gradient_step, macro_replay, replay_demonstrations
+from torchrl_flow.training import gradient_step
 
 POLICY_LOSSES = ("loss_actor", "loss_alpha")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(SteeringArgs):
+class Args(LatentCriticArgs, SteeringArgs):
     """What the recipe can be told on the command line."""
 
     demos: DemoPath | None = None
@@ -79,38 +63,23 @@ class Args(SteeringArgs):
     """number of demonstrations to use, if --demos names other demonstrations"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
     """how the latents of the demonstrated actions are found"""
-    cache: WritableDirectory = "demos"
-    """directory in which the latents of demonstrations are cached"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
-    num_qs: Count = 2
-    """number of critics"""
     critic_iterations: Count = 3000
     """gradient steps of the critic of actions, where the checkpoint has none that fits"""
     distill_iterations: Count = 2000
     """gradient steps of the critics of latents"""
     iterations: Count = 1000
     """gradient steps of the latent policy"""
-    batch_size: Count = 256
-    """chunks per gradient step"""
-    gamma: Fraction = 0.97
-    """discount of one environment step"""
-    tau: Rate = 0.02
-    """rate (tau) at which the target critic follows the critic"""
     lr: Positive = 3e-4
     """learning rate of all networks"""
     distillation: Literal["forward", "aliased", "both"] = "both"
-    """pairs for the distillation: latents of the prior, latents of the demonstrations, or both"""
     num_candidates: Count = 32
     """M, latents of the prior per observation (aw_mle)"""
     beta: NonNegative = 1.0
     """inverse temperature of the weights of the candidate latents, in units of the spread of their scores (aw_mle)"""
     kl_coef: NonNegative = 1e-3
     """weight of the KL divergence of the latent policy from the prior (aw_mle)"""
-    alpha: Positive = 3e-3
-    """temperature at the start (sac)"""
-    target_entropy: float = 0.0
-    """entropy that the temperature aims at (sac)"""
 
 
 def find_critic(
@@ -118,12 +87,10 @@ def find_critic(
 ) -> tuple[QEnsemble, CriticConfig, int]:
     """Take the checkpoint's critic where it fits the critics of latents, or make one to train."""
     own = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
-    found = checkpoint.module_configs.get("critic")
-    if found is not None:
-        given = CriticConfig.from_dict(found)
-        # A head for each critic of latents, and the same of an observation before it.
-        if given.num_qs == args.num_qs and given.on_features == own.on_features:
-            return load_critic(checkpoint, actor.flow)[0], given, 0
+    given = critic_config(checkpoint)
+    # A head for each critic of latents, and the same of an observation before it.
+    if given is not None and given.num_qs == args.num_qs and given.on_features == own.on_features:
+        return load_critic(checkpoint, actor.flow)[0], given, 0
     return make_critic(own, actor.flow), own, args.critic_iterations
 
 
@@ -137,17 +104,14 @@ def train(
     env: EnvBase,
 ) -> dict[str, float]:
     """Train the critic of actions, the critics of latents and the policy, in this order; all of the loop is here."""
-    policy, flow = actor.policy, flow_on_features(actor.flow) if actor.reads_features else actor.flow
-    td = ChunkCriticLoss(flow, critic, gamma=args.gamma)
-    latent_config = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
-    options: dict[str, Any] = {"gamma": args.gamma, "alpha_init": args.alpha, "target_entropy": args.target_entropy}
-    teacher = ActionScorer(flow, critic, steer_mode=policy.steer_mode)
-    critics = make_latent_critics(latent_config, flow, policy)
-    sac = DistilledSACLoss(policy, critics, teacher, mode=args.distillation, **options)
+    policy = actor.policy
+    latent_critics = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
+    built = make_latent_losses(actor, latent_critics, critic, steered_targets=False, **args.sac_options())
+    sac, td = cast(DistilledSACLoss, built.sac), cast(ChunkCriticLoss, built.td)
     weights = {"num_candidates": args.num_candidates, "beta": args.beta}
     aw_mle = LatentAWMLELoss(policy, LatentScorer(sac), kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
-    targets = NetworkSoftUpdate(td, "critic_network", tau=args.tau), SoftUpdate(sac, tau=args.tau)
+    targets = built.target, SoftUpdate(sac, tau=args.tau)
     temperature = [sac.log_alpha] if args.extraction == "sac" else []
     parameters = {
         "critic": td.critic_parameters(),
@@ -183,29 +147,27 @@ def train(
 def main(args: Args) -> None:
     """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
     args.prepare()
-    start = load_flow_checkpoint(args.policy, which=args.which)
-    loading: dict[str, Any] = {"num_steps": args.num_steps, "device": args.device}
-    flow, checkpoint = steering_flow(start, **loading)
+    asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
+    flow, checkpoint, _ = load_steering_start(args.policy, **asked)
     limits: dict[str, Any] = {"gamma": args.gamma, "max_episode_steps": args.max_episode_steps}
     limits["episodes"] = args.eval_episodes
     env = policy_evaluation_env(checkpoint, num_envs=args.num_envs, sim_backend=args.sim_backend, **limits)
     task = task_info(env)
     latents = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes)
     actor = SteeredFlowActor(start_latent_policy(flow, latents, train_encoder=args.train_encoder), flow)
-    critic, critic_config, first = find_critic(args, checkpoint, actor)
+    critic, described, first = find_critic(args, checkpoint, actor)
     source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     with args.open_run(
         f"dsrl_sac_offline-{task['task']}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,
-        module_configs={LATENT_POLICY: actor.policy.config, "critic": critic_config},
+        module_configs={LATENT_POLICY: actor.policy.config, "critic": described},
         keep_best="eval/success_once",
     ) as run:
-        search: dict[str, Any] = {"mode": args.aliasing, "gamma": args.gamma, "source": source}
-        data, latents, note = aliased_demonstrations(checkpoint, actor, args.cache, **search)
-        buffer = macro_replay(len(data), batch_size=args.batch_size, device=args.device)
-        replay_demonstrations(buffer, data, latents, actor)
+        search: dict[str, Any] = {"cache": args.cache, "gamma": args.gamma, "source": source}
+        sampling: dict[str, Any] = {"batch_size": args.batch_size, "device": args.device}
+        buffer, note = latent_replay(checkpoint, actor, args.aliasing, **search, **sampling)
         with frozen_flow(flow, run.resumed_from):
             gap = train(args, run, buffer, actor, critic, first, env)
         run.write_json("latent_value_gap.json", gap)

@@ -40,8 +40,7 @@ from torchrl_flow.options import (
 from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs, SlatePolicyName
 from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX
 from torchrl_flow.reports import CurvesArgs, draw_curves
-from torchrl_flow.sweeps import gpu_share
-from torchrl_flow.sweeps.plan import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
+from torchrl_flow.sweeps import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
 from torchrl_flow.util import Progress, write_text
 
 SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,12 +56,12 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
 ALSO = {"aw_flow": ("aw_flow_best",)}
 """Further rows of an algorithm: other ways to act of what it trained."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
-DataPolicies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
+Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
+_FEWER = {"cql": {"bc_updates": 300, "num_random": 4}, "aw_flow": {"critic_warmup": 200}}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
-    "short": dict.fromkeys(SCRIPTS, _SHORT)
-    | {"cql": {**_SHORT, "bc_updates": 300, "num_random": 4}, "aw_flow": {**_SHORT, "critic_warmup": 200}},
+    "short": {name: {**_SHORT, **_FEWER.get(name, {})} for name in SCRIPTS},
 }
 """Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
 REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
@@ -78,7 +77,7 @@ class Args(SweepArgs):
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
     seeds: Seeds = (0, 1, 2)
-    policies: DataPolicies = ("medium",)
+    policies: Policies = ("medium",)
     """policies that log the data, a data set each; SARDINE uses a fixed policy"""
     steps: Count = 300_000
     """logged steps of each data set; SARDINE's data are 500 episodes"""
@@ -109,10 +108,9 @@ def columns(args: Args) -> list[tuple[str, str]]:
 
 def prepare(args: Args, env: str, policy: str) -> None:
     """Make the models and the data of an environment where they are missing."""
-    models = SlateModelsArgs(env=env)
+    models, collect = SlateModelsArgs(env=env), collection(args, env, policy)
     if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
         print(models())
-    collect = collection(args, env, policy)
     if not collect.path.exists():
         print(collect())
 
@@ -136,29 +134,17 @@ def plan(args: Args) -> list[SweepRun]:
     unknown = [name for name in args.algorithms if name not in SCRIPTS]
     if unknown:
         raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
-    runs, shared = (
-        [],
-        {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")},
-    )
+    given = {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")}
+    shared, runs = {**given, "references": False}, []  # the references are measured once for all runs
+    paths = {column_name(*data): str(collection(args, *data).path) for data in columns(args)}
     for row, (name, own) in rows_of(args).items():
         script, different = SCRIPTS[name]
         options = {**PRESETS[args.preset].get(name, {}), **different, **own}
-        if args.iterations is not None:
-            options["iterations"] = args.iterations
-        variants = [
-            Variant(f"{row}-{column_name(*data)}", row, {**options, "data": str(collection(args, *data).path)})
-            for data in columns(args)
-        ]
+        options |= {} if args.iterations is None else {"iterations": args.iterations}
+        variants = [Variant(f"{row}-{data}", row, {**options, "data": path}) for data, path in paths.items()]
         program = [sys.executable, str(Path(__file__).with_name(script))]
-        # The references are measured once for all runs.
-        options = {**shared, "references": False}
-        runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=options)
+        runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
-
-
-def scores(run: SweepRun) -> dict[str, float]:
-    """What a finished run wrote of its evaluation."""
-    return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def references(args: Args, env: str, policy: str) -> dict[str, float]:
@@ -168,14 +154,16 @@ def references(args: Args, env: str, policy: str) -> dict[str, float]:
     return measure_references(lambda: offline_task(collection(args, env, policy).path), path, **options)
 
 
-def make_table(args: Args, finished: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
+def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
     """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
     names = [column_name(*data) for data in columns(args)]
+    finished = [(run, json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))) for run in runs]
     rows = []
     for row, (algorithm, _) in rows_of(args).items():
         for score in (algorithm, *ALSO.get(algorithm, ())):
-            of = {name: [r for r in finished if r.variant.name == f"{row}-{name}"] for name in names}
-            found = [[scores(run)[score] for run in runs] for runs in of.values()]
+            found = [
+                [scores[score] for run, scores in finished if run.variant.name == f"{row}-{data}"] for data in names
+            ]
             cells = [f"{mean_and_deviation(values)} ({len(values)})" if values else "" for values in found]
             rows.append([row if score == algorithm else score, *cells])
     for name in REFERENCES:
@@ -188,9 +176,8 @@ def make_table(args: Args, finished: list[SweepRun], compared: dict[str, dict[st
 def main(args: Args) -> None:
     """Models and data, runs, table, plot."""
     check_options(args)
-    known = OneOf(SLATE_ENVS)
-    for env in args.envs:
-        problem = None if env.startswith(SARDINE_PREFIX) else known.problem(env, args)
+    for env in (env for env in args.envs if not env.startswith(SARDINE_PREFIX)):
+        problem = OneOf(SLATE_ENVS).problem(env, args)
         if problem is not None:
             raise SystemExit(f"--envs {problem}, or {SARDINE_PREFIX}NAME, got {env}.")
     runs = plan(args)
@@ -205,21 +192,17 @@ def main(args: Args) -> None:
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
-        share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
-        options: dict[str, Any] = {"workers": args.workers, "cpus_per_run": args.threads, "gpus_per_run": share}
-        statuses = run_sweep(runs, address=args.address, on_change=show, **options)
-    for status in statuses:
-        if status.state != "finished":
-            print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
+        statuses = run_sweep(runs, on_change=show, **args.sweep_options())
+    for status in (status for status in statuses if status.state != "finished"):
+        print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
     finished = [status.run for status in statuses if status.state == "finished"]
     table = make_table(args, finished, {column_name(*data): references(args, *data) for data in columns(args)})
     path = Path(args.directory) / "table.md"
     write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
     if args.eval_every and finished and has_matplotlib():
-        directories = tuple(str(run.directory) for run in finished)
-        output = str(path.with_name("curves.svg"))
-        print(draw_curves(CurvesArgs(directories, metric="eval/return", against="step", output=output)).resolve())
+        curves = {"metric": "eval/return", "against": "step", "output": str(path.with_name("curves.svg"))}
+        print(draw_curves(CurvesArgs(tuple(str(run.directory) for run in finished), **curves)).resolve())
     print(path.resolve())
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +36,9 @@ from torchrl_flow.sweeps import (
     SweepRun,
     Variant,
     format_statuses,
-    gpu_share,
     plan_sweep,
     run_sweep,
+    scale_options,
     select_variants,
     summarise_sweep,
     write_sweep_report,
@@ -136,57 +136,29 @@ class Args(SweepArgs, PolicyArgs, SimulationArgs):
     """show a table of all runs during the sweep"""
 
 
-def relative(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry a configuration over to another baseline: numbers by their ratio to the published one, the rest as it is.
-
-    The numbers of sampling steps are what they are: the network knows certain step sizes alone.
-    """
-    carried = {}
-    for name, value in options.items():
-        if isinstance(value, str) or name == "num_steps" or not PUBLISHED[name]:
-            carried[name] = value
-        else:
-            number = base[name] * value / PUBLISHED[name]
-            carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else float(f"{number:.6g}")
-    return carried
-
-
 def make_runs(args: Args) -> list[SweepRun]:
     """Work out the commands."""
     base = dict(PRESETS[args.preset])
     base |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     budgets = ("total_env_steps", "critic_warmup_steps", "noise_decay_steps")
     base |= {name: max(1, round(args.scale * base[name])) for name in budgets}
-    variants = [
-        Variant(variant.name, variant.category, relative(variant.options, base))
-        for variant in select_variants(VARIANTS, args.only)
-    ]
-    # As many evaluations for each, however long its iterations are.
-    per_variant = []
-    for variant in variants:
-        settings = {**base, **variant.options}
+    variants = []
+    for variant in select_variants(VARIANTS, args.only):
+        # The network knows certain step sizes alone: the number of sampling steps is not scaled.
+        options = scale_options(variant.options, PUBLISHED, base, absolute=("num_steps",))
+        settings = {**base, **options}
         chunks = settings["num_envs"] * settings["rollout_steps"]
+        # As many evaluations for each, however long its iterations are.
         iterations = settings["total_env_steps"] / (8 * chunks)
-        options = {**variant.options, "eval_every": max(1, round(iterations / args.evaluations))}
-        per_variant.append(Variant(variant.name, variant.category, options))
-    common = {
-        **base,
-        "policy": args.policy,
-        "which": args.which,
-        "max_episode_steps": args.max_episode_steps,
-        "results": args.results,
-        "recipe": "reinflow_sweep",
-        "eval_episodes": args.eval_episodes,
-        "num_videos": args.num_videos,
-        "device": args.device,
-        "sim_backend": args.sim_backend,
-        "threads": args.threads,
-    }
+        options["eval_every"] = max(1, round(iterations / args.evaluations))
+        variants.append(Variant(variant.name, variant.category, options))
+    names = ("policy", "which", "max_episode_steps", "results", "eval_episodes", "num_videos", "device", "sim_backend")
+    common = {**base, "recipe": "reinflow_sweep", **{name: getattr(args, name) for name in (*names, "threads")}}
     if args.wandb is not None:
         group = args.wandb_group or Path(args.directory).name
         common |= {"wandb": args.wandb, "wandb_project": args.wandb_project, "wandb_group": group}
     program = [sys.executable, str(SCRIPT)]
-    return plan_sweep(per_variant, args.seeds, program=program, directory=args.directory, options=common)
+    return plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=common)
 
 
 def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
@@ -207,21 +179,13 @@ def main(args: Args) -> None:
         print("\n".join(run.shell() for run in runs))
         return
     resolve_device(args.device)
-    share = gpu_share(args.device, args.workers) if args.gpus_per_run is None else args.gpus_per_run
     clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
 
     def show(statuses: list[RunStatus]) -> None:
         print(clear + format_statuses(statuses), flush=True)
 
-    statuses = run_sweep(
-        runs,
-        workers=args.workers,
-        cpus_per_run=args.threads,
-        gpus_per_run=share,
-        address=args.address,
-        on_change=show if args.watch else None,
-        poll_s=2.0 if clear else 30.0,
-    )
+    watching: dict[str, Any] = {"on_change": show if args.watch else None, "poll_s": 2.0 if clear else 30.0}
+    statuses = run_sweep(runs, **args.sweep_options(), **watching)
     print(format_statuses(statuses))
     page = report(args, statuses)
     print(page.resolve())

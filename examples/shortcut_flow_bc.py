@@ -11,7 +11,6 @@ run that was stopped goes on with --resume.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -45,7 +44,7 @@ from torchrl_flow.options import (
 from torchrl_flow.policies import evaluation_env_options
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
-from torchrl_flow.training import gradient_step
+from torchrl_flow.training import gradient_step, warmup_cosine
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -126,23 +125,10 @@ def make_data(args: Args, source: DemoSource, task: dict[str, Any]) -> DemoRepla
 
 def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
     """Build the policy for the data's shapes, with its statistics and the environment's bounds inside."""
-    sample, statistics = data[[0]], data.statistics()
-    pixels = sample.get("pixels", None)
-    config = FlowActorConfig(
-        action_dim=sample["action_chunk"].shape[-1],
-        state_dim=sample["observation"].shape[-1],
-        pixels_size=None if pixels is None else tuple(pixels.shape[-2:]),
-        obs_horizon=args.obs_horizon,
-        pred_horizon=args.pred_horizon,
-        act_horizon=args.act_horizon,
-        network=args.network,
-        width=args.width,
-        depth=args.depth,
-        num_steps=args.num_steps,
-        state_noise=args.state_noise,
-    )
+    names = ("obs_horizon", "pred_horizon", "act_horizon", "network", "width", "depth", "num_steps", "state_noise")
+    config = FlowActorConfig.of_batch(data[[0]], **{name: getattr(args, name) for name in names})
     low, high = action_bounds(env)
-    actor = make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
+    actor = make_flow_actor(config, statistics=data.statistics(), action_low=low, action_high=high)
     return actor.to(args.device)
 
 
@@ -161,12 +147,6 @@ def make_env(args: Args, source: DemoSource) -> EnvBase:
     )
 
 
-def learning_rate(args: Args, step: int) -> float:
-    """Warm up for 200 steps, then fall along a cosine to a hundredth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / args.iterations))
-    return args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
-
-
 def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
     ema = SoftUpdate(loss_module, eps=args.ema)
@@ -176,11 +156,11 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer})
     for step in run.steps(args.iterations, save_every=args.save_every):
-        optimizer.param_groups[0]["lr"] = learning_rate(args, step)
+        optimizer.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
         losses = loss_module(batch)
-        total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}
-        norms = gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
+        total = {"loss_flow": losses["loss_flow"]}
+        norms = gradient_step(total, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))
         ema.step()
         if run.due(args.log_every):

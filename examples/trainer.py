@@ -24,7 +24,7 @@ from torchrl.trainers.algorithms import PPOTrainer
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate
 from torchrl_flow.modules import NoiseNetConfig, NoisyFlowActor, StateValueConfig, make_noise_net, make_state_value
-from torchrl_flow.objectives import ReinFlowPPOLoss
+from torchrl_flow.objectives import ReinFlowPPOLoss, make_chunk_advantage
 from torchrl_flow.options import (
     Count,
     Fraction,
@@ -107,11 +107,7 @@ def make_loss(args: Args, actor: Any) -> tuple[NoisyFlowActor, ReinFlowPPOLoss, 
     noisy = NoisyFlowActor(actor, make_noise_net(NoiseNetConfig(), actor))
     value = make_state_value(StateValueConfig(), actor)
     loss_module = ReinFlowPPOLoss(noisy, value, clip_epsilon=0.01, entropy_coeff=0.0, normalize_advantage=True)
-    network: Any = value
-    gae = GAE(gamma=args.gamma, lmbda=0.95, value_network=network, vectorized=False, deactivate_vmap=True)
-    # Also right without this line: transitions have k at the root too.
-    gae.set_keys(steps_to_next_obs=("next", "steps_to_next_obs"))
-    return noisy, loss_module, gae
+    return noisy, loss_module, make_chunk_advantage(value, gamma=args.gamma, lmbda=0.95, deactivate_vmap=True)
 
 
 def make_trainer(args: Args, env: Any, noisy: NoisyFlowActor, loss_module: ReinFlowPPOLoss, gae: GAE) -> PPOTrainer:

@@ -27,7 +27,7 @@ PACKAGES = {
     "options": {"data", "envs", "modules", "runs", "training", "util"},
     "demos": {"data", "envs", "options", "runs", "util"},
     "recsys": {"data", "envs", "evaluation", "functional", "modules", "options", "runs", "training", "util"},
-    "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "util"},
+    "policies": {"data", "demos", "envs", "modules", "objectives", "recsys", "runs", "training", "util"},
     "reports": {"envs", "evaluation", "figures", "modules", "options", "policies", "runs", "training", "util"},
     "sweeps": {"figures", "functional", "reports", "runs", "util"},
     "offline": {"data", "evaluation", "figures", "recsys", "reports", "runs", "training", "util"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from examples import aw_shortcut_flow_offline, awsc_online, shortcut_flow_bc
 from torchrl_flow.data import DemoStore
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_flow_actor
+from torchrl_flow.policies import make_aw_flow_loss, training_env_options
 
 
 @pytest.mark.parametrize("recipe", [aw_shortcut_flow_offline, awsc_online])
@@ -30,7 +30,7 @@ def test_a_preset_sets_what_is_not_given(recipe):
     def of(**options):
         args = recipe.Args(policy="nowhere", **options)
         args.check()
-        loss = recipe.make_loss(args, actor, critic)
+        loss = make_aw_flow_loss(actor, critic, preset=args.preset, **args.loss_options())
         assert (loss.gamma, loss.weights.beta, loss.weights.weight_clip) == (args.gamma, args.beta, args.weight_clip)
         assert (loss.baseline, loss.advantage) == (args.baseline, args.advantage)
         return [getattr(args, name) for name in names], (loss.advantage_reduction, loss.td.target_num_steps)
@@ -42,20 +42,18 @@ def test_a_preset_sets_what_is_not_given(recipe):
     assert of(baseline="batch")[0] == [0.99, 20.0, 20.0, "batch", "critic"]
 
 
-def of_task(task, obs_mode="state") -> Any:
-    return SimpleNamespace(task={"task": task, "obs_mode": obs_mode})
-
-
 def test_environments_that_a_task_cannot_have_are_refused():
-    args = awsc_online.Args
-    found = awsc_online.simulation_of
-    assert found(args(policy="x"), of_task("planar"))["num_envs"] == 64
-    assert found(args(policy="x", num_envs=3), of_task("planar"))["num_envs"] == 3
-    assert found(args(policy="x", chunks_per_batch=3), of_task("PickCube-v1"))["num_envs"] is None
-    on_cpu = args(policy="x", num_envs=50, sim_backend="physx_cpu")
-    assert found(on_cpu, of_task("PickCube-v1")) == {"num_envs": 50, "sim_backend": "physx_cpu"}
+    def found(task, obs_mode="state", num_envs=None, sim_backend=None):
+        asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "obs_mode": obs_mode}
+        return training_env_options(task, planar_envs=awsc_online.PLANAR_ENVS, **asked)
+
+    assert found("planar")["num_envs"] == 64
+    assert found("planar", num_envs=3)["num_envs"] == 3
+    assert found("PickCube-v1")["num_envs"] is None
+    on_cpu = {"num_envs": 50, "sim_backend": "physx_cpu"}
+    assert found("PickCube-v1", **on_cpu) == on_cpu
     with pytest.raises(SystemExit, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'"):
-        found(on_cpu, of_task("PickCube-v1", "rgb"))
+        found("PickCube-v1", "rgb", **on_cpu)
 
 
 def demos(folder, mode):

@@ -6,6 +6,8 @@ import json
 import time
 
 import pytest
+import torch
+from tensordict import TensorDict
 
 from torchrl_flow.modules import (
     AliasConfig,
@@ -94,3 +96,12 @@ def test_the_largest_sizes_in_use_are_allowed():
     FlowActorConfig(action_dim=100, state_dim=5000, width=4096, depth=100, pred_horizon=256)
     FlowActorConfig(action_dim=8, state_dim=50, network="unet", width=512, depth=5)
     SlateRankerConfig(num_items=1_000_000, hidden_sizes=(4096, 4096))
+
+
+def test_an_actor_is_described_for_the_sizes_of_a_batch():
+    sizes = {"observation": torch.zeros(1, 2, 5), "action_chunk": torch.zeros(1, 16, 3)}
+    states = TensorDict(sizes, batch_size=[1])
+    found = FlowActorConfig.of_batch(states, width=8)
+    assert found == FlowActorConfig(action_dim=3, state_dim=5, width=8)
+    images = states.set("pixels", torch.zeros(1, 2, 3, 24, 32))
+    assert FlowActorConfig.of_batch(images).pixels_size == (24, 32)

@@ -34,7 +34,7 @@ from torchrl.objectives import (
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_flow.envs import CopyStepsToRoot
-from torchrl_flow.objectives import ChunkTD3BCLoss, ConservativeQLoss, make_chunk_estimator
+from torchrl_flow.objectives import ChunkTD3BCLoss, ConservativeQLoss, make_chunk_advantage, make_chunk_estimator
 
 GAMMA, ACTION = 0.9, 2
 ROOT, STEPS = "steps_to_next_obs", ("next", "steps_to_next_obs")
@@ -338,3 +338,23 @@ def test_losses_that_cannot_are_refused_by_name():
         make_chunk_estimator(BCLoss(stochastic(4)))
     with pytest.raises(ValueError, match="gamma must"):
         make_chunk_estimator(OFF_POLICY["TD3Loss"](4), gamma=1.5)
+
+
+def test_the_advantage_estimator_discounts_each_chunk_by_its_executed_steps():
+    identity = nn.Linear(1, 1, bias=False)
+    identity.weight.data.fill_(1.0)
+    value = ValueOperator(identity, in_keys=["observation"])
+    flags = {name: torch.zeros(1, 2, 1, dtype=torch.bool) for name in ("done", "terminated")}
+    following = {"observation": torch.tensor([[[0.25], [1.0]]]), "reward": torch.tensor([[[1.0], [2.0]]]), **flags}
+    following["steps_to_next_obs"] = torch.tensor([[[2], [3]]])
+    data = TensorDict({"observation": torch.tensor([[[0.5], [0.25]]]), "next": following}, batch_size=[1, 2])
+    make_chunk_advantage(value, gamma=GAMMA, lmbda=0.5)(data)
+    last = 2 + GAMMA**3 * 1.0 - 0.25
+    first = 1 + GAMMA**2 * 0.25 - 0.5 + GAMMA**2 * 0.5 * last
+    assert data["advantage"].flatten().tolist() == pytest.approx([first, last])
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", 1.5), ("lmbda", -0.1)])
+def test_the_advantage_estimator_refuses_rates_outside_of_0_to_1(name, value):
+    with pytest.raises(ValueError, match=name):
+        make_chunk_advantage(nn.Linear(1, 1), **{"gamma": 0.9, "lmbda": 0.9, name: value})

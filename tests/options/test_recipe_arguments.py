@@ -6,7 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from torchrl_flow.options import OnlineArgs, TrainingArgs
+from torchrl_flow.options import (
+    AdvantageWeightArgs,
+    ChainPPOArgs,
+    LatentCriticArgs,
+    OnlineArgs,
+    SweepArgs,
+    TrainingArgs,
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,4 +44,44 @@ def test_environment_options_are_those_of_make_training_envs():
         "after_success": "continue",
         "gamma": 0.5,
         "episodes": 100,
+    }
+
+
+def test_options_of_the_loss_of_a_chain_have_its_names():
+    args = ChainPPOArgs(clip=0.1, entropy_coef=0.2, value_coef=0.3, anchor_coef=0.4, target_kl=0.5, mean_bound=2.0)
+    assert args.loss_options() == {
+        "clip_epsilon": 0.1,
+        "entropy_coeff": 0.2,
+        "critic_coeff": 0.3,
+        "anchor_coeff": 0.4,
+        "target_kl": 0.5,
+        "warmup_steps": 20_000,
+        "noise_schedule": "linear",
+        "noise_decay_steps": 1_500_000,
+    }
+    assert args.chain_options() == {"log_prob_reduction": "mean", "mean_bound": 2.0, "train_encoder": False}
+
+
+def test_options_of_latent_losses_have_their_names():
+    args = LatentCriticArgs(distillation="both", gamma=0.5, tau=0.1, alpha=0.2, target_entropy=None)
+    expected = {"mode": "both", "gamma": 0.5, "tau": 0.1, "alpha_init": 0.2, "target_entropy": "auto"}
+    assert args.sac_options() == expected
+    args.target_entropy = -1.5
+    assert args.sac_options() == {**expected, "target_entropy": -1.5}
+
+
+def test_options_of_the_advantage_weighted_update():
+    args = AdvantageWeightArgs(policy="runs/a", lr=0.1, critic_lr=0.2, tau=0.3, ema=0.4, act_horizon=4)
+    assert args.stepper_options() == {"lr": 0.1, "critic_lr": 0.2, "tau": 0.3, "ema": 0.4}
+    assert args.wanted_horizons() == {"obs_horizon": None, "pred_horizon": None, "act_horizon": 4}
+
+
+def test_sweep_options_are_those_of_run_sweep():
+    args = SweepArgs(directory="runs/sweep", workers=3, threads=2, device="cuda", address="ray")
+    assert args.sweep_options() == {
+        "workers": 3,
+        "cpus_per_run": 2,
+        "gpus_per_run": None,
+        "device": "cuda",
+        "address": "ray",
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
 
 from tests.tiny_training import Config, make_parts, train_run, update
@@ -35,6 +36,15 @@ def crash_after(step):
 
 def weights(directory):
     return load_checkpoint(directory).state_dict("policy")
+
+
+def test_env_steps_are_counted_over_chunks_of_any_shape(tmp_path):
+    with Run(tmp_path / "a", {}, progress=False) as run:
+        data = TensorDict({"next": {"steps_to_next_obs": torch.tensor([[[4], [2]], [[1], [4]]])}}, batch_size=[2, 2])
+        assert run.count_env_steps(data)["env_steps"] == 11
+        found = run.count_env_steps(data[0])
+        assert found["env_steps"] == run.counters["env_steps"] == 17
+        assert 0 <= found["wall_s"] <= run.wall_s
 
 
 def test_a_run_leaves_what_it_was_made_with(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from torchrl_flow.evaluation.chunk_values import values_and_returns, values_within_states
     from torchrl_flow.evaluation.offline_task import OfflineTask, SlateReturns, episode_returns
     from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
     from torchrl_flow.evaluation.result import EvaluationResult
@@ -19,6 +20,8 @@ __all__ = [
     "episode_returns",
     "evaluate",
     "success_metrics",
+    "values_and_returns",
+    "values_within_states",
     "warm_up",
 ]
 

@@ -49,10 +49,9 @@ def evaluate(
     With ManiSkill's protocol (``ignore_terminations=True``) every episode runs to the time limit:
     ``success_once`` tells whether any env step succeeded, ``success_at_end`` whether the last one did.
 
-    :class:`torchrl.collectors.Evaluator` is not used underneath: it takes the first N trajectories that
-    *end*, which favours short ones, from whatever state the env is in, and has neither seeds per episode nor
-    the per-step success inside a chunk. For a cheap curve in the background of a training run it fits; pass
-    it the env of :func:`make_chunk_env` and ``metrics_fn=success_metrics``.
+    :class:`torchrl.collectors.Evaluator` takes the first N trajectories that end, which favours short ones. It has no
+    seed for each episode and no success at a step inside a chunk. It is fit for a curve in the background of a training
+    run: pass it the env of :func:`make_chunk_env` and ``metrics_fn=success_metrics``.
 
     Args:
         env: chunk env (see :func:`make_chunk_env`) or env of single actions, batched or not.
@@ -82,12 +81,7 @@ def evaluate(
         (2, True)
     """
     seeds = [int(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must hold at least one seed and none twice, got {seeds}.")
-    if not noise_scale >= 0:
-        raise ValueError(f"noise_scale must be at least 0, got {noise_scale}.")
-    if noise_scale != 1 and not hasattr(policy, "noise_shape"):
-        raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
+    _check_request(policy, seeds, noise_scale)
     recorder = _recorder_for(env, num_videos)
     group_size = env.batch_size.numel()
     own = own_identity(env)
@@ -110,6 +104,15 @@ def evaluate(
             groups.append(rollout.finish(len(group)))
             bar.update(len(group), **_running_success(groups))
     return EvaluationResult.from_groups(seeds, groups, wall_s=time.perf_counter() - start)
+
+
+def _check_request(policy: Policy, seeds: Sequence[int], noise_scale: float) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must hold at least one seed and none twice, got {seeds}.")
+    if not noise_scale >= 0:
+        raise ValueError(f"noise_scale must be at least 0, got {noise_scale}.")
+    if noise_scale != 1 and not hasattr(policy, "noise_shape"):
+        raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
 
 
 def compare_num_steps(

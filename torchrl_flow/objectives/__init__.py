@@ -9,7 +9,7 @@ from torchrl_flow._lazy import lazy_exports
 if TYPE_CHECKING:
     from torchrl_flow.objectives.aw_flow import AWFlowLoss, EncoderGrad
     from torchrl_flow.objectives.chunk_critic_loss import ChunkCriticLoss
-    from torchrl_flow.objectives.chunk_estimator import make_chunk_estimator
+    from torchrl_flow.objectives.chunk_estimator import make_chunk_advantage, make_chunk_estimator
     from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
     from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
     from torchrl_flow.objectives.cql import ConservativeQLoss
@@ -57,6 +57,7 @@ __all__ = [
     "SMDPLossModule",
     "ShortCutFlowLoss",
     "ShortCutTerm",
+    "make_chunk_advantage",
     "make_chunk_estimator",
 ]
 

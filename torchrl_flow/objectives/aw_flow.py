@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
-from torch.nn import Parameter
 
 from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
-from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic
+from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic, EncoderGrad, SharedEncoder
 from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.q_gradient_term import Anchor, Extraction, QGradientTerm
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
@@ -26,50 +25,45 @@ from torchrl_flow.objectives.smdp_loss import SMDPLossModule
 from torchrl_flow.objectives.weight_term import AdvantageSource, AdvantageWeightTerm, Baseline, of_mean_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torchrl_flow.modules import FlowActor, QEnsemble
-
-EncoderGrad = Literal["actor", "critic", "both"]
-"""Which loss trains an encoder that actor and critic share."""
 
 __all__ = ["AWFlowLoss", "EncoderGrad"]
 
 
-class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
+class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
-    Actor: the mean of ``w * error`` with each row's :class:`~torchrl_flow.objectives.ShortCutTerm` (which it equals bit
-    for bit at ``beta=0``) and weights ``w = min(exp(beta A), weight_clip)``, scaled to mean 1
-    (:class:`~torchrl_flow.objectives.AdvantageWeightTerm`). With ``baseline="policy"`` ``A = q - mean_i Q(s, a_i)``
-    with ``a_i`` from the averaged actor in the same state, and with ``advantage="td"`` ``q`` is not Q of the chunk but
-    ``R + gamma^k (1 - terminated) V(s')``, where V is that mean of Q: it needs a critic that ranks states, which is
-    much easier than ranking chunks of one state. With ``baseline="batch"`` ``A = q - mean(q)``: rows compete with one
-    another, so that chunks in states near the goal outweigh all others where rewards are sparse. The defaults are those
-    of the recipes; :meth:`published` has the publication's.
+    Actor: the mean of ``w * error``, with the error of each row by :class:`~torchrl_flow.objectives.ShortCutTerm` and
+    the weights ``w = min(exp(beta A), weight_clip)``, scaled to mean 1
+    (:class:`~torchrl_flow.objectives.AdvantageWeightTerm`). With ``beta=0`` it equals the ShortCutFlowLoss to the bit.
 
-    With ``extraction="q_gradient"`` the critic weighs no rows. The actor's loss is ``clone_coeff`` times the mean error
-    of the rows that it clones, and for all rows ``-Q(s, a_1) / mean |Q| + anchor_coeff |a_1 - a_ref|^2``
-    (:class:`~torchrl_flow.objectives.QGradientTerm`): ``a_1`` is the chunk of the flow's one-step map, which is how the
-    policy is then to act. ``a_ref`` is that of the actor as it is when this loss is built (``reference_actor``), near
-    which the policy stays; or, with ``anchor="average"``, that of the averaged actor, so that the average sets the pace
-    and nothing bounds how far the policy goes.
+    Advantages: ``baseline="policy"`` gives ``A = q - mean_i Q(s, a_i)``, with ``a_i`` from the averaged actor in the
+    same state. ``advantage="td"`` gives ``q = R + gamma^k (1 - terminated) V(s')``, where V is that mean of Q: the
+    critic then has to rank states, which is easier than ranking chunks of one state. ``baseline="batch"`` gives
+    ``A = q - mean(q)``: where rewards are sparse, chunks in states near the goal then outweigh all others. The defaults
+    are those of the recipes; :meth:`published` has the publication's.
 
-    Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with
-    ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R and k are the chunk's return and
-    executed steps. ``truncated`` bootstraps.
+    With ``extraction="q_gradient"`` the actor's loss has no weights. It is ``clone_coeff`` times the mean error of the
+    rows that are cloned, plus ``-Q(s, a_1) / mean |Q| + anchor_coeff |a_1 - a_ref|^2`` over all rows
+    (:class:`~torchrl_flow.objectives.QGradientTerm`). ``a_1`` is the chunk of the flow's one-step map, so that the
+    policy acts with one step. ``a_ref`` is the chunk of ``reference_actor``, a copy of the actor at the time this loss
+    is built; with ``anchor="average"`` it is the chunk of the averaged actor, and the policy may move any distance.
+
+    Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')``, with
+    ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R is the return of the chunk and k
+    its number of executed steps. ``truncated`` bootstraps.
 
     With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
-    (A against the whole batch), and the weights compare these rows with one another; the critic uses all rows. With
+    (A against the whole batch), and the weights have mean 1 over these rows; the critic learns from all rows. With
     ``extraction="q_gradient"`` it clones demonstrations alone.
 
     Targets: ``SoftUpdate(loss, tau=0.005)`` moves the averaged actor and the target critic at one rate; two
     :class:`~torchrl_flow.objectives.NetworkSoftUpdate` move each at its own. An encoder that actor and critic share
     is part of both averages.
 
-    :meth:`forward` computes both terms and the critic once; :meth:`actor_loss` and :meth:`qvalue_loss` compute one,
-    for several critic steps an actor step. ``loss.shortcut``, ``loss.weights``, ``loss.q_gradient`` and ``loss.td``
-    hold the terms' options: put another term in its place for those that are no keywords here.
+    :meth:`forward` computes both losses with one pass through the critic; :meth:`actor_loss` and :meth:`qvalue_loss`
+    compute one of them. ``loss.shortcut``, ``loss.weights``, ``loss.q_gradient`` and ``loss.td`` hold the terms;
+    replace a term to set options that are no keywords here.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
@@ -197,7 +191,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
         self.baseline, self.advantage, self.num_baseline_samples = baseline, advantage, num_baseline_samples
         self.advantage_reduction, self.encoder_grad = advantage_reduction, encoder_grad
         self.filter_policy_data = filter_policy_data
-        self.shared_encoder = not {*actor_network.encoder.parameters()}.isdisjoint(critic_network.encoder.parameters())
+        self.shared_encoder = self.shares_encoder(actor_network, critic_network)
         for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
             self.convert_to_functional(network, name, create_target_params=True)  # pyright: ignore[reportArgumentType]
         # Made here and not at first use, so that every state dict of the loss has the same entries.
@@ -229,16 +223,6 @@ class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
         wanted = [*observations, keys.action_chunk, keys.action, *self._transition_keys(*observations)]
         wanted += [keys.is_demo] if self.filter_policy_data else []
         return list(dict.fromkeys(unravel_key(key) for key in wanted))
-
-    def actor_parameters(self) -> Iterator[Parameter]:
-        """Yield the actor's parameters; with ``encoder_grad="actor"`` a shared encoder is among them."""
-        others = set() if self.encoder_grad == "actor" else {*self.critic_network_params.parameters()}
-        return (parameter for parameter in self.actor_network_params.parameters() if parameter not in others)
-
-    def critic_parameters(self) -> Iterator[Parameter]:
-        """Yield the critic's parameters; unless ``encoder_grad="actor"`` a shared encoder is among them."""
-        others = set() if self.encoder_grad != "actor" else {*self.actor_network_params.parameters()}
-        return (parameter for parameter in self.critic_network_params.parameters() if parameter not in others)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -276,29 +260,19 @@ class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
         demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
         if self.extraction == "weights":
             value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
-            weights, kept, metrics = self.weights(value, valid, demos)
+            weights, counted, metrics = self.weights(value, valid, demos)
             row_weights = self._row_weights(tensordict, errors.shape)
             if row_weights is not None:
-                weights = of_mean_one(weights, row_weights.reshape(-1), valid if kept is None else kept)
-            loss = self._cloning_loss(tensordict, errors * weights.reshape(errors.shape), kept, demos is not None)
+                weights = of_mean_one(weights, row_weights.reshape(-1), valid if counted is None else counted)
+            kept = None if demos is None else counted
+            loss = self._reduce_rows(tensordict, errors * weights.reshape(errors.shape), kept)
         else:
             kept = demos if demos is None or valid is None else demos & valid
             loss, metrics = self._q_gradient_loss(tensordict, valid)
-            loss = loss + self.clone_coeff * self._cloning_loss(tensordict, errors, kept, demos is not None)
-        if demos is not None and kept is not None:
+            loss = loss + self.clone_coeff * self._reduce_rows(tensordict, errors, kept)
+        if kept is not None:
             self.skipped_policy_batches.add_((~kept.any()).to(torch.int64))
         return loss, {**error_metrics, **metrics, "skipped_policy_batches": self.skipped_policy_batches.clone()}
-
-    def _cloning_loss(self, tensordict: TensorDictBase, errors: Tensor, kept: Tensor | None, filtered: bool) -> Tensor:
-        """Reduce the rows' errors ``[*B]``; where rows are filtered, over those ``[B]`` that are kept."""
-        row_weights = self._row_weights(tensordict, errors.shape)
-        if filtered and kept is not None:
-            chosen = kept.to(errors.dtype).reshape(errors.shape)
-            # Where no row is kept all count, each with error 0: a zero with a graph instead of 0 / 0.
-            counted = torch.where(kept.any(), chosen, 1.0)
-            row_weights = counted if row_weights is None else counted * row_weights
-            errors = errors * chosen
-        return self._reduce_loss(errors, tensordict, weights=row_weights)
 
     def _q_gradient_loss(self, tensordict: TensorDictBase, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss by the critic's gradient alone, and its metrics."""
@@ -310,9 +284,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, HeldNetworks, SMDPLossModule):
         # A critic whose weights are detached still transmits the gradient to the chunk.
         q = self.td.values(self.critic_network, self.critic_network_params.detach(), tensordict, chunks)  # pyright: ignore[reportArgumentType]
         rows, metrics = self.q_gradient(self.td.reduce(q, self.advantage_reduction), distance, valid)
-        batch = actor.encoder.batch_shape(tensordict)
-        weights = self._row_weights(tensordict, batch)
-        return self._reduce_loss(rows.reshape(batch), tensordict, weights=weights), metrics
+        return self._reduce_rows(tensordict, rows.reshape(actor.encoder.batch_shape(tensordict))), metrics
 
     def qvalue_loss(self, tensordict: TensorDictBase, q: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the critic's loss alone, ``mean_i (Q_i(s, a) - y)^2``, and its metrics.

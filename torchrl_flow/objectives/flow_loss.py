@@ -6,22 +6,35 @@ import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.checks import check_one_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torchrl_flow.modules import FlowActor, QEnsemble
 
+EncoderGrad = Literal["actor", "critic", "both"]
+"""Which loss trains an encoder that actor and critic share."""
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-__all__ = ["REDUCTIONS", "AveragedActor", "AveragedCritic", "AveragedNetwork", "FlowLossModule"]
+__all__ = [
+    "REDUCTIONS",
+    "AveragedActor",
+    "AveragedCritic",
+    "AveragedNetwork",
+    "EncoderGrad",
+    "FlowLossModule",
+    "SharedEncoder",
+]
 
 REDUCTIONS = ("mean", "sum", "none")
 """What a loss may make of its rows: their mean, their sum, or nothing."""
@@ -87,6 +100,35 @@ class AveragedCritic:
     def target_critic(self) -> AveragedNetwork[QEnsemble]:
         """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
         return AveragedNetwork(self, "critic_network")  # pyright: ignore[reportArgumentType]
+
+
+class SharedEncoder:
+    """Tells a loss which of its parameters the actor trains and which the critic, where both may share an encoder.
+
+    A loss that inherits from it sets ``encoder_grad`` to ``"actor"``, ``"critic"`` or ``"both"``, and
+    ``shared_encoder`` to what :meth:`shares_encoder` returns.
+    """
+
+    encoder_grad: EncoderGrad
+    shared_encoder: bool
+
+    @staticmethod
+    def shares_encoder(actor: FlowActor, critic: QEnsemble) -> bool:
+        """Tell whether actor and critic have parameters of their encoders in common."""
+        return not {*actor.encoder.parameters()}.isdisjoint(critic.encoder.parameters())
+
+    def actor_parameters(self) -> Iterator[Parameter]:
+        """Yield the actor's parameters; with ``encoder_grad="actor"`` a shared encoder is among them."""
+        return self._parameters_of("actor_network", "critic_network" if self.encoder_grad != "actor" else None)
+
+    def critic_parameters(self) -> Iterator[Parameter]:
+        """Yield the critic's parameters; unless ``encoder_grad="actor"`` a shared encoder is among them."""
+        return self._parameters_of("critic_network", "actor_network" if self.encoder_grad == "actor" else None)
+
+    def _parameters_of(self, network: str, owner: str | None) -> Iterator[Parameter]:
+        """Yield the parameters of a network, without those that ``owner`` trains."""
+        others = set() if owner is None else {*getattr(self, f"{owner}_params").parameters()}
+        return (one for one in getattr(self, f"{network}_params").parameters() if one not in others)
 
 
 class FlowLossModule(LossModule):
@@ -155,6 +197,17 @@ class FlowLossModule(LossModule):
             return None
         weights = tensordict.get(self.tensor_keys.priority_weight, None)
         return None if weights is None else weights.reshape(shape)
+
+    def _reduce_rows(self, tensordict: TensorDictBase, rows: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Reduce the losses of rows ``[*B]`` with their importance weights; over the rows ``kept`` ``[B]`` if given."""
+        row_weights = self._row_weights(tensordict, rows.shape)
+        if kept is not None:
+            chosen = kept.to(rows.dtype).reshape(rows.shape)
+            # Where no row is kept all count, each with loss 0: a zero with a graph instead of 0 / 0.
+            counted = torch.where(kept.any(), chosen, 1.0)
+            row_weights = counted if row_weights is None else counted * row_weights
+            rows = rows * chosen
+        return self._reduce_loss(rows, tensordict, weights=row_weights)
 
     def _valid_rows(self, tensordict: TensorDictBase, rows: Tensor) -> Tensor | None:
         """Return which rows TorchRL's validity masks leave in the losses, flat; ``None`` where there is no mask."""

@@ -8,6 +8,7 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
+    from torchrl_flow.options.chain_ppo import ChainPPOArgs
     from torchrl_flow.options.checks import check_demonstrations, check_network, check_task
     from torchrl_flow.options.names import (
         DemoPath,
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
     from torchrl_flow.options.recipe_arguments import (
+        LatentCriticArgs,
         OfflineArgs,
         OnlineArgs,
+        OnlineSteeringArgs,
         PolicyArgs,
+        PolicyOfTaskArgs,
         SimulationArgs,
         SteeringArgs,
         SweepArgs,
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUPS",
     "AdvantageWeightArgs",
+    "ChainPPOArgs",
     "Count",
     "Decay",
     "DemoPath",
@@ -65,6 +70,7 @@ __all__ = [
     "ExistingFile",
     "Fraction",
     "Installed",
+    "LatentCriticArgs",
     "LoggedData",
     "ManiSkillTask",
     "NonNegative",
@@ -74,7 +80,9 @@ __all__ = [
     "OfflineArgs",
     "OneOf",
     "OnlineArgs",
+    "OnlineSteeringArgs",
     "PolicyArgs",
+    "PolicyOfTaskArgs",
     "Positive",
     "Range",
     "Rate",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from torchrl_flow.options.names import DemoPath, TaskName
-from torchrl_flow.options.recipe_arguments import PolicyArgs, SimulationArgs, TrainingArgs
+from torchrl_flow.options.names import DemoPath
+from torchrl_flow.options.recipe_arguments import PolicyOfTaskArgs, SimulationArgs, TrainingArgs
 from torchrl_flow.options.types import Count, Decay, Fraction, NonNegative, Positive, Rate, Sizes
 
 __all__ = ["AdvantageWeightArgs"]
@@ -18,15 +18,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyArgs):
+class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     """Options of :class:`~torchrl_flow.objectives.AWFlowLoss`, with its recommended and its published values."""
 
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
-    task: TaskName | None = None
-    """refuse a policy of another task"""
-    control_mode: str | None = None
-    """refuse a policy of another control mode"""
     obs_horizon: Count | None = None
     """refuse a policy of another number of frames"""
     pred_horizon: Count | None = None
@@ -100,6 +96,14 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyArgs):
         names = ("extraction", "anchor", "anchor_coeff", "clone_coeff", "beta", "weight_clip", "baseline", "advantage")
         names += ("num_baseline_samples", "weighting", "advantage_norm", "gamma", "num_min_qs", "num_action_samples")
         return {name: getattr(self, name) for name in names}
+
+    def stepper_options(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~torchrl_flow.policies.make_aw_flow_stepper` that are given here."""
+        return {name: getattr(self, name) for name in ("lr", "critic_lr", "tau", "ema")}
+
+    def wanted_horizons(self) -> dict[str, int | None]:
+        """Return the horizons that the policy of ``--policy`` must have; ``None`` accepts any."""
+        return {name: getattr(self, name) for name in ("obs_horizon", "pred_horizon", "act_horizon")}
 
     def check(self) -> None:
         """Refuse options without an effect."""

@@ -6,7 +6,14 @@ import dataclasses
 from typing import Any, Literal
 
 from torchrl_flow.envs.names import AfterSuccess
-from torchrl_flow.options.names import ExistingFile, LoggedData, RunSource, WritableDirectory, WritableFile
+from torchrl_flow.options.names import (
+    ExistingFile,
+    LoggedData,
+    RunSource,
+    TaskName,
+    WritableDirectory,
+    WritableFile,
+)
 from torchrl_flow.options.run_arguments import RunArgs
 from torchrl_flow.options.types import (
     Count,
@@ -14,13 +21,25 @@ from torchrl_flow.options.types import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Rate,
     SamplingSteps,
     Seeds,
     Sizes,
 )
 from torchrl_flow.runs.names import Which
 
-__all__ = ["OfflineArgs", "OnlineArgs", "PolicyArgs", "SimulationArgs", "SteeringArgs", "SweepArgs", "TrainingArgs"]
+__all__ = [
+    "LatentCriticArgs",
+    "OfflineArgs",
+    "OnlineArgs",
+    "OnlineSteeringArgs",
+    "PolicyArgs",
+    "PolicyOfTaskArgs",
+    "SimulationArgs",
+    "SteeringArgs",
+    "SweepArgs",
+    "TrainingArgs",
+]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -81,6 +100,16 @@ class PolicyArgs:
 
 
 @dataclasses.dataclass(kw_only=True)
+class PolicyOfTaskArgs(PolicyArgs):
+    """The policy that a run starts from, and the task that it must be of."""
+
+    task: TaskName | None = None
+    """refuse a policy of another task"""
+    control_mode: str | None = None
+    """refuse a policy of another control mode"""
+
+
+@dataclasses.dataclass(kw_only=True)
 class SteeringArgs(TrainingArgs, SimulationArgs, PolicyArgs):
     """Options of a latent policy that steers a frozen flow, the policy that the run starts from."""
 
@@ -96,6 +125,48 @@ class SteeringArgs(TrainingArgs, SimulationArgs, PolicyArgs):
     """train separate image encoders for policy and critics (a replay buffer then keeps images); otherwise they read
     features of the encoder of the frozen flow"""
     num_videos: NonNegativeInt = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class OnlineSteeringArgs(SteeringArgs, OnlineArgs):
+    """Options of a latent policy that is trained online."""
+
+    init: RunSource | None = None
+    """run directory or checkpoint of stage 1, to start from its latent policy, critics and options; by default the
+    latent policy starts as the prior"""
+    rollout: Count = 13
+    """chunks per environment and iteration"""
+    iterations: Count
+    """iterations of collecting and updating"""
+    log_every: Count = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class LatentCriticArgs:
+    """Critics of latents, their distillation from a critic of actions, and the latents of demonstrations."""
+
+    cache: WritableDirectory = "demos"
+    """directory in which the latents of demonstrations are cached"""
+    num_qs: Count = 2
+    """number of critics"""
+    batch_size: Count = 256
+    """chunks per gradient step"""
+    gamma: Fraction = 0.97
+    """discount of one environment step"""
+    tau: Rate = 0.02
+    """rate (tau) at which the target critics follow the critics"""
+    alpha: Positive = 3e-3
+    """temperature of SAC at the start"""
+    target_entropy: float | None = 0.0
+    """entropy that the temperature aims at; -0.5 per dimension of the latent where none is given"""
+    distillation: Literal["forward", "aliased", "both"]
+    """pairs for the distillation: latents of the prior, latents of the demonstrations or the replay buffer, or both"""
+
+    def sac_options(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~torchrl_flow.policies.make_latent_losses` that are given here."""
+        entropy: Any = "auto" if self.target_entropy is None else self.target_entropy
+        options = {"gamma": self.gamma, "alpha_init": self.alpha, "target_entropy": entropy}
+        return {"mode": self.distillation, "tau": self.tau, **options}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -145,3 +216,8 @@ class SweepArgs:
     """address of a Ray cluster"""
     dry_run: bool = False
     """print the commands and stop"""
+
+    def sweep_options(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~torchrl_flow.sweeps.run_sweep` that are given here."""
+        options = {"workers": self.workers, "cpus_per_run": self.threads, "gpus_per_run": self.gpus_per_run}
+        return {**options, "device": self.device, "address": self.address}

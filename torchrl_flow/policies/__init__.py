@@ -16,10 +16,19 @@ if TYPE_CHECKING:
         policy_kind,
         run_labels,
     )
+    from torchrl_flow.policies.aw_flow import (
+        aw_flow_modules,
+        collecting_policy,
+        make_aw_flow_actor,
+        make_aw_flow_loss,
+        make_aw_flow_stepper,
+    )
     from torchrl_flow.policies.environment import checkpoint_env
     from torchrl_flow.policies.initial_weights import warm_start
+    from torchrl_flow.policies.latent_losses import LatentLosses, make_latent_losses
     from torchrl_flow.policies.rebuild import (
         LATENT_POLICY,
+        critic_config,
         flow_config,
         load_critic,
         load_policy,
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
         start_latent_policy,
         steering_flow,
     )
+    from torchrl_flow.policies.steering_start import latent_replay, load_steering_start
     from torchrl_flow.policies.training_env import (
         evaluation_env_options,
         make_training_env,
@@ -48,14 +58,19 @@ if TYPE_CHECKING:
 __all__ = [
     "LATENT_POLICY",
     "POLICY_KINDS",
+    "LatentLosses",
     "PolicyKind",
     "RunLabels",
     "alias_demonstrations",
     "aliased_demonstrations",
+    "aw_flow_modules",
     "checkpoint_env",
+    "collecting_policy",
+    "critic_config",
     "evaluation_env_options",
     "flow_config",
     "frozen_flow",
+    "latent_replay",
     "latent_value_gap",
     "load_acting_policy",
     "load_critic",
@@ -63,6 +78,11 @@ __all__ = [
     "load_latent_policy",
     "load_policy",
     "load_steered",
+    "load_steering_start",
+    "make_aw_flow_actor",
+    "make_aw_flow_loss",
+    "make_aw_flow_stepper",
+    "make_latent_losses",
     "make_training_env",
     "make_training_envs",
     "open_checkpoint",

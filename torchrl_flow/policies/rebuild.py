@@ -25,6 +25,7 @@ _NO_FLOW = "{path} does not say how its policy is built (no actor_config)."
 
 __all__ = [
     "LATENT_POLICY",
+    "critic_config",
     "flow_config",
     "load_critic",
     "load_policy",
@@ -41,6 +42,12 @@ def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
         CheckpointError: if the checkpoint holds no flow policy.
     """
     return _as_trained(checkpoint, module_config(checkpoint, ACTOR_CONFIG, FlowActorConfig.from_dict, absent=_NO_FLOW))
+
+
+def critic_config(checkpoint: TrainingCheckpoint) -> CriticConfig | None:
+    """Return the description of a checkpoint's critic of action chunks; None if it holds no critic."""
+    found = checkpoint.module_configs.get("critic")
+    return None if found is None else CriticConfig.from_dict(found)
 
 
 def _as_trained(checkpoint: TrainingCheckpoint, config: FlowActorConfig) -> FlowActorConfig:

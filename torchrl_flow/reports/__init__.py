@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.reports.seed_bands import SeedBand, group_by_seed, seed_band
     from torchrl_flow.reports.stage_comparison import compare_stages, stages_svg
+    from torchrl_flow.reports.stage_rows import evaluation_rows, has_evaluation_rows, stage_table
 
 __all__ = [
     "BENCHMARK_COLUMNS",
@@ -40,12 +41,15 @@ __all__ = [
     "conclude",
     "conclude_run",
     "draw_curves",
+    "evaluation_rows",
     "group_by_seed",
+    "has_evaluation_rows",
     "reach_table",
     "read_evaluation",
     "record_results",
     "run_curve",
     "seed_band",
+    "stage_table",
     "stages_svg",
     "variant_labels",
     "window_means",

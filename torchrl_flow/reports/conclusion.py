@@ -109,8 +109,8 @@ def conclude(
         recipe: name of the recipe, for title and ``results.csv``.
         stage: stage of the recipe, where it has several.
         seed: seed of the training.
-        num_steps: further numbers of sampling steps to evaluate at, side by side with the actor's own.
-        noise_scales: further scales of the noise that the flow starts from, likewise.
+        num_steps: further numbers of sampling steps to evaluate at.
+        noise_scales: further scales of the noise that the flow starts from.
         variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
         num_videos: episodes to film, where the environment can.
         results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
@@ -130,53 +130,69 @@ def conclude(
     """
     directory = Path(directory)
     require_finite_modules({"policy": actor}, doing="the policy is not evaluated and no result is written")
-    if run is not None:
-        config = run.config if config is None else config
-        env_steps = run.counters.get("env_steps") if env_steps is None else env_steps
-        wall_s = run.wall_s if wall_s is None else wall_s
+    config, env_steps, wall_s = _of_run(run, config, env_steps, wall_s)
     films = min(num_videos, len(seeds)) if can_film(env) else 0
-    more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
-    compared = compare_num_steps(env, actor, seeds, [actor.num_steps, *more], progress=progress)
+    compared, others = _evaluations(env, actor, seeds, num_steps, noise_scales, variants or {}, progress)
     result = compared[actor.num_steps]
-    others = {
-        label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
-        for label, scale in zip(variant_labels(noise_scales), noise_scales)
-    }
-    for name, policy in (variants or {}).items():
-        warm_up(env, policy, seeds)
-        others[name] = evaluate(env, policy, seeds, progress=progress)
     video = _film(directory, actor, env, seeds[:films], run) if films and can_write_video() else None
-    if films and video is None:
-        notes = [*notes, "No video: no package writes one (pip install 'torchrl-flow[plot]')."]
-    elif num_videos and not films:
-        notes = [*notes, "No video: this environment draws none (one of Gymnasium needs render_mode='rgb_array')."]
-    name = f"{recipe} {stage}" if stage else recipe
+    title = f"{recipe} {stage}" if stage else recipe
+    curves = directory / "metrics.csv"
     path = write_report(
         directory / "report.html",
-        title=f"{name} on {task['task']}",
+        title=f"{title} on {task['task']}",
         subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
-        results={f"{name}, K = {actor.num_steps}": result, **others},
+        results={f"{title}, K = {actor.num_steps}": result, **others},
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
-        curves=read_metrics(directory / "metrics.csv") if (directory / "metrics.csv").exists() else None,
+        curves=read_metrics(curves) if curves.exists() else None,
         video=video,
         video_caption=f"The first {films} episodes, {_pictures(env)}, in a pass of their own, which no time includes.",
-        notes=[_conditions(seeds, actor), *notes],
+        notes=[_conditions(seeds, actor), *notes, *_why_no_video(num_videos, films, video)],
         config=config,
         versions=collect_versions(),
         command=command_line(),
     )
-    figures = {str(k): value.metrics("") for k, value in sorted(compared.items())}
-    figures |= {label: value.metrics("") for label, value in others.items()}
     if run is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
         columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
         columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
-        # The stage names the number of sampling steps only if several were evaluated.
-        labelled = {f"K={k}" if more else None: value for k, value in sorted(compared.items())} | others
-        record_results(results, _rows(labelled, stage, columns), directory=directory)
-    write_json(directory / EVALUATION, figures)
+        record_results(results, _rows(compared, others, stage, columns), directory=directory)
+    named = {str(k): value for k, value in sorted(compared.items())} | others
+    write_json(directory / EVALUATION, {name: value.metrics("") for name, value in named.items()})
     return result, path
+
+
+def _of_run(
+    run: Run | None, config: Mapping[str, Any] | None, env_steps: int | None, wall_s: float | None
+) -> tuple[Mapping[str, Any] | None, int | None, float | None]:
+    """Return configuration, environment steps and seconds of training as they are given, or else those of the run."""
+    if run is None:
+        return config, env_steps, wall_s
+    config = run.config if config is None else config
+    env_steps = run.counters.get("env_steps") if env_steps is None else env_steps
+    return config, env_steps, run.wall_s if wall_s is None else wall_s
+
+
+def _evaluations(
+    env: EnvBase,
+    actor: FlowActor | SteeredFlowActor,
+    seeds: Sequence[int],
+    num_steps: Sequence[int],
+    noise_scales: Sequence[float],
+    variants: Mapping[str, Policy],
+    progress: bool,
+) -> tuple[dict[int, EvaluationResult], dict[str, EvaluationResult]]:
+    """Evaluate the policy by number of sampling steps, its own first, and the noise scales and variants by label."""
+    more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
+    compared = compare_num_steps(env, actor, seeds, [actor.num_steps, *more], progress=progress)
+    others = {
+        label: evaluate(env, actor, seeds, noise_scale=scale, progress=progress)
+        for label, scale in zip(variant_labels(noise_scales), noise_scales)
+    }
+    for name, policy in variants.items():
+        warm_up(env, policy, seeds)
+        others[name] = evaluate(env, policy, seeds, progress=progress)
+    return compared, others
 
 
 def conclude_run(
@@ -233,12 +249,27 @@ def _pictures(env: EnvBase) -> str:
     return "drawn from the poses of gripper (orange), objects and goal (green), from above and from the side"
 
 
+def _why_no_video(num_videos: int, films: int, video: Path | None) -> list[str]:
+    """Return a note for the report if videos were asked for and there are none."""
+    if films and video is None:
+        return ["No video: no package writes one (pip install 'torchrl-flow[plot]')."]
+    if num_videos and not films:
+        return ["No video: this environment draws none (one of Gymnasium needs render_mode='rgb_array')."]
+    return []
+
+
 def _rows(
-    results: Mapping[str | None, EvaluationResult], stage: str | None, columns: Mapping[str, Any]
+    compared: Mapping[int, EvaluationResult],
+    others: Mapping[str, EvaluationResult],
+    stage: str | None,
+    columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return the rows of ``results.csv``; each label becomes part of the stage."""
-    stages = [" ".join(part for part in (stage, label) if part) or None for label in results]
-    return [{**columns, "stage": name, **value.result_columns()} for name, value in zip(stages, results.values())]
+    """Return the rows of ``results.csv``. A label becomes part of the stage; K does if several were evaluated."""
+    several = len(compared) > 1
+    by_steps = {f"K={k}" if several else None: value for k, value in sorted(compared.items())}
+    labelled: dict[str | None, EvaluationResult] = {**by_steps, **others}
+    stages = [" ".join(part for part in (stage, label) if part) or None for label in labelled]
+    return [{**columns, "stage": name, **value.result_columns()} for name, value in zip(stages, labelled.values())]
 
 
 def _conditions(seeds: Sequence[int], actor: FlowActor | SteeredFlowActor) -> str:

@@ -135,14 +135,11 @@ def save_checkpoint(
             checkpoint.register(f"{group}.{name}", part, adapter=adapter)
     if rng:
         checkpoint.register("rng", GlobalRNGState(), adapter=CheckedStateDictAdapter())
+    described = {"config": config, "task": task, "actor_config": actor_config, "counters": counters}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "config": as_json("config", config or {}),
-        "task": as_json("task", task or {}),
-        "actor_config": as_json("actor_config", actor_config or {}),
-        "counters": as_json("counters", counters or {}),
-        "metadata": as_json("metadata", metadata or {}),
+        **{name: as_json(name, value or {}) for name, value in (described | {"metadata": metadata}).items()},
         "versions": collect_versions(),
         # Flat, since TorchRL's rotation looks the metric of the best checkpoint up at the top.
         **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},

@@ -285,6 +285,11 @@ class Run:
             ends = ("_low", "_high")
             self._progress.show({name: value for name, value in values.items() if not name.endswith(ends)})
 
+    def count_env_steps(self, data: Any) -> dict[str, Any]:
+        """Count the executed steps of chunks ``[*B]``, of any shape; return the count and the seconds so far."""
+        self.counters["env_steps"] = self.counters.get("env_steps", 0) + int(data["next", "steps_to_next_obs"].sum())
+        return {"env_steps": self.counters["env_steps"], "wall_s": self.wall_s}
+
     def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Log an evaluation in training, and have a checkpoint written after the step: it may be the best one."""
         self.log(metrics)

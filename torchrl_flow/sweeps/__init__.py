@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         select_variants,
     )
     from torchrl_flow.sweeps.report import SeedRun, VariantResult, format_statuses, summarise_sweep, write_sweep_report
+    from torchrl_flow.sweeps.scaling import scale_options
 
 __all__ = [
     "RunStatus",
@@ -30,6 +31,7 @@ __all__ = [
     "plan_sweep",
     "run_status",
     "run_sweep",
+    "scale_options",
     "select_variants",
     "summarise_sweep",
     "write_sweep_report",

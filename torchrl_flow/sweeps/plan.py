@@ -242,7 +242,8 @@ def run_sweep(
     *,
     workers: int | None = None,
     cpus_per_run: int = 1,
-    gpus_per_run: float = 0.0,
+    gpus_per_run: float | None = 0.0,
+    device: str = "cpu",
     address: str | None = None,
     on_change: Callable[[list[RunStatus]], None] | None = None,
     poll_s: float = 2.0,
@@ -255,7 +256,8 @@ def run_sweep(
         runs: of :func:`plan_sweep`.
         workers: runs at a time on this machine; as many as its CPUs allow where ``None``. Of no effect on a cluster.
         cpus_per_run: CPUs, and threads, of a run.
-        gpus_per_run: GPUs of a run; parts of one are allowed.
+        gpus_per_run: GPUs of a run; parts of one are allowed. ``None``: the share of :func:`gpu_share`.
+        device: of the runs, for that share.
         address: of a Ray cluster, which must see this directory; this machine alone where ``None``.
         on_change: called with the state of every run, at the start, every ``poll_s`` seconds and at the end.
         poll_s: seconds between two calls of it.
@@ -264,6 +266,7 @@ def run_sweep(
         what became of each run, in their order.
     """
     show = on_change or (lambda statuses: None)
+    gpus_per_run = gpu_share(device, workers) if gpus_per_run is None else gpus_per_run
     todo = [run for run in runs if run_status(run).state != "finished" and not _runs_here(run)]
     for run in todo:
         run.record.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Everything around a training loop: runs, checkpoints, evaluation, metrics, reports, sweeps, demonstrations.
+"""Parts of a training loop: gradient steps, steppers, learning rates, rollouts, replay, checks for NaN.
 
 The loops themselves are in the recipes.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from torchrl_flow.training.chain_rollouts import noisy_rollouts
     from torchrl_flow.training.collectors import CollectorError, CollectorRollouts, make_rollouts
     from torchrl_flow.training.features import append_features
     from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.training.multi_chunk import multi_chunk_transitions
     from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
+    from torchrl_flow.training.schedules import warmup_cosine
     from torchrl_flow.training.steppers import NamedLossStepper
 
 __all__ = [
@@ -41,9 +43,11 @@ __all__ = [
     "make_rollouts",
     "minibatches",
     "multi_chunk_transitions",
+    "noisy_rollouts",
     "replay_demonstrations",
     "require_finite_modules",
     "steered_rollouts",
+    "warmup_cosine",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -346,6 +346,5 @@ class ManiSkillWrapper(EnvWrapper):
 
 def _with_index(device: torch.device | str | int) -> torch.device:
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    is_any = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_any else device

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_flow.functional.chunk import ChunkAlignment
@@ -88,6 +89,20 @@ class FlowActorConfig(Config):
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
         if self.network not in get_args(VelocityNetwork):
             raise ValueError(f"network must be one of {get_args(VelocityNetwork)}, got {self.network!r}.")
+
+    @classmethod
+    def of_batch(cls, batch: TensorDictBase, **fields: Any) -> FlowActorConfig:
+        """Describe an actor for a batch of demonstrations, from which it takes the sizes of observations and actions.
+
+        Args:
+            batch: ``observation`` ``[B, T, D]``, ``action_chunk`` ``[B, H, A]``, and ``pixels``
+                ``[B, T, 3, height, width]`` if the policy sees images.
+            **fields: the other fields.
+        """
+        pixels = batch.get("pixels", None)
+        sizes: dict[str, Any] = {"pixels_size": None if pixels is None else tuple(pixels.shape[-2:])}
+        sizes |= {"action_dim": batch["action_chunk"].shape[-1], "state_dim": batch["observation"].shape[-1]}
+        return cls(**sizes, **fields)
 
     def _weights(self) -> int:
         frames, chunk = self.obs_horizon * (self.state_dim or 1), self.pred_horizon * self.action_dim

@@ -1,0 +1,90 @@
+"""What a stage of DSRL starts from: the frozen flow, the stage before, and the demonstrations with their latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_flow.demos.source import DemoSource
+from torchrl_flow.modules import AliasMode, FlowActor, SteeredFlowActor
+from torchrl_flow.policies.acting import load_flow_checkpoint
+from torchrl_flow.policies.steering import aliased_demonstrations, steering_flow
+from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
+from torchrl_flow.runs.names import Which
+from torchrl_flow.training import macro_replay, replay_demonstrations
+
+__all__ = ["latent_replay", "load_steering_start"]
+
+
+def load_steering_start(
+    policy: str | Path,
+    *,
+    which: Which = "best",
+    init: str | Path | None = None,
+    num_steps: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[FlowActor, TrainingCheckpoint, TrainingCheckpoint | None]:
+    """Load the flow that a run steers, and the checkpoint of the stage before.
+
+    Args:
+        policy: run directory or checkpoint of the flow.
+        which: of a run, the last checkpoint or the best one; holds for both.
+        init: run directory or checkpoint of the stage before, which must steer the same flow; ``None``: there is none.
+        num_steps: sampling steps K; those of ``init``, or else the flow's own, where ``None``.
+        device: of the flow.
+
+    Returns:
+        the flow, its checkpoint, and that of the stage before.
+
+    Raises:
+        SystemExit: if ``policy`` is a steered flow, or ``init`` steers another flow.
+    """
+    start = load_flow_checkpoint(policy, which=which)
+    before = None if init is None else load_checkpoint(init, which=which)
+    flow, checkpoint = steering_flow(start, num_steps=num_steps, init=before, device=device)
+    return flow, checkpoint, before
+
+
+def latent_replay(
+    checkpoint: TrainingCheckpoint,
+    actor: SteeredFlowActor,
+    mode: AliasMode | Literal["none"],
+    *,
+    batch_size: int,
+    gamma: float,
+    capacity: int | None = None,
+    cache: str | Path = "demos",
+    source: DemoSource | None = None,
+    device: str = "cpu",
+) -> tuple[TensorDictReplayBuffer, str]:
+    """Make a replay buffer of chunks with latents, filled with the demonstrations of the policy.
+
+    Args:
+        checkpoint: of the policy.
+        actor: the steered flow.
+        mode: how the latents of the demonstrations are found; ``"none"``: the buffer starts empty.
+        batch_size: rows of a sample.
+        gamma: discount of one environment step.
+        capacity: rows; ``None``: as many as there are demonstrated chunks.
+        cache: directory of the caches of latents.
+        source: where the demonstrations are; those that the policy was trained on where ``None``.
+        device: of the buffer.
+
+    Returns:
+        the buffer, and a sentence that says what it was filled with.
+
+    Raises:
+        ValueError: if ``mode`` is ``"none"`` and no capacity is given, or the demonstrations exceed the capacity.
+    """
+    if mode == "none":
+        if capacity is None:
+            raise ValueError("capacity must be given with mode='none': there are no demonstrations to count.")
+        buffer = macro_replay(capacity, batch_size=batch_size, device=device)
+        return buffer, "No demonstrations in the replay buffer."
+    data, latents, note = aliased_demonstrations(checkpoint, actor, cache, mode=mode, gamma=gamma, source=source)
+    buffer = macro_replay(len(data) if capacity is None else capacity, batch_size=batch_size, device=device)
+    replay_demonstrations(buffer, data, latents, actor)
+    return buffer, note

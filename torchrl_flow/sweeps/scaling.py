@@ -1,0 +1,36 @@
+"""Configurations of a sweep in the units of another baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+__all__ = ["scale_options"]
+
+
+def scale_options(
+    options: Mapping[str, Any], reference: Mapping[str, Any], base: Mapping[str, Any], *, absolute: Collection[str] = ()
+) -> dict[str, Any]:
+    """Carry a configuration over to another baseline: a number keeps its ratio to the reference.
+
+    Strings and zeros of the reference have no ratio: they are taken as they are. Whole numbers stay whole, and at least
+    1 unless the configuration has 0.
+
+    Args:
+        options: the configuration, in the units of ``reference``.
+        reference: the baseline that it was written for.
+        base: the baseline that it is carried to.
+        absolute: names of options that are taken as they are.
+
+    Examples:
+        >>> scale_options({"lr": 1e-5, "epochs": 8}, {"lr": 1e-4, "epochs": 4}, {"lr": 2e-3, "epochs": 2})
+        {'lr': 0.0002, 'epochs': 4}
+    """
+    carried = {}
+    for name, value in options.items():
+        if isinstance(value, str) or name in absolute or not reference[name]:
+            carried[name] = value
+        else:
+            number = base[name] * value / reference[name]
+            carried[name] = max(round(number), min(1, value)) if isinstance(value, int) else float(f"{number:.6g}")
+    return carried
