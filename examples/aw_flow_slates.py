@@ -128,11 +128,11 @@ def train(args: Args, run: Run, task: OfflineTask, loss: AWFlowLoss, stepper: Na
     modules = {"policy": loss.actor_network, "ema_policy": loss.ema_actor}
     modules |= {"critic": loss.critic_network, "target_critic": loss.target_critic}
     run.track(modules=modules, state={"stepper": stepper})
-    for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
+    for _ in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(as_chunks(task.data.sample()))
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
-        if task.has_env and args.eval_every and step % args.eval_every == 0:
+        if task.has_env and run.due(args.eval_every):
             run.log(task.evaluate(acting_policy(args, loss), episodes=args.eval_episodes, random=True).metrics())
             run.request_save()
 

@@ -1,7 +1,6 @@
 """Offline baselines of the slate recommender: data x environments x algorithms x seeds, one table and one plot.
 
-    python examples/offline_grid.py --dry-run
-    python examples/offline_grid.py --envs diffuse_topdown diffuse_mix diffuse_divpen --seeds 0 1 2 --workers 2
+    python examples/offline_grid.py --preset short --steps 100000 --workers 2 --dry-run
     python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
     python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
 
@@ -150,8 +149,8 @@ def plan(args: Args) -> list[SweepRun]:
 def references(args: Args, env: str, policy: str) -> dict[str, float]:
     """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
     path = Path(args.directory) / f"references-{column_name(env, policy)}-{args.eval_episodes}.json"
-    options: dict[str, Any] = {"episodes": args.eval_episodes, "results": args.results}
-    return measure_references(lambda: offline_task(collection(args, env, policy).path), path, **options)
+    data = collection(args, env, policy).path
+    return measure_references(lambda: offline_task(data), path, episodes=args.eval_episodes, results=args.results)
 
 
 def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:

@@ -157,8 +157,10 @@ def conclude_offline(
         if results is not None:
             training: dict[str, Any] = {"seed": run.config["seed"], "stage": run.config["label"], "wall_s": run.wall_s}
             training["episodes"] = episodes
-            rows = [offline_row(task, name, found, **training) for name, found in results_of.items()]
-            record_results(results, rows, directory=run.directory)
+            for name, found in results_of.items():
+                row = offline_row(task, name, found, **training)
+                # A run has one row of a stage; each further way to act has a directory of its own.
+                record_results(results, [row], directory=run.directory if name == recipe else run.directory / name)
     # The bound is infinite without a discount, which JSON does not know.
     finite = {name: value for name, value in figures.items() if name != "q/bound"}
     run.write_json(EVALUATION, {**scores, **finite})
