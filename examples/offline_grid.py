@@ -1,13 +1,12 @@
 """Offline baselines of the slate recommender: data x environments x algorithms x seeds, one table and one plot.
 
-    python examples/offline_grid.py --preset short --steps 100000 --workers 2 --dry-run
+    python examples/offline_grid.py --preset short --steps 100000 --workers 2
     python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
     python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
 
 Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
 one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
-table of mean returns, with the standard deviation over seeds, and rows for random latents, the short-term oracle, the
-policy that logged the data, and the oracle; with --eval-every also a plot of returns during training.
+table of mean returns and standard deviations over seeds, with rows of reference policies, and a plot (--eval-every).
 """
 
 from __future__ import annotations
@@ -93,39 +92,31 @@ class Args(SweepArgs):
     directory: WritableDirectory = "runs/offline_grid"
 
 
-def collection(args: Args, env: str, policy: str) -> CollectSlatesArgs | CollectSardineArgs:
-    """How the data of an environment are made, and where they are."""
-    if env.startswith(SARDINE_PREFIX):
-        return CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
-    return CollectSlatesArgs(env=env, policy=policy, steps=args.steps)  # pyright: ignore[reportArgumentType]
+def data_sets(args: Args) -> dict[str, CollectSlatesArgs | CollectSardineArgs]:
+    """Return how each data set is made, by its name: the environment, and the policy where it is not the usual one."""
+    found: dict[str, CollectSlatesArgs | CollectSardineArgs] = {}
+    for env in args.envs:
+        if env.startswith(SARDINE_PREFIX):
+            found[env.replace("/", "-")] = CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
+        for policy in () if env.startswith(SARDINE_PREFIX) else args.policies:
+            options: dict[str, Any] = {"env": env, "policy": policy, "steps": args.steps}
+            found[env if policy == "medium" else f"{env}-{policy}"] = CollectSlatesArgs(**options)
+    return found
 
 
-def columns(args: Args) -> list[tuple[str, str]]:
-    """Return the data sets, each an environment and a policy; an environment of SARDINE has one."""
-    return [(env, name) for env in args.envs for name in args.policies[: 1 if env.startswith(SARDINE_PREFIX) else None]]
-
-
-def prepare(args: Args, env: str, policy: str) -> None:
+def prepare(collect: CollectSlatesArgs | CollectSardineArgs) -> None:
     """Make the models and the data of an environment where they are missing."""
-    models, collect = SlateModelsArgs(env=env), collection(args, env, policy)
-    if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
-        print(models())
+    if isinstance(collect, CollectSlatesArgs) and not collect.models_path.exists():
+        print(SlateModelsArgs(env=collect.env)())
     if not collect.path.exists():
         print(collect())
 
 
-def column_name(env: str, policy: str) -> str:
-    """Name of a data set: the environment, and the policy where it is not the usual one."""
-    return env.replace("/", "-") + ("" if policy == "medium" else f"-{policy}")
-
-
 def rows_of(args: Args) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return the algorithm and the options of each row that is trained; td3_bc has one for each alpha."""
-    rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name in args.algorithms:
-        alphas = args.alphas if name == "td3_bc" else ()
-        rows |= {f"{name}_{alpha:g}": (name, {"alpha": alpha}) for alpha in alphas} or {name: (name, {})}
-    return rows
+    weighed = {f"td3_bc_{alpha:g}": ("td3_bc", {"alpha": alpha}) for alpha in args.alphas}
+    each = [weighed if name == "td3_bc" and weighed else {name: (name, {})} for name in args.algorithms]
+    return {row: what for rows in each for row, what in rows.items()}
 
 
 def plan(args: Args) -> list[SweepRun]:
@@ -135,7 +126,7 @@ def plan(args: Args) -> list[SweepRun]:
         raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
     given = {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")}
     shared, runs = {**given, "references": False}, []  # the references are measured once for all runs
-    paths = {column_name(*data): str(collection(args, *data).path) for data in columns(args)}
+    paths = {name: str(collect.path) for name, collect in data_sets(args).items()}
     for row, (name, own) in rows_of(args).items():
         script, different = SCRIPTS[name]
         options = {**PRESETS[args.preset].get(name, {}), **different, **own}
@@ -146,16 +137,15 @@ def plan(args: Args) -> list[SweepRun]:
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
 
 
-def references(args: Args, env: str, policy: str) -> dict[str, float]:
+def references(args: Args, name: str, data: Path) -> dict[str, float]:
     """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
-    path = Path(args.directory) / f"references-{column_name(env, policy)}-{args.eval_episodes}.json"
-    data = collection(args, env, policy).path
+    path = Path(args.directory) / f"references-{name}-{args.eval_episodes}.json"
     return measure_references(lambda: offline_task(data), path, episodes=args.eval_episodes, results=args.results)
 
 
 def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
     """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
-    names = [column_name(*data) for data in columns(args)]
+    names = list(compared)
     finished = [(run, json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))) for run in runs]
     rows = []
     for row, (algorithm, _) in rows_of(args).items():
@@ -166,10 +156,8 @@ def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, f
             cells = [f"{mean_and_deviation(values)} ({len(values)})" if values else "" for values in found]
             rows.append([row if score == algorithm else score, *cells])
     for name in REFERENCES:
-        cells = [f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in names]
-        if any(cells):
-            rows.append([name, *cells])
-    return markdown_table(["", *names], rows)
+        rows.append([name, *(f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in names)])
+    return markdown_table(["", *names], [row for row in rows if any(row[1:])])
 
 
 def main(args: Args) -> None:
@@ -184,8 +172,8 @@ def main(args: Args) -> None:
         print("\n".join(run.shell() for run in runs))
         return
     resolve_device(args.device)
-    for data in columns(args):
-        prepare(args, *data)
+    for collect in data_sets(args).values():
+        prepare(collect)
     with Progress(len(runs), description="offline grid", unit="run") as progress:
 
         def show(statuses: list[RunStatus]) -> None:
@@ -195,7 +183,8 @@ def main(args: Args) -> None:
     for status in (status for status in statuses if status.state != "finished"):
         print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
     finished = [status.run for status in statuses if status.state == "finished"]
-    table = make_table(args, finished, {column_name(*data): references(args, *data) for data in columns(args)})
+    compared = {name: references(args, name, collect.path) for name, collect in data_sets(args).items()}
+    table = make_table(args, finished, compared)
     path = Path(args.directory) / "table.md"
     write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)

@@ -26,7 +26,6 @@ from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
     Count,
-    Decay,
     Fraction,
     NonNegative,
     OfflineArgs,
@@ -56,14 +55,10 @@ class Args(OfflineArgs):
     """share of the rows without condition"""
     width: Count = 256
     """width of the velocity network"""
-    depth: Count = 2
-    """residual blocks of the velocity network"""
     num_steps: SamplingSteps = 4
     """sampling steps K: a power of two up to 16"""
     lr: Positive = 1e-3
     """learning rate"""
-    ema: Decay = 0.995
-    """decay of the averaged policy"""
 
 
 def returns_to_go(reward: Tensor, done: Tensor, gamma: float) -> Tensor:
@@ -105,7 +100,7 @@ class GuidedFlow(TensorDictModuleBase):
 
 def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, returns: Tensor) -> None:
     """Train; all of the loop is here."""
-    ema = SoftUpdate(loss, eps=args.ema)
+    ema = SoftUpdate(loss, eps=0.995)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     run.track(modules={"policy": loss.actor_network, "ema_policy": loss.ema_actor}, optimizers={"adamw": optimizer})
     rows = task.data.transitions
@@ -136,16 +131,15 @@ def main(args: Args) -> None:
     # The condition has mean 0 and deviation 1 already.
     neutral = {"mean": torch.zeros(1), "std": torch.ones(1)}
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
-    sizes = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width, "depth": args.depth}
+    sizes = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
     config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))
     best = task.keep_best(args.eval_every)
     name = f"return_flow-{task.path.stem}-{args.seed}"
-    with args.open_run(
-        name, task=task.info, actor_config=config, module_configs=task.module_configs, keep_best=best
-    ) as run:
+    options = {"module_configs": task.module_configs, "keep_best": best}
+    with args.open_run(name, task=task.info, actor_config=config, **options) as run:
         train(args, run, task, loss, returns)
         policy = GuidedFlow(loss.ema_actor(), args.ask, args.guidance)
         print(conclude_offline(run, task, policy, recipe="return_flow", random=True))

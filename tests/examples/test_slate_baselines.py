@@ -49,7 +49,7 @@ def files(tmp_path_factory):
         ("cql", "cql", {"num_random": 2, "bc_updates": 1}),
         ("flow_bc_slates", "bc_slates", {"width": 16, "depth": 1}),
         ("aw_flow_slates", "aw_flow_best", {"width": 16, "depth": 1, "critic_warmup": 0, "best_of": 2}),
-        ("return_flow_slates", "return_flow", {"width": 16, "depth": 1}),
+        ("return_flow_slates", "return_flow", {"width": 16}),
     ],
 )
 def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, options, capsys):
@@ -186,16 +186,15 @@ def test_references_of_the_grid_are_measured_once_and_recorded(files, tmp_path, 
     grid = runpy.run_path(str(EXAMPLES / "offline_grid.py"))
     args = grid["Args"](envs=("diffuse_topdown",), steps=600, eval_episodes=4, directory="grid", results="r.csv")
     monkeypatch.chdir(tmp_path)
-    for source, target in zip(
-        files, (grid["collection"](args, "diffuse_topdown", "medium").path, SlateModelsArgs().path)
-    ):
+    for source, target in zip(files, (grid["data_sets"](args)["diffuse_topdown"].path, SlateModelsArgs().path)):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     Path("grid").mkdir()
-    first, second = (grid["references"](args, "diffuse_topdown", "medium") for _ in range(2))
+    data = grid["data_sets"](args)["diffuse_topdown"].path
+    first, second = (grid["references"](args, "diffuse_topdown", data) for _ in range(2))
     assert first == second
     next(Path("grid").glob("references-*.json")).unlink()  # killed between the rows and the file that says so
-    assert grid["references"](args, "diffuse_topdown", "medium") == first
+    assert grid["references"](args, "diffuse_topdown", data) == first
     rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
     assert [row["recipe"] for row in rows] == list(grid["REFERENCES"])
     assert {row["recipe"]: float(row["return"]) for row in rows} == pytest.approx(first, rel=1e-5)
@@ -240,9 +239,7 @@ def test_grid_that_is_stopped_leaves_finished_runs_alone_and_goes_on_with_the_ot
     args = grid["Args"](**options, iterations=6, eval_episodes=2, directory="grid", results="r.csv", workers=1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    for source, target in zip(
-        files, (grid["collection"](args, "diffuse_topdown", "medium").path, SlateModelsArgs().path)
-    ):
+    for source, target in zip(files, (grid["data_sets"](args)["diffuse_topdown"].path, SlateModelsArgs().path)):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     started, saves, save = [], [], Run.save
