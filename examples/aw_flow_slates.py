@@ -13,6 +13,7 @@ values above the policy's own. The last lines compare the best of N samples and 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -73,8 +74,9 @@ class Args(OfflineArgs):
 
 def as_chunks(batch: TensorDict) -> TensorDict:
     """Give a batch the dimensions of history and of chunks, of length 1."""
-    following, action = batch["next"], batch["action"].unsqueeze(-2)
-    following = following.set("observation", following["observation"].unsqueeze(-2))
+    following: Any = batch["next"]
+    action = batch["action"].unsqueeze(-2)
+    following.set("observation", following["observation"].unsqueeze(-2))
     following.set("steps_to_next_obs", torch.ones_like(following["done"], dtype=torch.int64))
     data = {"observation": batch["observation"].unsqueeze(-2), "action": action, "action_chunk": action}
     return TensorDict({**data, "next": following}, batch_size=batch.batch_size)
@@ -82,7 +84,12 @@ def as_chunks(batch: TensorDict) -> TensorDict:
 
 def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, CriticConfig, AWFlowLoss]:
     """Build the policy and the critic for the data's sizes, with statistics inside, and their loss."""
-    sizes = {"action_dim": task.action_dim, "state_dim": task.state_dim, "width": args.width, "depth": args.depth}
+    sizes: dict[str, Any] = {
+        "action_dim": task.action_dim,
+        "state_dim": task.state_dim,
+        "width": args.width,
+        "depth": args.depth,
+    }
     config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     ones = torch.ones(config.action_dim)
     actor = make_flow_actor(config, statistics=task.statistics(), action_low=-ones, action_high=ones).to(args.device)

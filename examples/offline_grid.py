@@ -2,7 +2,6 @@
 
     python examples/offline_grid.py --preset short --steps 100000 --workers 2
     python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
-    python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
 
 Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
 one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
@@ -57,12 +56,11 @@ Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
 _FEWER = {"cql": {"bc_updates": 300, "num_random": 4}, "aw_flow": {"critic_warmup": 200}}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {},
-    "short": {name: {**_SHORT, **_FEWER.get(name, {})} for name in SCRIPTS},
-}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
+PRESETS["short"] = {name: {**_SHORT, **_FEWER.get(name, {})} for name in SCRIPTS}
 """Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
-REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
+_THROUGH = ("behaviour_through_ranker", "oracle_through_ranker")
+REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "oracle")
 """Rows for comparison, in the order of the table."""
 
 
@@ -82,7 +80,6 @@ class Args(SweepArgs):
     alphas: tuple[NonNegative, ...] = ()
     """weights of the value to compare in td3_bc; by default its own"""
     eval_episodes: Count = 256
-    """users of an evaluation"""
     eval_every: NonNegativeInt = 0
     """updates between evaluations during training, for the plot; 0 for none"""
     preset: Literal["full", "short"] = "full"
@@ -145,19 +142,18 @@ def references(args: Args, name: str, data: Path) -> dict[str, float]:
 
 def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
     """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
-    names = list(compared)
     finished = [(run, json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))) for run in runs]
     rows = []
     for row, (algorithm, _) in rows_of(args).items():
         for score in (algorithm, *ALSO.get(algorithm, ())):
             found = [
-                [scores[score] for run, scores in finished if run.variant.name == f"{row}-{data}"] for data in names
+                [scores[score] for run, scores in finished if run.variant.name == f"{row}-{data}"] for data in compared
             ]
             cells = [f"{mean_and_deviation(values)} ({len(values)})" if values else "" for values in found]
             rows.append([row if score == algorithm else score, *cells])
     for name in REFERENCES:
-        rows.append([name, *(f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in names)])
-    return markdown_table(["", *names], [row for row in rows if any(row[1:])])
+        rows.append([name, *(f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in compared)])
+    return markdown_table(["", *compared], [row for row in rows if any(row[1:])])
 
 
 def main(args: Args) -> None:
@@ -189,7 +185,11 @@ def main(args: Args) -> None:
     write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
     if args.eval_every and finished and has_matplotlib():
-        curves = {"metric": "eval/return", "against": "step", "output": str(path.with_name("curves.svg"))}
+        curves: dict[str, Any] = {
+            "metric": "eval/return",
+            "against": "step",
+            "output": str(path.with_name("curves.svg")),
+        }
         print(draw_curves(CurvesArgs(tuple(str(run.directory) for run in finished), **curves)).resolve())
     print(path.resolve())
 

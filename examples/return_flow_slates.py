@@ -12,6 +12,7 @@ makes to the velocity (classifier-free guidance), as Decision Diffuser does: htt
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -131,14 +132,13 @@ def main(args: Args) -> None:
     # The condition has mean 0 and deviation 1 already.
     neutral = {"mean": torch.zeros(1), "std": torch.ones(1)}
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
-    sizes = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
-    config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)
+    sizes: Any = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
+    config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))
-    best = task.keep_best(args.eval_every)
     name = f"return_flow-{task.path.stem}-{args.seed}"
-    options = {"module_configs": task.module_configs, "keep_best": best}
+    options = {"module_configs": task.module_configs, "keep_best": task.keep_best(args.eval_every)}
     with args.open_run(name, task=task.info, actor_config=config, **options) as run:
         train(args, run, task, loss, returns)
         policy = GuidedFlow(loss.ema_actor(), args.ask, args.guidance)

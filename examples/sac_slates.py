@@ -34,7 +34,7 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.recsys import SlateEnvName, SlateModels, play_latent_policy, write_latent_transitions
+from torchrl_flow.recsys import SlateEnv, SlateEnvName, SlateModels, play_latent_policy, write_latent_transitions
 from torchrl_flow.runs import Run
 from torchrl_flow.training import ReplayState, gradient_step
 
@@ -96,7 +96,7 @@ def make_loss(args: Args, models: SlateModels) -> tuple[StatePolicyConfig, Any, 
 @torch.no_grad()
 def collect(args: Args, models: SlateModels, policy: Any, iteration: int) -> TensorDictBase:
     """Play an episode with each of new users, by random latents at first, and return the transitions ``[N]``."""
-    env = models.env(args.num_envs, seed=1_000_000 * (args.seed + 1) + iteration * args.num_envs)
+    env: Any = models.env(args.num_envs, seed=1_000_000 * (args.seed + 1) + iteration * args.num_envs)
     with set_exploration_type(ExplorationType.RANDOM):
         data = env.rollout(env.base_env.max_episode_steps, policy if iteration > args.warm_up else None)
     kept = ("observation", "action", ("next", "observation"), ("next", "reward"))
@@ -131,13 +131,17 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
 def main(args: Args) -> None:
     """Models, policy, training, data set, evaluation."""
     args.prepare()
-    models = SlateModels.load(args.models or Path("runs/slate_models") / f"{args.env}.torchrl")
+    path = Path(args.models or Path("runs/slate_models") / f"{args.env}.torchrl")
+    if not path.exists():
+        raise SystemExit(f"There are no models in {path}: `python -m torchrl_flow slate-models --env {args.env}`.")
+    models = SlateModels.load(path)
     if models.env_name != args.env:
         raise SystemExit(f"--models are of {models.env_name}, not of --env {args.env}: give the models of that one.")
     config, policy, loss = make_loss(args, models)
     box = ActionBox(models.ranker.action_low, models.ranker.action_high)
     configs = {"state_policy": config, "action_box": {"low": box.low.tolist(), "high": box.high.tolist()}}
-    steps = args.iterations * args.num_envs * models.env(1).base_env.max_episode_steps
+    length: int = SlateEnv(args.env, 1, catalogue=models.catalogue).max_episode_steps
+    steps = args.iterations * args.num_envs * length
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps, device=args.device), batch_size=args.batch_size)
     name = f"sac_slates-{args.env}-{args.seed}"
     best = "eval/return" if args.eval_every else None

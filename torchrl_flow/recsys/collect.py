@@ -203,7 +203,8 @@ def write_latent_transitions(
     """
     names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
     columns = {name: column for name, column in _columns(models).items() if name in names}
-    following, box = transitions["next"], models.ranker.box
+    following: Any = transitions["next"]
+    box = models.ranker.box
     rows = {
         "observations": transitions["observation"],
         "actions": box.centre + box.scale * transitions["action"],

@@ -144,11 +144,12 @@ class SlateTask(OfflineTask):
         """Mean returns to print beside scores.
 
         Returns:
-            ``random_latent``; ``sto``, the short-term oracle; ``behaviour``, the data's own; ``oracle``, the
-            boredom-aware one; ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of
-            them.
+            ``random_latent``; ``mean_latent``, the mean of the data's latents for every user at every step; ``sto``,
+            the short-term oracle; ``behaviour``, the data's own; ``oracle``, the boredom-aware one;
+            ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of them.
         """
         found = {"random_latent": self.evaluate(self._random_latent, episodes=episodes).mean}
+        found["mean_latent"] = self.evaluate(self._mean_latent, episodes=episodes).mean
 
         def play(name: SlatePolicyName, through: bool) -> float:
             return round_trip_return(self.models, name, users=episodes, through=through, seed=EVALUATION_SEED)
@@ -162,6 +163,10 @@ class SlateTask(OfflineTask):
         if self.label in SLATE_POLICIES:
             found["behaviour_through_ranker"] = play(cast(SlatePolicyName, self.label), True)
         return found | {"oracle_through_ranker": play("expert", True), "oracle": play("expert", False)}
+
+    def _mean_latent(self, data: TensorDictBase) -> TensorDictBase:
+        mean = self.data.transitions["action"].mean(0)
+        return data.set("action", mean.expand(*data.batch_size, self.action_dim))
 
     def _random_latent(self, data: TensorDictBase) -> TensorDictBase:
         """Draw latents from the prior that the ranker was trained with, in the box's units."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -45,7 +45,7 @@ class SingleStepActor(TensorDictModuleBase):
         observation_key: NestedKey = "observation",
         action_key: NestedKey = "action",
     ) -> None:
-        flow: FlowActor = getattr(actor, "actor", actor)
+        flow: Any = getattr(actor, "actor", actor)
         if flow.obs_horizon != 1 or flow.act_horizon != 1:
             raise ValueError(
                 f"obs_horizon and act_horizon must be 1, got {flow.obs_horizon} and {flow.act_horizon}; use the "
