@@ -152,7 +152,8 @@ def main(args: Args) -> None:
     config, critic, loss = make_loss(args, task)
     best, configs = task.keep_best(args.eval_every), {"critic": critic, **task.module_configs}
     name = f"aw_flow-{task.path.stem}-{args.seed}"
-    with args.open_run(name, task=task.info, actor_config=config, module_configs=configs, keep_best=best) as run:
+    options = {"config": {"recipe": "aw_flow"}, "module_configs": configs, "keep_best": best}
+    with args.open_run(name, task=task.info, actor_config=config, **options) as run:
         train(args, run, task, loss, make_stepper(args, loss))
         others = {"aw_flow": acting_policy(args, loss, best_of=1)}
         print(conclude_offline(run, task, acting_policy(args, loss), recipe="aw_flow_best", random=True, others=others))

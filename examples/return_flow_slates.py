@@ -138,8 +138,8 @@ def main(args: Args) -> None:
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))
     name = f"return_flow-{task.path.stem}-{args.seed}"
-    options = {"module_configs": task.module_configs, "keep_best": task.keep_best(args.eval_every)}
-    with args.open_run(name, task=task.info, actor_config=config, **options) as run:
+    options = {"actor_config": config, "module_configs": task.module_configs, "config": {"recipe": "return_flow"}}
+    with args.open_run(name, task=task.info, keep_best=task.keep_best(args.eval_every), **options) as run:
         train(args, run, task, loss, returns)
         policy = GuidedFlow(loss.ema_actor(), args.ask, args.guidance)
         print(conclude_offline(run, task, policy, recipe="return_flow", random=True))

@@ -146,7 +146,8 @@ def main(args: Args) -> None:
     name = f"sac_slates-{args.env}-{args.seed}"
     best = "eval/return" if args.eval_every else None
     task = {"task": args.env, "obs_mode": "belief", "control_mode": "latent", **models.hashes}
-    with args.open_run(name, task=task, module_configs=configs, keep_best=best) as run:
+    recipe = {"recipe": "sac"}
+    with args.open_run(name, task=task, config=recipe, module_configs=configs, keep_best=best) as run:
         train(args, run, models.to(args.device), buffer, policy, loss)
         models.to("cpu")
         data = run.directory / "replay.npz"
