@@ -123,7 +123,10 @@ def make_stepper(args: Args, loss: AWFlowLoss) -> NamedLossStepper:
 
 
 def acting_policy(args: Args, loss: AWFlowLoss, *, best_of: int | None = None) -> SingleStepActor:
-    """Return the averaged policy, for states without history: the best of N samples by the averaged critic."""
+    """Return the averaged policy, for states without history: the best of N samples by the averaged critic.
+
+    Evaluated without exploration, the first candidate starts from zero noise and the others from fixed noise.
+    """
     number = args.best_of if best_of is None else best_of
     return SingleStepActor(
         BestOfN(loss.ema_actor(), loss.target_critic(), num_samples=number, num_steps=args.num_steps)
@@ -140,7 +143,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: AWFlowLoss, stepper: Na
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if task.has_env and run.due(args.eval_every):
-            run.log(task.evaluate(acting_policy(args, loss), episodes=args.eval_episodes, random=True).metrics())
+            run.log(task.evaluate(acting_policy(args, loss), episodes=args.eval_episodes).metrics())
             run.request_save()
 
 
@@ -156,7 +159,7 @@ def main(args: Args) -> None:
     with args.open_run(name, task=task.info, actor_config=config, **options) as run:
         train(args, run, task, loss, make_stepper(args, loss))
         others = {"aw_flow": acting_policy(args, loss, best_of=1)}
-        print(conclude_offline(run, task, acting_policy(args, loss), recipe="aw_flow_best", random=True, others=others))
+        print(conclude_offline(run, task, acting_policy(args, loss), recipe="aw_flow_best", others=others))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def main(args: Args) -> None:
     box = ActionBox(models.ranker.action_low, models.ranker.action_high)
     configs = {"state_policy": config, "action_box": {"low": box.low.tolist(), "high": box.high.tolist()}}
     length: int = SlateEnv(args.env, 1, catalogue=models.catalogue).max_episode_steps
-    steps = args.iterations * args.num_envs * length
+    # One row more than are written: a full ring starts anew, and could not go on where --resume asks for more.
+    steps = args.iterations * args.num_envs * length + 1
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps, device=args.device), batch_size=args.batch_size)
     name = f"sac_slates-{args.env}-{args.seed}"
     best = "eval/return" if args.eval_every else None
@@ -151,8 +152,8 @@ def main(args: Args) -> None:
         train(args, run, models.to(args.device), buffer, policy, loss)
         models.to("cpu")
         data = run.directory / "replay.npz"
-        if not data.exists():
-            write_latent_transitions(data, models, buffer[:].cpu(), policy="sac", seed=args.seed)
+        data.unlink(missing_ok=True)  # of a run that was shorter
+        write_latent_transitions(data, models, buffer[: len(buffer)].cpu(), policy="sac", seed=args.seed)
         replay = offline_task(data, models, gamma=args.gamma, device=args.device)
         print(conclude_offline(run, replay, policy, recipe="sac", loss=loss))
 

@@ -114,7 +114,7 @@ def conclude_offline(
         loss: loss with critics, whose values are compared.
         random: let distributions and flows sample.
         others: further ways to act of what was trained, by the name of their row; measured where there is an
-            environment.
+            environment, and always by samples of distributions and flows.
 
     Returns:
         lines to print.
@@ -130,7 +130,7 @@ def conclude_offline(
         figures["q/bound"] = task.value_bound
     result = task.evaluate(policy, episodes=episodes, random=random) if task.has_env else None
     acting = others if others and task.has_env else {}
-    measured = {name: task.evaluate(other, episodes=episodes, random=random) for name, other in acting.items()}
+    measured = {name: task.evaluate(other, episodes=episodes, random=True) for name, other in acting.items()}
     references = task.references(episodes=episodes) if run.config.get("references", True) else {}
     returns: list[tuple[str, float, float | None]] = [(name, value, None) for name, value in references.items()]
     results_of = {} if result is None else {recipe: result, **measured}
