@@ -55,9 +55,10 @@ ALSO = {"aw_flow": ("aw_flow_best",)}
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
-_FEWER = {"cql": {"bc_updates": 300, "num_random": 4}, "aw_flow": {"critic_warmup": 200}}
+_OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "aw_flow": {"critic_warmup": 200}}
+_OTHERS["cql"] = {"bc_updates": 300, "num_random": 4}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
-PRESETS["short"] = {name: {**_SHORT, **_FEWER.get(name, {})} for name in SCRIPTS}
+PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
 """Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
 _THROUGH = ("behaviour_through_ranker", "oracle_through_ranker")
 REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "oracle")
