@@ -1,14 +1,11 @@
-"""Offline baselines of the slate recommender: environments x algorithms x seeds, and one table beside references.
+"""Offline baselines of the slate recommender: data x environments x algorithms x seeds, one table and one plot.
 
-    python examples/offline_grid.py --dry-run
-    python examples/offline_grid.py --envs diffuse_topdown diffuse_mix diffuse_divpen --seeds 0 1 2 --workers 2
-    python examples/offline_grid.py --algorithms td3_bc iql --iterations 5000
-    python examples/offline_grid.py --envs sardine/SlateTopK-Bored-v0
+    python examples/offline_grid.py --preset short --steps 100000 --workers 2
+    python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
 
 Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
 one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
-table of mean returns, with the standard deviation over seeds, and rows for random latents, the short-term oracle, the
-policy that logged the data, and the oracle; its path is printed last.
+table of mean returns and standard deviations over seeds, with rows of reference policies, and a plot (--eval-every).
 """
 
 from __future__ import annotations
@@ -20,10 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from torchrl_flow.figures import markdown_table, mean_and_deviation
-from torchrl_flow.offline import offline_row, offline_task
+from torchrl_flow.figures.plots import has_matplotlib
+from torchrl_flow.offline import measure_references, offline_task
 from torchrl_flow.options import (
     Count,
     Distinct,
+    NonNegative,
+    NonNegativeInt,
     NotEmpty,
     OneOf,
     Seeds,
@@ -34,33 +34,34 @@ from torchrl_flow.options import (
     refusals_in_one_line,
     resolve_device,
 )
-from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs
+from torchrl_flow.recsys import SLATE_ENVS, CollectSardineArgs, CollectSlatesArgs, SlateModelsArgs, SlatePolicyName
 from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX
-from torchrl_flow.reports import record_results
+from torchrl_flow.reports import CurvesArgs, draw_curves
 from torchrl_flow.sweeps import RunStatus, SweepRun, Variant, plan_sweep, run_sweep
-from torchrl_flow.util import Progress, write_json, write_text
+from torchrl_flow.util import Progress, write_text
 
-SCRIPTS = {
+SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bc": ("td3_bc.py", {"alpha": 0.0}),
     "bc_slates": ("flow_bc_slates.py", {}),
     "td3_bc": ("td3_bc.py", {}),
     "cql": ("cql.py", {}),
     "iql": ("iql.py", {}),
+    "aw_flow": ("aw_flow_slates.py", {}),
+    "return_flow": ("return_flow_slates.py", {}),
 }
 """For each algorithm its script and what is different from its defaults."""
+ALSO = {"aw_flow": ("aw_flow_best",)}
+"""Further rows of an algorithm: other ways to act of what it trained."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {},
-    "short": {
-        "bc": {"iterations": 4000, "lr": 1e-3},
-        "bc_slates": {"iterations": 3000},
-        "td3_bc": {"iterations": 4000, "lr": 1e-3},
-        "cql": {"iterations": 1500, "bc_updates": 300, "num_random": 4, "lr": 1e-3},
-        "iql": {"iterations": 3000, "lr": 1e-3},
-    },
-}
-"""Budgets of each algorithm: the scripts' own, or about two minutes a run on one core."""
-REFERENCES = ("random_latent", "sto", "behaviour", "behaviour_through_ranker", "oracle_through_ranker", "oracle")
+Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
+_SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
+_OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "aw_flow": {"critic_warmup": 200}}
+_OTHERS["cql"] = {"bc_updates": 300, "num_random": 4}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
+PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
+"""Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
+_THROUGH = ("behaviour_through_ranker", "oracle_through_ranker")
+REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "oracle")
 """Rows for comparison, in the order of the table."""
 
 
@@ -73,39 +74,47 @@ class Args(SweepArgs):
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
     seeds: Seeds = (0, 1, 2)
-    eval_episodes: Count = 256
-    """users of an evaluation"""
-    policy: Literal["expert", "medium", "random", "logged"] = "medium"
-    """policy that logs the data; SARDINE uses a fixed policy"""
+    policies: Policies = ("medium",)
+    """policies that log the data, a data set each; SARDINE uses a fixed policy"""
     steps: Count = 300_000
-    """logged steps of each environment; SARDINE's data are 500 episodes"""
+    """logged steps of each data set; SARDINE's data are 500 episodes"""
+    alphas: tuple[NonNegative, ...] = ()
+    """weights of the value to compare in td3_bc; by default its own"""
+    eval_episodes: Count = 256
+    eval_every: NonNegativeInt = 0
+    """updates between evaluations during training, for the plot; 0 for none"""
     preset: Literal["full", "short"] = "full"
-    """budgets: the scripts' own, 20,000 updates, or about two minutes a run on one core"""
+    """budgets: the scripts' own, 20,000 updates, or short ones of 600 updates"""
     iterations: Count | None = None
     """updates of each run; by default those of --preset"""
     directory: WritableDirectory = "runs/offline_grid"
 
 
-def collection(args: Args, env: str) -> CollectSlatesArgs | CollectSardineArgs:
-    """How the data of an environment are made, and where they are."""
-    if env.startswith(SARDINE_PREFIX):
-        return CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
-    return CollectSlatesArgs(env=env, policy=args.policy, steps=args.steps)
+def data_sets(args: Args) -> dict[str, CollectSlatesArgs | CollectSardineArgs]:
+    """Return how each data set is made, by its name: the environment, and the policy where it is not the usual one."""
+    found: dict[str, CollectSlatesArgs | CollectSardineArgs] = {}
+    for env in args.envs:
+        if env.startswith(SARDINE_PREFIX):
+            found[env.replace("/", "-")] = CollectSardineArgs(env=env.removeprefix(SARDINE_PREFIX))
+        for policy in () if env.startswith(SARDINE_PREFIX) else args.policies:
+            options: dict[str, Any] = {"env": env, "policy": policy, "steps": args.steps}
+            found[env if policy == "medium" else f"{env}-{policy}"] = CollectSlatesArgs(**options)
+    return found
 
 
-def prepare(args: Args, env: str) -> None:
+def prepare(collect: CollectSlatesArgs | CollectSardineArgs) -> None:
     """Make the models and the data of an environment where they are missing."""
-    models = SlateModelsArgs(env=env)
-    if not env.startswith(SARDINE_PREFIX) and not models.path.exists():
-        print(models())
-    collect = collection(args, env)
+    if isinstance(collect, CollectSlatesArgs) and not collect.models_path.exists():
+        print(SlateModelsArgs(env=collect.env)())
     if not collect.path.exists():
         print(collect())
 
 
-def variant_name(algorithm: str, env: str) -> str:
-    """Name of the runs of an algorithm in an environment."""
-    return f"{algorithm}-{env.replace('/', '-')}"
+def rows_of(args: Args) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the algorithm and the options of each row that is trained; td3_bc has one for each alpha."""
+    weighed = {f"td3_bc_{alpha:g}": ("td3_bc", {"alpha": alpha}) for alpha in args.alphas}
+    each = [weighed if name == "td3_bc" and weighed else {name: (name, {})} for name in args.algorithms]
+    return {row: what for rows in each for row, what in rows.items()}
 
 
 def plan(args: Args) -> list[SweepRun]:
@@ -113,63 +122,46 @@ def plan(args: Args) -> list[SweepRun]:
     unknown = [name for name in args.algorithms if name not in SCRIPTS]
     if unknown:
         raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
-    runs = []
-    for name in args.algorithms:
-        script, options = SCRIPTS[name]
-        options = {**PRESETS[args.preset].get(name, {}), **options}
-        if args.iterations is not None:
-            options["iterations"] = args.iterations
-        given = {name: getattr(args, name) for name in ("results", "device", "threads")}
-        shared = {"eval_episodes": args.eval_episodes, "eval_every": 0, **given}
-        paths = {env: str(collection(args, env).path) for env in args.envs}
-        variants = [Variant(variant_name(name, env), name, {**options, "data": paths[env]}) for env in args.envs]
+    given = {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")}
+    shared, runs = {**given, "references": False}, []  # the references are measured once for all runs
+    paths = {name: str(collect.path) for name, collect in data_sets(args).items()}
+    for row, (name, own) in rows_of(args).items():
+        script, different = SCRIPTS[name]
+        options = {**PRESETS[args.preset].get(name, {}), **different, **own}
+        options |= {} if args.iterations is None else {"iterations": args.iterations}
+        variants = [Variant(f"{row}-{data}", row, {**options, "data": path}) for data, path in paths.items()]
         program = [sys.executable, str(Path(__file__).with_name(script))]
         runs += plan_sweep(variants, args.seeds, program=program, directory=args.directory, options=shared)
     return sorted(runs, key=lambda run: args.seeds.index(run.seed))
 
 
-def scores(run: SweepRun) -> dict[str, float]:
-    """What a finished run wrote of its evaluation."""
-    return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def references(args: Args, env: str) -> dict[str, float]:
+def references(args: Args, name: str, data: Path) -> dict[str, float]:
     """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
-    path = Path(args.directory) / f"{variant_name('references', env)}-{args.eval_episodes}.json"
-    if not path.exists():
-        task = offline_task(collection(args, env).path)
-        found = task.references(episodes=args.eval_episodes)
-        for name, value in found.items():
-            row = offline_row(task, name, value, seed=0, episodes=args.eval_episodes)
-            # A directory for each, as for a run: measured again, a reference takes the place of its old row.
-            record_results(args.results, [row], directory=path.with_suffix("") / name)
-        write_json(path, found)
-    return json.loads(path.read_text(encoding="utf-8"))
+    path = Path(args.directory) / f"references-{name}-{args.eval_episodes}.json"
+    return measure_references(lambda: offline_task(data), path, episodes=args.eval_episodes, results=args.results)
 
 
-def make_table(args: Args, statuses: list[RunStatus], compared: dict[str, dict[str, float]]) -> str:
-    """Return the table in Markdown: a row for each algorithm and reference, a column for each environment."""
-    finished = [status.run for status in statuses if status.state == "finished"]
+def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
+    """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
+    finished = [(run, json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))) for run in runs]
     rows = []
-    for name in args.algorithms:
-        cells = []
-        for env in args.envs:
-            found = [scores(run)[name] for run in finished if run.variant.name == variant_name(name, env)]
-            cells.append(f"{mean_and_deviation(found)} ({len(found)})" if found else "")
-        rows.append([name, *cells])
+    for row, (algorithm, _) in rows_of(args).items():
+        for score in (algorithm, *ALSO.get(algorithm, ())):
+            found = [
+                [scores[score] for run, scores in finished if run.variant.name == f"{row}-{data}"] for data in compared
+            ]
+            cells = [f"{mean_and_deviation(values)} ({len(values)})" if values else "" for values in found]
+            rows.append([row if score == algorithm else score, *cells])
     for name in REFERENCES:
-        cells = [f"{compared[env][name]:.1f}" if name in compared[env] else "" for env in args.envs]
-        if any(cells):
-            rows.append([name, *cells])
-    return markdown_table(["", *args.envs], rows)
+        rows.append([name, *(f"{compared[data][name]:.1f}" if name in compared[data] else "" for data in compared)])
+    return markdown_table(["", *compared], [row for row in rows if any(row[1:])])
 
 
 def main(args: Args) -> None:
-    """Models and data, runs, table."""
+    """Models and data, runs, table, plot."""
     check_options(args)
-    known = OneOf(SLATE_ENVS)
-    for env in args.envs:
-        problem = None if env.startswith(SARDINE_PREFIX) else known.problem(env, args)
+    for env in (env for env in args.envs if not env.startswith(SARDINE_PREFIX)):
+        problem = OneOf(SLATE_ENVS).problem(env, args)
         if problem is not None:
             raise SystemExit(f"--envs {problem}, or {SARDINE_PREFIX}NAME, got {env}.")
     runs = plan(args)
@@ -177,21 +169,29 @@ def main(args: Args) -> None:
         print("\n".join(run.shell() for run in runs))
         return
     resolve_device(args.device)
-    for env in args.envs:
-        prepare(args, env)
+    for collect in data_sets(args).values():
+        prepare(collect)
     with Progress(len(runs), description="offline grid", unit="run") as progress:
 
         def show(statuses: list[RunStatus]) -> None:
             progress.update(sum(status.state == "finished" for status in statuses) - progress.done)
 
         statuses = run_sweep(runs, on_change=show, **args.sweep_options())
-    for status in statuses:
-        if status.state != "finished":
-            print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
-    table = make_table(args, statuses, {env: references(args, env) for env in args.envs})
+    for status in (status for status in statuses if status.state != "finished"):
+        print(f"{status.run.name}: {status.state}. {status.detail}", file=sys.stderr)
+    finished = [status.run for status in statuses if status.state == "finished"]
+    compared = {name: references(args, name, collect.path) for name, collect in data_sets(args).items()}
+    table = make_table(args, finished, compared)
     path = Path(args.directory) / "table.md"
     write_text(path, f"Mean return and standard deviation over (so many) seeds.\n\n{table}\n")
     print(table)
+    if args.eval_every and finished and has_matplotlib():
+        curves: dict[str, Any] = {
+            "metric": "eval/return",
+            "against": "step",
+            "output": str(path.with_name("curves.svg")),
+        }
+        print(draw_curves(CurvesArgs(tuple(str(run.directory) for run in finished), **curves)).resolve())
     print(path.resolve())
 
 

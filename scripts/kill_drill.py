@@ -90,6 +90,8 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "cql": ("cql", ("slates",), BASELINE),
     "iql": ("iql", ("slates",), BASELINE),
     "flow_bc_slates": ("flow_bc_slates", ("slates",), LOGGED),
+    "aw_flow_slates": ("aw_flow_slates", ("slates",), LOGGED),
+    "return_flow_slates": ("return_flow_slates", ("slates",), LOGGED),
 }
 
 

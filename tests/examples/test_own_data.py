@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 
@@ -55,6 +56,23 @@ def test_five_arrays_train_without_an_environment(script, file, tmp_path, capsys
         assert "q/policy" in printed
     metrics = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in metrics[1:]} == {"1", "2", "4"}  # the first, each second, the last
+
+
+@pytest.mark.parametrize(
+    ("script", "small"),
+    [
+        ("aw_flow_slates", {"width": 16, "depth": 1, "critic_warmup": 0, "hidden_sizes": (16,)}),
+        ("return_flow_slates", {"width": 16}),
+    ],
+)
+def test_flows_train_on_five_arrays(script, small, file, tmp_path, capsys):
+    recipe = runpy.run_path(str(own.EXAMPLES / f"{script}.py"))
+    recipe["main"](recipe["Args"](**options(tmp_path, file, **small)))
+    assert "No environment: no return, no row of results" in capsys.readouterr().out
+    assert not (tmp_path / "results.csv").exists()
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert 0 < figures["action_distance"] < 2
+    assert load_policy(tmp_path / "run")[0].action_dim == 6
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.distributions import Normal, kl_divergence
 
 from torchrl_flow.modules import (
+    BestOfN,
     FlowActorConfig,
+    QEnsemble,
     SingleStepActor,
     StatePolicyConfig,
     make_flow_actor,
@@ -28,7 +31,7 @@ from torchrl_flow.recsys import (
 @pytest.fixture
 def ranker():
     torch.manual_seed(0)
-    return SlateRanker(SlateRankerConfig(num_items=40, hidden_sizes=(32, 16)))
+    return SlateRanker(SlateRankerConfig(num_items=40, hidden_sizes=(32, 16), distinct_items=False))
 
 
 def test_samples_have_sigma_and_not_its_square():
@@ -79,6 +82,50 @@ def test_steps_of_the_belief_equal_the_sequence():
         encoder.step(belief, slates[:, 0, :9], clicks[:, 0, :9])
 
 
+def test_belief_reads_the_sum_of_the_clicked_items():
+    encoder = BeliefEncoder(BeliefEncoderConfig(num_items=6, slate_size=3, item_dim=2, belief_dim=4))
+    slate, clicks = torch.tensor([[4, 1, 5]]), torch.tensor([[True, False, True]])
+    items = encoder.embedding.weight
+    expected = torch.cat([items[4], torch.ones(1), items[1], torch.zeros(1), items[5], torch.ones(1)])
+    expected = torch.cat([expected, items[4] + items[5]]).unsqueeze(0)
+    before = torch.randn(1, 4)
+    after = torch.gru_cell(expected, before, *[p for n, p in encoder.gru.named_parameters()])
+    torch.testing.assert_close(encoder.step(before, slate, clicks), after)
+    # Without the sum it is the paper's encoder, whose weights are those of older files.
+    paper = BeliefEncoder(BeliefEncoderConfig(num_items=6, slate_size=3, item_dim=2, belief_dim=4, clicked_sum=False))
+    assert paper.gru.input_size == 9
+    assert encoder.gru.input_size == 11
+
+
+def test_box_of_deviations_is_around_the_mean_and_ignores_outliers():
+    box = LatentActionBox(2)
+    mean = torch.tensor([[-1.0, 4.0], [1.0, 4.0], [-1.0, 8.0], [1.0, 8.0]])
+    box.fit_(mean, torch.full((4, 2), 100.0), deviations=3.0)
+    torch.testing.assert_close(box.centre, torch.tensor([0.0, 6.0]))
+    torch.testing.assert_close(box.scale, torch.tensor([3.0, 6.0]))
+    box.fit_(torch.ones(3, 2), torch.ones(3, 2), deviations=3.0)
+    assert (box.low < box.high).all()  # a dimension that never changes still has a width
+    with pytest.raises(ValueError, match=r"deviations must be above 0.*got -1"):
+        box.fit_(mean, mean, deviations=-1.0)
+
+
+def test_slates_of_distinct_items_take_the_best_one_that_is_left():
+    options = {"num_items": 4, "slate_size": 3, "item_dim": 4, "latent_dim": 2, "hidden_sizes": ()}
+    ranker, paper = (SlateRanker(SlateRankerConfig(**options, distinct_items=value)) for value in (True, False))
+    logits = torch.tensor([[[0.0, 3.0, 2.0, 1.0], [9.0, 8.0, 1.0, 2.0], [5.0, 6.0, 1.0, 4.0]]])
+    for network in (ranker, paper):  # with unit vectors for embeddings a slot's vector is its logits
+        network.embedding.weight.data.copy_(torch.eye(4))
+        network.decoder[0].weight.data.zero_()
+        network.decoder[0].bias.data.copy_(torch.cat([logits, torch.zeros(1, 3, 1)], -1).flatten())
+    latent = torch.randn(5, 2)
+    assert ranker.rank(latent).tolist() == 5 * [[1, 0, 3]]
+    assert paper.rank(latent).tolist() == 5 * [[1, 0, 1]]
+    assert ranker.rank(latent.reshape(5, 1, 2)).shape == (5, 1, 3)
+    with pytest.raises(ValueError, match=r"num_items=2 cannot fill a slate of slate_size=3.*distinct_items=False"):
+        SlateRankerConfig(num_items=2, slate_size=3)
+    assert SlateRankerConfig(num_items=2, slate_size=3, distinct_items=False).num_items == 2
+
+
 def test_box_holds_the_posteriors_and_tanh_fills_it():
     box = LatentActionBox(2)
     mean, sigma = torch.randn(50, 2), torch.rand(50, 2)
@@ -108,14 +155,27 @@ def test_single_step_actor_is_the_flow_actor():
     actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5, obs_horizon=1, pred_horizon=1, act_horizon=1))
     with pytest.raises(ValueError, match="must be 1"):
         SingleStepActor(make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5)))
-    from tensordict import TensorDict
-
     observation = torch.randn(4, 5)
     torch.manual_seed(1)
     action = SingleStepActor(actor)(TensorDict({"observation": observation}, [4]))["action"]
     torch.manual_seed(1)
     expected = actor(TensorDict({"observation": observation[:, None]}, [4]))["action"][:, 0]
     torch.testing.assert_close(action, expected)
+
+
+def test_single_step_actor_of_the_best_of_n_takes_the_best():
+    actor = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5, obs_horizon=1, pred_horizon=1, act_horizon=1))
+    best = BestOfN(actor, QEnsemble.for_actor(actor, num_qs=2), num_samples=8)
+    observation = torch.randn(4, 5)
+    torch.manual_seed(1)
+    action = SingleStepActor(best)(TensorDict({"observation": observation}, [4]))["action"]
+    torch.manual_seed(1)
+    expected = best(TensorDict({"observation": observation[:, None]}, [4]))["action"][:, 0]
+    torch.testing.assert_close(action, expected)
+    wide = make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5))
+    wide = BestOfN(wide, QEnsemble.for_actor(wide))
+    with pytest.raises(ValueError, match="must be 1"):
+        SingleStepActor(wide)
 
 
 def test_state_networks_normalise_and_keep_to_the_box():

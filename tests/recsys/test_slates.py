@@ -13,16 +13,21 @@ from tensordict import TensorDict
 from torchrl_flow.data import DataError
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy
 from torchrl_flow.recsys import (
+    BeliefEncoder,
+    BeliefEncoderConfig,
     CollectSlatesArgs,
     SlateEnv,
     SlateModels,
     SlateModelsArgs,
+    SlateRanker,
+    SlateRankerConfig,
     SlateTask,
     collect_slates,
     load_state_policy,
     relabel_slates,
     round_trip_return,
     train_slate_models,
+    write_latent_transitions,
 )
 from torchrl_flow.runs import Run
 
@@ -59,6 +64,56 @@ def test_models_come_back_from_their_file(models, tmp_path):
     assert loaded.quality == pytest.approx(models.quality)
     one, two = (round_trip_return(m, "expert", users=8) for m in (models, loaded))
     assert one == two
+
+
+def test_models_of_older_files_are_read_as_they_were_made(models, tmp_path):
+    encoder = BeliefEncoder(BeliefEncoderConfig(num_items=60, clicked_sum=False))
+    ranker = SlateRanker(SlateRankerConfig(num_items=60, hidden_sizes=(8,), encode_clicks=True, distinct_items=False))
+    older = SlateModels("diffuse_topdown", models.catalogue, encoder, ranker)
+    new = {"clicked_sum", "distinct_items", "encode_clicks"}  # fields that their configurations did not have
+    with pytest.MonkeyPatch.context() as patch:
+        for config in (BeliefEncoderConfig, SlateRankerConfig):
+            whole = config.to_dict
+
+            def known(self, whole=whole):
+                return {name: value for name, value in whole(self).items() if name not in new}
+
+            patch.setattr(config, "to_dict", known)
+        path = older.save(tmp_path / "older.torchrl")
+    loaded = SlateModels.load(path)
+    assert loaded.encoder.config == encoder.config
+    assert loaded.ranker.config == ranker.config
+    assert loaded.hashes == older.hashes
+    latent = torch.randn(50, 32)
+    assert torch.equal(loaded.ranker.rank(latent), ranker.decode(latent)[0].argmax(-1))
+
+
+def test_items_that_cannot_fill_a_slate_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr("torchrl_flow.recsys.model_training.mixed_logs", lambda *a, **k: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=r"num_items=9 cannot fill"):
+        train(num_items=9)
+
+
+def test_items_keep_the_embeddings_of_clicks_unless_they_are_trained(models):
+    assert torch.equal(models.ranker.embedding.weight, models.encoder.embedding.weight)
+    other = train(train_items=True, ranker_updates=3, belief_updates=2)
+    assert not torch.equal(other.ranker.embedding.weight, other.encoder.embedding.weight)
+
+
+def test_transitions_of_the_latent_env_become_a_data_set(models, tmp_path):
+    env = models.env(3, seed=5)
+    data = env.rollout(100)
+    path = write_latent_transitions(tmp_path / "a.npz", models, data.reshape(-1), policy="sac", seed=5)
+    task = SlateTask(path, models)
+    rows = task.data.transitions
+    torch.testing.assert_close(rows["action"], data["action"].reshape(-1, 32), atol=1e-5, rtol=0)
+    assert torch.equal(rows["next", "observation"], data["next", "observation"].reshape(-1, 20))
+    assert rows["next", "truncated"].sum() == 3
+    returns = data["next", "reward"].sum((1, 2))
+    assert task.references(episodes=2)["behaviour"] == pytest.approx(returns.mean().item(), rel=1e-5)
+    assert task.label == "sac"
+    with pytest.raises(DataError, match="there already"):
+        write_latent_transitions(path, models, data.reshape(-1), policy="sac", seed=5)
 
 
 def test_collected_transitions_are_what_the_env_shows(models, collected):
@@ -129,11 +184,13 @@ def test_data_of_other_models_are_refused_and_can_be_relabelled(models, collecte
         assert np.abs(one["actions"] - between["actions"]).max() > 0.1
 
 
-def test_predicted_clicks_do_not_tell_the_outcome(models):
+@pytest.mark.parametrize("encode_clicks", [False, True])
+def test_latents_tell_the_outcome_only_if_clicks_are_encoded(encode_clicks):
+    models = train(encode_clicks=encode_clicks, ranker_updates=20, belief_updates=2)
     beliefs = torch.randn(6, 20)
     slates = torch.randint(60, (6, 10))
     none, every = (models.latents(beliefs, slates, clicks) for clicks in (torch.zeros(6, 10), torch.ones(6, 10)))
-    assert (none - every).abs().max() > 0.01
+    assert ((none - every).abs().max() > 0.01) == encode_clicks
     assert torch.equal(models.latents(beliefs, slates), models.latents(beliefs, slates))
 
 

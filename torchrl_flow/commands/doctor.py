@@ -75,6 +75,9 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "cql": _LOGGED,
     "iql": _LOGGED,
     "flow_bc_slates": _LOGGED,
+    "aw_flow_slates": _LOGGED,
+    "return_flow_slates": _LOGGED,
+    "sac_slates": (_Need.SLATES,),
     "offline_grid": (*_LOGGED, _Need.PARALLEL),
 }
 """What each recipe can be run on; one that is not here needs the core alone."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +18,11 @@ from torchrl_flow.reports.results import record_results
 from torchrl_flow.runs.metrics import read_metrics
 from torchrl_flow.runs.run import EVALUATION, Run
 from torchrl_flow.training.finite import require_finite_modules
+from torchrl_flow.util.files import write_json
 from torchrl_flow.util.randomness import isolated_rng
 from torchrl_flow.util.versions import collect_versions, command_line, today
 
-__all__ = ["action_distance", "conclude_offline", "offline_lines", "offline_row"]
+__all__ = ["action_distance", "conclude_offline", "measure_references", "offline_lines", "offline_row"]
 
 
 @torch.no_grad()
@@ -64,6 +67,28 @@ def offline_row(
     }
 
 
+def measure_references(
+    task: Callable[[], OfflineTask], path: Path, *, episodes: int, results: str | Path
+) -> dict[str, float]:
+    """Measure the returns of the reference policies once: record their rows and keep them in a file, or read that.
+
+    Args:
+        task: opens data and environment, where they are needed.
+        path: the file, ``.json``.
+        episodes: of each reference.
+        results: the table of results.
+    """
+    if not path.exists():
+        opened = task()
+        found = opened.references(episodes=episodes)
+        for name, value in found.items():
+            row = offline_row(opened, name, value, seed=0, episodes=episodes)
+            # A directory for each, as for a run: measured again, a reference takes the place of its old row.
+            record_results(results, [row], directory=path.with_suffix("") / name)
+        write_json(path, found)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def conclude_offline(
     run: Run,
     task: OfflineTask,
@@ -72,6 +97,7 @@ def conclude_offline(
     recipe: str,
     loss: LossModule | None = None,
     random: bool = False,
+    others: Mapping[str, Policy] | None = None,
 ) -> str:
     """Judge a trained policy and leave ``report.html``, a row of results and, last, ``evaluation.json``.
 
@@ -87,6 +113,8 @@ def conclude_offline(
         recipe: name of the recipe.
         loss: loss with critics, whose values are compared.
         random: let distributions and flows sample.
+        others: further ways to act of what was trained, by the name of their row; measured where there is an
+            environment, and always by samples of distributions and flows.
 
     Returns:
         lines to print.
@@ -101,10 +129,12 @@ def conclude_offline(
         figures |= q_diagnostics(loss, task.diagnostic_rows(), policy, bound=task.value_bound)
         figures["q/bound"] = task.value_bound
     result = task.evaluate(policy, episodes=episodes, random=random) if task.has_env else None
-    references = task.references(episodes=episodes)
+    acting = others if others and task.has_env else {}
+    measured = {name: task.evaluate(other, episodes=episodes, random=True) for name, other in acting.items()}
+    references = task.references(episodes=episodes) if run.config.get("references", True) else {}
     returns: list[tuple[str, float, float | None]] = [(name, value, None) for name, value in references.items()]
-    if result is not None:
-        returns.insert(0, (recipe, result.mean, result.standard_error))
+    results_of = {} if result is None else {recipe: result, **measured}
+    returns[:0] = [(name, found.mean, found.standard_error) for name, found in results_of.items()]
     metrics = run.directory / "metrics.csv"
     path = write_offline_report(
         run.directory / "report.html",
@@ -122,15 +152,20 @@ def conclude_offline(
     run.logger.log_final(run.step, {f"final/{name}": value for name, value in figures.items()})
     if result is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
-        scores |= {recipe: result.mean, f"{recipe}_standard_error": result.standard_error}
+        for name, found in results_of.items():
+            scores |= {name: found.mean, f"{name}_standard_error": found.standard_error}
         if results is not None:
             training: dict[str, Any] = {"seed": run.config["seed"], "stage": run.config["label"], "wall_s": run.wall_s}
-            row = offline_row(task, recipe, result, episodes=episodes, **training)
-            record_results(results, [row], directory=run.directory)
+            training["episodes"] = episodes
+            for name, found in results_of.items():
+                row = offline_row(task, name, found, **training)
+                # A run has one row of a stage; each further way to act has a directory of its own.
+                record_results(results, [row], directory=run.directory if name == recipe else run.directory / name)
     # The bound is infinite without a discount, which JSON does not know.
     finite = {name: value for name, value in figures.items() if name != "q/bound"}
     run.write_json(EVALUATION, {**scores, **finite})
-    return "\n".join([*offline_lines(recipe, result, references, figures), str(path.resolve())])
+    lines = [f"{name:26} {found}" for name, found in measured.items()]
+    return "\n".join([*offline_lines(recipe, result, references, figures), *lines, str(path.resolve())])
 
 
 def _notes(task: OfflineTask, result: SlateReturns | None, episodes: int) -> list[str]:

@@ -209,6 +209,8 @@ class OfflineArgs(TrainingArgs):
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
     models: ExistingFile | None = None
     """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
+    references: bool = True
+    """also measure the returns of the reference policies"""
     iterations: Count = 20_000
     """gradient steps of the critics, or of a policy that has none"""
     batch_size: Count = 256

@@ -32,9 +32,16 @@ class BeliefEncoderConfig(Config):
     """D, length of the belief."""
     head_width: int = 128
     """Hidden width of the click model."""
+    clicked_sum: bool = True
+    """Give the GRU the sum of the clicked items' embeddings too."""
+
+    @property
+    def step_inputs(self) -> int:
+        """Numbers that the GRU reads of a step."""
+        return self.slate_size * (self.item_dim + 1) + (self.item_dim if self.clicked_sum else 0)
 
     def _weights(self) -> int:
-        inputs = self.slate_size * (self.item_dim + 1)
+        inputs = self.step_inputs
         recurrent = 3 * (inputs + self.belief_dim) * self.belief_dim
         return self.num_items * self.item_dim + recurrent + self.head_width * (self.belief_dim + self.item_dim)
 
@@ -42,16 +49,19 @@ class BeliefEncoderConfig(Config):
 class BeliefEncoder(nn.Module):
     """Summarise the slates and clicks of an episode in a GRU's state, and predict the clicks of a next slate from it.
 
-    The input of a step is each slot's item embedding with its click, ``L * (item_dim + 1)`` numbers. The click model
-    scores an item by its embedding's product with a query made of the belief, plus a term of the slot. Both are
-    trained together on next-click prediction, and frozen before any reinforcement learning: data and environment
-    would otherwise see different beliefs.
+    The input of a step is each slot's item embedding with its click, ``L * (item_dim + 1)`` numbers, and with
+    ``clicked_sum`` the sum of the clicked items' embeddings: a click moves a user's interests towards its item, and the
+    linear input of a GRU cannot form these products of clicks and embeddings. The click model scores an item by its
+    embedding's product with a query made of the belief, plus a term of the slot. Both are trained together on
+    next-click prediction, and frozen before any reinforcement learning: data and environment would otherwise see
+    different beliefs.
 
     Args:
         config: sizes.
 
     References:
-        Deffayet et al., https://arxiv.org/abs/2301.08632, whose belief encoder has this form.
+        Deffayet et al., https://arxiv.org/abs/2301.08632, whose belief encoder has this form
+        without ``clicked_sum``.
 
     Examples:
         >>> encoder = BeliefEncoder(BeliefEncoderConfig(num_items=50))
@@ -68,7 +78,7 @@ class BeliefEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.num_items, config.item_dim)
-        self.gru = nn.GRU(config.slate_size * (config.item_dim + 1), config.belief_dim, batch_first=True)
+        self.gru = nn.GRU(config.step_inputs, config.belief_dim, batch_first=True)
         width = config.head_width
         self.query = MLP(config.belief_dim, config.item_dim + 1, num_cells=[width], activation_class=nn.ReLU)
         self.item_bias = nn.Embedding(config.num_items, 1)
@@ -88,7 +98,9 @@ class BeliefEncoder(nn.Module):
                 f"slate and clicks must have shape [*B, {size}], got {list(slate.shape)} and {list(clicks.shape)}."
             )
         items = self.embedding(slate)
-        return torch.cat([items, clicks.unsqueeze(-1).to(items.dtype)], -1).flatten(-2)
+        clicked = clicks.unsqueeze(-1).to(items.dtype)
+        slots = torch.cat([items, clicked], -1).flatten(-2)
+        return torch.cat([slots, (items * clicked).sum(-2)], -1) if self.config.clicked_sum else slots
 
     def forward(self, slates: Tensor, clicks: Tensor) -> Tensor:
         """Return the beliefs ``[B, T, D]`` after each of T slates ``[B, T, L]``, from an empty one."""

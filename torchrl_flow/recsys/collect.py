@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_flow.data.errors import DataError
@@ -23,7 +24,14 @@ from torchrl_flow.util.progress import Progress
 
 LatentClicks = Literal["predicted", "observed"]
 
-__all__ = ["CollectSlatesArgs", "LatentClicks", "RelabelSlatesArgs", "collect_slates", "relabel_slates"]
+__all__ = [
+    "CollectSlatesArgs",
+    "LatentClicks",
+    "RelabelSlatesArgs",
+    "collect_slates",
+    "relabel_slates",
+    "write_latent_transitions",
+]
 
 SLATE_FORMAT = "torchrl_flow.slates"
 """What the metadata of its files say they are."""
@@ -175,6 +183,44 @@ def _play(args: CollectSlatesArgs, models: SlateModels, first: int, number: int)
     # Seeded by the first episode, so that a resumed collection equals one that was never stopped.
     seed = _FIRST_SEED * (args.seed + 1) + first
     return play_slates(env, args.policy, seed=seed, generator=torch.Generator().manual_seed(seed))
+
+
+def write_latent_transitions(
+    path: str | Path, models: SlateModels, transitions: TensorDictBase, *, policy: str, seed: int
+) -> Path:
+    """Write transitions of the latent env as a data set for the offline recipes.
+
+    Args:
+        path: the ``.npz`` file to make.
+        models: the models of the environment.
+        transitions: of whole episodes, ``[N]``: ``observation``, ``action`` in [-1, 1], and under ``next``
+            ``observation``, ``reward``, ``terminated`` and ``truncated``.
+        policy: name of what acted.
+        seed: its seed.
+
+    Raises:
+        DataError: if the file is there already.
+    """
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    columns = {name: column for name, column in _columns(models).items() if name in names}
+    following: Any = transitions["next"]
+    box = models.ranker.box
+    rows = {
+        "observations": transitions["observation"],
+        "actions": box.centre + box.scale * transitions["action"],
+        "rewards": following["reward"].squeeze(-1),
+        "next_observations": following["observation"],
+        "terminals": following["terminated"].squeeze(-1),
+        "timeouts": following["truncated"].squeeze(-1),
+    }
+    stream = NpzStream(
+        path, columns, {"policy": policy, "seed": seed, "hashes": models.hashes, "rows": len(transitions)}
+    )
+    if stream.position == 0:
+        stream.append(rows)
+        stream.commit(1)
+    length = SlateEnv(models.env_name, 1, catalogue=models.catalogue).max_episode_steps
+    return stream.finish(_metadata(models, policy=policy, seed=seed, length=length))
 
 
 @dataclasses.dataclass

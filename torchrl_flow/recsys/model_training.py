@@ -37,7 +37,7 @@ _LOG_EVERY = 50
 
 @dataclasses.dataclass
 class SlateModelsArgs:
-    """Train belief encoder and ranker of a slate env; takes about five minutes on one core for 1,000 items."""
+    """Train belief encoder and ranker of a slate env; takes about a minute on one core for 1,000 items."""
 
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.recsys.SLATE_ENVS"""
@@ -49,20 +49,31 @@ class SlateModelsArgs:
     """seed of the items"""
     episodes: Count = 1024
     """logged episodes to train on, a quarter each by random, logged, medium and expert policies"""
-    belief_updates: Count = 800
+    belief_updates: Count = 400
     """updates of the belief encoder, of 64 episodes each"""
     belief_lr: Positive = 3e-3
     """learning rate of the belief encoder"""
-    ranker_updates: Count = 4000
+    ranker_updates: Count = 1500
     """updates of the ranker"""
-    ranker_batch: Count = 256
+    ranker_batch: Count = 128
     """slates per update of the ranker"""
-    ranker_lr: Positive = 1e-3
+    ranker_lr: Positive = 3e-3
     """learning rate of the ranker at the start; falls along a cosine"""
+    ranker_hidden: tuple[Count, ...] = ()
+    """hidden layers of the ranker; by default none: the mean of linear latents decodes to the items most often logged.
+    The paper has 512 256"""
+    train_items: bool = False
+    """train the items' embeddings again with the ranker; otherwise items with similar clicks keep similar embeddings"""
+    encode_clicks: bool = False
+    """encode clicks beside the slate, as the paper's ranker does; the latents then tell more than what was shown"""
+    distinct_items: bool = True
+    """show no item twice in a slate; the paper's ranker repeats items, and a topic that fills a slate bores soon"""
+    box_deviations: Positive = 3.0
+    """half width of the box of latent actions, in standard deviations of the logged latents"""
     beta: NonNegative = 0.5
     """weight of the divergence: higher makes latents that a policy learns more easily and that keep less of a slate"""
     click_weight: NonNegative = 0.5
-    """weight of the click term"""
+    """weight of the click term, with --encode-clicks"""
     seed: Seed = 0
     """seed of logs, networks and training"""
     save_every: Count = 200
@@ -120,8 +131,8 @@ def train_slate_models(
 ) -> SlateModels:
     """Log episodes, train the belief encoder on them, then the ranker, and measure both on fresh episodes.
 
-    The ranker's items start from the embeddings that the belief encoder learned from clicks, so that what is confused
-    is at least alike. Half of its rows carry the belief encoder's predicted clicks instead of the observed ones,
+    The ranker has the items' embeddings that the belief encoder learned from clicks, so that what is confused is at
+    least alike. Half of its rows carry the belief encoder's predicted clicks instead of the observed ones,
     because both kinds are encoded later.
 
     Args:
@@ -131,8 +142,11 @@ def train_slate_models(
         progress: show progress.
 
     Raises:
-        ValueError: if there is no such environment, or the directory holds a training of other arguments.
+        ValueError: if there is no such environment, the items cannot fill a slate, or the directory holds a training of
+            other arguments.
     """
+    sizes: dict[str, Any] = {"num_items": args.num_items, "hidden_sizes": tuple(args.ranker_hidden)}
+    config = SlateRankerConfig(**sizes, encode_clicks=args.encode_clicks, distinct_items=args.distinct_items)
     torch.set_num_threads(args.threads)
     seed_everything(args.seed)
     catalogue = make_catalogue(args.env, num_items=args.num_items, seed=args.item_seed)
@@ -143,8 +157,9 @@ def train_slate_models(
         with _stage(args, folder / "belief_encoder", progress) as run:
             _train_belief(args, run, encoder, logs)
         encoder.requires_grad_(False)
-        ranker = SlateRanker(SlateRankerConfig(num_items=args.num_items))
+        ranker = SlateRanker(config)
         ranker.embedding.weight.data.copy_(encoder.embedding.weight)
+        ranker.embedding.weight.requires_grad_(args.train_items)
         with _stage(args, folder / "ranker", progress) as run:
             _train_ranker(args, run, encoder, ranker, logs)
     models = SlateModels(args.env, catalogue, encoder, ranker)
@@ -203,7 +218,7 @@ def _train_ranker(
 ) -> None:
     predicted = _predicted_clicks(encoder, logs).flatten(0, 1)
     slates, clicks = logs.slates[:, 1:].flatten(0, 1), logs.clicks[:, 1:].flatten(0, 1)
-    optimizer = torch.optim.Adam(ranker.parameters(), args.ranker_lr)
+    optimizer = torch.optim.Adam([p for p in ranker.parameters() if p.requires_grad], args.ranker_lr)
     schedule = _cosine(optimizer, args.ranker_updates)
     run.track(modules={"ranker": ranker}, optimizers={"adam": optimizer}, state={"schedule": schedule})
     for step in run.steps(args.ranker_updates, save_every=args.save_every):
@@ -214,15 +229,15 @@ def _train_ranker(
         latent = latent_sample(mean, log_variance, torch.randn_like(mean))
         item_logits, click_logits = ranker.decode(latent)
         items, click, kl = slate_vae_terms(item_logits, slates[rows], click_logits, given, mean, log_variance)
-        loss = (items + args.click_weight * click + args.beta * kl).mean()
+        loss = (items + (args.click_weight if args.encode_clicks else 0.0) * click + args.beta * kl).mean()
         gradient_step({"loss": loss}, {"adam": optimizer}, step=step)
         schedule.step()
         if run.due(_LOG_EVERY):
             run.log({"loss": loss, "items": items.mean()})
     with torch.no_grad():
-        part = slice(0, 20_000)  # of the first trajectories, as the paper's box
+        part = slice(0, 20_000)
         mean, log_variance = ranker.encode(slates[part], predicted[part])
-        ranker.box.fit_(mean, (0.5 * log_variance).exp())
+        ranker.box.fit_(mean, (0.5 * log_variance).exp(), args.box_deviations)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ class SlateModels:
             beliefs: before each slate, ``[*B, D]``.
             slates: ids.
             clicks: what was clicked; predicted from the belief where ``None``, so that a latent says what was
-                shown in which situation, and not how it turned out.
+                shown in which situation, and not how it turned out. A ranker that does not encode clicks reads none.
         """
         given = self.encoder.click_probabilities(beliefs, slates) if clicks is None else clicks
         return self.ranker.encode(slates, given)[0]
@@ -155,10 +154,8 @@ class SlateModels:
     @classmethod
     def _from_checkpoint(cls, checkpoint: TrainingCheckpoint) -> SlateModels:
         absent = "{path} holds no belief encoder and ranker, only {roles}."
-        read = functools.partial(BeliefEncoderConfig.from_dict, complete=True)
-        encoder = restore_module(checkpoint, "belief_encoder", read, BeliefEncoder, absent=absent)
-        read = functools.partial(SlateRankerConfig.from_dict, complete=True)
-        ranker = restore_module(checkpoint, "ranker", read, SlateRanker, absent=absent)
+        encoder = restore_module(checkpoint, "belief_encoder", _read_belief_config, BeliefEncoder, absent=absent)
+        ranker = restore_module(checkpoint, "ranker", _read_ranker_config, SlateRanker, absent=absent)
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
         checkpoint.restore(modules={"catalogue": items})
@@ -167,3 +164,14 @@ class SlateModels:
         if not isinstance(name, str):
             raise TypeError(f"the task's name must be a text, got {name!r}")
         return cls(name, catalogue, encoder, ranker, quality)
+
+
+def _read_belief_config(values: Mapping[str, Any]) -> BeliefEncoderConfig:
+    """Rebuild the encoder's configuration; files written before ``clicked_sum`` existed have encoders without it."""
+    return BeliefEncoderConfig.from_dict({"clicked_sum": False, **values}, complete=True)
+
+
+def _read_ranker_config(values: Mapping[str, Any]) -> SlateRankerConfig:
+    """Rebuild the ranker's configuration; rankers of older files encode clicks and may repeat items."""
+    older = {"encode_clicks": True, "distinct_items": False}
+    return SlateRankerConfig.from_dict({**older, **values}, complete=True)

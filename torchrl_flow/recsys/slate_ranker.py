@@ -38,16 +38,29 @@ class LatentActionBox(nn.Module):
         self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
-    def fit_(self, mean: Tensor, sigma: Tensor) -> None:
-        """Take the midpoint and the half range of ``[min(mean - sigma), max(mean + sigma)]`` of posteriors ``[N, A]``.
+    def fit_(self, mean: Tensor, sigma: Tensor, deviations: float | None = None) -> None:
+        """Fit the box to posteriors.
+
+        Args:
+            mean: means of the posteriors, ``[N, A]``.
+            sigma: their standard deviations, ``[N, A]``.
+            deviations: half width of the box in standard deviations of ``mean``, around the mean of ``mean``; ``None``
+                for the paper's midpoint and half range of ``[min(mean - sigma), max(mean + sigma)]``. The outliers of
+                many rows make that range so wide that most of it holds no data.
 
         Raises:
-            ValueError: if the shapes differ or hold no row.
+            ValueError: if the shapes differ or hold no row, or ``deviations`` is not above 0.
         """
         if mean.shape != sigma.shape or mean.ndim != 2 or mean.shape != (mean.shape[0], len(self.centre)):
             raise ValueError(
                 f"mean and sigma must be [N, {len(self.centre)}], got {list(mean.shape)} and {list(sigma.shape)}."
             )
+        if deviations is not None:
+            if not deviations > 0:
+                raise ValueError(f"deviations must be above 0, or None for the range of the data, got {deviations}.")
+            self.centre.copy_(mean.mean(0))
+            self.scale.copy_(deviations * mean.std(0, unbiased=False).clamp(min=1e-3))
+            return
         low, high = (mean - sigma).amin(0), (mean + sigma).amax(0)
         self.centre.copy_(0.5 * (low + high))
         self.scale.copy_(0.5 * (high - low))
@@ -82,7 +95,22 @@ class SlateRankerConfig(Config):
     latent_dim: int = 32
     """A, length of a latent action."""
     hidden_sizes: tuple[int, ...] = (512, 256)
-    """Hidden layers of the encoder; the decoder has them in reverse."""
+    """Hidden layers of the encoder; the decoder has them in reverse. Without any, the code is linear."""
+
+    encode_clicks: bool = False
+    """Encode clicks beside the slate, as in the paper. A latent then says more than what was shown, and a critic values
+    latents of clicks, which no decoded slate has."""
+    distinct_items: bool = True
+    """Show no item twice in a slate; otherwise each slot has its own best item, as in the paper."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if self.distinct_items and self.num_items < self.slate_size:
+            raise ValueError(
+                f"num_items={self.num_items} cannot fill a slate of slate_size={self.slate_size} distinct items: give "
+                "at least as many items, or distinct_items=False."
+            )
 
     def _weights(self) -> int:
         slate, hidden = self.slate_size * (self.item_dim + 1), self.hidden_sizes
@@ -93,8 +121,8 @@ class SlateRankerConfig(Config):
 class SlateRanker(nn.Module):
     """Encode slates with their clicks as latents, decode latents as slates.
 
-    The decoder gives each slot a vector; an item's logit is its product with the item's embedding. Embeddings are read
-    by the encoder and the decoder alike.
+    What is encoded is the slate; with ``encode_clicks``, its clicks too. The decoder gives each slot a vector; an
+    item's logit is its product with the item's embedding. Embeddings are read by the encoder and the decoder alike.
 
     Args:
         config: sizes.
@@ -136,7 +164,7 @@ class SlateRanker(nn.Module):
 
         Args:
             slate: ids ``[*B, L]``.
-            clicks: clicks or their probabilities ``[*B, L]``.
+            clicks: clicks or their probabilities ``[*B, L]``; read with ``encode_clicks`` alone.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -147,7 +175,8 @@ class SlateRanker(nn.Module):
                 f"{list(clicks.shape)}."
             )
         items = self.embedding(slate)
-        inputs = torch.cat([items, clicks.unsqueeze(-1).to(items.dtype)], -1).flatten(-2)
+        read = clicks if self.config.encode_clicks else torch.zeros_like(clicks)
+        inputs = torch.cat([items, read.unsqueeze(-1).to(items.dtype)], -1).flatten(-2)
         mean, log_variance = self.encoder(inputs).chunk(2, -1)
         return mean, log_variance
 
@@ -157,5 +186,16 @@ class SlateRanker(nn.Module):
         return slots[..., :-1] @ self.embedding.weight.T, slots[..., -1]
 
     def rank(self, latent: Tensor) -> Tensor:
-        """Return the slate ``[*B, L]`` of a latent action: the item with the highest logit in each slot."""
-        return self.decode(latent)[0].argmax(-1)
+        """Return the slate ``[*B, L]`` of a latent action: the item with the highest logit in each slot.
+
+        With ``distinct_items`` slots are filled from the first to the last, each with its best item among those that
+        no slot before it shows.
+        """
+        logits = self.decode(latent)[0]
+        if not self.config.distinct_items:
+            return logits.argmax(-1)
+        taken, slate = torch.zeros_like(logits[..., 0, :], dtype=torch.bool), []
+        for slot in logits.unbind(-2):
+            slate.append(slot.masked_fill(taken, -torch.inf).argmax(-1))
+            taken = taken.scatter(-1, slate[-1].unsqueeze(-1), True)
+        return torch.stack(slate, -1)

@@ -30,7 +30,7 @@ from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
 
-__all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "q_diagnostics"]
+__all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "play_latent_policy", "q_diagnostics"]
 
 
 class SlateTask(OfflineTask):
@@ -121,7 +121,6 @@ class SlateTask(OfflineTask):
         env = SlateEnv(self.models.env_name, 1, catalogue=self.models.catalogue)
         return float(env._examined.sum()) / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
 
-    @torch.no_grad()
     def evaluate(
         self,
         policy: Policy,
@@ -138,25 +137,19 @@ class SlateTask(OfflineTask):
             seed: of the first user.
             random: let distributions and flows sample; their mode or zero noise otherwise.
         """
-        exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
-        # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
-        with isolated_rng(seed), set_exploration_type(exploration):
-            env = self._acting.env(episodes, device=self.device)
-            data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=self.device)
-            for _ in range(self._length):
-                data = env.step(policy(data))["next"]
-                total += data["reward"]
-        return SlateReturns(tuple(total.flatten().tolist()))
+        options: dict[str, Any] = {"episodes": episodes, "seed": seed, "random": random}
+        return play_latent_policy(self._acting, policy, **options, length=self._length, device=self.device)
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
         """Mean returns to print beside scores.
 
         Returns:
-            ``random_latent``; ``sto``, the short-term oracle; ``behaviour``, the data's own; ``oracle``, the
-            boredom-aware one; ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of
-            them.
+            ``random_latent``; ``mean_latent``, the mean of the data's latents for every user at every step; ``sto``,
+            the short-term oracle; ``behaviour``, the data's own; ``oracle``, the boredom-aware one;
+            ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of them.
         """
         found = {"random_latent": self.evaluate(self._random_latent, episodes=episodes).mean}
+        found["mean_latent"] = self.evaluate(self._mean_latent, episodes=episodes).mean
 
         def play(name: SlatePolicyName, through: bool) -> float:
             return round_trip_return(self.models, name, users=episodes, through=through, seed=EVALUATION_SEED)
@@ -171,11 +164,48 @@ class SlateTask(OfflineTask):
             found["behaviour_through_ranker"] = play(cast(SlatePolicyName, self.label), True)
         return found | {"oracle_through_ranker": play("expert", True), "oracle": play("expert", False)}
 
+    def _mean_latent(self, data: TensorDictBase) -> TensorDictBase:
+        mean = self.data.transitions["action"].mean(0)
+        return data.set("action", mean.expand(*data.batch_size, self.action_dim))
+
     def _random_latent(self, data: TensorDictBase) -> TensorDictBase:
         """Draw latents from the prior that the ranker was trained with, in the box's units."""
         box = self.models.ranker.box
         drawn = (torch.randn(*data.batch_size, self.action_dim) - box.centre) / box.scale
         return data.set("action", drawn.clamp(-1.0, 1.0).to(self.device))
+
+
+@torch.no_grad()
+def play_latent_policy(
+    models: SlateModels,
+    policy: Policy,
+    *,
+    episodes: int = 256,
+    seed: int = EVALUATION_SEED,
+    random: bool = False,
+    length: int = 100,
+    device: torch.device | str = "cpu",
+) -> SlateReturns:
+    """Play one episode with each of so many users of a latent env, all at once.
+
+    Args:
+        models: belief encoder and ranker, on ``device``.
+        policy: writes ``action`` in [-1, 1] for ``observation``.
+        episodes: users.
+        seed: of the first user.
+        random: let distributions and flows sample; their mode or zero noise otherwise.
+        length: steps of an episode.
+        device: where users are simulated.
+    """
+    exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
+    # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
+    with isolated_rng(seed), set_exploration_type(exploration):
+        env = models.env(episodes, device=device)
+        data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=device)
+        for _ in range(length):
+            data = env.step(policy(data))["next"]
+            total += data["reward"]
+    return SlateReturns(tuple(total.flatten().tolist()))
 
 
 @torch.no_grad()

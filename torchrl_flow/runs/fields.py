@@ -12,6 +12,7 @@ AFTER_TRAINING = (
     "resume",
     "results",
     "label",
+    "references",
     "eval_episodes",
     "num_videos",
     "compare_steps",

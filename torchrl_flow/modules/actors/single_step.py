@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 
 if TYPE_CHECKING:
+    from torchrl_flow.modules.actors.best_of_n import BestOfN
     from torchrl_flow.modules.actors.flow import FlowActor
 
 __all__ = ["SingleStepActor"]
@@ -19,7 +20,8 @@ class SingleStepActor(TensorDictModuleBase):
     """Use a flow actor of one frame and one action in an environment without dimensions of history and chunk.
 
     Args:
-        actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``.
+        actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``; or the
+            :class:`~torchrl_flow.modules.BestOfN` of one.
 
     Keyword Args:
         observation_key: key of the states ``[*B, D]``.
@@ -37,22 +39,28 @@ class SingleStepActor(TensorDictModuleBase):
     """
 
     def __init__(
-        self, actor: FlowActor, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action"
+        self,
+        actor: FlowActor | BestOfN,
+        *,
+        observation_key: NestedKey = "observation",
+        action_key: NestedKey = "action",
     ) -> None:
-        if actor.obs_horizon != 1 or actor.act_horizon != 1:
+        flow: Any = getattr(actor, "actor", actor)
+        if flow.obs_horizon != 1 or flow.act_horizon != 1:
             raise ValueError(
-                f"obs_horizon and act_horizon must be 1, got {actor.obs_horizon} and {actor.act_horizon}; use the "
+                f"obs_horizon and act_horizon must be 1, got {flow.obs_horizon} and {flow.act_horizon}; use the "
                 "SMDPChunk and history transforms for others."
             )
         self.in_keys = [observation_key]  # pyright: ignore[reportAttributeAccessIssue]
         self.out_keys = [action_key]  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__()
         self.actor, self.observation_key, self.action_key = actor, observation_key, action_key
+        self._state_key, self._chunk_key = flow.encoder.state_key, flow.action_key
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action."""
         observation = tensordict[self.observation_key].unsqueeze(-2)
-        key = self.actor.encoder.state_key
-        inputs = TensorDict({key: observation}, batch_size=observation.shape[:-2], device=observation.device)
-        action: torch.Tensor = self.actor(inputs)[self.actor.action_key]
+        batch, device = observation.shape[:-2], observation.device
+        inputs = TensorDict({self._state_key: observation}, batch_size=batch, device=device)
+        action: torch.Tensor = self.actor(inputs)[self._chunk_key]
         return tensordict.set(self.action_key, action.squeeze(-2))
