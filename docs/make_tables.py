@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from results/results.csv and benchmarks/results.csv.
+"""Write the tables of docs/results.md from results/results.csv and benchmarks/results.csv, and the list of files.
 
 python docs/make_tables.py            rewrite the tables
 python docs/make_tables.py --check    fail if they are not what the files say
@@ -6,6 +6,7 @@ python docs/make_tables.py --check    fail if they are not what the files say
 
 from __future__ import annotations
 
+import ast
 import csv
 import dataclasses
 import re
@@ -20,6 +21,7 @@ from torchrl_flow.functional import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
+FILES = ROOT / "docs" / "concepts" / "files.md"
 _PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview")
 WITH_TABLES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 HEAD = """# Results and timings
@@ -27,6 +29,13 @@ HEAD = """# Results and timings
 Made by `python docs/make_tables.py` from `results/results.csv` and `benchmarks/results.csv`; every row there names the
 command, commit and date that made it. Success is over the stated number of episodes from fixed seeds (10000 on), with
 terminations ignored; brackets are Wilson's 95 % intervals.
+"""
+
+
+FILES_HEAD = """# Every file
+
+Made by `python docs/make_tables.py`: each file of the library with the first sentence of its docstring. [Architecture](architecture.md) says
+what belongs into which package.
 """
 
 
@@ -200,11 +209,33 @@ def timings(found: list[dict[str, str]]) -> str:
     return "\n## Timings\n\n" + markdown_table(header, body) + "\n"
 
 
+def first_sentence(path: Path) -> str:
+    """Return the first sentence of a file's docstring, without the markup of Sphinx."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    line = " ".join(text.split("\n\n", 1)[0].split()).split(". ", 1)[0].rstrip(".")
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", line).replace("``", "`").replace("|", "\\|")
+
+
+def list_of_files() -> str:
+    """Write a table for each package: its files, and what is in them."""
+    package, parts = ROOT / "torchrl_flow", [FILES_HEAD]
+    for folder in sorted(path for path in package.iterdir() if (path / "__init__.py").exists()):
+        files = sorted(path for path in folder.rglob("*.py") if path.name != "__init__.py")
+        body = [[f"`{path.relative_to(package)}`", first_sentence(path)] for path in files]
+        parts += [
+            f"\n## {folder.name}\n\n{first_sentence(folder / '__init__.py')}.\n\n",
+            markdown_table(["file", "contents"], body),
+            "\n",
+        ]
+    return "".join(parts)
+
+
 def main(args: Args) -> None:
     """Write or compare."""
     found = rows(ROOT / "results" / "results.csv")
     text = HEAD + learning(found) + timings(rows(ROOT / "benchmarks" / "results.csv"))
     pages = {PAGE: text} | {path: fill(path.read_text(encoding="utf-8"), found) for path in WITH_TABLES}
+    pages[FILES] = list_of_files()
     for path, page in pages.items():
         if not args.check:
             path.write_text(page, encoding="utf-8")
