@@ -34,8 +34,8 @@ terminations ignored; brackets are Wilson's 95 % intervals.
 
 FILES_HEAD = """# Every file
 
-Made by `python docs/make_tables.py`: each file of the library with the first sentence of its docstring. [Architecture](architecture.md) says
-what belongs into which package.
+Made by `python docs/make_tables.py`: each file of the library with the first sentence of its docstring.
+[Architecture](architecture.md) says what belongs into which package.
 """
 
 
