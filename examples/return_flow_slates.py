@@ -12,7 +12,7 @@ makes to the velocity (classifier-free guidance), as Decision Diffuser does: htt
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -31,6 +31,7 @@ from torchrl_flow.options import (
     NonNegative,
     OfflineArgs,
     Positive,
+    Range,
     SamplingSteps,
     parse_options,
     refusals_in_one_line,
@@ -48,7 +49,7 @@ class Args(OfflineArgs):
 
     gamma: Fraction = 0.8
     """discount of the return that is the condition"""
-    ask: float = 1.5
+    ask: Annotated[float, Range(-4, 10)] = 1.5
     """return to ask for, in standard deviations above the mean of the data"""
     guidance: NonNegative = 2.0
     """weight of the difference that the condition makes; 0 leaves it out, 1 is the conditional flow"""
@@ -129,7 +130,6 @@ def main(args: Args) -> None:
     rows, statistics = task.data.transitions, task.statistics()
     returns = returns_to_go(rows["next", "reward"], rows["next", "done"], args.gamma)
     returns = (returns - returns.mean()) / returns.std().clamp(min=1e-6)
-    # The condition has mean 0 and deviation 1 already.
     neutral = {"mean": torch.zeros(1), "std": torch.ones(1)}
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)

@@ -65,8 +65,8 @@ class Args(TrainingArgs):
     """learning rate"""
     alpha: Positive = 0.05
     """temperature at the start"""
-    entropy_per_dimension: float = -1.0
-    """entropy that the temperature aims at, for each dimension of an action in [-1, 1]"""
+    target_entropy: float | None = None
+    """entropy that the temperature aims at; -1 per dimension of the latent where none is given"""
     hidden_sizes: Sizes = (256, 256)
     """hidden layers of policy and critics"""
     eval_episodes: Count = 256
@@ -87,7 +87,7 @@ def make_loss(args: Args, models: SlateModels) -> tuple[StatePolicyConfig, Any, 
         action_spec=Bounded(-1.0, 1.0, torch.Size([action]), device=args.device),
         loss_function="l2",
         alpha_init=args.alpha,
-        target_entropy=args.entropy_per_dimension * action,
+        target_entropy=-float(action) if args.target_entropy is None else args.target_entropy,
     )
     loss.make_value_estimator(gamma=args.gamma)
     return config, policy, loss

@@ -55,6 +55,15 @@ BASELINE = (*LOGGED, "--batch-size", "16", "--hidden-sizes", "16", "--eval-every
 RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     # name: (script, recipes that come before, options)
     "bc": ("shortcut_flow_bc", (), (*BC, *SMALL)),
+    # A policy that solves some episodes.
+    "expert": (
+        "shortcut_flow_bc",
+        (),
+        (
+            *("--task", "planar", "--quality", "expert", "--num-demos", "60", "--width", "96", "--depth", "2"),
+            *("--iterations", "400", "--compare-steps", "1", "--eval-every", "0", *SMALL[:2], *SMALL[4:]),
+        ),
+    ),
     "offline": (
         "aw_shortcut_flow_offline",
         ("bc",),
@@ -66,6 +75,25 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (
             *("--policy", "runs/offline", "--chunks", "64", "--num-envs", "4", "--batch-size", "16"),
             *("--eval-every", "5", *SMALL),
+        ),
+    ),
+    "awsc_rounds": (
+        "awsc_rounds",
+        ("expert",),
+        (
+            *(
+                "--policy",
+                "runs/expert",
+                "--rounds",
+                "2",
+                "--episodes",
+                "20",
+                "--iterations",
+                "10",
+                "--batch-size",
+                "16",
+            ),
+            *("--eval-every", "1", *SMALL),
         ),
     ),
     "dsrl_offline": ("dsrl_offline", ("bc",), (*DSRL, *CRITIC, *SMALL)),

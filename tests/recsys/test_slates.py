@@ -207,6 +207,8 @@ def test_evaluation_meets_the_same_users_and_leaves_randomness_alone(models, col
     assert len(one.returns) == 8
     references = task.references(episodes=16)
     assert references["oracle"] > references["random_latent"]
+    mean = task.data.transitions["action"].mean(0).expand(16, -1)
+    assert references["mean_latent"] == task.evaluate(lambda data: data.set("action", mean), episodes=16).mean
     assert references["oracle"] > references["behaviour"] > round_trip_return(models, "random", users=16, through=False)
     assert references["oracle"] > references["sto"]
     assert task.value_bound == pytest.approx(26.77, abs=0.01)

@@ -59,6 +59,7 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "shortcut_flow_bc": (*_TASKS, _Need.PLANNED),
     "aw_shortcut_flow_offline": _TASKS,
     "awsc_online": _TASKS,
+    "awsc_rounds": _TASKS,
     "awsc_pipeline": (*_TASKS, _Need.PLANNED),
     "awsc_ablations": (*_TASKS, _Need.PARALLEL),
     "awsc_diagnose": (_Need.RUNS,),
