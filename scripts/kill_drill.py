@@ -93,7 +93,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
                 "--batch-size",
                 "16",
             ),
-            *("--eval-every", "1", *SMALL),
+            *("--batch-size", "16", "--eval-every", "1", *SMALL),
         ),
     ),
     "dsrl_offline": ("dsrl_offline", ("bc",), (*DSRL, *CRITIC, *SMALL)),
