@@ -93,7 +93,9 @@ class SlateModelsArgs:
 
     def recipe(self) -> dict[str, Any]:
         """Return what the models depend on."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("output", "save_every", "threads")}
+        left_out = ("output", "save_every", "threads")
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        return {**fields, "ranker_hidden": list(self.ranker_hidden)}  # as it comes back from a file
 
     def __call__(self) -> str:
         """Train and write the file; models that are there already are reported alone.
