@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
     (r"py:(class|obj)", r"torchrl_flow\..*\.(NetworkT|Options|_Config|Loss)"),  # type variables
     # Protocols of callables, which the arguments' descriptions say in words, keys of losses, and base classes.
     (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys|CheckedReplayBuffer)"),
-    (r"py:class", r"torchrl_flow\.objectives\.flow_loss\.Averaged(Actor|Critic)"),
+    (r"py:class", r"torchrl_flow\.objectives\.flow_loss\.(Averaged(Actor|Critic)|SharedEncoder)"),
 ]
 
 

@@ -138,7 +138,7 @@ def _forked(kind: Kind, folder: Path, names: Sequence[Path], seeds: Sequence[int
         os.close(receive)
         with os.fdopen(send, "w") as pipe:
             try:
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
             except OSError:  # macOS
                 pass

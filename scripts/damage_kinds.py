@@ -79,7 +79,7 @@ def _make_maniskill(folder: Path) -> None:
     episodes = [{"episode_id": n, "episode_seed": n, "elapsed_steps": STEPS} for n in range(4)]
     kwargs = {"obs_mode": "state", "control_mode": "pd_ee_delta_pose"}
     info = {"env_id": "PickCube-v1", "env_kwargs": kwargs, "max_episode_steps": 50}
-    (folder / "t.json").write_text(json.dumps({"env_info": info, "episodes": episodes}))
+    (folder / "t.json").write_text(json.dumps({"env_info": info, "episodes": episodes}), encoding="utf-8")
 
 
 def _make_ledger(folder: Path) -> None:
@@ -255,7 +255,7 @@ def _make_run(folder: Path) -> None:
         for step in run.steps(4):
             run.log({"train/loss": 1.0 / step, "eval/success_once": 0.25 * step})
     _record(folder, 0.5)
-    (folder / "run" / "evaluation.json").write_text(json.dumps({"1": {"success_once": 0.5}}))
+    (folder / "run" / "evaluation.json").write_text(json.dumps({"1": {"success_once": 0.5}}), encoding="utf-8")
     shutil.rmtree(folder / "run" / "checkpoints")
 
 

@@ -42,7 +42,7 @@ MANISKILL, MANISKILL_STEPS, MANISKILL_ENVS = "maniskill", 100_000, 16
 
 def resident_mib(pid: int) -> float:
     """Return the memory of a process, without pages of files, which the system may take back."""
-    resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+    resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1:3]
     return (int(resident) - int(shared)) * mmap.PAGESIZE / 2**20
 
 
@@ -60,7 +60,7 @@ def step_maniskill() -> None:
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise SystemExit(f"{key} is not finite at step {number}")
         if number % 100 == 0:
-            Path("steps.txt").write_text(str(number * MANISKILL_ENVS))
+            Path("steps.txt").write_text(str(number * MANISKILL_ENVS), encoding="utf-8")
     env.close()
 
 
@@ -115,7 +115,7 @@ def soak(name: str, seconds: float, growth_mib: float) -> bool:
 def _result(name: str, status: int, ended: bool) -> tuple[bool, str]:
     """Tell whether it ended as it should, and how far it came."""
     if name == MANISKILL:
-        steps = Path("steps.txt").read_text() if Path("steps.txt").exists() else "0"
+        steps = Path("steps.txt").read_text(encoding="utf-8") if Path("steps.txt").exists() else "0"
         return (os.WEXITSTATUS(status) == 0 if ended else True), f"{steps} steps"
     run = Path("runs") / f"{name}-soak"
     stopped = not ended and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGTERM

@@ -38,7 +38,7 @@ def test_a_point_is_in_both_views_where_it_should_be_and_nothing_outside():
 @needs_maniskill
 def test_gripper_object_and_goal_are_drawn_for_each_sub_environment():
     env = ManiSkillEnv("PickCube-v1", num_envs=2, seed=0)
-    single = ManiSkillEnv("PickCube-v1", seed=0)
+    single = ManiSkillEnv("PickCube-v1", seed=0, visuals=False)
     assert not env.has_visuals
     env.reset()
     single.reset()
@@ -59,7 +59,7 @@ def test_gripper_object_and_goal_are_drawn_for_each_sub_environment():
 
 @needs_maniskill
 def test_ways_begin_anew_with_an_episode():
-    env = ManiSkillEnv("PickCube-v1", seed=0, control_mode="pd_ee_delta_pos")
+    env = ManiSkillEnv("PickCube-v1", seed=0, control_mode="pd_ee_delta_pos", visuals=False)
     td = env.reset(seed=3)
     first = env.render()
     action = torch.tensor([0.0, 0.0, 1.0, 1.0])

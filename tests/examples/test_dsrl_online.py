@@ -180,7 +180,7 @@ def test_every_row_of_the_replay_says_whether_it_is_a_demonstration(monkeypatch)
         made.append(extend(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr("torchrl_flow.training.macro_replay", noting)
+    monkeypatch.setattr("torchrl_flow.policies.steering_start.macro_replay", noting)
     # Memory that was never written must not look like a flag by chance.
     empty = torch.empty
 

@@ -367,7 +367,8 @@ def test_every_recipe_evaluates_along_the_way_by_default(recipe, here):
     if "iterations" in defaults or "chunks" in defaults:
         assert defaults["eval_every"] > 0
         assert defaults["log_every"] > 0
-    elif recipe == "awsc_pipeline":  # Its tables are of stages that start from the last policy of the one before.
+    # Tables of stages that start from the last policy of the one before; an evaluation before and one after.
+    elif recipe in ("awsc_pipeline", "trainer"):
         assert defaults["eval_every"] == 0
     else:  # A rhythm that depends on the length, or the one of the scripts that are started.
         assert defaults.get("eval_every") is None

@@ -28,6 +28,8 @@ def text_calls_without_encoding(source: str) -> list[int]:
                 "cls",
                 "os",
                 "archive",
+                "zip",
+                "file.zip",
                 "image",
                 "webbrowser",
             )

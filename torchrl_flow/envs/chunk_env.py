@@ -71,7 +71,7 @@ def make_chunk_env(
         gamma: discount of the rewards inside a chunk, in [0, 1].
         obs_keys: observations that get a history dimension.
         success_key: where the env tells success; nothing is copied where the env has no such key.
-        record_steps: add a :class:`~torchrl_flow.envs.transforms.steps.StepRecorder`, off until it is started.
+        record_steps: add a ``StepRecorder``, off until it is started.
         **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Returns:

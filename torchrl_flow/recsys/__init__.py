@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from torchrl_flow.recsys.functional import binary_auc, gaussian_kl, latent_sample, slate_vae_terms
     from torchrl_flow.recsys.model_training import SlateModelsArgs, round_trip_return, train_slate_models
     from torchrl_flow.recsys.models import SlateLogs, SlateModels, play_slates
-    from torchrl_flow.recsys.names import SLATE_ENVS
+    from torchrl_flow.recsys.names import SLATE_ENVS, SlatePolicyName
     from torchrl_flow.recsys.option_types import SlateEnvName
     from torchrl_flow.recsys.policies import (
         SLATE_POLICIES,
         SlatePolicy,
-        SlatePolicyName,
         diverse_slate,
         make_slate_policy,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from tensordict import TensorDictBase
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from torchrl_flow.recsys.catalogue import ItemCatalogue
 from torchrl_flow.recsys.dynamics import effective_user
+from torchrl_flow.recsys.names import SlatePolicyName
 
-SlatePolicyName = Literal["random", "sto", "logged", "medium", "expert"]
-"""Name of a reference policy."""
 SLATE_POLICIES = get_args(SlatePolicyName)
 """Names of the reference policies of the slate recommender."""
 
