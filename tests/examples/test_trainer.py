@@ -47,8 +47,9 @@ def make_env(num_envs=4):
 
 
 @pytest.fixture
-def flow_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # Demonstrations that a checkpoint names are made below the current directory alone.
+def flow_checkpoint(tmp_path):
+    # Elsewhere than below the current directory, demonstrations are made where their directory exists alone.
+    (tmp_path / "demos").mkdir()
     flow, path = make_flow(), tmp_path / "bc" / "checkpoints" / "checkpoint-1.torchrl"
     path.parent.mkdir(parents=True)
     task = {**task_info(make_env()), "task": PLANAR}
