@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
-from torchrl_flow.data.demos.task_match import padding_of
+from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate, record_episodes, successful_part
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
@@ -43,7 +42,7 @@ from torchrl_flow.policies import load_flow_checkpoint, policy_evaluation_env, w
 from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
 from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING
-from torchrl_flow.training import gradient_step
+from torchrl_flow.training import gradient_step, warmup_cosine
 
 FIRST_SEED = 1_000_000
 """Seed of the first episode to learn from; evaluations play the seeds from 10000 on."""
@@ -100,8 +99,7 @@ class Learner:
 
     def update(self, args: Args, data: DemoReplayBuffer, step: int) -> dict[str, Any]:
         """Do one gradient step, the given one of its round."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / args.iterations))
-        self.adamw.param_groups[0]["lr"] = args.lr * min(1.0, step / 200) * (0.01 + 0.99 * cosine)
+        self.adamw.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
         losses = self.loss(batch)
         total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": self.adamw}
@@ -133,12 +131,12 @@ def play(args: Args, run: Run, env: EnvBase, actor: FlowActor, number: int) -> D
     return DemoStore.from_episodes(episodes, root, task_info=task_info(env), metadata=counted)
 
 
-def chunks_of(args: Args, store: DemoStore, actor: FlowActor) -> DemoReplayBuffer:
+def chunks_of(args: Args, run: Run, store: DemoStore, actor: FlowActor) -> DemoReplayBuffer:
     """Cut the kept episodes into chunks."""
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
-    padding: Any = padding_of(store.task_info["control_mode"])
-    options: dict[str, Any] = {"batch_size": args.batch_size, "next_obs": False, "device": args.device}
-    return DemoReplayBuffer(store, padding=padding, mask_padding=False, **horizons, **options)
+    options: dict[str, Any] = {"batch_size": args.batch_size, "next_obs": False, "device": args.device, **horizons}
+    source = DemoSource(path=str(store.root), num_demos=None)
+    return source.load(run.task, uses_rewards=False, padding="hold", mask_padding=False, **options)
 
 
 def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
@@ -150,7 +148,7 @@ def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
         if data is None or store is None or within == 0:
             store = play(args, run, env, learner.loss.ema_actor(), number + 1)
             run.counters["env_steps"] = store.metadata["env_steps"]
-            data = chunks_of(args, store, actor)
+            data = chunks_of(args, run, store, actor)
         if within == 0:
             start = learner.loss.ema_actor()
             made: dict[str, Any] = {"statistics": data.statistics()} if args.anew else {"start": start}

@@ -18,8 +18,7 @@ from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.run_arguments import resolve_device
 from torchrl_flow.options.types import Count, NonNegative, NonNegativeInt, Seed, check_options
 from torchrl_flow.policies.acting import load_acting_policy, policy_kind, run_labels
-from torchrl_flow.policies.environment import checkpoint_env
-from torchrl_flow.policies.training_env import training_env_options
+from torchrl_flow.policies.training_env import policy_evaluation_env
 from torchrl_flow.reports.conclusion import conclude
 from torchrl_flow.reports.results import record_results
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
@@ -126,18 +125,14 @@ class EvaluateArgs:
         if self.num_steps is not None:
             policy.num_steps = self.num_steps
         options: dict[str, Any] = {"max_episode_steps": self.max_episode_steps}
-        if self.num_envs is not None or self.sim_backend is not None:
-            simulation: dict[str, Any] = {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
-            task, obs_mode = checkpoint.task["task"], checkpoint.task.get("obs_mode")
-            found = training_env_options(task, planar_envs=50, obs_mode=obs_mode, **simulation)
-            options |= found if self.num_envs is not None else {k: v for k, v in found.items() if k != "num_envs"}
+        options |= {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
         if (
             self.num_videos == 0
             and checkpoint.task.get("task") != PLANAR
             and checkpoint.task.get("obs_mode") == "state"
         ):
             options["visuals"] = False
-        env = checkpoint_env(checkpoint, episodes=episodes, **options)
+        env = policy_evaluation_env(checkpoint, episodes=episodes, **options)
         print(f"{env.batch_size.numel()} environments at a time", flush=True)
         result, report = conclude(
             output,

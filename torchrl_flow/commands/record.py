@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -18,7 +18,7 @@ from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.run_arguments import resolve_device
 from torchrl_flow.options.types import Count, NonNegative, NonNegativeInt, check_options
 from torchrl_flow.policies.acting import load_acting_policy, policy_kind
-from torchrl_flow.policies.environment import checkpoint_env
+from torchrl_flow.policies.training_env import policy_evaluation_env
 from torchrl_flow.runs.names import Which
 
 __all__ = ["RecordArgs"]
@@ -72,13 +72,12 @@ class RecordArgs:
         kind = policy_kind(checkpoint)
         if kind.on_logged_data:
             raise SystemExit(f"{self.checkpoint} holds a {kind.name}, which acts on logged data: nothing to record.")
-        simulation: dict[str, Any] = {} if self.num_envs is None else {"num_envs": self.num_envs or None}
-        env = checkpoint_env(
+        env = policy_evaluation_env(
             checkpoint,
+            num_envs=self.num_envs,
             episodes=self.episodes,
             max_episode_steps=self.max_episode_steps,
             record_steps=True,
-            **simulation,
         )
         seeds = range(self.first_seed, self.first_seed + self.episodes)
         episodes = record_episodes(env, policy, seeds, noise_scale=self.noise_scale)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-__all__ = ["base_env", "layers"]
+__all__ = ["base_env", "find_transform", "layers"]
+
+TransformT = TypeVar("TransformT", bound=Transform)
 
 
 def layers(env: EnvBase) -> Iterator[EnvBase]:
@@ -24,3 +27,12 @@ def base_env(env: EnvBase) -> EnvBase:
     """
     *_, innermost = layers(env)
     return innermost
+
+
+def find_transform(env: EnvBase, kind: type[TransformT]) -> TransformT | None:
+    """Return the outermost transform of a kind among those of an environment, nested ones too; None where none is."""
+    for layer in layers(env):
+        for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
+            if isinstance(module, kind):
+                return module
+    return None

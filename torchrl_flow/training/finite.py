@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.training.guard import UpdateGuard, current_guard
-from torchrl_flow.util.numbers import MAX_MAGNITUDE, NonFiniteError
+from torchrl_flow.util.numbers import NonFiniteError, first_implausible
 
 __all__ = [
     "NonFiniteError",
@@ -37,13 +37,11 @@ def non_finite_entries(data: TensorDictBase) -> list[str]:
     """
     found = []
     for key, value in data.items(True, True):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            continue
-        bad = ~(value.abs() <= MAX_MAGNITUDE)
-        if bad.any():
-            first = bad.reshape(bad.shape[0], -1).any(1).nonzero()[0].item() if bad.ndim else 0
+        wrong = first_implausible(value) if isinstance(value, Tensor) else None
+        if wrong is not None:
+            place, _ = wrong
             name = key if isinstance(key, str) else ".".join(key)
-            found.append(f"{name!r} (row {first}: {value[bad].reshape(-1)[0].item()})")
+            found.append(f"{name!r} (row {place[0] if place else 0}: {value[place].item()})")
     return found
 
 

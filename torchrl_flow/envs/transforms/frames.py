@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, Transform, TransformedEnv
+from torchrl.envs import EnvBase, Transform
 
-from torchrl_flow.envs.unwrap import layers
+from torchrl_flow.envs.unwrap import find_transform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,8 +134,4 @@ class FrameRecorder(Transform):
 
 def find_recorder(env: EnvBase) -> FrameRecorder | None:
     """Return the recorder among the transforms of ``env``, or None."""
-    for layer in layers(env):
-        for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
-            if isinstance(module, FrameRecorder):
-                return module
-    return None
+    return find_transform(env, FrameRecorder)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, Transform, TransformedEnv
+from torchrl.envs import EnvBase, Transform
 
-from torchrl_flow.envs.unwrap import layers
+from torchrl_flow.envs.unwrap import find_transform
 
 __all__ = ["StepRecorder", "find_step_recorder"]
 
@@ -85,8 +85,4 @@ class StepRecorder(Transform):
 
 def find_step_recorder(env: EnvBase) -> StepRecorder | None:
     """Return the recorder among the transforms of ``env``, or None."""
-    for layer in layers(env):
-        for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
-            if isinstance(module, StepRecorder):
-                return module
-    return None
+    return find_transform(env, StepRecorder)
