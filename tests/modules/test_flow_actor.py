@@ -207,3 +207,31 @@ def test_double_precision_is_named_with_its_key_and_what_helps():
     with pytest.raises(ValueError, match=r"'observation' is torch\.float64 .*torch\.float32.*DoubleToFloat"):
         actor(data)
     assert actor.to(torch.float64)(data)["action"].dtype == torch.float64
+
+
+def bounded_actor(q01, q99, low=(-1.0, -1.0), high=(1.0, 1.0)):
+    """Build an actor whose data have these quantiles of the actions, under these bounds."""
+    from torchrl_flow import FlowActorConfig, make_flow_actor
+
+    low, high, q01, q99 = (torch.tensor(values) for values in (low, high, q01, q99))
+    action = {"q01": q01, "q99": q99, "min": q01 - 1, "max": q99 + 1, "mean": (q01 + q99) / 2, "std": q99 - q01}
+    states = {name: torch.tensor([0.0, 1.0]) + number for number, name in enumerate(action)}
+    statistics = {"observation": states, "action": action}
+    config = FlowActorConfig(action_dim=2, state_dim=2)
+    return make_flow_actor(config, statistics=statistics, action_low=low, action_high=high)
+
+
+def test_actions_of_the_data_within_the_bounds_or_beyond_in_single_rows_are_taken(recwarn):
+    bounded_actor((-1.0, -0.5), (1.0, 0.5))
+    bounded_actor((-9.0, -9.0), (9.0, 9.0), (-torch.inf, -torch.inf), (torch.inf, torch.inf))
+    assert not recwarn.list
+
+
+def test_actions_of_the_data_beyond_the_bounds_are_said():
+    with pytest.warns(UserWarning, match=r"outside the environment's bounds in dimensions \[1\].*\[1.25\].*\[1.0\]"):
+        bounded_actor((-1.0, -0.5), (1.0, 1.25))
+
+
+def test_actions_of_another_unit_are_refused():
+    with pytest.raises(ValueError, match=r"dimensions \[0\].*Scale the actions"):
+        bounded_actor((-30.0, -0.5), (1.0, 0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -167,8 +168,12 @@ def make_flow_actor(
         the actor, with the configuration as ``actor.config``.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if sizes do not fit together, or the actions of the statistics are of another scale than the bounds.
+
+    Warns:
+        UserWarning: if more than 1 % of the actions of the statistics lie outside the bounds.
     """
+    _check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
     pixel_encoder = state_shape = state_normalizer = None
     if config.pixels_size is not None:
         shape = (config.obs_horizon, 3, *config.pixels_size)
@@ -203,3 +208,30 @@ def make_flow_actor(
     )
     actor.config = config
     return actor
+
+
+def _check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:
+    """Compare the quantiles of the demonstrated actions with the bounds that the actor clamps to."""
+    if low is None or high is None or not {"q01", "q99"} <= action.keys():
+        return
+    excess = torch.maximum(low - action["q01"], action["q99"] - high) / (high - low)
+    outside = (excess > 1e-3).nonzero().flatten().tolist()
+    if not outside:
+        return
+    ranges = [
+        f"{name} {[round(v, 4) for v in values[outside].tolist()]}"
+        for name, values in (
+            ("1 % quantiles", action["q01"]),
+            ("99 % quantiles", action["q99"]),
+            ("low", low),
+            ("high", high),
+        )
+    ]
+    text = (
+        f"the actions of the data lie outside the environment's bounds in dimensions {outside}: {', '.join(ranges)}. "
+        "The actor clamps its actions to the bounds. Scale the actions, or give the bounds of the controller with "
+        "which the data were recorded."
+    )
+    if excess[outside].max() > 1:  # Beyond by more than the whole range: no noise, but another unit.
+        raise ValueError(text)
+    warnings.warn(text, stacklevel=3)
