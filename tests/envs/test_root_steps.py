@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -329,3 +331,17 @@ class TestTrainers:
         trainer.train()
         assert len(seen) == 4
         assert all((read == executed).all() for read, executed in seen)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_parallel_env_is_named():
+    env = chunks_around_workers(ParallelEnv)
+    workers = env.base_env
+    while not isinstance(workers, ParallelEnv):
+        workers = workers.base_env
+    env.rollout(2)
+    os.kill(workers._workers[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"worker 1 (dead|\(exit code -9\))"):
+        env.rollout(2)
+    with pytest.raises(RuntimeError, match="worker 1"):
+        env.close()

@@ -126,6 +126,7 @@ def test_reinflow_is_stopped_named_its_dead_process_and_resumed(tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, out
     assert "Traceback" not in out
+    assert "leaked" not in out  # no semaphore and no shared memory is left behind
     stopped = load_checkpoint(run)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 

@@ -116,3 +116,18 @@ def test_resuming_with_other_settings_is_refused(whole):
     out, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "lr: 0.001 before, 0.5 now" in out
+
+
+def test_a_machine_without_home_directory_and_variables(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "torchrl_flow", "run", "shortcut_flow_bc", *SMALL, "--iterations", "4"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.defpath, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs").glob("*/report.html")
+    assert load_checkpoint(run.parent).step == 4
