@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import CriticConfig
 from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.options import (
@@ -72,7 +72,7 @@ def train(
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            result = evaluate(env, loss_module.ema_actor(), validation_seeds(50), progress=False)
             run.log_evaluation(result.metrics())
 
 

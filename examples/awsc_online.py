@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.data import MixedReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import CriticConfig
 from torchrl_flow.objectives import AWFlowLoss
 from torchrl_flow.options import (
@@ -149,7 +149,7 @@ def train(
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
             average = loss_module.ema_actor()
-            run.log_evaluation(evaluate(eval_env, average, range(20_000, 20_050), progress=False).metrics())
+            run.log_evaluation(evaluate(eval_env, average, validation_seeds(50), progress=False).metrics())
     rollouts.close()
 
 

@@ -24,6 +24,7 @@ from torchrl_flow.data import DemoReplayBuffer, DemoStore
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate, record_episodes, successful_part
+from torchrl_flow.evaluation.seeds import TRAINING_SEED, validation_seeds
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.options import (
@@ -43,9 +44,6 @@ from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
 from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING
 from torchrl_flow.training import gradient_step, warmup_cosine
-
-FIRST_SEED = 1_000_000
-"""Seed of the first episode to learn from; evaluations play the seeds from 10000 on."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -76,8 +74,8 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
-        if self.episodes >= FIRST_SEED:
-            raise SystemExit(f"--episodes {self.episodes} of a round must be below {FIRST_SEED}: give more --rounds.")
+        if self.episodes >= TRAINING_SEED:
+            raise SystemExit(f"--episodes must be below {TRAINING_SEED}, got {self.episodes}: give more --rounds.")
 
 
 class Learner:
@@ -117,7 +115,7 @@ def play(args: Args, run: Run, env: EnvBase, actor: FlowActor, number: int) -> D
     before = DemoStore.open(root.with_name(str(number - 1))) if number > 1 else None
     counted = {"env_steps": 0 if before is None else before.metadata["env_steps"], "solved": 0}
     kept = []
-    first = FIRST_SEED * number
+    first = TRAINING_SEED * number
     for episode in record_episodes(env, actor, range(first, first + args.episodes), noise_scale=args.noise_scale):
         counted["env_steps"] += len(episode)
         part = successful_part(episode, args.hold)
@@ -160,7 +158,7 @@ def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
             metrics |= {"env_steps": run.counters["env_steps"], "wall_s": run.wall_s, "success": solved}
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if within + 1 == args.iterations and args.eval_every:
-            result = evaluate(env, learner.loss.ema_actor(), range(20_000, 20_100), progress=False)
+            result = evaluate(env, learner.loss.ema_actor(), validation_seeds(100), progress=False)
             run.log_evaluation(result.metrics())
     return learner
 

@@ -20,6 +20,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_flow.data import module_digest
+from torchrl_flow.evaluation import evaluation_seeds
 from torchrl_flow.modules import CriticConfig, FlowActor, SteeredFlowActor, make_latent_critics, write_features
 from torchrl_flow.objectives import LatentSACLoss
 from torchrl_flow.options import (
@@ -120,7 +121,7 @@ def main(args: Args) -> None:
         output,
         stages,
         env,
-        range(10_000, 10_000 + args.eval_episodes),
+        evaluation_seeds(args.eval_episodes),
         task=checkpoint.task,
         recipe=args.recipe or run_labels(checkpoint).recipe,
         seed=checkpoint.config["seed"],

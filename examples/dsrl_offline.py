@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, validation_seeds
 from torchrl_flow.modules import (
     CriticConfig,
     FlowActor,
@@ -142,7 +142,7 @@ def train(
         if run.due(args.log_every) or step == warm_up + 1:
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if step > warm_up and run.due(args.eval_every):
-            run.log_evaluation(evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(env, actor, validation_seeds(100), progress=False).metrics())
 
 
 def main(args: Args) -> None:

@@ -20,7 +20,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_flow.envs import CollectorEnvs, task_info
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, validation_seeds
 from torchrl_flow.modules import (
     FlowActor,
     LatentGaussianPolicy,
@@ -161,7 +161,7 @@ def train(
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):
-            run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(envs[1], actor, validation_seeds(100), progress=False).metrics())
     rollouts.close()
 
 

@@ -21,7 +21,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, validation_seeds
 from torchrl_flow.modules import CriticConfig, LatentPolicyConfig, QEnsemble, SteeredFlowActor, make_critic
 from torchrl_flow.objectives import ChunkCriticLoss, DistilledSACLoss, LatentAWMLELoss, LatentScorer
 from torchrl_flow.options import (
@@ -140,7 +140,7 @@ def train(
         if run.due(args.log_every) or step - 1 in ends:
             run.log({f"train/{key}": value for key, value in {**metrics, **losses}.items()})
         if step > ends[1] and run.due(args.eval_every):
-            run.log_evaluation(evaluate(env, actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(env, actor, validation_seeds(100), progress=False).metrics())
     return latent_value_gap(sac.mean_value, policy, fixed)
 
 

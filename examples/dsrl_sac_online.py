@@ -22,7 +22,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import CollectorEnvs, task_info
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, validation_seeds
 from torchrl_flow.modules import CriticConfig, LatentPolicyConfig, SteeredFlowActor
 from torchrl_flow.objectives import DistilledSACLoss
 from torchrl_flow.options import (
@@ -150,7 +150,7 @@ def train(
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
-            run.log_evaluation(evaluate(envs[1], actor, range(20_000, 20_100), progress=False).metrics())
+            run.log_evaluation(evaluate(envs[1], actor, validation_seeds(100), progress=False).metrics())
     rollouts.close()
 
 

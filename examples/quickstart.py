@@ -14,7 +14,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore
 from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations, make_chunk_env
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, evaluation_seeds
 from torchrl_flow.figures import tile_episodes, video_suffix, write_video
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
@@ -71,7 +71,7 @@ def main(args: Args) -> None:
     env = make_chunk_env(env, obs_horizon=2, act_horizon=8, gamma=0.99)
     for num_steps in (1, 4):
         policy_kwargs = {"num_steps": num_steps}
-        seeds = range(10_000, 10_000 + args.episodes)
+        seeds = evaluation_seeds(args.episodes)
         result = evaluate(env, loss_module.ema_actor(), seeds, policy_kwargs=policy_kwargs, num_videos=4)
         print(f"K = {num_steps}: {result.summary()}")
     try:

@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import PLANAR, CollectorEnvs, task_info
-from torchrl_flow.evaluation import evaluate
+from torchrl_flow.evaluation import evaluate, validation_seeds
 from torchrl_flow.modules import (
     FlowActor,
     FlowActorConfig,
@@ -159,7 +159,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, 
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(eval_every):
-            run.log_evaluation(evaluate(eval_env, actor, range(20_000, 20_050), progress=False).metrics())
+            run.log_evaluation(evaluate(eval_env, actor, validation_seeds(50), progress=False).metrics())
     rollouts.close()
 
 

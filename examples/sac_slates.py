@@ -20,6 +20,7 @@ from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from torchrl_flow.evaluation import TRAINING_SEED, VALIDATION_SEED
 from torchrl_flow.modules import ActionBox, StatePolicyConfig, make_state_policy, make_state_values
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
@@ -96,7 +97,7 @@ def make_loss(args: Args, models: SlateModels) -> tuple[StatePolicyConfig, Any, 
 @torch.no_grad()
 def collect(args: Args, models: SlateModels, policy: Any, iteration: int) -> TensorDictBase:
     """Play an episode with each of new users, by random latents at first, and return the transitions ``[N]``."""
-    env: Any = models.env(args.num_envs, seed=1_000_000 * (args.seed + 1) + iteration * args.num_envs)
+    env: Any = models.env(args.num_envs, seed=TRAINING_SEED * (args.seed + 1) + iteration * args.num_envs)
     with set_exploration_type(ExplorationType.RANDOM):
         data = env.rollout(env.base_env.max_episode_steps, policy if iteration > args.warm_up else None)
     kept = ("observation", "action", ("next", "observation"), ("next", "reward"))
@@ -124,7 +125,7 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if run.due(args.eval_every):
-            run.log(play_latent_policy(models, policy, episodes=args.eval_episodes, seed=20_000).metrics())
+            run.log(play_latent_policy(models, policy, episodes=args.eval_episodes, seed=VALIDATION_SEED).metrics())
             run.request_save()
 
 

@@ -20,7 +20,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import ObsMode, action_bounds, make_evaluation_env, task_info
-from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.options import (
@@ -163,7 +163,7 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
             metrics = {**losses, "gradient_norm": norms["gradient_norm_adamw"]}
             run.log({f"train/{key}": value for key, value in metrics.items()})
         if args.eval_every and step % args.eval_every == 0:
-            result = evaluate(env, loss_module.ema_actor(), range(20_000, 20_050), progress=False)
+            result = evaluate(env, loss_module.ema_actor(), validation_seeds(50), progress=False)
             run.log_evaluation(result.metrics())
 
 

@@ -29,7 +29,7 @@ from torchrl_flow import options as opt
 from torchrl_flow.data import MixedReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import task_info
-from torchrl_flow.evaluation import EvaluationResult, evaluate
+from torchrl_flow.evaluation import EvaluationResult, evaluate, evaluation_seeds, validation_seeds
 from torchrl_flow.policies import LATENT_POLICY, load_flow_checkpoint, load_policy, make_training_envs
 from torchrl_flow.runs import TrainingCheckpoint, save_checkpoint
 
@@ -175,11 +175,11 @@ def main(args: Args) -> EvaluationResult:
     flow, start = load_policy(load_flow_checkpoint(args.policy, which=args.which))
     envs = make_training_envs(start, num_envs=args.num_envs, gamma=args.gamma, episodes=args.eval_episodes)
     score = functools.partial(evaluate, envs[1], progress=False)  # of other episodes, which reach no buffer
-    seeds = range(10_000, 10_000 + args.eval_episodes)
+    seeds = evaluation_seeds(args.eval_episodes)
     print("before:", score(flow, seeds).summary(), flush=True)
     build = {"reinflow": reinflow, "awsc": awsc, "dsrl_ppo": dsrl, "dsrl_sac": dsrl}[args.algorithm]
     trainer, policy, modules, schedules = build(args, flow, envs[0], start)
-    others = lambda: score(policy, range(20_000, 20_020)).metrics()  # noqa: E731
+    others = lambda: score(policy, validation_seeds(20)).metrics()  # noqa: E731
     hooks = training.ChunkHooks(schedules, others, eval_every=args.eval_every)
     hooks.register(trainer)
     if args.algorithm == "dsrl_sac":  # keep what the loss reads

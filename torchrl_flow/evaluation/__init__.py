@@ -12,17 +12,27 @@ if TYPE_CHECKING:
     from torchrl_flow.evaluation.policy_episodes import record_episodes, successful_part
     from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, success_metrics, warm_up
     from torchrl_flow.evaluation.result import EvaluationResult
+    from torchrl_flow.evaluation.seeds import (
+        TRAINING_SEED,
+        VALIDATION_SEED,
+        evaluation_seeds,
+        validation_seeds,
+    )
 
 __all__ = [
+    "TRAINING_SEED",
+    "VALIDATION_SEED",
     "EvaluationResult",
     "OfflineTask",
     "SlateReturns",
     "compare_num_steps",
     "episode_returns",
     "evaluate",
+    "evaluation_seeds",
     "record_episodes",
     "success_metrics",
     "successful_part",
+    "validation_seeds",
     "values_and_returns",
     "values_within_states",
     "warm_up",

@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.envs import reset_with_seeds
+from torchrl_flow.evaluation.seeds import evaluation_seeds
 from torchrl_flow.modules import FlowActor, QEnsemble
 from torchrl_flow.util.progress import Progress
 
@@ -35,7 +36,7 @@ def values_and_returns(
     with bar, set_exploration_type(ExplorationType.RANDOM):
         for first in range(0, episodes, parallel):
             steps = []
-            data = reset_with_seeds(env, list(range(10_000 + first, 10_000 + first + parallel)))
+            data = reset_with_seeds(env, list(evaluation_seeds(first + parallel))[first:])
             alive = torch.arange(first, first + parallel) < episodes
             while alive.any():
                 data = env.step(actor(data))

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from torchrl_flow.data.logged.npz import NpzReplayBuffer
 from torchrl_flow.data.logged.npz_file import open_npz, read_member
+from torchrl_flow.evaluation.seeds import EVALUATION_SEED
 from torchrl_flow.modules.actors.action_box import ActionBox
 
-__all__ = ["EVALUATION_SEED", "OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
+__all__ = ["OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
-EVALUATION_SEED = 10_000
-"""Seed of the first user of every evaluation: all policies meet the same users."""
 DIAGNOSTIC_ROWS = 2048
 """Transitions, spread over the data, on which a trained policy is judged without an environment."""
 

@@ -11,7 +11,8 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import LossModule
 
-from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
+from torchrl_flow.evaluation.offline_task import OfflineTask, Policy, SlateReturns
+from torchrl_flow.evaluation.seeds import EVALUATION_SEED
 from torchrl_flow.offline.report import write_offline_report
 from torchrl_flow.recsys.task import q_diagnostics
 from torchrl_flow.reports.results import record_results

@@ -12,7 +12,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.logged.npz import read_npz_metadata
-from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
+from torchrl_flow.evaluation.offline_task import OfflineTask, Policy, SlateReturns, on_device
+from torchrl_flow.evaluation.seeds import EVALUATION_SEED
 from torchrl_flow.recsys import SLATE_ENVS
 from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.sardine_task import SARDINE_PREFIX, SardineTask

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchrl_flow.evaluation.seeds import TRAINING_SEED
 from torchrl_flow.options.names import WritableFile
 from torchrl_flow.options.refusals import refusals_in_one_line
 from torchrl_flow.options.types import Count, NonNegative, Positive, Seed, check_options
@@ -178,7 +179,7 @@ def mixed_logs(args: SlateModelsArgs, catalogue: ItemCatalogue, episodes: int, *
     share = max(1, episodes // len(LOGGING_POLICIES))
     env = SlateEnv(args.env, share, catalogue=catalogue, privileged=True)
     generator = torch.Generator().manual_seed(seed)
-    first = 1_000_000 * (seed + 1)
+    first = TRAINING_SEED * (seed + 1)
     parts = [
         play_slates(env, name, seed=first + i * share, generator=generator) for i, name in enumerate(LOGGING_POLICIES)
     ]

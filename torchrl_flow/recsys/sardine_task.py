@@ -13,7 +13,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.data.logged.npz import NpzReplayBuffer
 from torchrl_flow.data.logged.npz_stream import NpzStream
-from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns, on_device
+from torchrl_flow.evaluation.offline_task import OfflineTask, Policy, SlateReturns, on_device
+from torchrl_flow.evaluation.seeds import EVALUATION_SEED, TRAINING_SEED
 from torchrl_flow.modules.actors.action_box import ActionBox
 from torchrl_flow.options.names import WritableFile
 from torchrl_flow.options.refusals import refusals_in_one_line
@@ -92,8 +93,8 @@ def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
     stream = NpzStream(args.path, columns, {**dataclasses.asdict(args), "output": None})
     with Progress(args.episodes, initial=stream.position, unit="episode", enabled=progress) as bar:
         while stream.position < args.episodes:
-            with isolated_rng(1_000_000 * (args.seed + 1) + stream.position):
-                rollout = _play(env, policy, 1_000_000 * (args.seed + 1) + stream.position)
+            with isolated_rng(TRAINING_SEED * (args.seed + 1) + stream.position):
+                rollout = _play(env, policy, TRAINING_SEED * (args.seed + 1) + stream.position)
             stream.append(_rows(rollout))
             stream.commit(stream.position + 1)
             bar.update()

@@ -17,7 +17,8 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.data.logged.npz import NpzReplayBuffer, read_npz_metadata
-from torchrl_flow.evaluation.offline_task import EVALUATION_SEED, OfflineTask, Policy, SlateReturns
+from torchrl_flow.evaluation.offline_task import OfflineTask, Policy, SlateReturns
+from torchrl_flow.evaluation.seeds import EVALUATION_SEED
 from torchrl_flow.modules.actors.action_box import ActionBox
 from torchrl_flow.modules.actors.state_policy import StatePolicyConfig, make_state_policy
 from torchrl_flow.recsys.collect import SLATE_FORMAT

@@ -17,6 +17,7 @@ from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation.group_rollout import Policy
 from torchrl_flow.evaluation.protocol import compare_num_steps, evaluate, warm_up
 from torchrl_flow.evaluation.result import EvaluationResult
+from torchrl_flow.evaluation.seeds import evaluation_seeds
 from torchrl_flow.figures.video import can_write_video, tile_episodes, video_suffix, write_video
 from torchrl_flow.modules import BestOfN, FlowActor, QEnsemble, SteeredFlowActor
 from torchrl_flow.reports.report import write_report
@@ -226,7 +227,7 @@ def conclude_run(
         run.directory,
         actor,
         env,
-        range(10_000, 10_000 + options["eval_episodes"]),
+        evaluation_seeds(options["eval_episodes"]),
         task=run.task,
         recipe=recipe,
         stage=" ".join(words) or None,
