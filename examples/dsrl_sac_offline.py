@@ -129,7 +129,7 @@ def train(
             name, (loss, metrics) = "critic", td.qvalue_loss(batch)
             losses = {"loss_qvalue": loss}
         elif step <= ends[1]:
-            name, (loss, metrics) = "latent_critics", sac.qvalue_loss(batch)
+            name, (loss, metrics) = "latent_critics", sac.qvalue_loss(args.distillation_rows(batch))
             losses = {"loss_qvalue": loss}
         else:
             name, metrics = "policy", aw_mle(batch) if args.extraction == "aw_mle" else sac.policy_loss(batch)

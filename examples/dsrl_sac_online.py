@@ -31,6 +31,7 @@ from torchrl_flow.options import (
     NonNegativeInt,
     OnlineSteeringArgs,
     Positive,
+    option_name,
     parse_options,
     refusals_in_one_line,
 )
@@ -87,8 +88,11 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
-        if not self.na and (self.distillation != Args.distillation or self.distill_steps != Args.distill_steps):
-            raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
+        distilling = ("distillation", "distill_steps", "distill_latents", "within_state_weight")
+        if not self.na and any(getattr(self, name) != getattr(Args, name) for name in distilling):
+            raise SystemExit(
+                f"{', '.join(map(option_name, distilling))} are for --na: without it nothing is distilled."
+            )
         if self.buffer_size < self.batch_size:
             raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
         if self.warm_up >= self.iterations:
@@ -112,7 +116,7 @@ def update(args: Args, losses: LatentLosses, adam: Optimizers, batch: TensorDict
     minimise({"loss_qvalue": loss}, "critics" if td is None else "critic")
     losses.target.step()
     if isinstance(sac, DistilledSACLoss):
-        for pairs in sac.distillation_pairs(batch, args.distill_steps).unbind(0):
+        for pairs in sac.distillation_pairs(args.distillation_rows(batch), args.distill_steps).unbind(0):
             distillation, details = sac.qvalue_loss(pairs)
             minimise({"loss_qvalue": distillation}, "critics")
             metrics["distillation_error"] = details["td_error"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_pairs_are_of_a_latent_and_the_value_of_its_action(mode):
     assert pairs.shape == (3, 16 if mode == "both" else 8)
     teacher = loss.teacher.critic_network
     if mode != "aliased":
-        drawn = pairs[1, :8]
+        drawn = pairs[1, :: 2 if mode == "both" else 1]
         assert drawn["latent"].abs().max() < 1.5
         assert torch.equal(drawn["observation"], batch["observation"])
         data = loss.teacher.actor_network(drawn.select("observation").set("noise", drawn["latent"]))
@@ -167,7 +168,7 @@ def test_pairs_are_of_a_latent_and_the_value_of_its_action(mode):
         torch.testing.assert_close(drawn["distillation_target"].mT, wanted)
         assert not torch.equal(pairs[0, 0]["latent"], pairs[1, 0]["latent"])
     if mode != "forward":
-        given = pairs[2, -8:]
+        given = pairs[2, 1::2] if mode == "both" else pairs[2]
         assert torch.equal(given["latent"], batch["latent"])
         wanted = teacher(batch.clone())["state_action_value"].squeeze(-1)
         torch.testing.assert_close(given["distillation_target"].mT, wanted)
@@ -219,7 +220,60 @@ def test_each_row_gets_the_largest_error_of_its_pairs():
     loss.qvalue_loss(pairs)
     torch.manual_seed(4)
     loss.qvalue_loss(batch)
-    torch.testing.assert_close(batch["td_error"], pairs["td_error"].reshape(2, 8).amax(0))
+    torch.testing.assert_close(batch["td_error"], pairs["td_error"].reshape(8, 2).amax(1))
+
+
+@pytest.mark.parametrize(("mode", "size"), [("forward", 3), ("both", 4)])
+@pytest.mark.parametrize("weight", [1.0, 30.0])
+def test_several_latents_of_a_state_and_the_weight_of_their_differences(mode, size, weight):
+    loss, batch = make_distilled(mode=mode, num_latents=3, within_state_weight=weight), make_batch()
+    torch.manual_seed(4)
+    pairs = loss.distillation_pairs(batch, 2)
+    assert pairs.shape == (2, 8 * size)
+    grouped = pairs[1].reshape(8, size)
+    assert torch.equal(grouped["observation"], batch["observation"].unsqueeze(1).expand(8, size, 1, -1))
+    assert not torch.equal(grouped["latent"][:, 0], grouped["latent"][:, 1])
+    # By hand: the target of each pair, and the loss of each row.
+    errors = torch.zeros(2, 8, size)
+    teacher, flow = loss.teacher.critic_network, loss.teacher.actor_network
+    for pair in range(size):
+        data = grouped[:, pair].select("observation")
+        chunk = batch["action"] if pair == 3 else flow(data.clone().set("noise", grouped["latent"][:, pair]))["action"]
+        wanted = teacher(data.set("action", chunk))["state_action_value"].squeeze(-1)
+        value = loss.latent_values(batch, grouped["latent"][:, pair].unsqueeze(1)).squeeze(-1)
+        errors[:, :, pair] = value - wanted
+    total = torch.zeros(())
+    for head, row in itertools.product(range(2), range(8)):
+        mean = errors[head, row].sum() / size
+        total += (mean**2 + weight * ((errors[head, row] - mean) ** 2).sum() / size) / 8
+    torch.testing.assert_close(loss.qvalue_loss(pairs[1])[0], total)
+    torch.manual_seed(4)
+    one = loss.distillation_pairs(batch)[0]
+    torch.manual_seed(4)
+    torch.testing.assert_close(loss.qvalue_loss(batch)[0], loss.qvalue_loss(one)[0])
+
+
+def test_the_weight_of_differences_keeps_them_where_states_differ_far_more():
+    """A student that fits states of size 100 first ranks the latents of a state sooner with the weight."""
+    found = {}
+    for weight in (1.0, 100.0):
+        flow, policy, critic, critics = make_networks(latent_bound=None, shift=0.3)
+        with torch.no_grad():
+            critic.linears[0].weight[..., :-A].mul_(20)
+        loss = DistilledSACLoss(
+            policy, critics, scorer(policy, flow, critic), mode="forward", num_latents=4, within_state_weight=weight
+        )
+        optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), 1e-3)
+        torch.manual_seed(0)
+        for _ in range(150):
+            loss.qvalue_loss(make_batch(64))[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        batch, latent = make_batch(64), torch.randn(64, 16, *policy.latent_shape)
+        ours, theirs = loss.latent_values(batch, latent).mean(0), loss.teacher(batch, latent).mean(0)
+        ours, theirs = (values - values.mean(1, keepdim=True) for values in (ours, theirs))
+        found[weight] = ((ours * theirs).sum() / (ours.norm() * theirs.norm())).item()
+    assert found[100.0] > found[1.0] + 0.1, found
 
 
 def test_the_policy_climbs_the_distilled_values():
@@ -256,6 +310,9 @@ def test_targets_follow():
     ("make", "match"),
     [
         (lambda: make_distilled(mode="sideways"), "mode must be"),
+        (lambda: make_distilled(num_latents=0), "num_latents must be at least 1, got 0"),
+        (lambda: make_distilled(within_state_weight=-1.0), "within_state_weight must be at least 0"),
+        (lambda: make_distilled(within_state_weight=9.0), "no effect on one pair of a row .*num_latents of at least 2"),
         (lambda: make_loss(reduction="average"), "reduction must be"),
     ],
 )

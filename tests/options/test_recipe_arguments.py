@@ -6,6 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
+
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     ChainPPOArgs,
@@ -65,9 +67,15 @@ def test_options_of_the_loss_of_a_chain_have_its_names():
 def test_options_of_latent_losses_have_their_names():
     args = LatentCriticArgs(distillation="both", gamma=0.5, tau=0.1, alpha=0.2, target_entropy=None)
     expected = {"mode": "both", "gamma": 0.5, "tau": 0.1, "alpha_init": 0.2, "target_entropy": "auto"}
-    assert args.sac_options() == expected
-    args.target_entropy = -1.5
+    pairs = {"num_latents": 8, "within_state_weight": 30.0}
+    assert args.sac_options() == {**expected, **pairs}
+    assert args.distillation_rows(torch.arange(256)).tolist() == [*range(32)]
+    assert args.distillation_rows(torch.arange(4)).tolist() == [0]
+    args.target_entropy, args.distill_latents = -1.5, 1
     assert args.sac_options() == {**expected, "target_entropy": -1.5}
+    args.distillation, args.distill_latents = "aliased", 8
+    assert args.sac_options() == {**expected, "mode": "aliased", "target_entropy": -1.5}
+    assert len(args.distillation_rows(torch.arange(256))) == 256
 
 
 def test_options_of_the_advantage_weighted_update():

@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_flow.functional.checks import check_one_of
+from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.objectives.held_networks import HeldNetworks
 from torchrl_flow.objectives.latent_sac import LatentSACLoss
 
@@ -36,8 +36,14 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
     :class:`~torchrl_flow.modules.NoiseAliaser`; or ``"both"``. The action critic learns by
     :class:`~torchrl_flow.objectives.ChunkCriticLoss`, from all data, whatever policy made it; nothing here trains it.
 
-    A row's loss is the mean over its pairs, of which ``"both"`` makes two. :meth:`distillation_pairs` makes the pairs
-    of several steps in one pass of the flow; what it returns is a batch for :meth:`qvalue_loss`, whose rows are pairs.
+    A row's loss is the mean over its pairs: ``num_latents`` forward ones, and the aliased one.
+    :meth:`distillation_pairs` makes the pairs of several steps in one pass of the flow; what it returns is a batch for
+    :meth:`qvalue_loss`, whose rows are pairs.
+
+    The latent moves ``Q(s, a)`` far less than the state does: on PickCube-v1 the standard deviation within a state is
+    0.012, between states 0.31. A critic that is distilled by squared errors therefore learns the states first, while
+    the policy needs the differences between the latents of one state. With several pairs of a row,
+    ``within_state_weight`` multiplies the squared differences of their errors from the row's mean error.
 
     Args:
         latent_policy: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
@@ -47,12 +53,15 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
 
     Keyword Args:
         mode: ``"forward"``, ``"aliased"`` or ``"both"``.
+        num_latents: forward pairs of a row.
+        within_state_weight: weight of the differences between a row's pairs; 1 is the plain squared error.
         **kwargs: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
 
     Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation.
 
     Raises:
-        ValueError: if the teacher has neither one head nor one for each critic, or a name is unknown.
+        ValueError: if the teacher does not have one head for each critic, an argument is outside what is allowed, or
+            ``within_state_weight`` is given where a row has one pair.
     """
 
     teacher: ActionScorer
@@ -65,9 +74,20 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         teacher: ActionScorer,
         *,
         mode: DistillationMode = "forward",
+        num_latents: int = 1,
+        within_state_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         check_one_of("mode", mode, ("forward", "aliased", "both"))
+        check_at_least("num_latents", num_latents, 1)
+        check_at_least("within_state_weight", within_state_weight, 0)
+        self.num_latents, self.within_state_weight = num_latents, within_state_weight
+        self.pairs_per_row = {"forward": num_latents, "aliased": 1, "both": num_latents + 1}[mode]
+        if within_state_weight != 1 and self.pairs_per_row == 1:
+            raise ValueError(
+                f"within_state_weight={within_state_weight} has no effect on one pair of a row (mode={mode!r}, "
+                f"num_latents={num_latents}): give num_latents of at least 2 with mode 'forward' or 'both'."
+            )
         heads = teacher.critic_network.num_qs
         if heads != len(qvalue_network):
             raise ValueError(f"the action critic has {heads} heads for {len(qvalue_network)} critics of noise.")
@@ -92,12 +112,22 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         """
         given = tensordict.get(TARGET_KEY, None) is not None
         pairs: Any = tensordict if given else self.distillation_pairs(tensordict)[0]
-        rows, error, metrics = self._regression(self._values(pairs), pairs[TARGET_KEY].movedim(-1, 0))
-        if not given and self.mode == "both":
-            rows, error = rows.unflatten(0, (2, -1)).mean(0), error.unflatten(0, (2, -1)).amax(0)
+        values, target = self._values(pairs), pairs[TARGET_KEY].movedim(-1, 0)
+        rows, error, metrics = self._regression(values, target)
+        if self.within_state_weight != 1:
+            rows, *_ = self._regression(target + self._weighted(values - target), target)
+        if not given:
+            rows, error = (part.unflatten(0, (-1, self.pairs_per_row)) for part in (rows, error))
+            rows, error = rows.mean(1), error.amax(1)
         loss = self._reduce_loss(rows, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
         tensordict.set(self.tensor_keys.priority, error)
         return loss, metrics
+
+    def _weighted(self, error: Tensor) -> Tensor:
+        """Scale the differences of the errors ``[N, R]`` from the mean error of their row's pairs."""
+        error = error.unflatten(-1, (-1, self.pairs_per_row))
+        mean = error.mean(-1, keepdim=True)
+        return (mean + self.within_state_weight**0.5 * (error - mean)).flatten(-2)
 
     @torch.no_grad()
     def distillation_pairs(self, tensordict: TensorDictBase, num: int = 1) -> TensorDict:
@@ -109,7 +139,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
 
         Returns:
             batches ``[num, R]`` of observations, latents and the teacher's values, with the rows' importance weights
-            where the batch has any; R is the number of rows, twice that with ``mode="both"``.
+            where the batch has any; R is the number of rows times that of a row's pairs, which follow each other.
         """
         policy, teacher = self.actor_network, self.teacher
         reference = next(teacher.critic_network.parameters())
@@ -117,19 +147,19 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         weights = self._maybe_get_priority_weight(tensordict)
         if weights is not None:
             rows.set(self.tensor_keys.priority_weight, weights.reshape(rows.shape))
-        latents, targets = [], []
+        latents, targets = [], []  # [num, B, pairs, ...] each
         if self.mode != "aliased":
-            shape = (rows.shape[0], num, *policy.latent_shape)
+            shape = (rows.shape[0], num * self.num_latents, *policy.latent_shape)
             latent = policy.prior_latent(torch.randn(shape, device=reference.device, dtype=reference.dtype))
-            latents.append(latent.transpose(0, 1))
-            targets.append(teacher(tensordict, latent).permute(2, 1, 0))
+            latents.append(latent.unflatten(1, (num, -1)).transpose(0, 1))
+            targets.append(teacher(tensordict, latent).unflatten(2, (num, -1)).permute(2, 1, 3, 0))
         if self.mode != "forward":
-            latent = tensordict[self.tensor_keys.action].reshape(-1, *policy.latent_shape)
+            latent = tensordict[self.tensor_keys.action].reshape(-1, 1, *policy.latent_shape)
             action = tensordict[self._executed_key]
             action = action.reshape(-1, 1, *action.shape[-2:])
             latents.append(latent.expand(num, *latent.shape))
-            targets.append(teacher.action_values(tensordict, action).permute(2, 1, 0).expand(num, -1, -1))
-        rows = torch.cat([rows] * len(latents)) if len(latents) > 1 else rows
-        pairs: Any = rows.expand(num, *rows.shape).clone(False)
-        pairs.set(self.tensor_keys.action, torch.cat(latents, 1))
-        return pairs.set(TARGET_KEY, torch.cat(targets, 1))
+            targets.append(teacher.action_values(tensordict, action).permute(1, 2, 0).expand(num, -1, -1, -1))
+        pairs: Any = rows.repeat_interleave(self.pairs_per_row, 0)
+        pairs = pairs.expand(num, *pairs.shape).clone(False)
+        pairs.set(self.tensor_keys.action, torch.cat(latents, 2).flatten(1, 2))
+        return pairs.set(TARGET_KEY, torch.cat(targets, 2).flatten(1, 2))

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Sizes,
         check_options,
         nearest,
+        option_name,
         option_problem,
     )
 
@@ -111,6 +112,7 @@ __all__ = [
     "check_task",
     "nearest",
     "option_group",
+    "option_name",
     "option_problem",
     "parse_options",
     "refusals_in_one_line",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchrl_flow.envs.names import AfterSuccess
 from torchrl_flow.options.names import (
@@ -28,6 +28,9 @@ from torchrl_flow.options.types import (
     Sizes,
 )
 from torchrl_flow.runs.names import Which
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
 
 __all__ = [
     "DemonstrationArgs",
@@ -191,12 +194,23 @@ class LatentCriticArgs:
     """entropy that the temperature aims at; -0.5 per dimension of the latent where none is given"""
     distillation: Literal["forward", "aliased", "both"]
     """pairs for the distillation: latents of the prior, latents of the demonstrations or the replay buffer, or both"""
+    distill_latents: Count = 8
+    """latents of the prior for each state of a distillation step, which takes so many times fewer states"""
+    within_state_weight: Positive = 30.0
+    """weight of the differences between the latents of a state in the distillation; 1 is the squared error"""
 
     def sac_options(self) -> dict[str, Any]:
         """Return the arguments of :func:`~torchrl_flow.policies.make_latent_losses` that are given here."""
         entropy: Any = "auto" if self.target_entropy is None else self.target_entropy
         options = {"gamma": self.gamma, "alpha_init": self.alpha, "target_entropy": entropy}
-        return {"mode": self.distillation, "tau": self.tau, **options}
+        pairs: dict[str, Any] = {"mode": self.distillation}
+        if self.distillation != "aliased" and self.distill_latents > 1:  # Else a state has one pair.
+            pairs |= {"num_latents": self.distill_latents, "within_state_weight": self.within_state_weight}
+        return {**pairs, "tau": self.tau, **options}
+
+    def distillation_rows(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return the rows of a batch for one step of distillation, which makes --batch-size pairs of them."""
+        return batch if self.distillation == "aliased" else batch[: max(1, len(batch) // self.distill_latents)]
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -66,6 +66,8 @@ def make_latent_losses(
     gamma: float,
     tau: float,
     mode: DistillationMode = "forward",
+    num_latents: int = 1,
+    within_state_weight: float = 1.0,
     steered_targets: bool = True,
     **options: Any,
 ) -> LatentLosses:
@@ -78,7 +80,9 @@ def make_latent_losses(
             (DSRL-NA); ``None``: they learn from the rewards themselves.
         gamma: discount of one environment step.
         tau: rate at which the target follows. The target is set to its critic here: restore a checkpoint afterwards.
-        mode: pairs of the distillation.
+        mode: pairs of the distillation; see :class:`~torchrl_flow.objectives.DistilledSACLoss`.
+        num_latents: latents of the prior for each state of the distillation.
+        within_state_weight: weight of the differences between the latents of a state.
         steered_targets: the targets of the critic of actions follow the latent policy; else the unsteered flow.
         **options: keyword arguments of :class:`~torchrl_flow.objectives.LatentSACLoss`.
     """
@@ -90,5 +94,6 @@ def make_latent_losses(
         return LatentLosses(sac, None, SoftUpdate(sac, tau=tau))
     td = ChunkCriticLoss(flow, critic, policy if steered_targets else None, gamma=gamma)
     teacher = ActionScorer(flow, critic, steer_mode=policy.steer_mode)
-    sac = DistilledSACLoss(policy, critics, teacher, mode=mode, gamma=gamma, **options)
+    pairs: dict[str, Any] = {"num_latents": num_latents, "within_state_weight": within_state_weight, "mode": mode}
+    sac = DistilledSACLoss(policy, critics, teacher, gamma=gamma, **pairs, **options)
     return LatentLosses(sac, td, NetworkSoftUpdate(td, "critic_network", tau=tau))

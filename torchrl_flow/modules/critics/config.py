@@ -50,7 +50,7 @@ class CriticConfig(Config):
 
 
 def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
-    """Build the critic of an actor's executed chunks, with the actor's normalisers.
+    """Build the critic of an actor's executed chunks, with the actor's normalisers; its values start near 0.
 
     Args:
         config: the description.
@@ -71,4 +71,4 @@ def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
         activation=config.activation,
         init=config.init,
     )
-    return critic.to(device)
+    return critic.start_near_zero().to(device)

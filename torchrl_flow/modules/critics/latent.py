@@ -52,9 +52,5 @@ def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGa
         )
         for _ in range(config.num_qs)
     ]
-    # With sparse rewards true values are near 0, but those of a new network have a size of about 1. A policy would
-    # maximise these random differences, and the targets would keep them: start near 0.
-    for critic in critics:
-        critic.head.weight.data.mul_(0.01)
     device = next(actor.parameters()).device
-    return [critic.to(device) for critic in critics]
+    return [critic.start_near_zero().to(device) for critic in critics]

@@ -178,6 +178,15 @@ class QEnsemble(TensorDictModuleBase):
         self.norms = nn.ModuleList(_StackedLayerNorm(num_qs, width) for width in hidden_sizes)
         self.head = _StackedLinear(num_qs, widths[-1], 1, init=init, gain=1.0)
 
+    def start_near_zero(self) -> QEnsemble:
+        """Scale the weights of the last layer by 0.01, and return the ensemble.
+
+        With sparse rewards true values are near 0, but those of a new network have a size of about 1. A policy would
+        follow these random differences, and the targets would keep them.
+        """
+        self.head.weight.data.mul_(0.01)
+        return self
+
     @classmethod
     def for_actor(
         cls,
