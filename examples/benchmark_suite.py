@@ -47,15 +47,14 @@ CLONES: dict[str, dict[str, Any]] = {
     "maniskill": {"iterations": 5000, "act_horizon": 4, "quality": "mixed"},
 }
 """Settings of the clones: mixed demonstrations, which leave an online algorithm something to gain."""
-SAC: dict[str, Any] = {"rollout": 25, "warm_up": 3, "num_qs": 4, "gamma": 0.99, "iterations": 50, "eval_every": 5}
 ALGORITHMS: dict[str, tuple[Stage, ...]] = {
     "awsc": (
         ("aw_shortcut_flow_offline.py", {"tau": 0.02}),
         ("awsc_online.py", {"chunks": 80_000, "utd_ratio": 0.25, "actor_every": 1, "tau": 0.02, "beta": 10.0}),
     ),
     "dsrl_ppo": (("dsrl_ppo.py", {"rollout": 25, "iterations": 80, "eval_every": 5}),),
-    "dsrl_sac": (("dsrl_sac_online.py", SAC),),
-    "dsrl_na": (("dsrl_sac_online.py", {**SAC, "na": True}),),
+    "dsrl_sac": (("dsrl_sac_online.py", {}),),
+    "dsrl_na": (("dsrl_sac_online.py", {"na": True}),),
     "reinflow": (("reinflow.py", {"total_env_steps": 600_000}),),
 }
 """Stages of each algorithm: script and what is different from its defaults; each starts from the one before."""

@@ -1,13 +1,13 @@
 """Steer a frozen flow policy through its noise off policy: SAC over latents, stage 2 of DSRL, with or without aliasing.
 
-    python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0
-    python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0 --na
+    python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-PickCube-v1-state-0
+    python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0 --iterations 14 --na
 
-take 2 to 5 minutes on one CPU thread for the planar task. With --na a critic learns from executed actions, and
-the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay buffer, with
-latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The flow's
-weights do not change, which is checked at the end. Episodes go on from one iteration to the next. A run that was
-stopped goes on with --resume, to the same bits, and becomes longer with more --iterations.
+The first takes a quarter of an hour on one CPU core, the second a few minutes. With --na a critic learns from executed
+actions, and the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay
+buffer, with latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The
+flow's weights do not change, which is checked at the end. Episodes go on from one iteration to the next. A stopped run
+goes on with --resume, to the same bits, and becomes longer with more --iterations.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
     """method that finds the latents of demonstrations for the replay buffer; none: no demonstrations"""
     buffer_size: Count = 200_000
     """capacity of the replay buffer in chunks, demonstrations included; the oldest chunks are overwritten first"""
-    iterations: Count = 14
-    warm_up: NonNegativeInt = 1
+    rollout: Count = 25
+    iterations: Count = 50
+    """iterations of collecting and updating; the planar task needs 14"""
+    warm_up: NonNegativeInt = 3
     """iterations before the first update"""
     policy_delay: NonNegativeInt = 200
     """updates of the critics before the first update of the policy, so that the policy does not exploit new critics"""
@@ -83,16 +85,14 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
     """learning rate of the temperature's logarithm"""
     backup_entropy: bool = False
     """count the entropy in the targets"""
-    eval_every: NonNegativeInt = 1
+    eval_every: NonNegativeInt = 5
     save_every: Count = 5
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
         distilling = ("distillation", "distill_steps", "distill_latents", "within_state_weight")
         if not self.na and any(getattr(self, name) != getattr(Args, name) for name in distilling):
-            raise SystemExit(
-                f"{', '.join(map(option_name, distilling))} are for --na: without it nothing is distilled."
-            )
+            raise SystemExit(f"{', '.join(map(option_name, distilling))} have no effect without --na.")
         if self.buffer_size < self.batch_size:
             raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
         if self.warm_up >= self.iterations:

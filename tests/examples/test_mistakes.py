@@ -194,9 +194,9 @@ MISTAKES = [
     ("awsc_online", "--policy runs/bc --chunks 4 --utd-ratio 0.1", "--utd-ratio 0.1 of --chunks 4 makes no update"),
     ("awsc_online", "--policy runs/bc --return-chunks 4", "--return-chunks 4 needs", "--chunks-per-batch 4"),
     ("dsrl_sac_online", "--policy runs/bc --distill-steps 3", "--distill-steps", "--na"),
-    ("dsrl_sac_online", "--policy runs/bc --warm-up 14", "--warm-up 14 leaves none of --iterations 14"),
+    ("dsrl_sac_online", "--policy runs/bc --warm-up 50", "--warm-up 50 leaves none of --iterations 50"),
     ("dsrl_sac_online", "--policy runs/bc --buffer-size 9", "--buffer-size 9 holds no batch of 256"),
-    ("dsrl_sac_online", "--policy runs/bc --utd 1e-5", "--utd 1e-05 of 1664 chunks an iteration makes no update"),
+    ("dsrl_sac_online", "--policy runs/bc --utd 1e-5", "--utd 1e-05 of 3200 chunks an iteration makes no update"),
     ("reinflow", "--policy runs/bc --sigma-min 0.5", "--sigma-min must be at most --sigma-max 0.3, got 0.5."),
     # Programs that start others, and commands.
     ("awsc_pipeline", "--scale 0", "--scale must be above 0, got 0.0."),

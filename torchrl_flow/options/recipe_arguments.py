@@ -180,11 +180,11 @@ class LatentCriticArgs:
 
     cache: WritableDirectory = "demos"
     """directory in which the latents of demonstrations are cached"""
-    num_qs: Count = 2
+    num_qs: Count = 4
     """number of critics"""
     batch_size: Count = 256
     """chunks per gradient step"""
-    gamma: Fraction = 0.97
+    gamma: Fraction = 0.99
     """discount of one environment step"""
     tau: Rate = 0.02
     """rate (tau) at which the target critics follow the critics"""
