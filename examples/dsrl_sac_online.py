@@ -119,7 +119,8 @@ def update(args: Args, losses: LatentLosses, adam: Optimizers, batch: TensorDict
         for pairs in sac.distillation_pairs(args.distillation_rows(batch), args.distill_steps).unbind(0):
             distillation, details = sac.qvalue_loss(pairs)
             minimise({"loss_qvalue": distillation}, "critics")
-            metrics["distillation_error"] = details["td_error"]
+            within = {key: value for key, value in details.items() if key == "within_state_correlation"}
+            metrics |= {"distillation_error": details["td_error"], **within}
     if improves(args, number):
         terms = dict(sac.policy_loss(batch).items())
         minimise({name: terms[name] for name in ("loss_actor", "loss_alpha")}, "policy")

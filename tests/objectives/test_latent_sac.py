@@ -87,6 +87,9 @@ class TestContractDistilled(TestContract):
 class TestContractForward(TestContractDistilled):
     mode = "forward"
 
+    def make_loss(self, **kwargs):
+        return super().make_loss(num_latents=3, within_state_weight=9.0, **kwargs)
+
     def make_batch(self):
         return make_batch().select("observation")
 

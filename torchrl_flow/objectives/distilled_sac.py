@@ -57,7 +57,8 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         within_state_weight: weight of the differences between a row's pairs; 1 is the plain squared error.
         **kwargs: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
 
-    Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation.
+    Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation; where a row
+    has several pairs, also ``within_state_correlation``, of both critics' values of a row's pairs, less their mean.
 
     Raises:
         ValueError: if the teacher does not have one head for each critic, an argument is outside what is allowed, or
@@ -95,6 +96,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         self.mode, self._teacher_keys = mode, teacher.in_keys
         self._executed_key = teacher.critic_network.action_key
         super().__init__(latent_policy, qvalue_network, **kwargs)
+        self._out_keys += ["within_state_correlation"] if self.pairs_per_row > 1 else []
         former_names = {"flow": "teacher.actor_network", "action_critic": "teacher.critic_network"}
         self.hold(former_names, teacher=teacher)
 
@@ -114,7 +116,8 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         pairs: Any = tensordict if given else self.distillation_pairs(tensordict)[0]
         values, target = self._values(pairs), pairs[TARGET_KEY].movedim(-1, 0)
         rows, error, metrics = self._regression(values, target)
-        if self.within_state_weight != 1:
+        if self.pairs_per_row > 1:
+            metrics["within_state_correlation"] = self._ranking(values.detach(), target)
             rows, *_ = self._regression(target + self._weighted(values - target), target)
         if not given:
             rows, error = (part.unflatten(0, (-1, self.pairs_per_row)) for part in (rows, error))
@@ -122,6 +125,12 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         loss = self._reduce_loss(rows, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
         tensordict.set(self.tensor_keys.priority, error)
         return loss, metrics
+
+    def _ranking(self, *values: Tensor) -> Tensor:
+        """Correlate two values ``[N, R]`` of the pairs, each as the mean over heads less the mean of its row."""
+        ours, theirs = (value.mean(0).unflatten(-1, (-1, self.pairs_per_row)) for value in values)
+        ours, theirs = (value - value.mean(-1, keepdim=True) for value in (ours, theirs))
+        return (ours * theirs).sum() / (ours.norm() * theirs.norm()).clamp(min=1e-12)
 
     def _weighted(self, error: Tensor) -> Tensor:
         """Scale the differences of the errors ``[N, R]`` from the mean error of their row's pairs."""
