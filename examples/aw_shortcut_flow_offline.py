@@ -90,7 +90,7 @@ def main(args: Args) -> EvaluationResult:
     data = policy_demonstrations(checkpoint, source, **sampling)
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
-        f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"aw_shortcut_flow-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=actor.config,

@@ -168,7 +168,7 @@ def main(args: Args) -> EvaluationResult:
     found = critic_config(checkpoint) if args.load_critic else None
     critic = found or CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
-        f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"awsc-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=actor.config,

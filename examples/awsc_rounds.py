@@ -175,7 +175,7 @@ def main(args: Args) -> EvaluationResult:
     task = task_info(env)
     learner = Learner(args, FlowActorConfig.from_dict(checkpoint.actor_config))
     with args.open_run(
-        f"awsc_rounds-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"awsc_rounds-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         # What the policy was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

@@ -162,7 +162,7 @@ def main(args: Args) -> None:
     actor = SteeredFlowActor(policy, flow)
     critic, described, warm_up = find_critic(args, checkpoint, flow)
     with args.open_run(
-        f"dsrl_offline-{task['task']}-{args.seed}",
+        f"dsrl_offline-{task.task}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,

@@ -174,7 +174,7 @@ def main(args: Args) -> None:
     task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)
     with args.open_run(
-        f"dsrl_ppo-{task['task']}-{args.seed}",
+        f"dsrl_ppo-{task.task}-{args.seed}",
         task=task,
         # What the flow was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

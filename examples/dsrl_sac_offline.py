@@ -158,7 +158,7 @@ def main(args: Args) -> None:
     critic, described, first = find_critic(args, checkpoint, actor)
     source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     with args.open_run(
-        f"dsrl_sac_offline-{task['task']}-{args.seed}",
+        f"dsrl_sac_offline-{task.task}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,

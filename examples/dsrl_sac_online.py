@@ -173,7 +173,7 @@ def main(args: Args) -> None:
         init.restore(modules={role: part for role, part in losses.modules().items() if role in init.roles})
     recipe = "dsrl_na" if args.na else "dsrl_sac"
     with args.open_run(
-        f"{recipe}-{task['task']}-{args.seed}",
+        f"{recipe}-{task.task}-{args.seed}",
         task=task,
         # What the flow was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

@@ -170,13 +170,13 @@ def main(args: Args) -> None:
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
     limits: dict[str, Any] = {"task": args.task, "control_mode": args.control_mode, **args.env_options()}
-    if checkpoint.task.get("task") == PLANAR:
+    if checkpoint.task.task == PLANAR:
         limits["device"] = args.device
     env, eval_env = make_training_envs(checkpoint, maniskill_envs=64, **limits)
     task = task_info(eval_env)
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
     with args.open_run(
-        f"reinflow-{task['task']}-{args.seed}",
+        f"reinflow-{task.task}-{args.seed}",
         task=task,
         actor_config=actor.config,
         module_configs={"noise_net": noise, "value": StateValueConfig()},

@@ -20,6 +20,7 @@ from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from torchrl_flow.envs import TaskInfo
 from torchrl_flow.modules import ActionBox, StatePolicyConfig, make_state_policy, make_state_values
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
@@ -146,7 +147,7 @@ def main(args: Args) -> None:
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps, device=args.device), batch_size=args.batch_size)
     name = f"sac_slates-{args.env}-{args.seed}"
     best = "eval/return" if args.eval_every else None
-    task = {"task": args.env, "obs_mode": "belief", "control_mode": "latent", **models.hashes}
+    task = TaskInfo(task=args.env, obs_mode="belief", control_mode="latent", details=models.hashes)
     recipe = {"recipe": "sac"}
     with args.open_run(name, task=task, config=recipe, module_configs=configs, keep_best=best) as run:
         train(args, run, models.to(args.device), buffer, policy, loss)

@@ -126,11 +126,7 @@ class EvaluateArgs:
             policy.num_steps = self.num_steps
         options: dict[str, Any] = {"max_episode_steps": self.max_episode_steps}
         options |= {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
-        if (
-            self.num_videos == 0
-            and checkpoint.task.get("task") != PLANAR
-            and checkpoint.task.get("obs_mode") == "state"
-        ):
+        if self.num_videos == 0 and checkpoint.task.task != PLANAR and checkpoint.task.obs_mode == "state":
             options["visuals"] = False
         env = policy_evaluation_env(checkpoint, episodes=episodes, **options)
         print(f"{env.batch_size.numel()} environments at a time", flush=True)

@@ -21,6 +21,7 @@ from torchrl_flow.envs import collect_demonstrations
 from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.util.task_info import TaskInfo
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class DemoSource:
         if self.path is None:
             return None
         if Path(self.path).is_dir():
-            return DemoStore.open(self.path).task_info["control_mode"]
+            return DemoStore.open(self.path).task_info.control_mode
         with TrajectoryFile(self.path) as file:
             return file.control_mode
 
@@ -145,8 +146,8 @@ class DemoSource:
         failure takes their place, with a :class:`DataWarning`.
 
         Args:
-            task: identity of the task (``task_info``); demonstrations of another one, or with rows of another size,
-                are refused.
+            task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields. Demonstrations
+                of another task, or with rows of another size, raise an error.
             uses_rewards: whether they will be learnt from; cloning takes demonstrations with any rewards.
             **chunks: options of :class:`~torchrl_flow.data.DemoReplayBuffer`. ``padding="hold"`` repeats the last
                 action in control modes in which zeros are a motion (:func:`padding_of`).
@@ -155,27 +156,28 @@ class DemoSource:
             DataError: if they are of another task, or have rewards of another mode that cannot be replaced.
             ValueError: if their quality is unknown.
         """
-        where = self.path or self.folder
-        if self.path is None and is_own_task(task["task"]):
-            raise DataError(f"nobody makes demonstrations of {task['task']}: record some and name them (--demos).")
-        if self.path is None and task["task"] == PLANAR:
+        where, task = self.path or self.folder, TaskInfo.of(task)
+        is_own = is_own_task(task.task or "")
+        if self.path is None and is_own:
+            raise DataError(f"nobody makes demonstrations of {task.task}: record some and name them (--demos).")
+        if self.path is None and task.task == PLANAR:
             store = self._planar(task)
         elif self.path is None:
             store = open_demonstrations(self._made(task), max_episodes=self.num_demos or DEFAULT_NUM_DEMOS)
         else:
             store = open_demonstrations(self.path, max_episodes=self.num_demos)
         info = dict(store.task_info)
-        if is_own_task(task["task"]) and info["task"] == task.get("name"):
-            info["task"] = task["task"]  # the environment's own name of its task
+        if is_own and info["task"] == task.name:
+            info["task"] = task.task  # the environment's own name of its task
         require_demonstrations_of(task, {**info, **store.sizes, "reward_mode": None}, where)
         if uses_rewards:
             chunks.setdefault("rewards", _rewards(task, store, where))
         if chunks.get("padding") == "hold":
-            chunks["padding"] = padding_of(task["control_mode"])
+            chunks["padding"] = padding_of(task.control_mode)
         return DemoReplayBuffer(store, **chunks)
 
-    def _planar(self, task: Mapping[str, Any]) -> DemoStore:
-        quality, mode = self.quality or "mixed", task["obs_mode"]
+    def _planar(self, task: TaskInfo) -> DemoStore:
+        quality, mode = self.quality or "mixed", task.obs_mode
         number = self.num_demos or DEFAULT_NUM_DEMOS
         root = Path(self.folder) / f"planar-{quality}-{mode}-{number}-{self.seed}"
         episodes = collect_demonstrations(number, quality=quality, seed=self.seed, from_pixels=mode != "state")
@@ -186,16 +188,15 @@ class DemoSource:
                 return store
         return DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
 
-    def _made(self, task: Mapping[str, Any]) -> Path:
+    def _made(self, task: TaskInfo) -> Path:
         quality: Literal["expert", "mixed"] = self.quality or "expert"  # pyright: ignore[reportAssignmentType]
+        wanted: dict[str, Any] = {name: getattr(task, name) for name in ("task", "obs_mode", "control_mode")}
         report = make_demonstrations(
             MakeDemosArgs(
-                task=task["task"],
+                **wanted,
                 num_demos=self.num_demos or DEFAULT_NUM_DEMOS,
                 out_dir=self.folder,
-                obs_mode=task["obs_mode"],
-                control_mode=task["control_mode"],
-                retime=task["control_mode"] in RETIMED_MODES if self.retime is None else self.retime,
+                retime=task.control_mode in RETIMED_MODES if self.retime is None else self.retime,
                 quality=quality,
                 image_size=self.image_size,
             )
@@ -204,12 +205,12 @@ class DemoSource:
         return report.path
 
 
-def _rewards(task: Mapping[str, Any], store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
+def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
     """Return which rewards of the demonstrations are of one scale with the environment's."""
     # Checkpoints of the planar task made before it told its mode are of the only one.
     here, there = (
-        task.get("reward_mode") or ("sparse" if task["task"] == PLANAR else None),
-        store.task_info["reward_mode"],
+        task.reward_mode or ("sparse" if task.task == PLANAR else None),
+        store.task_info.reward_mode,
     )
     if here is None or here == there:
         return "recorded"

@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs.unwrap import base_env
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "TRUSTED",
@@ -138,7 +139,7 @@ def make_own_env(
     identity = {"obs_mode": obs_mode, "control_mode": control_mode, "max_episode_steps": max_episode_steps}
     identity |= {name: value for name, value in own.items() if value is not None}
     identity |= {"task": task, "name": own.get("task")}
-    setattr(base_env(env), IDENTITY, {"reward_mode": None, **identity, **sizes_of(env)})
+    setattr(base_env(env), IDENTITY, TaskInfo.of({"reward_mode": None, **identity, **sizes_of(env)}))
     return env
 
 
@@ -149,7 +150,7 @@ def _told(env: Any) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def own_identity(env: EnvBase) -> dict[str, Any] | None:
+def own_identity(env: EnvBase) -> TaskInfo | None:
     """Return the identity of an own task's environment; None for another environment."""
     return vars(base_env(env)).get(IDENTITY)
 

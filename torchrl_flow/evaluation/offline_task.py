@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl_flow.data.logged.npz import NpzReplayBuffer
 from torchrl_flow.data.logged.npz_file import open_npz, read_member
 from torchrl_flow.modules.actors.action_box import ActionBox
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["EVALUATION_SEED", "OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
 
@@ -97,12 +98,13 @@ class OfflineTask:
         return self.path.stem
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
         digest = hashlib.sha256(str(len(self.data)).encode())
         for part in (self.data.statistics()["observation"]["mean"], self.box.low, self.box.high):
             digest.update(part.cpu().numpy().tobytes())
-        return {"task": self.name, "obs_mode": "state", "control_mode": "data", "data": digest.hexdigest()[:16]}
+        details = {"data": digest.hexdigest()[:16]}
+        return TaskInfo(task=self.name, obs_mode="state", control_mode="data", details=details)
 
     @property
     def label(self) -> str | None:

@@ -88,7 +88,7 @@ class RunArgs:
 
         Args:
             default_name: name of the run where none is given.
-            task: identity of its task.
+            task: identity of its task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
             **options: further arguments of :class:`~torchrl_flow.runs.Run`; a mapping ``config`` adds to the
                 configuration.
         """

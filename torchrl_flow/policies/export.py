@@ -137,7 +137,7 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
         "num_steps": actor.num_steps,
         "compiled": compiled,
         "device": "cpu",
-        "task": dict(checkpoint.task),
+        "task": checkpoint.task.to_dict(),
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
         "versions": {"torchrl_flow": __version__, "torch": torch.__version__},

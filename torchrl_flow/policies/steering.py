@@ -34,6 +34,7 @@ from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "LATENT_POLICY",
@@ -221,7 +222,7 @@ def policy_demonstrations(
     options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
     # Checkpoints made before tasks told them have the sizes in the policy's configuration.
     sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
-    task = {**sizes, **checkpoint.task}
+    task = TaskInfo.of_file({**sizes, **checkpoint.task})
     return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
 
 

@@ -101,8 +101,8 @@ def make_training_env(
     Raises:
         SystemExit: if the task cannot be simulated so.
     """
-    task = str(checkpoint.task.get("task"))
-    obs_mode = checkpoint.task.get("obs_mode")
+    task = str(checkpoint.task.task)
+    obs_mode = checkpoint.task.obs_mode
     usual = {"planar_envs": planar_envs, "maniskill_envs": maniskill_envs}
     options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode, **usual)
     kwargs["ignore_terminations"] = after_success == "continue"
@@ -149,7 +149,7 @@ def policy_evaluation_env(
     Raises:
         SystemExit: if the task cannot be simulated so.
     """
-    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    task, obs_mode = str(checkpoint.task.task), checkpoint.task.obs_mode
     options = evaluation_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode)
     return checkpoint_env(checkpoint, **options, **kwargs)
 
@@ -185,7 +185,7 @@ def make_training_envs(
     Raises:
         SystemExit: if the task cannot be simulated so.
     """
-    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    task, obs_mode = str(checkpoint.task.task), checkpoint.task.obs_mode
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     asked["maniskill_envs"] = maniskill_envs
     if collectors > 1:

@@ -17,6 +17,7 @@ from torchrl_flow.recsys import dynamics as dynamics
 from torchrl_flow.recsys.catalogue import ItemCatalogue, make_catalogue
 from torchrl_flow.recsys.names import SLATE_ENVS, ClickModel
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateEnv"]
 
@@ -128,14 +129,13 @@ class SlateEnv(EnvBase):
     @property
     def task_info(self) -> dict[str, Any]:
         """What this task is, JSON-able: name, observations, actions, longest episode, and the hash of the items."""
-        return {
-            "task": self.name,
-            "control_mode": "slate",
-            "obs_mode": "slate+clicks",
-            "max_episode_steps": self.max_episode_steps,
-            "catalogue": self.catalogue.hash,
-            "legacy_click_history": self.legacy_click_history,
-        }
+        return TaskInfo(
+            task=self.name,
+            control_mode="slate",
+            obs_mode="slate+clicks",
+            max_episode_steps=self.max_episode_steps,
+            details={"catalogue": self.catalogue.hash, "legacy_click_history": self.legacy_click_history},
+        ).to_dict()
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device

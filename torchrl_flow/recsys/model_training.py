@@ -27,6 +27,7 @@ from torchrl_flow.runs.checkpoint_reader import load_checkpoint
 from torchrl_flow.runs.run import Run
 from torchrl_flow.training.finite import gradient_step
 from torchrl_flow.util.randomness import seed_everything
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateModelsArgs", "round_trip_return", "train_slate_models"]
 
@@ -170,7 +171,7 @@ def train_slate_models(
 
 
 def _stage(args: SlateModelsArgs, directory: Path, progress: bool) -> Run:
-    return Run(directory, args.recipe(), resume=True, task={"task": args.env}, keep_last=1, progress=progress)
+    return Run(directory, args.recipe(), resume=True, task=TaskInfo(task=args.env), keep_last=1, progress=progress)
 
 
 def mixed_logs(args: SlateModelsArgs, catalogue: ItemCatalogue, episodes: int, *, seed: int) -> SlateLogs:

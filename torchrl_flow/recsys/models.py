@@ -22,6 +22,7 @@ from torchrl_flow.runs.checkpoint import save_checkpoint
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
 from torchrl_flow.runs.restore import restore_module
 from torchrl_flow.util.digest import module_digest
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
@@ -130,7 +131,7 @@ class SlateModels:
             path,
             modules={"belief_encoder": self.encoder, "ranker": self.ranker, "catalogue": items},
             config=config,
-            task={"task": self.env_name, "num_topics": self.catalogue.num_topics},
+            task=TaskInfo(task=self.env_name, details={"num_topics": self.catalogue.num_topics}),
             metrics=self.quality,
             metadata={"module_configs": configs, "quality": self.quality, "hashes": self.hashes},
             rng=False,
@@ -159,8 +160,8 @@ class SlateModels:
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
         checkpoint.restore(modules={"catalogue": items})
-        catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task["num_topics"])
-        name, quality = checkpoint.task["task"], dict(checkpoint.metadata["quality"])
+        catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task.details["num_topics"])
+        name, quality = checkpoint.task.task, dict(checkpoint.metadata["quality"])
         if not isinstance(name, str):
             raise TypeError(f"the task's name must be a text, got {name!r}")
         return cls(name, catalogue, encoder, ranker, quality)

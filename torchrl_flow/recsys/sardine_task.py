@@ -21,6 +21,7 @@ from torchrl_flow.options.types import Count, NonNegative, Seed, check_options
 from torchrl_flow.recsys.sardine_env import make_sardine_env
 from torchrl_flow.util.progress import Progress
 from torchrl_flow.util.randomness import isolated_rng
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine"]
 
@@ -168,9 +169,9 @@ class SardineTask(OfflineTask):
         return self._name
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
-        return {"task": self.name, "obs_mode": "ideal_state", "control_mode": "topk"}
+        return TaskInfo(task=self.name, obs_mode="ideal_state", control_mode="topk")
 
     @property
     def value_bound(self) -> float:

@@ -29,6 +29,7 @@ from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "play_latent_policy", "q_diagnostics"]
 
@@ -111,9 +112,9 @@ class SlateTask(OfflineTask):
         return self.models.env_name
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
-        return {"task": self.name, "obs_mode": "belief", "control_mode": "latent", **self.models.hashes}
+        return TaskInfo(task=self.name, obs_mode="belief", control_mode="latent", details=self.models.hashes)
 
     @property
     def value_bound(self) -> float:

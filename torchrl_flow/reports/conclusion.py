@@ -25,6 +25,7 @@ from torchrl_flow.runs.metrics import read_metrics
 from torchrl_flow.runs.run import EVALUATION, Run
 from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.util.files import write_json
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions, command_line, today
 
 __all__ = ["best_of_variants", "can_film", "conclude", "conclude_run", "read_evaluation", "variant_labels"]
@@ -114,7 +115,7 @@ def conclude(
         seeds: one per episode.
 
     Keyword Args:
-        task: identity of the task (``task_info``).
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
         recipe: name of the recipe, for title and ``results.csv``.
         stage: stage of the recipe, where it has several.
         seed: seed of the training.
@@ -137,7 +138,7 @@ def conclude(
     Raises:
         NonFiniteError: if a weight of the policy is not finite; nothing is written.
     """
-    directory = Path(directory)
+    directory, task = Path(directory), TaskInfo.of(task)
     require_finite_modules({"policy": actor}, doing="the policy is not evaluated and no result is written")
     config, env_steps, wall_s = _of_run(run, config, env_steps, wall_s)
     films = min(num_videos, len(seeds)) if can_film(env) else 0
@@ -148,8 +149,8 @@ def conclude(
     curves = directory / "metrics.csv"
     path = write_report(
         directory / "report.html",
-        title=f"{title} on {task['task']}",
-        subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
+        title=f"{title} on {task.task}",
+        subtitle=f"{task.obs_mode} observations, {task.control_mode}, {today()}",
         results={f"{title}, K = {actor.num_steps}": result, **others},
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
         curves=read_metrics(curves) if curves.exists() else None,
@@ -163,7 +164,7 @@ def conclude(
     if run is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
-        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        columns = {"recipe": recipe, "task": task.task, "obs": task.obs_mode, "seed": seed}
         columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
         record_results(results, _rows(compared, others, stage, columns), directory=directory)
     named = {str(k): value for k, value in sorted(compared.items())} | others

@@ -31,6 +31,8 @@ from torchrl_flow.runs.checkpoint_check import (
 )
 from torchrl_flow.runs.names import SUFFIX
 from torchrl_flow.util.files import staged
+from torchrl_flow.util.plain_config import PlainConfig
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions
 
 __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
@@ -54,10 +56,10 @@ def as_json(name: str, value: Any) -> Any:
         >>> as_json("config", {"betas": (0.9, 0.95), "out": Path("runs")})
         {'betas': [0.9, 0.95], 'out': 'runs'}
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
 
     def fallback(item: Any) -> Any:
+        if isinstance(item, PlainConfig):
+            return item.to_dict()
         if isinstance(item, os.PathLike):
             return os.fspath(item)
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
@@ -96,7 +98,8 @@ def save_checkpoint(
         state: by name, objects with ``state_dict`` and ``load_state_dict`` (schedulers, samplers) or ``dump``
             and ``load`` (replay buffers).
         config: dataclass or mapping, the script's arguments.
-        task: identity of the task (an env's ``task_info``), compared by ``require_task``.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info` of an environment), as a
+            :class:`~torchrl_flow.envs.TaskInfo` or a mapping; :func:`require_task` compares it.
         actor_config: dataclass or mapping from which the actor is rebuilt from the file alone.
         counters: whole numbers such as ``step`` and ``env_steps``.
         metrics: scalars measured at this point, such as ``eval/success_once``; the best one is found by them.
@@ -135,7 +138,7 @@ def save_checkpoint(
             checkpoint.register(f"{group}.{name}", part, adapter=adapter)
     if rng:
         checkpoint.register("rng", GlobalRNGState(), adapter=CheckedStateDictAdapter())
-    described = {"config": config, "task": task, "actor_config": actor_config, "counters": counters}
+    described = {"config": config, "task": TaskInfo.of(task), "actor_config": actor_config, "counters": counters}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

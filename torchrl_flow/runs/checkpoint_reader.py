@@ -23,6 +23,7 @@ from torchrl_flow.runs.checkpoint_check import (
 from torchrl_flow.runs.names import SUFFIX, Which
 from torchrl_flow.training.finite import buffers_of, require_finite
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.task_info import TaskInfo
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
@@ -53,7 +54,7 @@ class TrainingCheckpoint:
         map_location: device of the tensors, None for the one they were saved from.
 
     Raises:
-        CheckpointError: if the manifest lacks a field.
+        CheckpointError: if the manifest lacks a field, or its task has a field that is not allowed.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
@@ -64,7 +65,7 @@ class TrainingCheckpoint:
         self._components: Mapping[str, Any] = manifest["components"]
         own = manifest["metadata"]
         self.config: dict[str, Any] = own["config"]
-        self.task: dict[str, Any] = own["task"]
+        self.task = _task_of(own["task"], path)
         self.actor_config: dict[str, Any] = own["actor_config"]
         self.counters: dict[str, int] = own["counters"]
         self.metadata: dict[str, Any] = own["metadata"]
@@ -209,6 +210,13 @@ class TrainingCheckpoint:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
+def _task_of(found: Mapping[str, Any], path: Path) -> TaskInfo:
+    try:
+        return TaskInfo.of_file(found)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the manifest's 'task' cannot be read: {error}") from error
+
+
 def load_checkpoint(
     path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
 ) -> TrainingCheckpoint:
@@ -294,14 +302,15 @@ def require_task(
 
     Args:
         checkpoint: the checkpoint.
-        task_info: identity of the task now, such as an env's ``task_info``.
+        task_info: identity of the task now (:func:`~torchrl_flow.envs.task_info` of an environment), or a mapping of
+            those of its fields that are to be compared.
         ignore: fields that may differ: what a policy sees and does depends on none of them.
         optional: fields that the checkpoint need not have: those made before they were recorded do not.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
     """
-    wanted = as_json("task_info", dict(task_info))
+    wanted = as_json("task_info", TaskInfo.of(task_info))
     recorded = [name for name in wanted if name in checkpoint.task or name not in optional]
     names = [name for name in recorded if name not in ignore]
     differing = differing_fields(checkpoint.task, wanted, names, absent="not recorded")

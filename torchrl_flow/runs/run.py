@@ -23,6 +23,7 @@ from torchrl_flow.training.guard import UpdateGuard, guarding
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
 
 __all__ = ["EVALUATION", "Run"]
@@ -48,7 +49,7 @@ class Run:
         resume: continue the run in ``directory`` from its newest checkpoint, or start it if there is
             none. Without ``resume`` a directory with a run raises an error, unless the run ended before its first
             checkpoint and evaluation: then it is overwritten, whatever its configuration was.
-        task: identity of the task (an env's ``task_info``), checked on resuming.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping, compared on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
         may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
@@ -103,7 +104,7 @@ class Run:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
         self.recipe = calling_script()
-        self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
+        self.task, self.actor_config = TaskInfo.of(task), as_json("actor_config", actor_config or {})
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
@@ -202,7 +203,7 @@ class Run:
         if not isinstance(starts, list):
             raise DataError(f"{file} is damaged: it must hold a list, got a {type(starts).__name__}. Remove it.")
         start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
-        starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
+        starts.append({**start, "recipe": self.recipe, "task": self.task.task})
         self.write_json("config.json", self.config)
         self.write_json("versions.json", collect_versions())
         self.write_json("provenance.json", starts)

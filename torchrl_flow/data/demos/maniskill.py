@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
 from torchrl_flow.data.demos.writer import VERSION
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.digest import file_digest
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["read_maniskill"]
 
@@ -65,12 +66,12 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
             return _count_checked(store, source.path, chosen)
         reader = EpisodeReader(source, chosen)
         episodes = reader.episodes()
-        task_info = {
-            "task": source.env_info["env_id"],
-            "control_mode": source.control_mode,
-            "obs_mode": source.env_field("obs_mode"),
-            "max_episode_steps": source.max_episode_steps,
-        }
+        task_info = TaskInfo(
+            task=source.env_info["env_id"],
+            control_mode=source.control_mode,
+            obs_mode=source.env_field("obs_mode"),
+            max_episode_steps=source.max_episode_steps,
+        )
         metadata = {
             "key": key,
             "source": {"file": source.path.name, "sha256": sha256},
@@ -105,7 +106,7 @@ def _build(
     target: Path,
     key: str,
     path: Path,
-    task_info: Mapping[str, Any],
+    task_info: TaskInfo,
     metadata: dict[str, Any],
 ) -> DemoStore:
     try:

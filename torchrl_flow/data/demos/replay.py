@@ -13,6 +13,7 @@ from torchrl_flow.data.demos.chunks import ChunkStorage
 from torchrl_flow.data.demos.maniskill import read_maniskill
 from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["DemoReplayBuffer", "load_demonstrations", "open_demonstrations"]
 
@@ -83,7 +84,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
         return self.store.statistics()
 
     @property
-    def task_info(self) -> dict[str, Any]:
+    def task_info(self) -> TaskInfo:
         """Task, control mode and observation mode of the demonstrations."""
         return self.store.task_info
 

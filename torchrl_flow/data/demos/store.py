@@ -17,6 +17,7 @@ from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
 from torchrl_flow.data.demos.store_files import TABLES, check_files, damaged, read_metadata
 from torchrl_flow.data.demos.writer import StoreWriter, store_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["DemoStore"]
 
@@ -70,6 +71,7 @@ class DemoStore:
             tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in TABLES}
             store = cls(root, metadata, tables)
             _check_episodes(store)
+            _ = store.task_info  # raises an error if a field is invalid
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError, OSError) as error:
             raise damaged(root, str(error)) from error
         return store
@@ -91,8 +93,8 @@ class DemoStore:
             episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
                 memory at a time.
             root: directory of the store; it must not exist.
-            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` and
-                ``reward_mode`` as far as known.
+            task_info: identity of the task, a :class:`~torchrl_flow.envs.TaskInfo` or a mapping of its fields, as far
+                as they are known.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
             overwrite: replace a demo store that is already there (nothing else is ever removed).
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
@@ -105,7 +107,7 @@ class DemoStore:
             if not overwrite:
                 raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
             read_metadata(root)
-        content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
+        content = {**dict.fromkeys(TASK_KEYS), **TaskInfo.of(task_info), **(metadata or {})}
         skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
         with StoreWriter(root) as writer:
             for number, data in enumerate(episodes):
@@ -143,9 +145,9 @@ class DemoStore:
         return self.steps.shape[0]
 
     @property
-    def task_info(self) -> dict[str, Any]:
+    def task_info(self) -> TaskInfo:
         """``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps``, ``reward_mode``; None where unknown."""
-        return {key: self.metadata.get(key) for key in TASK_KEYS}
+        return TaskInfo.of_file({key: self.metadata.get(key) for key in TASK_KEYS})
 
     @property
     def sizes(self) -> dict[str, Any]:

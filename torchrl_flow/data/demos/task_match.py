@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SIZES", "padding_of", "require_demonstrations_of"]
 
@@ -19,18 +20,19 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
     """Refuse demonstrations of another task, naming both values of each field that differs.
 
     Args:
-        task: identity of the task (:func:`task_info`); of the reward mode and the sizes, those that it tells are
-            compared.
-        found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``; fields of ``task_info`` that
-            are None are not known and not compared.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`). The reward mode and the sizes are compared
+            if they are recorded.
+        found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``. Fields that are None are unknown
+            and are not compared, sizes excepted.
         source: where they come from, for the message.
 
     Raises:
         DataError: if task, control mode, observation mode, reward mode, or a size of states, images or actions
             differ.
     """
+    task, found = TaskInfo.of(task), TaskInfo.of(found)
     names = [name for name in ("task", "control_mode", "obs_mode") if found.get(name) is not None]
-    names += ["reward_mode"] if None not in (task.get("reward_mode"), found.get("reward_mode")) else []
+    names += ["reward_mode"] if None not in (task.reward_mode, found.reward_mode) else []
     names += [name for name in SIZES if name in task and name in found]
     differing = differing_fields(found, task, names, form="{name}: demonstrations {found!r}, here {wanted!r}")
     if differing:

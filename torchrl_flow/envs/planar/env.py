@@ -25,6 +25,7 @@ from torchrl_flow.envs.planar.dynamics import (
 )
 from torchrl_flow.envs.planar.render import render_planar
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["PlanarPickPlaceEnv"]
 
@@ -139,14 +140,14 @@ class PlanarPickPlaceEnv(EnvBase):
     @property
     def task_info(self) -> dict[str, Any]:
         """Identity of this task, JSON-able: task, control, observation and reward mode, longest episode, geometry."""
-        return {
-            "task": "planar",
-            "control_mode": "delta_position",
-            "obs_mode": "rgb+state" if self.from_pixels else "state",
-            "max_episode_steps": self.max_episode_steps,
-            "reward_mode": "sparse",
-            "geometry": asdict(self.geometry),
-        }
+        return TaskInfo(
+            task="planar",
+            control_mode="delta_position",
+            obs_mode="rgb+state" if self.from_pixels else "state",
+            max_episode_steps=self.max_episode_steps,
+            reward_mode="sparse",
+            details={"geometry": asdict(self.geometry)},
+        ).to_dict()
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
