@@ -113,7 +113,7 @@ def test_an_existing_directory_is_replaced_only_when_told_and_only_a_store(store
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
-    with pytest.raises(DataError, match="no demo store"):
+    with pytest.raises(DataError, match="not a demo store"):
         DemoStore.from_episodes(episodes, other, overwrite=True)
     assert (other / "chapter.txt").exists()
 
@@ -142,7 +142,7 @@ DAMAGES = {
     "no metadata": (lambda r: (r / "metadata.json").unlink(), "has no metadata.json"),
     "broken metadata": (lambda r: (r / "metadata.json").write_text('{"format": '), "cannot be read"),
     "foreign": (lambda r: _edit_metadata(r, format="lerobot"), "'lerobot'"),
-    "foreign list": (lambda r: (r / "metadata.json").write_text("[]"), "no demo store"),
+    "foreign list": (lambda r: (r / "metadata.json").write_text("[]"), "not a demo store"),
     "newer version": (lambda r: _edit_metadata(r, version=99), "version 99"),
     "wrong count": (lambda r: _edit_metadata(r, num_steps=3), "do not add up"),
     "no columns": (lambda r: _edit_metadata(r, columns={}), "does not list its columns"),
@@ -212,7 +212,7 @@ def test_a_store_of_before_is_read_and_a_changed_number_in_new_metadata_is_found
 
 
 def test_an_episode_that_is_there_twice_is_said(episodes, tmp_path):
-    with pytest.warns(DataWarning, match=r"1 episode\(s\) are there twice.*episode 3 is episode 1 again"):
+    with pytest.warns(DataWarning, match=r"1 episode\(s\) occur twice.*episode 3 is episode 1 again"):
         store = DemoStore.from_episodes([*episodes[:3], episodes[1]], tmp_path / "twice")
     assert store.num_episodes == 4
 

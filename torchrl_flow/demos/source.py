@@ -46,14 +46,15 @@ class DemoSource:
 
     Args:
         path: trajectory file (``.h5``) or directory of a demo store; ``None`` to make them.
-        num_demos: how many to use, the first ones of a file or store; all of them, or 100 of those that are made,
-            where ``None``.
-        quality: ``"expert"`` or ``"mixed"`` (and more for the planar task); ``None`` for the task's usual, mixed for
-            the planar one and expert elsewhere.
-        retime: see :class:`MakeDemosArgs`; where ``None``, for the control modes that it can be done for.
+        num_demos: number of demonstrations to use, the first ones of a file or store. ``None``: all of a file or store,
+            or 100 that are made. Defaults to 100.
+        quality: ``"expert"``, ``"mixed"``, or another quality of the planar task. Defaults to ``"mixed"`` for the
+            planar task and ``"expert"`` for other tasks.
+        retime: whether to re-time planned motions, see :class:`MakeDemosArgs`. Defaults to True for the control modes
+            that support it.
         seed: first seed of the planar task's demonstrations.
-        folder: where those that are made go.
-        image_size: height and width of the images of those that a planner makes; the camera's own where ``None``.
+        folder: directory of the demonstrations that are made.
+        image_size: height and width of the images of planned demonstrations. Defaults to the size of the camera.
     """
 
     path: str | None = None
@@ -72,37 +73,38 @@ class DemoSource:
 
         Args:
             checkpoint: written with ``config["demonstrations"]``.
-            path: others in their place.
-            num_demos: how many of the others; all of them where ``None``.
+            path: path of demonstrations to use instead of those of the checkpoint. Defaults to None.
+            num_demos: number of demonstrations to use from ``path``. Defaults to all.
 
         Raises:
-            CheckpointError: if no path is given, and the checkpoint does not tell, tells something else, or names a
-                directory to make demonstrations in that is not there and lies outside of the current one.
+            CheckpointError: if no path is given, and the checkpoint records no demonstrations, records an invalid
+                field, or names a missing directory outside of the current one.
         """
         if path is not None:
             return cls(path=path, num_demos=num_demos)
         found = checkpoint.config.get("demonstrations")
         if not isinstance(found, Mapping):
-            raise CheckpointError(f"{checkpoint.path} does not tell its demonstrations: name them (--demos).")
+            raise CheckpointError(f"{checkpoint.path} records no demonstrations: give them (--demos).")
         return cls._told(found, checkpoint.path)
 
     @classmethod
     def _told(cls, found: Mapping[str, Any], file: Path) -> DemoSource:
-        """Make the source that a file describes, which may be of somebody else."""
+        """Make the source that a file describes, which is not trusted."""
         kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
         for name, value in found.items():
             if name not in kinds or not isinstance(value, kinds[name]):
                 shown = f"{name}={str(value)[:80]!r}"
                 raise CheckpointError(
-                    f"{file} tells {shown} of its demonstrations, which is no field of them: give --demos."
+                    f"{file} records {shown} for its demonstrations, which is not a valid field: give --demos."
                 )
         source = cls(**found)
         folder = Path(source.folder)
         outside = folder.is_absolute() or ".." in folder.parts
         if source.path is None and outside and not folder.is_dir():
             raise CheckpointError(
-                f"{file} would have demonstrations made in {source.folder!r}, which is not there and lies outside of "
-                "the current directory: make the directory if that is meant, or name the demonstrations (--demos)."
+                f"{file} names the directory {source.folder!r} for demonstrations, which does not exist and lies "
+                "outside of the current directory: create it if that is intended, or give the demonstrations "
+                "(--demos)."
             )
         return source
 
@@ -159,7 +161,9 @@ class DemoSource:
         where, task = self.path or self.folder, TaskInfo.of(task)
         is_own = is_own_task(task.task or "")
         if self.path is None and is_own:
-            raise DataError(f"nobody makes demonstrations of {task.task}: record some and name them (--demos).")
+            raise DataError(
+                f"demonstrations of {task.task} cannot be made automatically: record some and give them (--demos)."
+            )
         if self.path is None and task.task == PLANAR:
             store = self._planar(task)
         elif self.path is None:
@@ -206,7 +210,7 @@ class DemoSource:
 
 
 def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
-    """Return which rewards of the demonstrations are of one scale with the environment's."""
+    """Return which rewards of the demonstrations have the scale of the environment's rewards."""
     # Checkpoints of the planar task made before it told its mode are of the only one.
     here, there = (
         task.reward_mode or ("sparse" if task.task == PLANAR else None),
@@ -229,14 +233,14 @@ def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded"
             return "sparse"
     if there is None:
         warnings.warn(
-            f"{where} does not tell the mode of its rewards, and the environment's is {here!r}: they are used as they "
-            "are. Give reward_mode in the task_info of the store.",
+            f"{where} does not record the mode of its rewards, and the environment's is {here!r}: they are used "
+            "as they are. Give reward_mode in the task_info of the store.",
             DataWarning,
             stacklevel=3,
         )
         return "recorded"
     raise DataError(
-        f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones, which cannot be made of "
-        "them. Record the demonstrations with the environment's reward mode (replay_trajectory --record-rewards "
-        f"--reward-mode {here})."
+        f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones, which cannot be "
+        "computed from them. Record the demonstrations with the environment's reward mode (replay_trajectory "
+        f"--record-rewards --reward-mode {here})."
     )

@@ -37,8 +37,8 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
 
     Args:
         path: the ``.h5`` file.
-        root: directory of the store. Default: one named after the content of both files and the options, in
-            ``$TORCHRL_FLOW_CACHE`` or ``~/.cache/torchrl_flow/stores``.
+        root: directory of the store. Defaults to a directory in ``$TORCHRL_FLOW_CACHE`` or
+            ``~/.cache/torchrl_flow/stores``, named by a hash of both files and the options.
         **options: fields of :class:`ReadOptions`.
 
     Returns:
@@ -47,8 +47,8 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
         good episodes than ``max_episodes`` are a :class:`DataWarning` too.
 
     Raises:
-        DataError: when the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has
-            no observations, no good episode, or ``root`` holds something else.
+        DataError: if the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has no
+            observations, no good episode, or ``root`` holds something else.
     """
     chosen = ReadOptions(**options)
     with TrajectoryFile(path) as source:
@@ -134,7 +134,7 @@ def _reopen(root: Path, key: str, path: Path) -> DemoStore:
     if store.metadata.get("key") != key:
         raise DataError(
             f"{root} is a demo store of {store.metadata.get('source', {}).get('file')!r} with options "
-            f"{store.metadata.get('options')}, not of {path.name} as it is now and is read now with the options given: "
-            "give another root, or remove it."
+            f"{store.metadata.get('options')}, not of {path.name} with its present content and options: give "
+            "another root, or remove it."
         )
     return store

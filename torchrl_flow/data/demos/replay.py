@@ -38,7 +38,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
 
     Keyword Args:
         sampler, batch_size, transform, prefetch, pin_memory, generator: as in
-            :class:`~torchrl.data.TensorDictReplayBuffer`. Default sampler: ``RandomSampler``.
+            :class:`~torchrl.data.TensorDictReplayBuffer`. The sampler defaults to ``RandomSampler``.
         **chunk_options: horizons, discount and padding, as in :class:`~torchrl_flow.data.ChunkStorage`.
 
     Examples:
@@ -106,8 +106,8 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
             first ones) and those of :class:`DemoReplayBuffer`.
 
     Raises:
-        DataError: when the file or store is refused.
-        ValueError: when another reading option is given for a store, which is read already.
+        DataError: if the file or store is refused.
+        ValueError: if another reading option is given for a store, which is read already.
     """
     reading = {name: options.pop(name) for name in READ_OPTIONS if name in options}
     return DemoReplayBuffer(open_demonstrations(path, root=root, **reading), **options)

@@ -58,11 +58,11 @@ class DemoStore:
 
         Args:
             root: directory of the store.
-            verify: whether to read the files and compare their checksums: of all files (True), of none (False), or of
-                those that were changed since they were last read so (None): such as all of them after a copy, once.
+            verify: True reads all files and compares their checksums, False compares none, and None compares those of
+                files that have changed since the last check (after a copy, all of them once).
 
         Raises:
-            DataError: when it is missing, something else, of another version, or damaged.
+            DataError: if it is missing, something else, of another version, or damaged.
         """
         root = Path(root)
         metadata = read_metadata(root)
@@ -90,17 +90,17 @@ class DemoStore:
         """Write episodes to a new store, one after the other, and open it.
 
         Args:
-            episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
-                memory at a time.
+            episodes: episodes, as :meth:`Episode.from_mapping` takes them. A generator is allowed; one episode at a
+                time is in memory.
             root: directory of the store; it must not exist.
             task_info: identity of the task, a :class:`~torchrl_flow.envs.TaskInfo` or a mapping of its fields, as far
                 as they are known.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
-            overwrite: replace a demo store that is already there (nothing else is ever removed).
+            overwrite: replace an existing demo store; nothing else is ever removed.
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
 
         Raises:
-            DataError: when ``root`` exists, an episode does not fit (see ``skip_bad``), or none is left.
+            DataError: if ``root`` exists, an episode does not fit (see ``skip_bad``), or none is left.
         """
         root = Path(root)
         if root.exists():
@@ -179,10 +179,10 @@ class DemoStore:
         """Return the store of the first episodes alone, over the same files and with their own statistics.
 
         Args:
-            num_episodes: how many; a store that has no more is returned as it is.
+            num_episodes: number of episodes. A store that has no more is returned as it is.
 
         Raises:
-            ValueError: when it is below 1.
+            ValueError: if it is below 1.
         """
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
@@ -218,10 +218,10 @@ class DemoStore:
         """Return one episode, in memory, as :meth:`from_episodes` takes it.
 
         Args:
-            index: its number; negative ones count from the end.
+            index: number of the episode; a negative number counts from the end.
 
         Raises:
-            IndexError: when there is no such episode.
+            IndexError: if there is no such episode.
         """
         if not -self.num_episodes <= index < self.num_episodes:
             raise IndexError(f"episode {index} of a store of {self.num_episodes} episodes.")

@@ -1,4 +1,4 @@
-"""Whether demonstrations are those of a task, and how their chunks go on past the end."""
+"""Checks that demonstrations belong to a task, and the padding of their chunks past the end of an episode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
             if they are recorded.
         found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``. Fields that are None are unknown
             and are not compared, sizes excepted.
-        source: where they come from, for the message.
+        source: path of the demonstrations, for the message.
 
     Raises:
         DataError: if task, control mode, observation mode, reward mode, or a size of states, images or actions
@@ -43,7 +43,7 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
 
 
 def padding_of(control_mode: str | None) -> Literal["hold", "last"]:
-    """Return how chunks go on where a demonstration ends, so that the arm holds still.
+    """Return the padding of chunks past the end of a demonstration that makes the arm hold still.
 
     Zeros are no motion for controllers of differences and velocities (``"hold"``); to controllers of absolute
     positions they are a target, so that the last action is repeated (``"last"``).
