@@ -103,7 +103,7 @@ def test_failures_count_in_the_rewards_that_are_made(tmp_path):
 def test_rewards_that_cannot_be_made_are_refused_naming_both_modes(tmp_path):
     with pytest.raises(DataError, match=r"'dense'.*'normalized_dense'"):
         rewarded(tmp_path / "a", "dense", "normalized_dense")()
-    with pytest.warns(DataWarning, match="does not tell the mode"):
+    with pytest.warns(DataWarning, match="does not record the mode"):
         rewarded(tmp_path / "b", None, "dense")()
     DemoStore.from_episodes([episode(reward=torch.ones(6), success=torch.zeros(6))], tmp_path / "c",
                             task_info={**PLANAR, "reward_mode": "dense"}, metadata={"has_success": False})  # fmt: skip

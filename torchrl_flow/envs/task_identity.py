@@ -62,7 +62,7 @@ def require_task_name(task: str) -> None:
     """Validate the name of the planar task; ManiSkill, if installed, validates the names of its tasks.
 
     Raises:
-        ValueError: naming the task that was probably meant.
+        ValueError: if the check fails. The error names the task that was probably meant.
     """
     if task == PLANAR or is_own_task(task):
         return
@@ -84,7 +84,7 @@ def require_num_envs(
     renders = "rgb" in (obs_mode or "state")
     if task != PLANAR and not is_own_task(task) and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(
-            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
-            "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "
-            "torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
+            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: several "
+            "environments in one process have no images. Leave num_envs (--num-envs) out, put single "
+            "environments in a torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
         )

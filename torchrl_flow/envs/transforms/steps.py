@@ -35,7 +35,7 @@ class StepRecorder(Transform):
         step_keys: entries below ``next`` to keep, beside the action.
 
     Keyword Args:
-        action_key: the action.
+        action_key: key of the action.
 
     Examples:
         >>> recorder = StepRecorder(["observation"], ["reward"])
