@@ -61,7 +61,7 @@ class Config(PlainConfig):
         if weights > MAX_WEIGHTS:
             sizes = ", ".join(f"{name}={getattr(self, name)}" for name in dict.fromkeys(n for n, _ in self._sizes()))
             raise ValueError(
-                f"a {kind} with {sizes} asks for {weights} weights or more, above the limit of {MAX_WEIGHTS}."
+                f"a {kind} with {sizes} would have {weights} weights or more, above the limit of {MAX_WEIGHTS}."
             )
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
