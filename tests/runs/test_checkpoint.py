@@ -352,7 +352,7 @@ def test_resuming_in_a_fresh_process_is_bit_exact(tmp_path):
 def test_the_task_of_a_checkpoint_is_typed(tmp_path):
     save(tmp_path / "a.torchrl", task=TaskInfo.of({**TASK, "geometry": {"size": (1, 2)}}))
     task = load_checkpoint(tmp_path / "a.torchrl").task
-    assert (task.task, task["task"], task.details) == ("PushCube-v1", "PushCube-v1", {"geometry": {"size": [1, 2]}})
+    assert (task.task, task["task"], task.details["geometry"]) == ("PushCube-v1", "PushCube-v1", {"size": [1, 2]})
     assert task == {**TASK, "horizons": [2, 16, 8], "geometry": {"size": [1, 2]}}
     with pytest.raises(ValueError, match=r"unknown field 'obs_mod' in a TaskInfo. Did you mean obs_mode"):
         save(tmp_path / "b.torchrl", task={**{k: v for k, v in TASK.items() if k != "obs_mode"}, "obs_mod": "state"})

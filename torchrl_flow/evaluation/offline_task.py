@@ -68,7 +68,7 @@ class OfflineTask:
     Keyword Args:
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept and policies are evaluated.
+        device: device of the transitions and of evaluations.
 
     Raises:
         DataError: if the data cannot be used.
@@ -108,7 +108,7 @@ class OfflineTask:
 
     @property
     def label(self) -> str | None:
-        """What made the data, where the file says it."""
+        """Name of the policy that logged the data, if the file has it."""
         label = self.data.metadata.get("policy")
         return None if label is None else str(label)
 
@@ -155,10 +155,10 @@ class OfflineTask:
         """Play episodes, where there is an environment.
 
         Args:
-            policy: writes ``action`` in [-1, 1] for ``observation``.
-            episodes: how many.
-            seed: of the first one.
-            random: let distributions and flows sample; their mode or zero noise otherwise.
+            policy: policy that reads ``observation`` and writes ``action`` in [-1, 1].
+            episodes: number of episodes.
+            seed: seed of the first episode.
+            random: sample from distributions and flows. False uses the mode of a distribution and zero noise of a flow.
 
         Raises:
             ValueError: if there is no environment.

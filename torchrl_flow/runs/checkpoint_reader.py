@@ -1,4 +1,4 @@
-"""Reading checkpoints: what a file holds, its parts on demand, and the refusal of what does not fit."""
+"""Reader of checkpoints: manifest, parts on demand, and errors for what does not fit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Receiver:
 
 
 class TrainingCheckpoint:
-    """A checkpoint file: its manifest is read, its tensors when asked for.
+    """A checkpoint file, whose manifest is read at once and whose tensors on demand.
 
     Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
     unpacked, and tensors are read with ``weights_only=True``.
@@ -51,7 +51,7 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         manifest: manifest written by TorchRL's ``Checkpoint``.
-        map_location: device of the tensors, None for the one they were saved from.
+        map_location: device of the tensors; None for the device that they were saved from.
 
     Raises:
         CheckpointError: if the manifest lacks a field, or its task has a field that is not allowed.
@@ -146,10 +146,10 @@ class TrainingCheckpoint:
         """Load parts into live objects; change none of them if a part is missing or not finite.
 
         Args:
-            modules: by role; roles of the file that are not named are left alone.
-            optimizers: by name.
-            state: by name.
-            rng: put the global generators where they were. Do it last, when everything else is built.
+            modules: modules by role; roles that are not named are ignored.
+            optimizers: optimisers by name.
+            state: other objects by name.
+            rng: restore the state of the global generators. Do it last, when everything else is built.
 
         Returns:
             The step of the checkpoint.
@@ -162,7 +162,9 @@ class TrainingCheckpoint:
         for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
             parts |= {(group, name): part for name, part in (given or {}).items()}
         if rng and not self.has_rng:
-            raise CheckpointError(f"{self.path} holds no state of the random generators, so no exact resume.")
+            raise CheckpointError(
+                f"{self.path} has no state of the random generators, which an exact resumption needs."
+            )
         self._restore_into(parts)
         if rng:
             self._load({"rng": GlobalRNGState()}, map_location="cpu")
@@ -224,15 +226,15 @@ def load_checkpoint(
 
     Args:
         path: file written by :func:`save_checkpoint`, or the directory of a run.
-        which: which one of a run: the ``"last"``, or the ``"best"`` by the metric that the run keeps the best of, which
-            is the last one where the run keeps none.
-        map_location: device of the tensors read; None for the one they were saved from.
+        which: which checkpoint of a run to open: ``"last"``, or ``"best"`` by the metric whose best checkpoint the run
+            keeps (the last one if the run keeps no best one).
+        map_location: device of the tensors; None for the device that they were saved from.
 
     Raises:
         ValueError: if ``which`` is neither.
         FileNotFoundError: if there is none.
-        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or
-            holds, or its manifest lists, what a checkpoint does not: see ``docs/security.md``.
+        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or has
+            members that a checkpoint does not have: see ``docs/security.md``.
     """
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
@@ -304,8 +306,8 @@ def require_task(
         checkpoint: the checkpoint.
         task_info: identity of the task now (:func:`~torchrl_flow.envs.task_info` of an environment), or a mapping of
             those of its fields that are to be compared.
-        ignore: fields that may differ: what a policy sees and does depends on none of them.
-        optional: fields that the checkpoint need not have: those made before they were recorded do not.
+        ignore: fields that may differ, since a policy does not depend on them.
+        optional: fields that the checkpoint may lack, since older checkpoints do not record them.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.

@@ -51,14 +51,14 @@ class Run:
             checkpoint and evaluation: then it is overwritten, whatever its configuration was.
         task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping, compared on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
-        module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
-        may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
-            its length (a schedule over the whole length goes on as that of the new length), bookkeeping, and what
-            comes after training.
-        defaults: values of the fields of ``config`` that are not given. A run of an older version, which lacked an
-            option, is resumed if the option now has its default.
+        module_configs: descriptions of the other modules, by role: ``{"critic": CriticConfig(...)}``.
+        may_differ: fields of ``config`` that may change when the run is resumed. Defaults to the length of the training
+            (a schedule over the whole length continues with the new length), bookkeeping, and what comes after
+            training.
+        defaults: default values of the fields of ``config``. A run of an older version, which lacks an option, is
+            resumed if the option has its default now.
         keep_last: number of newest checkpoints to keep.
-        keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
+        keep_best: metric whose best checkpoint is also kept, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
         wandb: see :class:`RunLogger`.
         project: project of W&B.
@@ -66,8 +66,8 @@ class Run:
         progress: show progress.
 
     Raises:
-        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process is
-            at it.
+        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process
+            uses it.
         torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
 
     Examples:
@@ -138,7 +138,7 @@ class Run:
         project: str,
         group: str | None,
     ) -> None:
-        """Find what there is, and write what says that the run is going on."""
+        """Find an earlier run in the directory, and write the files that a start writes."""
         self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
@@ -160,7 +160,7 @@ class Run:
         )
 
     def _acquire(self) -> None:
-        """Refuse a directory that another process is at: two would write over each other's checkpoints."""
+        """Refuse a directory that another process uses: both would overwrite each other's checkpoints."""
         if not self._lock.acquire():
             raise ValueError(
                 f"{self.directory} is in use by a run of another process: wait until it has ended, or choose another "
@@ -241,7 +241,7 @@ class Run:
 
         Args:
             total: number of the last step.
-            save_every: steps between checkpoints; None: only the last.
+            save_every: steps between checkpoints. Defaults to None: only after the last step.
 
         Raises:
             ValueError: if the run has done more steps than ``total``.
@@ -286,7 +286,7 @@ class Run:
         """Return whether this is the first step, the last step, or a multiple of ``every`` steps.
 
         Args:
-            every: steps between two times, at least 1; 0 for never.
+            every: number of steps between two times, at least 1; 0 for never.
         """
         return bool(every) and (self.step == 1 or self.step % every == 0 or self.step == self._total)
 
