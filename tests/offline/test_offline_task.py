@@ -259,7 +259,7 @@ def test_models_that_were_stopped_in_either_stage_come_out_alike(tmp_path, monke
     assert not args.partial.exists()
     assert "click_auc" in args()  # finished: reported, not trained again
     assert len(saved) == 6
-    with pytest.raises(SystemExit, match="trained otherwise"):
+    with pytest.raises(SystemExit, match="trained with other options"):
         dataclasses.replace(args, seed=3)()
 
 

@@ -25,9 +25,9 @@ def checkpoint_env(
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
-        episodes: how many will be played, for the default of ``num_envs``.
-        **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
-            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
+        episodes: number of episodes that will be played, for the default of ``num_envs``.
+        **kwargs: options of :func:`make_task_chunk_env`. A ``task``, ``control_mode`` or ``obs_mode`` other than the
+            checkpoint's raises an error; None accepts any. ``max_episode_steps`` is the checkpoint's if it is None.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
@@ -40,8 +40,8 @@ def checkpoint_env(
         )
     if is_own_task(task.task) and task.task not in {kwargs.get("task"), *trusted_tasks()}:
         raise CheckpointError(
-            f"{checkpoint.path} was trained in an environment that {task.task} makes: code that is not in the file, "
-            f"and that no file may choose. If you trust it, name it: {TRUSTED}={task.task}."
+            f"{checkpoint.path} was trained in an environment that {task.task} makes. The code is not in the "
+            f"file, and a file must not choose which code runs. If you trust it, set {TRUSTED}={task.task}."
         )
     identity = {"task": task.task, "obs_mode": task.obs_mode, "control_mode": task.control_mode}
     # Before the simulator is started, and with both values named.

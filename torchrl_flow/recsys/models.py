@@ -48,8 +48,8 @@ def play_slates(
     Args:
         env: privileged slate env.
         policy_name: see :func:`~torchrl_flow.recsys.make_slate_policy`.
-        seed: of the first sub-environment.
-        generator: of the policy.
+        seed: seed of the first sub-environment.
+        generator: generator of the policy.
     """
     policy = make_slate_policy(policy_name, env.name, env.catalogue, slate_size=env.slate_size, generator=generator)
     data = env.reset(seed=seed)
@@ -67,10 +67,10 @@ class SlateModels:
 
     Attributes:
         env_name: the environment that they were trained for.
-        catalogue: its items.
-        encoder: frozen.
-        ranker: frozen.
-        quality: what was measured after training.
+        catalogue: items of the environment.
+        encoder: belief encoder, frozen.
+        ranker: ranker, frozen.
+        quality: measurements after the training.
     """
 
     env_name: str
@@ -109,10 +109,11 @@ class SlateModels:
         """Encode slates ``[*B, L]`` as latents ``[*B, A]``, the posterior's mean.
 
         Args:
-            beliefs: before each slate, ``[*B, D]``.
-            slates: ids.
-            clicks: what was clicked; predicted from the belief where ``None``, so that a latent says what was
-                shown in which situation, and not how it turned out. A ranker that does not encode clicks reads none.
+            beliefs: belief before each slate, ``[*B, D]``.
+            slates: ids of the items, ``[*B, L]``.
+            clicks: clicks that the latents encode. Defaults to the clicks predicted from the belief, so that a latent
+                represents the slate in its context and not the outcome. A ranker that does not encode clicks ignores
+                them.
         """
         given = self.encoder.click_probabilities(beliefs, slates) if clicks is None else clicks
         return self.ranker.encode(slates, given)[0]
@@ -122,7 +123,7 @@ class SlateModels:
 
         Args:
             path: file to write.
-            config: how the models were trained.
+            config: configuration of the training.
         """
         configs = {"belief_encoder": self.encoder.config.to_dict(), "ranker": self.ranker.config.to_dict()}
         items = nn.Module()
