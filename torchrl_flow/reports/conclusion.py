@@ -48,11 +48,11 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
     """Read what :func:`conclude` found: figures by number of sampling steps, and those of the variants by label.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
 
     Raises:
         FileNotFoundError: if the run was not evaluated.
-        ValueError: naming the file, if it is damaged.
+        ValueError: if it is damaged. The error names the file.
     """
     path = Path(directory) / EVALUATION
     if not path.exists():
@@ -108,28 +108,28 @@ def conclude(
     file ``evaluation.json``, which says that the run is finished, comes last.
 
     Args:
-        directory: where ``report.html``, ``evaluation.json`` and the video go; the metrics of a run found there are
-            drawn as curves.
+        directory: directory of ``report.html``, ``evaluation.json`` and the video. The metrics of a run in it are drawn
+            as curves.
         actor: the policy.
         env: chunk env for evaluation (see :func:`~torchrl_flow.envs.make_chunk_env`).
-        seeds: one per episode.
+        seeds: seeds, one per episode.
 
     Keyword Args:
         task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
-        recipe: name of the recipe, for title and ``results.csv``.
-        stage: stage of the recipe, where it has several.
+        recipe: name of the recipe, for the title and ``results.csv``.
+        stage: stage of the recipe, if it has several.
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at.
         noise_scales: further scales of the noise that the flow starts from.
         variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
-        num_videos: episodes to film, where the environment can.
+        num_videos: number of episodes to film, if the environment can.
         results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
-            (:func:`~torchrl_flow.reports.record_results`); none where ``None``.
-        config: the script's arguments; those of ``run`` where ``None``.
-        env_steps: environment steps that training took; those that ``run`` has counted where ``None``.
-        wall_s: seconds that training took; those of ``run`` where ``None``.
+            (:func:`~torchrl_flow.reports.record_results`). Defaults to None: no rows.
+        config: the script's arguments. Defaults to those of ``run``.
+        env_steps: environment steps of the training. Defaults to the count of ``run``.
+        wall_s: seconds of the training. Defaults to those of ``run``.
         notes: paragraphs for the report.
-        run: the run that trained the policy; the figures and the video are shown in its W&B and TensorBoard too.
+        run: run that trained the policy. The results and the video are logged to its W&B and TensorBoard, too.
         progress: show progress.
 
     Returns:

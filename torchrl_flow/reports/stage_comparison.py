@@ -45,21 +45,21 @@ def compare_stages(
     notes: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate the stages on the same seeds, each episode with the same noise, and write what came out.
+    """Evaluate the stages on the same seeds, each episode with the same noise, and write the results.
 
     Args:
-        directory: where ``stages.csv``, ``stages.svg`` and ``stages.html`` go.
+        directory: directory of ``stages.csv``, ``stages.svg`` and ``stages.html``.
         stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``, or the checkpoints or runs that hold
             them (:func:`~torchrl_flow.policies.load_acting_policy`).
         env: chunk env for evaluation.
-        seeds: one per episode.
+        seeds: seeds, one per episode.
 
     Keyword Args:
         task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
         recipe: name of the recipe.
         seed: seed of the training.
         diagnostics: further columns of the table by stage, such as ``q_prior`` and ``q_policy``.
-        results: ``results.csv`` to write to, a row for each stage; those of an earlier comparison are replaced.
+        results: ``results.csv`` to write to, a row for each stage; the rows of an earlier comparison are replaced.
         env_steps: environment steps that training took, by stage.
         wall_s: seconds that training took, by stage.
         notes: paragraphs for the report.
@@ -127,7 +127,7 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
     """Return a bar for each stage's ``success_once`` with its 95 % interval (return where there is no success), as SVG.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
     success = all(result.success_once is not None for result in results.values())
     heights = {n: r.success_once_rate if success else r.returns.mean().item() for n, r in results.items()}

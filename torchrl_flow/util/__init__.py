@@ -1,4 +1,4 @@
-"""Files written whole, progress bars, seeds, versions and what differs between platforms.
+"""Atomic files, progress bars, seeds, versions, and differences between platforms.
 
 A name is imported at its first use, because the command line reads small modules of this package before it needs torch.
 """

@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows: durable files, locks, processes."""
+"""Differences between Linux, macOS and Windows: durable files, locks, processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def replace(source: str | Path, target: str | Path) -> None:
     again for two seconds.
 
     Raises:
-        PermissionError: if it is open still.
+        PermissionError: if it is still open.
     """
     deadline = time.monotonic() + _RETRY_S
     while True:
