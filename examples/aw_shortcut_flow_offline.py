@@ -50,7 +50,7 @@ class Args(AdvantageWeightArgs):
     iterations: Count = 1000
     """gradient steps of actor and critic"""
     critic_warmup: NonNegativeInt = 3000
-    """gradient steps of the critic alone, before the gradient steps of actor and critic"""
+    """gradient steps of only the critic, before the gradient steps of actor and critic"""
     num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
     eval_every: NonNegativeInt = 1000
     log_every: Count = 50

@@ -59,7 +59,7 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     iterations: Count = 6000
     """gradient steps of a round"""
     anew: bool = True
-    """clone from new weights in each round; False: from those of the round before"""
+    """start each round from new weights; False: from the weights of the previous round"""
     hold: NonNegativeInt = 15
     """steps to keep of a success that lasts to the end of its episode, so that the policy learns to stay there"""
     noise_scale: NonNegative = 1.0

@@ -66,7 +66,7 @@ class Args(LatentCriticArgs, SteeringArgs):
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
     critic_iterations: Count = 3000
-    """gradient steps of the critic of actions, where the checkpoint has none that fits"""
+    """gradient steps of the critic of actions, if the checkpoint has no suitable critic"""
     distill_iterations: Count = 2000
     """gradient steps of the critics of latents"""
     iterations: Count = 1000

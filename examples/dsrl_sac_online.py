@@ -81,18 +81,22 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
     alpha_lr: Positive = 3e-3
     """learning rate of the temperature's logarithm"""
     backup_entropy: bool = False
-    """count the entropy in the targets"""
+    """include the entropy in the targets"""
     eval_every: NonNegativeInt = 1
     save_every: Count = 5
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
         if not self.na and (self.distillation != Args.distillation or self.distill_steps != Args.distill_steps):
-            raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
+            raise SystemExit(
+                "--distillation and --distill-steps have no effect without --na: give --na, or leave them out."
+            )
         if self.buffer_size < self.batch_size:
-            raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
+            raise SystemExit(
+                f"--buffer-size must be at least --batch-size {self.batch_size}, got {self.buffer_size}: raise it."
+            )
         if self.warm_up >= self.iterations:
-            raise SystemExit(f"--warm-up {self.warm_up} leaves none of --iterations {self.iterations}: lower it.")
+            raise SystemExit(f"--warm-up must be below --iterations {self.iterations}, got {self.warm_up}: lower it.")
 
 
 def improves(args: Args, number: int) -> bool:

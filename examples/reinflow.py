@@ -76,13 +76,13 @@ class Args(ChainPPOArgs, PolicyOfTaskArgs):
     total_env_steps: Count = 1_000_000
     """environment steps of training"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; by default 256 of the planar task, 64 of a
+    """environments that run side by side, 0 for one without batch dimension; by default 256 of the planar task, 64 of a
     ManiSkill task whose states are observed, and one with images"""
     rollout_steps: Count = 16
     """chunks per environment and iteration"""
     eval_every: NonNegativeInt | None = None
-    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
-    all iterations where none is given"""
+    """iterations between evaluations on 50 other episodes, in addition to the first and the last; 0 for none; by
+    default a twentieth of all iterations"""
     compare_steps: tuple[SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
     log_every: Count = 1

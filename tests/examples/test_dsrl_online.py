@@ -243,8 +243,8 @@ def test_options_that_would_do_nothing_are_refused(script, base, options, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"distillation": "both"}, "for --na"),
-        ({"buffer_size": 8}, "--buffer-size 8 holds no batch of 16"),
+        ({"distillation": "both"}, "no effect without --na"),
+        ({"buffer_size": 8}, "--buffer-size must be at least --batch-size 16, got 8"),
         ({"policy_every": 0}, "--policy-every must be at least 1"),
     ],
 )
