@@ -53,7 +53,7 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     """What the recipe can be told on the command line."""
 
     rounds: Count = 3
-    """rounds of playing and cloning"""
+    """number of rounds, each of which plays episodes and clones"""
     episodes: Count = 1000
     """episodes that the policy plays in a round"""
     iterations: Count = 6000
