@@ -71,7 +71,8 @@ class Probe:
     """A process that runs tests, one after the other.
 
     Args:
-        names: ``state``, ``planner`` and ``rendering`` for what ManiSkill can do; the others are packages to import.
+        names: names of tests: ``state``, ``planner`` and ``rendering`` test ManiSkill; other names are packages to
+            import.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ class EvaluateArgs:
 
         Raises:
             SystemExit: if an option does not apply to the kind of policy, or there is nothing to evaluate it in.
-            CheckpointError: if there is no known kind of policy.
+            CheckpointError: if the checkpoint holds no known kind of policy.
         """
         check_options(self)
         device = resolve_device(self.device)

@@ -62,8 +62,8 @@ class RecordArgs:
         """Play, write the store, and return the line to print.
 
         Raises:
-            SystemExit: if the policy acts on logged data alone, or no episode is kept.
-            CheckpointError: if there is no known kind of policy.
+            SystemExit: if the policy acts only on logged data, or no episode is kept.
+            CheckpointError: if the checkpoint holds no known kind of policy.
             DataError: if there is something at the output already.
         """
         check_options(self)

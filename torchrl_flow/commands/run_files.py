@@ -186,7 +186,7 @@ def require_runs(names: Sequence[str]) -> list[RunFiles]:
     Files beside directories are left out: `runs/*` names the table of results too.
 
     Raises:
-        SystemExit: if one is not there or holds no run. The error names those of a like name.
+        SystemExit: if one does not exist or holds no run. The error lists similar names.
     """
     found: dict[Path, RunFiles] = {}
     folders = any(Path(name).is_dir() for name in names)

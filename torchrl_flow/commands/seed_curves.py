@@ -35,7 +35,7 @@ def pick_metric(runs: Sequence[RunFiles], wanted: str | None) -> str | None:
     """Return the metric to draw: the requested one, or the first of the default ones that a run has.
 
     Raises:
-        SystemExit: if no run has the one that is wanted. The error names the likeliest.
+        SystemExit: if no run has the requested metric. The error names the most similar one.
     """
     files = [run.directory / "metrics.csv" for run in runs]
     known = list(dict.fromkeys(name for file in files if file.exists() for name in read_metrics(file)))

@@ -53,7 +53,7 @@ class DemoLedger:
         settings: JSON-able settings that the content depends on.
 
     Raises:
-        ValueError: if attempts or a file made with other settings are there; nothing is changed then.
+        ValueError: if the directory holds attempts or a file made with other settings. Nothing is changed then.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

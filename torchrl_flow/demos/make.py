@@ -64,7 +64,7 @@ def make_demonstrations(
         Path, counts and rates. The path is what ``load_dataset("maniskill:<path>", ...)`` takes.
 
     Raises:
-        ValueError: if an argument is out of range, or what is there was made with other arguments.
+        ValueError: if an argument is out of range, or existing demonstrations were made with other arguments.
         RuntimeError: if too few of ``max_attempts`` seeds gave a demonstration.
     """
     check_arguments(args)

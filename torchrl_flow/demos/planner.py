@@ -286,7 +286,7 @@ def solver_for(task: str) -> Callable[..., Any]:
     """Find ManiSkill's motion-planning solution of a task.
 
     Raises:
-        ValueError: if there is none; the message lists those there are.
+        ValueError: if there is none. The error lists the tasks that have one.
     """
     from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
 

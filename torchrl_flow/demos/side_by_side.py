@@ -49,7 +49,7 @@ class SideBySide:
         max_episode_steps: time limit; no motion may reach it.
 
     Raises:
-        BatchUnsupportedError: if the task runs alone and not in a batch.
+        BatchUnsupportedError: if the task runs in a single environment, but not in a batch.
 
     Note:
         Not for tasks that rebuild their scene for each episode (``reconfiguration_of_one``): a batch keeps its scenes.

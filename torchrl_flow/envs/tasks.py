@@ -62,13 +62,13 @@ def make_task_env(
         control_mode: ManiSkill's controller. Defaults to ``pd_ee_delta_pose``. The planar task has one control mode.
         num_envs: number of sub-environments; ``None`` for one environment without a batch dimension.
         max_episode_steps: time limit in environment steps. Defaults to the limit of the task.
-        ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
+        ignore_terminations: end episodes only at the time limit, as in ManiSkill's evaluation protocol.
         image_size: height and width of ManiSkill's images. Defaults to the size of the camera. Other environments set
             the size of their images.
         **kwargs: passed to the environment.
 
     Raises:
-        ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
+        ValueError: if there is no such task or mode, or the task does not support this number of sub-environments.
     """
     observation_keys(obs_mode)
     if is_own_task(task):

@@ -165,7 +165,8 @@ def filtered_weights(
         threshold: advantage above which another row is kept.
 
     Returns:
-        weights ``[B]``, of mean 1 over the rows that are kept and 0 on the others; which are kept, ``None`` for all.
+        weights ``[B]``, with mean 1 over the rows that are kept and 0 elsewhere; and the mask of the rows that are
+        kept, ``None`` for all.
 
     Raises:
         ValueError: if an argument is outside what is allowed.

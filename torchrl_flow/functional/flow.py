@@ -165,7 +165,8 @@ def shortcut_times(u_time: Tensor, u_step: Tensor, rows: Tensor, *, max_steps: i
         max_steps: M, a power of two.
 
     Returns:
-        ``(t, d)``, both ``[B]``: of the rows those of :func:`select_dyadic_steps`, of the others ``u_time`` and 0.
+        ``(t, d)``, both ``[B]``: those of :func:`select_dyadic_steps` in ``rows``, and ``u_time`` and 0 in the other
+        rows.
 
     Raises:
         ValueError: if the shapes differ, or M is no power of two.

@@ -41,7 +41,7 @@ class ChunkTDTerm:
     The term owns no network: a loss that holds it passes actor, critic and the parameters to run them with.
 
     Args:
-        num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
+        num_min_qs: members in the random subset of the reduction ``"min"``, which is drawn for each use.
         target_reduction: reduction of the target critic's members; see
             :func:`~torchrl_flow.functional.reduce_ensemble`.
         kappa: weight of the standard deviation of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above

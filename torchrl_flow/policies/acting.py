@@ -40,7 +40,7 @@ class PolicyKind:
     Attributes:
         name: name of the kind in messages.
         holds: function that returns whether a checkpoint holds such a policy.
-        load: function that rebuilds the policy from the checkpoint alone.
+        load: function that rebuilds the policy from only the checkpoint.
         recipe: name of the recipe in tables of results.
         stage: stage of the recipe; ``None`` if it has only one.
         on_logged_data: True for a policy that acts in the environment of logged transitions (:func:`offline_task`), one

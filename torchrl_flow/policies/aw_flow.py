@@ -34,7 +34,7 @@ def make_aw_flow_actor(
     Args:
         checkpoint: checkpoint of the previous stage.
         wanted: fields that the checkpoint's ``FlowActorConfig`` must have; ``None`` accepts any value.
-        extraction: that of :class:`~torchrl_flow.objectives.AWFlowLoss`. With ``"q_gradient"`` the actor takes one
+        extraction: option of :class:`~torchrl_flow.objectives.AWFlowLoss`. With ``"q_gradient"`` the actor takes one
             sampling step, since the gradient of Q goes through the one-step map.
         device: device of the actor.
 

@@ -62,7 +62,7 @@ def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Ite
         resumed_from: the checkpoint that the run continues, whose role ``policy`` is the flow (``run.resumed_from``).
 
     Raises:
-        CheckpointError: if the run that goes on steers another flow than ``flow``, before it is trained.
+        CheckpointError: if the resumed run steers another flow than ``flow``. It is raised before the training.
         RuntimeError: if the training changed the flow.
     """
     digest = module_digest(flow)
@@ -171,7 +171,7 @@ def start_latent_policy(
         init: checkpoint of the earlier stage.
         defaults: default of ``config``. Fields of ``config`` that differ from it were asked for, and must be those of
             the earlier stage.
-        train_encoder: give a new policy that sees images an encoder of its own.
+        train_encoder: give a new policy that observes images a separate encoder.
         **changes: fields that this stage sets whatever the earlier stage had, such as ``prior_mixing``.
 
     Raises:

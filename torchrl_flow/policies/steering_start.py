@@ -75,7 +75,7 @@ def latent_replay(
         device: device of the buffer.
 
     Returns:
-        the buffer, and a sentence that says what it was filled with.
+        the buffer, and a sentence that describes its content.
 
     Raises:
         ValueError: if ``mode`` is ``"none"`` and no capacity is given, or the demonstrations exceed the capacity.

@@ -146,7 +146,7 @@ def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bo
         progress: show progress.
 
     Returns:
-        the path of the ``.npz`` file: the transitions, beside them ``slates``, ``clicks``, ``episode_ids``,
+        the path of the ``.npz`` file, which holds the transitions, ``slates``, ``clicks``, ``episode_ids``,
         ``initial_slates`` and ``initial_clicks``, and ``metadata`` with the models' hashes.
 
     Raises:

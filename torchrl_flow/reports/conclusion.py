@@ -248,7 +248,7 @@ def _video(
     """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared.
 
     Returns:
-        the file, ``None`` where nothing is filmed, and how its pictures are made.
+        the file, or ``None`` without a video; and a text that describes how its pictures are made.
     """
     if not seeds or not can_write_video():
         return None, ""

@@ -100,7 +100,7 @@ def save_checkpoint(
         config: dataclass or mapping with the script's arguments.
         task: identity of the task (:func:`~torchrl_flow.envs.task_info` of an environment), as a
             :class:`~torchrl_flow.envs.TaskInfo` or a mapping; :func:`require_task` compares it.
-        actor_config: dataclass or mapping from which the actor is rebuilt from the file alone.
+        actor_config: dataclass or mapping from which the actor can be rebuilt.
         counters: whole numbers such as ``step`` and ``env_steps``.
         metrics: scalars measured at this step, such as ``eval/success_once``; they determine the best checkpoint.
         metadata: further JSON-able values.

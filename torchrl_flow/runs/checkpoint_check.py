@@ -129,7 +129,8 @@ def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """Return the manifest of an archive.
 
     Raises:
-        DataError: if there is none, or it is too large, too deep or no JSON object. The error names the file.
+        DataError: if there is none, or it is too large, nested too deeply or not a JSON object. The error names the
+            file.
     """
     if MANIFEST not in archive.namelist():
         raise DataError(f"{path} is not a checkpoint: a zip archive without {MANIFEST}.")

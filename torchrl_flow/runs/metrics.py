@@ -41,7 +41,7 @@ class RunLogger:
             under its old id.
         project: project of W&B.
         group: group of W&B.
-        config: hyper-parameters shown beside the run in W&B.
+        config: hyper-parameters of the run for W&B.
 
     Raises:
         ValueError: if ``wandb`` is unknown or a new run finds metrics.

@@ -319,7 +319,7 @@ class Run:
         """Write the checkpoint of the current step, with the metrics that were logged at it.
 
         Raises:
-            NonFiniteError: if a network is not finite; nothing is written, and the checkpoints before are kept.
+            NonFiniteError: if a network is not finite. Nothing is written, and earlier checkpoints are kept.
         """
         self._save_requested = False
         doing = f"the checkpoint of step {self.step} is not written and those before are kept"

@@ -62,7 +62,7 @@ def locked(directory: str | Path) -> Iterator[None]:
     Windows has no locks of directories: there it is a file ``.lock`` in it, which stays.
 
     Raises:
-        OSError: if another program holds the lock for a minute; on Windows alone.
+        OSError: if another program holds the lock for a minute (only on Windows).
     """
     if _WINDOWS:
         with _locked_file(Path(directory) / ".lock"):

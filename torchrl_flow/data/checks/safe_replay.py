@@ -40,8 +40,8 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
         """Restore what :meth:`dumps` wrote, after checking every file of it.
 
         Raises:
-            DataError: if a file could run code, is of a kind that is not known, has another size than its header says,
-                is missing, or was changed since it was written. The error names directory and member.
+            DataError: if a file could run code, is of an unknown kind, does not have the size in its header, is
+                missing, or was changed since it was written. The error names directory and member.
         """
         check_dump(path)
         _check_digests(Path(path))

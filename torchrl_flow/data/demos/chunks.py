@@ -82,9 +82,9 @@ class ChunkStorage(Storage):
             ``"last"``.
         hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last. Defaults to
             ``(-1,)``.
-        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy learns to go on like that
-            where demonstrations end (with ``"hold"``: to hold still). Defaults to ``True``.
-        terminate_on_success: ``False`` lets transitions go on through successes, failures and other ends, as an
+        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy also learns the padding
+            (with ``"hold"``: to hold still after the end of a demonstration). Defaults to ``True``.
+        terminate_on_success: ``False`` continues transitions after successes, failures and other ends, as an
             environment with ``ignore_terminations`` does. Defaults to ``True``.
         rewards: ``"recorded"`` folds the store's rewards, ``"sparse"`` success less failure in their place. Defaults to
             ``"recorded"``.
@@ -301,7 +301,7 @@ class ChunkStorage(Storage):
         """Check against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: if it is missing or no JSON object. The error names the file.
+            DataError: if it is missing or not a JSON object. The error names the file.
         """
         file = Path(path) / "chunk_storage.json"
         content = read_json(file)

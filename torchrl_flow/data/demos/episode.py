@@ -46,7 +46,7 @@ class Episode:
 
     Raises:
         DataError: if something is missing, not finite or above 1e9 in size, or of another length or type, or an episode
-            goes on after it was truncated.
+            continues after it was truncated.
     """
 
     frames: dict[str | tuple[str, ...], Tensor]
@@ -94,12 +94,11 @@ class Episode:
         """Build a checked episode from tensors or arrays by key.
 
         Args:
-            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``fail``
-                likewise (default: never), ``terminated`` likewise (default: never, but with success and failure),
-                ``truncated`` likewise (default: the last step, unless it is terminated), ``reward`` likewise
-                (default: success less failure), ``perturbed`` likewise (default: never), ``seed``, and
-                ``success_terminates``, whether a success ends the task (default: it does); every other entry, nested
-                ones too, holds frames ``[T + 1, ...]``.
+            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), and, of the same
+                shape, ``fail`` (default: never), ``terminated`` (default: at success and failure), ``truncated``
+                (default: the last step, unless it is terminated), ``reward`` (default: success less failure),
+                ``perturbed`` (default: never), ``seed``, and ``success_terminates``, whether a success ends the task
+                (default: it does); every other entry, nested ones too, holds frames ``[T + 1, ...]``.
             name: name of the episode in errors.
 
         Raises:

@@ -101,9 +101,9 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
 
     Args:
         path: trajectory ``.h5`` (with its ``.json``), or directory of a store.
-        root: where the store of an ``.h5`` file goes; see :func:`~torchrl_flow.data.read_maniskill`.
-        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store ``max_episodes`` alone, its
-            first ones) and those of :class:`DemoReplayBuffer`.
+        root: directory of the store of an ``.h5`` file; see :func:`~torchrl_flow.data.read_maniskill`.
+        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store only ``max_episodes``, its
+            first episodes), and options of :class:`DemoReplayBuffer`.
 
     Raises:
         DataError: if the file or store is refused.

@@ -132,7 +132,7 @@ class StoreWriter:
         """Write one episode.
 
         Raises:
-            DataError: if its entries are not those of the episodes before; nothing is written then.
+            DataError: if its entries differ from those of earlier episodes. Nothing is written then.
         """
         number, steps = self.num_episodes, len(episode)
         outcomes = {key: getattr(episode, key)[:, None] for key in STEP_KEYS if key != "action"}

@@ -41,7 +41,7 @@ class ManiSkillEnv(ManiSkillWrapper):
         max_episode_steps: time limit in environment steps. Defaults to 100 for PickCube, PushCube and PullCube, 200 for
             StackCube, 250 for LiftPegUpright, 300 for PegInsertionSide (:data:`MAX_EPISODE_STEPS`: planned
             demonstrations need them), and the registered limit for other tasks.
-        ignore_terminations: whether episodes end at the time limit alone. Defaults to ``False``.
+        ignore_terminations: whether episodes end only at the time limit. Defaults to ``False``.
         camera: name of the camera of ``pixels``. Defaults to ``base_camera``, or to the only camera. All cameras of the
             task are rendered: for StackCube, ``robot_uids="panda"`` removes the wrist camera and is three times as
             fast.

@@ -32,7 +32,7 @@ class StepRecorder(Transform):
 
     Args:
         obs_keys: observations to keep.
-        step_keys: entries below ``next`` to keep, beside the action.
+        step_keys: entries below ``next`` to keep, in addition to the action.
 
     Keyword Args:
         action_key: key of the action.

@@ -27,7 +27,7 @@ class ScaledNoise(TensorDictModuleBase):
     Writes ``[*B, H, A]`` under the actor's noise key.
 
     Raises:
-        ValueError: if the scale is negative or not a number; in a call, if the noise that is there has another shape.
+        ValueError: if the scale is negative or not a number; in a call, if the given noise has another shape.
 
     Examples:
         >>> import torch
