@@ -132,7 +132,7 @@ def test_progress_can_be_switched_off():
         (b"1,x,0.2\x15\n", r"line 2: .* must be a step, a metric and a number"),
         (b"one,x,0.2\n", r"line 2: .* must be a step"),
         (b"1,x\n", "line 2: 2 cells"),
-        (b"1,\xff,0.2\n", "line 2: byte 0xff is no UTF-8 text"),
+        (b"1,\xff,0.2\n", "line 2: byte 0xff is not UTF-8 text"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):

@@ -76,7 +76,7 @@ def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Ite
             )
     yield
     if module_digest(flow) != digest:
-        raise RuntimeError("training changed the weights of the frozen flow: give its parameters to no optimiser.")
+        raise RuntimeError("training changed the weights of the frozen flow: remove its parameters from the optimiser.")
 
 
 def load_latent_policy(
