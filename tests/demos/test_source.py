@@ -33,5 +33,5 @@ def test_a_directory_that_is_there_or_inside_is_taken(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"colour": 1}, {"num_demos": "many"}, {"folder": 3}, {"path": ["a"]}])
 def test_what_is_no_description_is_refused_by_its_field(fields):
-    with pytest.raises(CheckpointError, match=f"a.torchrl tells {next(iter(fields))}="):
+    with pytest.raises(CheckpointError, match=f"a.torchrl records {next(iter(fields))}="):
         DemoSource.of_checkpoint(told(**fields))

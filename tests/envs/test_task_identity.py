@@ -208,5 +208,5 @@ def test_the_time_limit_of_the_policy_s_stage_is_kept(tmp_path):
 def test_options_without_an_effect_are_refused():
     with pytest.raises(ValueError, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'.*[Ll]eave num_envs"):
         make_task_env("PickCube-v1", num_envs=50, obs_mode="rgb")
-    with pytest.raises(ValueError, match="'delta_position' alone, got 'pd_joint_pos'"):
+    with pytest.raises(ValueError, match="must be 'delta_position', got 'pd_joint_pos'"):
         make_task_env("planar", control_mode="pd_joint_pos")

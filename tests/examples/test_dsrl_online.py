@@ -227,7 +227,7 @@ def test_stages_agree_on_what_they_steer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sim_backend": "physx_cuda"}, "--sim-backend physx_cuda is ManiSkill's"),
+        ({"sim_backend": "physx_cuda"}, "--sim-backend physx_cuda applies only to ManiSkill"),
         ({"num_envs": -1}, "--num-envs must be at least 0, got -1"),
         ({"train_encoder": True}, "--train-encoder: this flow sees no images"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used here"),

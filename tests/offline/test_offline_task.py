@@ -227,7 +227,7 @@ def test_a_collection_that_lost_rows_is_refused(slates, tmp_path, monkeypatch):
     # Killed between the file and the removal of its parts: the parts go, the file stays.
     part.parent.mkdir()
     state.write_text(kept)
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         collect_slates(args, models, progress=False)
     assert not part.parent.exists()
 

@@ -204,7 +204,7 @@ def with_manifest(change):
         (truncated, "truncated or damaged"),
         (half, "truncated or damaged"),
         (empty, "empty"),
-        (text, "no zip archive"),
+        (text, "not a zip archive"),
         (of_torch_save, r"torch\.save"),
         (zip_of_others, "without manifest"),
         (of_torchrl, "not one of torchrl_flow"),

@@ -46,7 +46,7 @@ def test_resumed_file_equals_uninterrupted_file(tmp_path, half_a_row):
 def test_refusals(tmp_path):
     with RunLogger(tmp_path):
         pass
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         RunLogger(tmp_path)
     with pytest.raises(ValueError, match="'online', 'offline' or None"):
         RunLogger(tmp_path / "b", wandb="cloud")  # pyright: ignore[reportArgumentType]
