@@ -45,15 +45,15 @@ class Args(OfflineArgs):
     """What the recipe can be told on the command line."""
 
     beta: NonNegative = 3.0
-    """inverse temperature of the advantage weights; 0 for cloning alone"""
+    """inverse temperature of the advantage weights; 0: cloning without weights"""
     weight_clip: Positive = 20.0
     """upper bound on the advantage weight of a row"""
     critic_warmup: NonNegativeInt = 500
-    """first updates, which train the critic alone"""
+    """number of first updates, which train only the critic"""
     num_action_samples: Count = 4
-    """candidates for the following action, of which the target takes the best; 1 values the policy without best-of-N"""
+    """candidates for the next action, of which the target uses the best; 1: a target without best-of-N"""
     best_of: Count = 16
-    """samples of which the acting policy takes the one of the highest value"""
+    """samples of the acting policy, which executes the sample with the highest value"""
     gamma: Fraction = 0.8
     """discount"""
     tau: Rate = 0.005

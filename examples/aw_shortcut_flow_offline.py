@@ -50,7 +50,7 @@ class Args(AdvantageWeightArgs):
     iterations: Count = 1000
     """gradient steps of actor and critic"""
     critic_warmup: NonNegativeInt = 3000
-    """gradient steps of the critic alone, before the gradient steps of actor and critic"""
+    """gradient steps of only the critic, before the gradient steps of actor and critic"""
     num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
     eval_every: NonNegativeInt = 1000
     log_every: Count = 50
@@ -90,7 +90,7 @@ def main(args: Args) -> EvaluationResult:
     data = policy_demonstrations(checkpoint, source, **sampling)
     critic_config = CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
-        f"aw_shortcut_flow-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"aw_shortcut_flow-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=actor.config,

@@ -54,14 +54,14 @@ class Args(SweepArgs, PolicyArgs, SimulationArgs):
 
     num_videos: NonNegativeInt = 0
     only: tuple[str, ...] = ()
-    """configurations or categories to run; all where none is named"""
+    """configurations or categories to run; by default all"""
     updates: Count = 2000
     """critic updates of each run"""
     directory: WritableDirectory = "runs/awsc_ablations"
     noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each policy with the flow noise multiplied by these factors"""
     best_of: tuple[Count, ...] = (4, 16)
-    """also evaluate each policy acting by the best of so many samples"""
+    """also evaluate each policy with the best of so many samples"""
 
 
 def variants(updates: int) -> list[Variant]:

@@ -59,11 +59,11 @@ class Args:
     episodes: Count = 100
     """episodes in which values are compared with returns"""
     states: NonNegativeInt = 24
-    """states in each of which several chunks are compared, by value and by return; 0 for none"""
+    """number of states in which several chunks are compared by value and by return; 0 for none"""
     candidates: Annotated[int, Range(2)] = 8
-    """chunks that are compared in a state"""
+    """number of chunks that are compared in a state"""
     rollouts: Annotated[int, Range(2)] = 8
-    """episodes that continue from each chunk, in environments side by side; their mean is its return"""
+    """episodes that continue from each chunk, in parallel environments; their mean is its return"""
     rows: Count = 4096
     """rows of each part of the buffer whose advantages are computed"""
     output: WritableDirectory | None = None
@@ -77,7 +77,7 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
     checkpoint = load_checkpoint(args.run)
     names = {field.name for field in dataclasses.fields(awsc_online.Args)}
     if "chunks" not in checkpoint.config:
-        raise SystemExit(f"{checkpoint.path} is not of awsc_online: it holds no online chunks.")
+        raise SystemExit(f"{checkpoint.path} was not written by awsc_online: give a run of awsc_online.")
     own = awsc_online.Args(**{name: value for name, value in checkpoint.config.items() if name in names})
     actor = make_aw_flow_actor(checkpoint, own.wanted_horizons(), extraction=own.extraction, device=own.device)
     critic = critic_config(checkpoint) or CriticConfig(num_qs=own.num_qs, hidden_sizes=own.critic_hidden)

@@ -69,15 +69,16 @@ class Args(AdvantageWeightArgs):
     chunks: Count = 4000
     """chunks to execute online"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; 64 of the planar task and one of ManiSkill
-    where none is given"""
+    """environments that run side by side, 0 for one without batch dimension; by default 64 of the planar task and one
+    of ManiSkill"""
     collectors: Count = 1
     """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
     run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
     chunks_per_batch: Count | None = None
     """chunks that each environment executes between updates; by default 8 of one environment, one of several"""
     return_chunks: Count = 1
-    """executed chunks whose rewards a target of the critic sums before it bootstraps; --chunks-per-batch bounds it"""
+    """number of executed chunks whose rewards a target of the critic sums before it bootstraps; at most
+    --chunks-per-batch"""
     utd_ratio: Positive = 1.0
     """updates of the critic per executed chunk"""
     actor_every: Count = 2
@@ -87,11 +88,11 @@ class Args(AdvantageWeightArgs):
     online_ratio: Fraction = 0.5
     """share of online chunks in a batch"""
     filter_policy_data: bool = True
-    """the policy learns from demonstrations and better online chunks alone"""
+    """train the policy only on demonstrations and on online chunks with a positive advantage"""
     buffer_size: Count = 100_000
-    """online chunks to keep"""
+    """capacity for online chunks"""
     act_best_of: Count = 1
-    """candidates in acting while training, of which the critic takes the best"""
+    """candidates of the policy that collects data, of which it executes the one with the highest value"""
     act_noise_scale: NonNegative = 1.0
     """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
     eval_every: NonNegativeInt = 50
@@ -168,7 +169,7 @@ def main(args: Args) -> EvaluationResult:
     found = critic_config(checkpoint) if args.load_critic else None
     critic = found or CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
     with args.open_run(
-        f"awsc-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"awsc-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=actor.config,

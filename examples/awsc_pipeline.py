@@ -48,7 +48,7 @@ STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
 BUDGETS = ("iterations", "critic_warmup", "chunks")
 """What `--scale` scales."""
 SHORT = {"act_horizon": 4}
-"""Half the usual chunk: the fewer actions a critic must weigh together, the better it tells good ones from bad."""
+"""Half the usual chunk length: with fewer actions in a chunk, the critic ranks chunks better."""
 PLANAR_STAGES: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
     "2": {"critic_warmup": 2000, "iterations": 1200, "tau": 0.02, "critic_hidden": (128, 128)},
@@ -81,11 +81,11 @@ class Args:
     workers: Count = 1
     """number of seeds that run at the same time, each in its own process with one thread"""
     scale: Positive = 1.0
-    """factor on the budgets of all stages; small for a trial"""
+    """factor on the budgets of all stages; use a small one for a trial"""
     noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each stage with the flow noise multiplied by these factors"""
     best_of: tuple[Count, ...] = ()
-    """also evaluate stages 2 and 3 acting by the best of so many samples"""
+    """also evaluate stages 2 and 3 with the best of so many samples"""
     eval_episodes: Count | None = None
     """episodes of an evaluation, from seed 10000 on; default 100, or 1000 for the planar task"""
     eval_every: NonNegativeInt = 0
@@ -95,10 +95,10 @@ class Args:
     device: str = "cpu"
     """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched: in the online stage, and with ManiSkill in all
-    evaluations; 256 of the planar task and one of ManiSkill where none is given"""
+    """environments that run side by side, 0 for one without batch dimension: in the online stage, with ManiSkill in all
+    evaluations, too; default: 256 of the planar task, one of ManiSkill"""
     sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    """ManiSkill's simulation; default: physx_cuda for several environments on a GPU, else physx_cpu"""
     name: RunName = "awsc"
     """name of the runs: <name>-<task>-<obs>-<seed>-<stage>"""
     runs: WritableDirectory = "runs"
@@ -159,7 +159,7 @@ def require_same_budgets(directory: Path, stage_args: Any) -> None:
     names = [name for name in BUDGETS if name in before and hasattr(stage_args, name)]
     differing = differing_fields(before, vars(stage_args), names, form="{name}: {found!r} before, {wanted!r} now")
     if differing:
-        raise SystemExit(f"{directory} holds a run of other budgets ({'; '.join(differing)}): choose another --name.")
+        raise SystemExit(f"{directory} holds a run with other budgets ({'; '.join(differing)}): choose another --name.")
 
 
 def run_quietly(args: Args, seed: int) -> list[dict[str, Any]]:

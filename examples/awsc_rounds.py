@@ -51,13 +51,13 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     """What the recipe can be told on the command line."""
 
     rounds: Count = 3
-    """rounds of playing and cloning"""
+    """number of rounds, each of which plays episodes and clones"""
     episodes: Count = 1000
     """episodes that the policy plays in a round"""
     iterations: Count = 6000
     """gradient steps of a round"""
     anew: bool = True
-    """clone from new weights in each round; False: from those of the round before"""
+    """start each round from new weights; False: from the weights of the previous round"""
     hold: NonNegativeInt = 15
     """steps to keep of a success that lasts to the end of its episode, so that the policy learns to stay there"""
     noise_scale: NonNegative = 1.0
@@ -173,7 +173,7 @@ def main(args: Args) -> EvaluationResult:
     task = task_info(env)
     learner = Learner(args, FlowActorConfig.from_dict(checkpoint.actor_config))
     with args.open_run(
-        f"awsc_rounds-{task['task']}-{task['obs_mode']}-{args.seed}",
+        f"awsc_rounds-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
         # What the policy was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

@@ -46,7 +46,7 @@ CLONES: dict[str, dict[str, Any]] = {
     PLANAR: {"iterations": 1500, "width": 128, "depth": 2, "pred_horizon": 8, "act_horizon": 4},
     "maniskill": {"iterations": 5000, "act_horizon": 4, "quality": "mixed"},
 }
-"""Settings of the clones: mixed demonstrations, which leave an online algorithm something to gain."""
+"""Settings of the clones: mixed demonstrations, on which an online algorithm can improve."""
 ALGORITHMS: dict[str, tuple[Stage, ...]] = {
     "awsc": (
         ("aw_shortcut_flow_offline.py", {"tau": 0.02}),
@@ -57,7 +57,8 @@ ALGORITHMS: dict[str, tuple[Stage, ...]] = {
     "dsrl_na": (("dsrl_sac_online.py", {"na": True}),),
     "reinflow": (("reinflow.py", {"total_env_steps": 600_000}),),
 }
-"""Stages of each algorithm: script and what is different from its defaults; each starts from the one before."""
+"""Stages of each algorithm: the script and its options that differ from the defaults. Each stage starts from the one
+before it."""
 BUDGETS = ("iterations", "critic_warmup", "chunks", "total_env_steps")
 """What --scale scales."""
 
@@ -71,9 +72,9 @@ class Args(SweepArgs, SimulationArgs):
     algorithms: Names = tuple(ALGORITHMS)
     """algorithms: awsc, dsrl_ppo, dsrl_sac, dsrl_na, reinflow"""
     scale: Positive = 1.0
-    """factor on the budgets of the algorithms; clones keep theirs"""
+    """factor on the budgets of the algorithms; it does not change those of the clones"""
     threshold: Fraction = 0.8
-    """success of which the last table tells when each run first reached it"""
+    """success rate; the last table shows when each run first reached it"""
     directory: str = "runs/benchmark"
     num_envs: NonNegativeInt | None = 64
     num_videos: NonNegativeInt = 0

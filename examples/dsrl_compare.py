@@ -57,10 +57,11 @@ class Args:
     eval_episodes: Count = 100
     """episodes of each stage, from seed 10000 on"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; 50 of the planar task and one of ManiSkill
-    where none is given"""
+    """environments that run side by side, 0 for one without batch dimension; by default 50 of the planar task and one
+    of ManiSkill"""
     sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    """ManiSkill's simulation; by default physx_cuda for several environments if there is a CUDA device, else
+    physx_cpu"""
     threads: Count = 1
     """CPU threads"""
 

@@ -74,7 +74,7 @@ class Args(SteeringArgs):
     critic_sizes: Sizes = (128, 128)
     """hidden layers of the critic"""
     critic_iterations: Count = 3000
-    """gradient steps of the critic, where the checkpoint has none"""
+    """gradient steps of the critic, if the checkpoint has no critic"""
     critic_lr: Positive = 3e-4
     """learning rate of the critic"""
     tau: Rate = 0.01
@@ -162,7 +162,7 @@ def main(args: Args) -> None:
     actor = SteeredFlowActor(policy, flow)
     critic, described, warm_up = find_critic(args, checkpoint, flow)
     with args.open_run(
-        f"dsrl_offline-{task['task']}-{args.seed}",
+        f"dsrl_offline-{task.task}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,

@@ -64,11 +64,11 @@ class Args(OnlineSteeringArgs):
     latent_bound: Positive | None = None
     hidden_sizes: Sizes = (256, 256)
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; 512 of the planar task and one of ManiSkill
-    where none is given"""
+    """environments that run side by side, 0 for one without batch dimension; by default 512 of the planar task and one
+    of ManiSkill"""
     iterations: Count = 80
     epochs: Count = 4
-    """passes over what an iteration collected"""
+    """passes over the chunks of an iteration"""
     minibatch: Count = 1024
     """chunks per gradient step"""
     lmbda: Fraction = 0.95
@@ -82,7 +82,7 @@ class Args(OnlineSteeringArgs):
     value_lr: Positive = 1e-3
     """learning rate of the value network"""
     prior_fraction: Fraction = 0.3
-    """share of latents that are drawn from the prior in the first iteration; data come from this mixture"""
+    """share of latents that are drawn from the prior in the first iteration; data is collected with this mixture"""
     prior_decay: Rate = 0.995
     """factor by which the share of draws from the prior (--prior-fraction) falls in each iteration"""
     max_grad_norm: Positive = 0.5
@@ -174,7 +174,7 @@ def main(args: Args) -> None:
     task = task_info(envs[1])
     actor, value, value_config = make_actor(args, flow, init)
     with args.open_run(
-        f"dsrl_ppo-{task['task']}-{args.seed}",
+        f"dsrl_ppo-{task.task}-{args.seed}",
         task=task,
         # What the flow was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

@@ -66,7 +66,7 @@ class Args(LatentCriticArgs, SteeringArgs):
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
     """how the latent policy is fitted to the critics of latents"""
     critic_iterations: Count = 3000
-    """gradient steps of the critic of actions, where the checkpoint has none that fits"""
+    """gradient steps of the critic of actions, if the checkpoint has no suitable critic"""
     distill_iterations: Count = 2000
     """gradient steps of the critics of latents"""
     iterations: Count = 1000
@@ -158,7 +158,7 @@ def main(args: Args) -> None:
     critic, described, first = find_critic(args, checkpoint, actor)
     source = DemoSource.of_checkpoint(checkpoint, args.demos, args.num_demos)
     with args.open_run(
-        f"dsrl_sac_offline-{task['task']}-{args.seed}",
+        f"dsrl_sac_offline-{task.task}-{args.seed}",
         task=task,
         config={"demonstrations": dataclasses.asdict(source)},
         actor_config=flow.config,

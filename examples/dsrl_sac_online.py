@@ -84,7 +84,7 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
     alpha_lr: Positive = 3e-3
     """learning rate of the temperature's logarithm"""
     backup_entropy: bool = False
-    """count the entropy in the targets"""
+    """include the entropy in the targets"""
     eval_every: NonNegativeInt = 5
     save_every: Count = 5
 
@@ -94,9 +94,11 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
         if not self.na and any(getattr(self, name) != getattr(Args, name) for name in distilling):
             raise SystemExit(f"{', '.join(map(option_name, distilling))} have no effect without --na.")
         if self.buffer_size < self.batch_size:
-            raise SystemExit(f"--buffer-size {self.buffer_size} holds no batch of {self.batch_size}.")
+            raise SystemExit(
+                f"--buffer-size must be at least --batch-size {self.batch_size}, got {self.buffer_size}: raise it."
+            )
         if self.warm_up >= self.iterations:
-            raise SystemExit(f"--warm-up {self.warm_up} leaves none of --iterations {self.iterations}: lower it.")
+            raise SystemExit(f"--warm-up must be below --iterations {self.iterations}, got {self.warm_up}: lower it.")
 
 
 def improves(args: Args, number: int) -> bool:
@@ -178,7 +180,7 @@ def main(args: Args) -> None:
         init.restore(modules={role: part for role, part in losses.modules().items() if role in init.roles})
     recipe = "dsrl_na" if args.na else "dsrl_sac"
     with args.open_run(
-        f"{recipe}-{task['task']}-{args.seed}",
+        f"{recipe}-{task.task}-{args.seed}",
         task=task,
         # What the flow was cloned from, for the stages after this one.
         config={"demonstrations": checkpoint.config.get("demonstrations")},

@@ -49,9 +49,9 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "aw_flow": ("aw_flow_slates.py", {}),
     "return_flow": ("return_flow_slates.py", {}),
 }
-"""For each algorithm its script and what is different from its defaults."""
+"""For each algorithm its script and the options that differ from the defaults."""
 ALSO = {"aw_flow": ("aw_flow_best",)}
-"""Further rows of an algorithm: other ways to act of what it trained."""
+"""Further rows of an algorithm: other ways to act with the trained policy."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
@@ -59,7 +59,7 @@ _OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "aw_flow": {"cri
 _OTHERS["cql"] = {"bc_updates": 300, "num_random": 4}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
 PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
-"""Budgets of each algorithm: the scripts' own, or a fraction of a minute a run on one core."""
+"""Budgets of each algorithm: those of the scripts, or short ones that take less than a minute per run on one core."""
 _THROUGH = ("behaviour_through_ranker", "oracle_through_ranker")
 REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "oracle")
 """Rows for comparison, in the order of the table."""
@@ -70,21 +70,21 @@ class Args(SweepArgs):
     """What the grid can be told on the command line."""
 
     envs: Names = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
-    """environments of the slate recommender, or sardine/NAME where SARDINE is installed"""
+    """environments of the slate recommender, or sardine/NAME if SARDINE is installed"""
     algorithms: Names = tuple(SCRIPTS)
     """algorithms to train"""
     seeds: Seeds = (0, 1, 2)
     policies: Policies = ("medium",)
-    """policies that log the data, a data set each; SARDINE uses a fixed policy"""
+    """policies that log the data, one data set for each; SARDINE uses a fixed policy"""
     steps: Count = 300_000
     """logged steps of each data set; SARDINE's data are 500 episodes"""
     alphas: tuple[NonNegative, ...] = ()
-    """weights of the value to compare in td3_bc; by default its own"""
+    """weights of the value to compare in td3_bc; by default that of td3_bc"""
     eval_episodes: Count = 256
     eval_every: NonNegativeInt = 0
     """updates between evaluations during training, for the plot; 0 for none"""
     preset: Literal["full", "short"] = "full"
-    """budgets: the scripts' own, 20,000 updates, or short ones of 600 updates"""
+    """budgets: those of the scripts, 20,000 updates, or short ones, 600 updates"""
     iterations: Count | None = None
     """updates of each run; by default those of --preset"""
     directory: WritableDirectory = "runs/offline_grid"
@@ -121,7 +121,7 @@ def plan(args: Args) -> list[SweepRun]:
     """Return all runs, seeds outermost, so that the table is whole early."""
     unknown = [name for name in args.algorithms if name not in SCRIPTS]
     if unknown:
-        raise SystemExit(f"There are no algorithms {unknown}; there are {', '.join(SCRIPTS)}.")
+        raise SystemExit(f"--algorithms must be of the known ones, got {unknown}; known are {', '.join(SCRIPTS)}.")
     given = {name: getattr(args, name) for name in ("eval_episodes", "eval_every", "results", "device", "threads")}
     shared, runs = {**given, "references": False}, []  # the references are measured once for all runs
     paths = {name: str(collect.path) for name, collect in data_sets(args).items()}

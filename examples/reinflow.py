@@ -76,13 +76,13 @@ class Args(ChainPPOArgs, PolicyOfTaskArgs):
     total_env_steps: Count = 1_000_000
     """environment steps of training"""
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; by default 256 of the planar task, 64 of a
+    """environments that run side by side, 0 for one without batch dimension; by default 256 of the planar task, 64 of a
     ManiSkill task whose states are observed, and one with images"""
     rollout_steps: Count = 16
     """chunks per environment and iteration"""
     eval_every: NonNegativeInt | None = None
-    """iterations between evaluations on 50 other episodes, beside the first and the last; 0 for none; a twentieth of
-    all iterations where none is given"""
+    """iterations between evaluations on 50 other episodes, in addition to the first and the last; 0 for none; by
+    default a twentieth of all iterations"""
     compare_steps: tuple[SamplingSteps, ...] = ()
     """further numbers of sampling steps to evaluate at the end"""
     log_every: Count = 1
@@ -170,13 +170,13 @@ def main(args: Args) -> None:
     actor.num_steps = args.num_steps
     actor.config = dataclasses.replace(FlowActorConfig.from_dict(checkpoint.actor_config), num_steps=args.num_steps)
     limits: dict[str, Any] = {"task": args.task, "control_mode": args.control_mode, **args.env_options()}
-    if checkpoint.task.get("task") == PLANAR:
+    if checkpoint.task.task == PLANAR:
         limits["device"] = args.device
     env, eval_env = make_training_envs(checkpoint, maniskill_envs=64, **limits)
     task = task_info(eval_env)
     noise = NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max)
     with args.open_run(
-        f"reinflow-{task['task']}-{args.seed}",
+        f"reinflow-{task.task}-{args.seed}",
         task=task,
         actor_config=actor.config,
         module_configs={"noise_net": noise, "value": StateValueConfig()},

@@ -120,18 +120,18 @@ class Args(SweepArgs, PolicyArgs, SimulationArgs):
     preset: Literal["published", "planar"] = "published"
     """baseline configuration; each ablation changes it by the same factors as it changes the preset published"""
     only: tuple[str, ...] = ()
-    """configurations or categories to run; all where none is named"""
+    """configurations or categories to run; by default all"""
     scale: Positive = 1.0
     """factor on every budget in environment steps: training, warm-up of the critic, decay of the noise"""
     directory: WritableDirectory = "runs/reinflow_sweep"
     evaluations: Count = 20
-    """evaluations along each run, for the curves"""
+    """number of evaluations during each run, for the curves"""
     wandb: Literal["online", "offline"] | None = None
     """log the runs to Weights & Biases"""
     wandb_project: str = "torchrl_flow"
     """project in Weights & Biases"""
     wandb_group: str | None = None
-    """group in Weights & Biases; the directory's name where none is given"""
+    """group in Weights & Biases; by default the name of the directory"""
     watch: bool = False
     """show a table of all runs during the sweep"""
 

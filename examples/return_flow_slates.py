@@ -40,7 +40,8 @@ from torchrl_flow.runs import Run
 from torchrl_flow.training import gradient_step
 
 UNASKED = -5.0
-"""Condition of a row in which no return is asked for, below all returns that occur; returns have deviation 1."""
+"""Condition of a row without a return, below all returns in the data; returns are scaled to a standard deviation of
+1."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,11 +51,11 @@ class Args(OfflineArgs):
     gamma: Fraction = 0.8
     """discount of the return that is the condition"""
     ask: Annotated[float, Range(-4, 10)] = 1.5
-    """return to ask for, in standard deviations above the mean of the data"""
+    """return that the policy is conditioned on, in standard deviations above the mean of the data"""
     guidance: NonNegative = 2.0
-    """weight of the difference that the condition makes; 0 leaves it out, 1 is the conditional flow"""
+    """weight of the guidance by the condition; 0: unconditional flow, 1: conditional flow"""
     dropout: Fraction = 0.2
-    """share of the rows without condition"""
+    """share of rows that are trained without condition"""
     width: Count = 256
     """width of the velocity network"""
     num_steps: SamplingSteps = 4

@@ -20,6 +20,7 @@ from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss, SoftUpdate
 
+from torchrl_flow.envs import TaskInfo
 from torchrl_flow.evaluation import TRAINING_SEED, VALIDATION_SEED
 from torchrl_flow.modules import ActionBox, StatePolicyConfig, make_state_policy, make_state_values
 from torchrl_flow.offline import conclude_offline, offline_task
@@ -47,9 +48,9 @@ class Args(TrainingArgs):
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.recsys.SLATE_ENVS"""
     models: ExistingFile | None = None
-    """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
+    """belief encoder and ranker; by default runs/slate_models/ENV.torchrl"""
     num_envs: Count = 128
-    """users of an iteration, who play one episode each"""
+    """users of an iteration, one episode each"""
     iterations: Count = 20
     """iterations of collecting and updating"""
     updates: Count = 300
@@ -57,7 +58,7 @@ class Args(TrainingArgs):
     batch_size: Count = 256
     """transitions per gradient step"""
     warm_up: NonNegativeInt = 1
-    """iterations that act by random latents"""
+    """number of first iterations that act with random latents"""
     gamma: Fraction = 0.8
     """discount"""
     tau: Rate = 0.01
@@ -67,7 +68,7 @@ class Args(TrainingArgs):
     alpha: Positive = 0.05
     """temperature at the start"""
     target_entropy: float | None = None
-    """entropy that the temperature aims at; -1 per dimension of the latent where none is given"""
+    """target entropy of the temperature; by default -1 per dimension of the latent"""
     hidden_sizes: Sizes = (256, 256)
     """hidden layers of policy and critics"""
     eval_episodes: Count = 256
@@ -134,10 +135,14 @@ def main(args: Args) -> None:
     args.prepare()
     path = Path(args.models or Path("runs/slate_models") / f"{args.env}.torchrl")
     if not path.exists():
-        raise SystemExit(f"There are no models in {path}: `python -m torchrl_flow slate-models --env {args.env}`.")
+        raise SystemExit(
+            f"There are no models in {path}: make them with `python -m torchrl_flow slate-models --env {args.env}`."
+        )
     models = SlateModels.load(path)
     if models.env_name != args.env:
-        raise SystemExit(f"--models are of {models.env_name}, not of --env {args.env}: give the models of that one.")
+        raise SystemExit(
+            f"--models belong to {models.env_name}, not to --env {args.env}: give the models of {args.env}."
+        )
     config, policy, loss = make_loss(args, models)
     box = ActionBox(models.ranker.action_low, models.ranker.action_high)
     configs = {"state_policy": config, "action_box": {"low": box.low.tolist(), "high": box.high.tolist()}}
@@ -147,7 +152,7 @@ def main(args: Args) -> None:
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps, device=args.device), batch_size=args.batch_size)
     name = f"sac_slates-{args.env}-{args.seed}"
     best = "eval/return" if args.eval_every else None
-    task = {"task": args.env, "obs_mode": "belief", "control_mode": "latent", **models.hashes}
+    task = TaskInfo(task=args.env, obs_mode="belief", control_mode="latent", details=models.hashes)
     recipe = {"recipe": "sac"}
     with args.open_run(name, task=task, config=recipe, module_configs=configs, keep_best=best) as run:
         train(args, run, models.to(args.device), buffer, policy, loss)

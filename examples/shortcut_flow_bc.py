@@ -19,7 +19,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import ObsMode, action_bounds, make_evaluation_env, task_info
+from torchrl_flow.envs import ObsMode, TaskInfo, action_bounds, make_evaluation_env, task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
@@ -109,7 +109,7 @@ def simulation_of(args: Args) -> dict[str, Any]:
     return evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
 
 
-def make_data(args: Args, source: DemoSource, task: dict[str, Any]) -> DemoReplayBuffer:
+def make_data(args: Args, source: DemoSource, task: TaskInfo) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
     # After the last step of a demonstration the policy shall hold still, so that padding is a target too.

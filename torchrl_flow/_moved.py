@@ -78,7 +78,7 @@ NAMES: dict[str, dict[str, str]] = {
         "recsys": "BeliefEncoder BeliefEncoderConfig LatentActionBox SlateRanker SlateRankerConfig",
     },
 }
-"""For a package of before: where names are now, and what they are called there if that changed (``old=new``)."""
+"""For a package of an earlier version: where its names are now, and their new names if those changed (``old=new``)."""
 
 MODULES: dict[str, str] = {
     "data.archive_check": "data.checks.archive",
@@ -201,15 +201,15 @@ MODULES: dict[str, str] = {
     "training.video": "figures.video envs.transforms.frames",
     "training.warm_start": "policies.initial_weights",
 }
-"""For a module of before: the modules that have its names now."""
+"""For a module of an earlier version: the modules that have its names now."""
 
 
 def moved_name(package: str, name: str) -> Any:
-    """Return what a package exported before.
+    """Return a name that a package exported in an earlier version.
 
     Args:
-        package: its full name.
-        name: the name.
+        package: full name of the package.
+        name: name to look up.
 
     Raises:
         AttributeError: if the package never had it.
@@ -230,7 +230,7 @@ def _warn(old: str, new: str, stacklevel: int) -> None:
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules of before: each looks its names up in those that have them now."""
+    """Finds modules of earlier versions, whose names are looked up in the modules that have them now."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         """Return the spec of a module of :data:`MODULES`, or None."""

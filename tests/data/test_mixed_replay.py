@@ -152,7 +152,7 @@ def test_the_ring_forgets_the_oldest(store):
     assert sorted(buffer[len(store) :]["next", "reward"].flatten().tolist()) == list(range(2, 12))
     assert buffer.add(transitions(1, first=77)[0]) == len(store) + 2
     assert buffer[len(store) + 2]["next", "reward"].item() == 77
-    with pytest.raises(ValueError, match="11 rows at once"):
+    with pytest.raises(ValueError, match="11 rows in one call"):
         buffer.extend(transitions(11))
 
 
@@ -515,7 +515,7 @@ def test_steps_of_other_collections_are_refused(store):
     assert buffer.sample()["is_demo"].all()  # no chunk is complete yet
     buffer.add(step_episodes(2, 1, seed=1)[:, 0])
     assert not buffer.sample()["is_demo"].any()
-    with pytest.raises(ValueError, match="3 environments came to a ring of 2"):
+    with pytest.raises(ValueError, match="3 environments were written to a ring of 2"):
         buffer.extend(step_episodes(3, 2, seed=0))
     with pytest.raises(ValueError, match="split_trajs"):
         buffer.extend(step_episodes(2, 2, seed=0).set(("collector", "mask"), torch.ones(2, 2, dtype=torch.bool)))

@@ -160,10 +160,10 @@ def test_stream_refuses_what_does_not_belong(tmp_path):
     with pytest.raises(DataError, match="shape"):
         stream.append({"x": np.zeros((3, 5))})
     stream.commit(1)
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="another file"):
         NpzStream(tmp_path / "a.npz", COLUMNS, {"seed": 2})
     stream.finish({})
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         NpzStream(tmp_path / "a.npz", COLUMNS, {"seed": 1})
 
 

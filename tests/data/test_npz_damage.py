@@ -46,8 +46,8 @@ BROKEN = {
     "half": (WHOLE[: len(WHOLE) // 2], "damaged"),
     "without its end": (WHOLE[:-30], "damaged"),
     "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
-    "html": (b"<!DOCTYPE html><html>404</html>", "no zip archive"),
-    "pickle": (b"\x80\x04N.", "no zip archive"),
+    "html": (b"<!DOCTYPE html><html>404</html>", "not a zip archive"),
+    "pickle": (b"\x80\x04N.", "not a zip archive"),
     "zip of text": (None, "observations"),
 }
 

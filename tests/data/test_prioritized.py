@@ -95,7 +95,7 @@ class TestDraws:
         buffer = make_buffer(10, torch.tensor([0.0] * 9 + [1.0]), alpha=1.0)
         assert buffer.sample(1000)["index"].unique().tolist() == [9]
         buffer = make_buffer(10, torch.tensor([0.0] * 9 + [1.0]), alpha=1.0, eps=0.0)
-        with pytest.raises(ValueError, match="let eps be above 0"):
+        with pytest.raises(ValueError, match="set eps above 0"):
             buffer.sample()
 
     def test_rows_of_several_dimensions(self):

@@ -139,7 +139,7 @@ def test_marked_rows_may_lie_anywhere_and_be_replaced_by_a_stock_writer():
         assert set(batch["x"][:4].tolist()) <= {3.0, 5.0}
         assert (~batch["is_demo"][4:]).all()
     buffer.extend(rows(torch.arange(12.0, 16.0), False))  # over the last demonstrations
-    with pytest.raises(RuntimeError, match="4 of 8 rows are to be demonstrations, and the storage holds none"):
+    with pytest.raises(RuntimeError, match="4 of 8 rows must be demonstrations, but the storage has none"):
         buffer.sample()
     buffer.empty()
     buffer.extend(rows(torch.zeros(4), True))
@@ -212,7 +212,9 @@ def test_a_stock_writer_that_goes_round_over_demonstrations_is_refused():
     buffer.extend(demo_rows())
     buffer.extend(online_rows(0, 8))
     assert (buffer.sample()["x"] < 0).sum() == 4
-    with pytest.raises(RuntimeError, match=r"row 0 was written again.*DemoKeepingWriter\(12\)"):
+    with pytest.raises(
+        RuntimeError, match=r"row 0, one of the 12 demonstrations, was overwritten.*DemoKeepingWriter\(12\)"
+    ):
         buffer.extend(online_rows(8, 1))
     mixed = make("mixed")
     stock = TensorDictReplayBuffer(
@@ -254,7 +256,7 @@ def test_demonstrations_that_change_later_are_refused():
         (lambda: RatioSampler(online_ratio=1.5), "online_ratio"),
         (lambda: DemoKeepingWriter(-1), "num_demos"),
         (lambda: MixedStorage(LazyTensorStorage(4), LazyTensorStorage(4)), "holds no rows"),
-        (lambda: make("offset").extend(online_rows(0, 21)), "21 rows at once into an online part of 20"),
+        (lambda: make("offset").extend(online_rows(0, 21)), "21 rows in one call exceed the online part of 20"),
         (lambda: filled(rows([1.0], True, mark=False)).sample(), r"no entry 'is_demo'.*they have \['index', 'x'\]"),
         (lambda: filled(TensorDict(is_demo=torch.ones(3), batch_size=[3])).sample(), "must be bool.*float32"),
         (lambda: filled(demo_rows(), Greedy()).sample(), "give num_demos"),

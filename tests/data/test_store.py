@@ -12,6 +12,8 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torchrl_flow.data import DataError, DataWarning, DemoStore, column_statistics, cut_after_success, drop_idle_steps
 from torchrl_flow.data.demos import store_files
 from torchrl_flow.data.demos.episode import Episode
+from torchrl_flow.data.demos.store import TASK_KEYS
+from torchrl_flow.envs import TaskInfo
 
 
 def test_episodes_come_back_as_they_were(store, episodes):
@@ -111,7 +113,7 @@ def test_an_existing_directory_is_replaced_only_when_told_and_only_a_store(store
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
-    with pytest.raises(DataError, match="no demo store"):
+    with pytest.raises(DataError, match="not a demo store"):
         DemoStore.from_episodes(episodes, other, overwrite=True)
     assert (other / "chapter.txt").exists()
 
@@ -140,7 +142,7 @@ DAMAGES = {
     "no metadata": (lambda r: (r / "metadata.json").unlink(), "has no metadata.json"),
     "broken metadata": (lambda r: (r / "metadata.json").write_text('{"format": '), "cannot be read"),
     "foreign": (lambda r: _edit_metadata(r, format="lerobot"), "'lerobot'"),
-    "foreign list": (lambda r: (r / "metadata.json").write_text("[]"), "no demo store"),
+    "foreign list": (lambda r: (r / "metadata.json").write_text("[]"), "not a demo store"),
     "newer version": (lambda r: _edit_metadata(r, version=99), "version 99"),
     "wrong count": (lambda r: _edit_metadata(r, num_steps=3), "do not add up"),
     "no columns": (lambda r: _edit_metadata(r, columns={}), "does not list its columns"),
@@ -210,7 +212,7 @@ def test_a_store_of_before_is_read_and_a_changed_number_in_new_metadata_is_found
 
 
 def test_an_episode_that_is_there_twice_is_said(episodes, tmp_path):
-    with pytest.warns(DataWarning, match=r"1 episode\(s\) are there twice.*episode 3 is episode 1 again"):
+    with pytest.warns(DataWarning, match=r"1 episode\(s\) occur twice.*episode 3 is episode 1 again"):
         store = DemoStore.from_episodes([*episodes[:3], episodes[1]], tmp_path / "twice")
     assert store.num_episodes == 4
 
@@ -291,3 +293,27 @@ def test_idle_steps_are_those_at_which_nothing_happens():
 def test_an_episode_of_idle_steps_alone_keeps_one():
     trimmed = drop_idle_steps(_episode(torch.zeros(4, 2), torch.zeros(5, 1), torch.zeros(4)))
     assert (len(trimmed), trimmed.frames["observation"].shape[0]) == (1, 2)
+
+
+def test_the_task_of_a_store_is_typed_and_takes_a_mapping_or_a_task_info(tmp_path, episodes):
+    for name, task in (("a", {"task": "toy", "gravity": 1}), ("b", TaskInfo(task="toy", details={"gravity": 1}))):
+        store = DemoStore.from_episodes(episodes, tmp_path / name, task_info=task)
+        assert (store.task_info.task, store.task_info["task"], store.task_info.obs_mode) == ("toy", "toy", None)
+        assert store.metadata["gravity"] == 1
+    with pytest.raises(ValueError, match=r"unknown field 'contol_mode' in a TaskInfo\. Did you mean control_mode"):
+        DemoStore.from_episodes(episodes, tmp_path / "c", task_info={"contol_mode": "joints"})
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_store_whose_task_is_invalid_is_refused_naming_the_field(tmp_path, episodes):
+    DemoStore.from_episodes(episodes, tmp_path / "a", task_info={"task": "toy"})
+    file = tmp_path / "a" / "metadata.json"
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    del metadata["digest"]
+    file.write_text(json.dumps({**metadata, "max_episode_steps": "long"}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"max_episode_steps of a task must be a whole number.*got 'long'"):
+        DemoStore.open(tmp_path / "a")
+    # Stores of older versions lack fields.
+    older = {name: value for name, value in metadata.items() if name not in ("reward_mode", "max_episode_steps")}
+    file.write_text(json.dumps(older), encoding="utf-8")
+    assert DemoStore.open(tmp_path / "a").task_info == {**dict.fromkeys(TASK_KEYS), "task": "toy"}

@@ -20,7 +20,7 @@ def told(**fields) -> Any:
 def test_nothing_is_made_outside_where_a_checkpoint_says_so(folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(CheckpointError, match=r"a\.torchrl would have demonstrations made in .*outside"):
+    with pytest.raises(CheckpointError, match=r"a\.torchrl names the directory .*outside"):
         DemoSource.of_checkpoint(told(folder=folder))
     # Given by the user they are read.
     assert DemoSource.of_checkpoint(told(folder=folder), "mine.h5").path == "mine.h5"
@@ -33,5 +33,5 @@ def test_a_directory_that_is_there_or_inside_is_taken(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"colour": 1}, {"num_demos": "many"}, {"folder": 3}, {"path": ["a"]}])
 def test_what_is_no_description_is_refused_by_its_field(fields):
-    with pytest.raises(CheckpointError, match=f"a.torchrl tells {next(iter(fields))}="):
+    with pytest.raises(CheckpointError, match=f"a.torchrl records {next(iter(fields))}="):
         DemoSource.of_checkpoint(told(**fields))

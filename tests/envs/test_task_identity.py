@@ -103,7 +103,7 @@ def test_failures_count_in_the_rewards_that_are_made(tmp_path):
 def test_rewards_that_cannot_be_made_are_refused_naming_both_modes(tmp_path):
     with pytest.raises(DataError, match=r"'dense'.*'normalized_dense'"):
         rewarded(tmp_path / "a", "dense", "normalized_dense")()
-    with pytest.warns(DataWarning, match="does not tell the mode"):
+    with pytest.warns(DataWarning, match="does not record the mode"):
         rewarded(tmp_path / "b", None, "dense")()
     DemoStore.from_episodes([episode(reward=torch.ones(6), success=torch.zeros(6))], tmp_path / "c",
                             task_info={**PLANAR, "reward_mode": "dense"}, metadata={"has_success": False})  # fmt: skip
@@ -208,5 +208,5 @@ def test_the_time_limit_of_the_policy_s_stage_is_kept(tmp_path):
 def test_options_without_an_effect_are_refused():
     with pytest.raises(ValueError, match=r"num_envs=50 .*'PickCube-v1' with obs_mode='rgb'.*[Ll]eave num_envs"):
         make_task_env("PickCube-v1", num_envs=50, obs_mode="rgb")
-    with pytest.raises(ValueError, match="'delta_position' alone, got 'pd_joint_pos'"):
+    with pytest.raises(ValueError, match="must be 'delta_position', got 'pd_joint_pos'"):
         make_task_env("planar", control_mode="pd_joint_pos")

@@ -99,7 +99,7 @@ def test_a_run_is_looked_into(pipeline):
     assert -1 <= figures["within_state_agreement"] <= 1
     assert figures["within_state_q_std"] > 0
     assert "diagnosis.svg" in out
-    assert "is not of awsc_online" in refused(folder, "awsc_diagnose.py", "--run", str(stage(folder, 2)))
+    assert "was not written by awsc_online" in refused(folder, "awsc_diagnose.py", "--run", str(stage(folder, 2)))
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_both_values(pipeline):

@@ -88,7 +88,7 @@ def test_a_simulation_on_a_gpu_is_collected_from_in_one_process(monkeypatch):
     with pytest.raises(SystemExit, match=r"--collectors 2 simulates on the CPU: leave out --sim-backend physx_cuda"):
         _cpu_backend("PickCube-v1", "physx_cuda", 2)
     assert _cpu_backend("PickCube-v1", None, 2) == "physx_cpu"
-    with pytest.raises(SystemExit, match="--sim-backend physx_cpu is ManiSkill's"):
+    with pytest.raises(SystemExit, match="--sim-backend physx_cpu applies only to ManiSkill"):
         play("dsrl_ppo", **SIZES, name="refused", sim_backend="physx_cpu")
     with pytest.raises(SystemExit, match="--collectors must be at least 1, got 0"):
         play("dsrl_ppo", **SIZES, name="refused", **{"collectors": 0})

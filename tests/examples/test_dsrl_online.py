@@ -227,7 +227,7 @@ def test_stages_agree_on_what_they_steer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sim_backend": "physx_cuda"}, "--sim-backend physx_cuda is ManiSkill's"),
+        ({"sim_backend": "physx_cuda"}, "--sim-backend physx_cuda applies only to ManiSkill"),
         ({"num_envs": -1}, "--num-envs must be at least 0, got -1"),
         ({"train_encoder": True}, "--train-encoder: this flow sees no images"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used here"),
@@ -243,8 +243,8 @@ def test_options_that_would_do_nothing_are_refused(script, base, options, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"distillation": "both"}, "for --na"),
-        ({"buffer_size": 8}, "--buffer-size 8 holds no batch of 16"),
+        ({"distillation": "both"}, "no effect without --na"),
+        ({"buffer_size": 8}, "--buffer-size must be at least --batch-size 16, got 8"),
         ({"policy_every": 0}, "--policy-every must be at least 1"),
     ],
 )

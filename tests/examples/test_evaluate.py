@@ -178,5 +178,5 @@ def test_policies_of_logged_slates(slates, capsys, script, options):
 def test_options_of_logged_data_are_refused_in_a_task(planar):
     with pytest.raises(SystemExit, match="--data does not apply"):
         EvaluateArgs("runs/bc", data="x.npz")()
-    with pytest.raises(SystemExit, match="--sim-backend physx_cuda is ManiSkill's"):
+    with pytest.raises(SystemExit, match="--sim-backend physx_cuda applies only to ManiSkill"):
         EvaluateArgs("runs/bc", sim_backend="physx_cuda")()

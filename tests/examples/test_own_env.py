@@ -109,7 +109,7 @@ class TestEnvironment:
         with pytest.raises(ValueError, match="the module no_such_package cannot be imported"):
             make_task_env("no_such_package:make_env")
         with pytest.raises(
-            ValueError, match=r"is written module:function, such as my_package.envs:make_env, got 'a b:c'"
+            ValueError, match=r"must have the form module:function, such as my_package.envs:make_env, got 'a b:c'"
         ):
             make_task_env("a b:c")
 
@@ -137,7 +137,7 @@ class TestOptions:
         assert len(DemoSource(str(demos)).load(task_info(chunk_env(own("make_named"))), **options)) > 50
         with pytest.raises(DataError, match=r"task: demonstrations 'reach', here 'tests.examples.own_env:make_reach'"):
             DemoSource(str(demos)).load(task_info(chunk_env(REACH)), **options)
-        with pytest.raises(DataError, match=r"nobody makes demonstrations of tests.examples.own_env:make_reach"):
+        with pytest.raises(DataError, match=r"demonstrations of tests.examples.own_env:make_reach cannot be made"):
             DemoSource().load(task_info(chunk_env(REACH)), **options)
 
 
@@ -178,13 +178,13 @@ class TestRecipes:
         tiny = ["--policy", tmp_path / "runs/bc", "--name", "reinflow", "--num-envs", 2, "--total-env-steps", 64]
         tiny += ["--rollout-steps", 4, "--minibatch-size", 4]
         refused = run(tmp_path, "reinflow", *tiny, fails=True)
-        assert f"If you trust it, name it: {TRUSTED}={REACH}" in refused
+        assert f"If you trust it, set {TRUSTED}={REACH}" in refused
         assert "success_once" in run(tmp_path, "reinflow", *tiny, trusted=REACH)
         checkpoint = load_checkpoint(tmp_path / "runs/bc")
-        with pytest.raises(CheckpointError, match="code that is not in the file"):
+        with pytest.raises(CheckpointError, match="code is not in the file"):
             checkpoint_env(checkpoint)
         assert checkpoint_env(checkpoint, task=REACH).batch_size == ()
 
     def test_demonstrations_are_asked_for(self, tmp_path):
         out = run(tmp_path, "shortcut_flow_bc", "--task", REACH, *CLONE, fails=True)
-        assert f"--demos is missing: nobody makes demonstrations of {REACH}" in out
+        assert f"--demos is missing: demonstrations of {REACH} cannot be made automatically" in out

@@ -177,7 +177,7 @@ def test_grid_plans_and_tabulates(tmp_path, monkeypatch):
     assert "| bc | 12.0 ± 2.8 (2) |" in table
     assert "| iql | 20.0 (1) |" in table
     assert "| oracle | 7.0 |" in table
-    with pytest.raises(SystemExit, match="no algorithms"):
+    with pytest.raises(SystemExit, match="must be of the known ones"):
         grid["plan"](grid["Args"](algorithms=("dqn",)))
 
 

@@ -133,7 +133,7 @@ def test_configuration_round_trip():
     [
         ({"steer_mode": "half"}, "steer_mode must be one of"),
         ({"latent_bound": -1.0}, "bound must be above 0"),
-        ({"log_std_range": (0.5, 1.0)}, "0 inside"),
+        ({"log_std_range": (0.5, 1.0)}, "must contain 0"),
         ({"hidden_sizes": (0,)}, "at least 1"),
     ],
 )

@@ -227,7 +227,7 @@ def test_a_collection_that_lost_rows_is_refused(slates, tmp_path, monkeypatch):
     # Killed between the file and the removal of its parts: the parts go, the file stays.
     part.parent.mkdir()
     state.write_text(kept)
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         collect_slates(args, models, progress=False)
     assert not part.parent.exists()
 
@@ -259,7 +259,7 @@ def test_models_that_were_stopped_in_either_stage_come_out_alike(tmp_path, monke
     assert not args.partial.exists()
     assert "click_auc" in args()  # finished: reported, not trained again
     assert len(saved) == 6
-    with pytest.raises(SystemExit, match="trained otherwise"):
+    with pytest.raises(SystemExit, match="trained with other options"):
         dataclasses.replace(args, seed=3)()
 
 

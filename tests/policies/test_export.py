@@ -245,7 +245,7 @@ class TestHelper:
             RecedingHorizon(policy)({"state": np.ones(5)})
         other = tmp_path / "other.pt2"
         other.write_bytes(b"no archive")
-        with pytest.raises(ValueError, match=r"other\.pt2 is no archive of `torchrl-flow export`"):
+        with pytest.raises(ValueError, match=r"other\.pt2 is not an archive of `torchrl-flow export`"):
             ExportedPolicy(other)
 
     def test_images_must_be_bytes(self, tmp_path):

@@ -317,5 +317,5 @@ def test_a_run_steers_one_flow_from_start_to_end(tmp_path):
     block = frozen_flow(make_flow_actor(config), load_checkpoint(tmp_path / "a"))
     with pytest.raises(CheckpointError, match=r"steers another flow than --policy has now"):
         block.__enter__()
-    with pytest.raises(RuntimeError, match="training changed the weights of the flow"):
+    with pytest.raises(RuntimeError, match="training changed the weights of the frozen flow"):
         go_on(flow, 3, change=1.0)

@@ -112,7 +112,7 @@ def test_transitions_of_the_latent_env_become_a_data_set(models, tmp_path):
     returns = data["next", "reward"].sum((1, 2))
     assert task.references(episodes=2)["behaviour"] == pytest.approx(returns.mean().item(), rel=1e-5)
     assert task.label == "sac"
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         write_latent_transitions(path, models, data.reshape(-1), policy="sac", seed=5)
 
 

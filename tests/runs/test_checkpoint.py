@@ -21,7 +21,15 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 
 from tests.tiny_training import train
-from torchrl_flow.runs import CheckpointDirectory, latest_checkpoint, load_checkpoint, require_task, save_checkpoint
+from torchrl_flow.envs import TaskInfo
+from torchrl_flow.runs import (
+    CheckpointDirectory,
+    TrainingCheckpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    require_task,
+    save_checkpoint,
+)
 from torchrl_flow.util import isolated_rng
 
 TASK = {
@@ -196,7 +204,7 @@ def with_manifest(change):
         (truncated, "truncated or damaged"),
         (half, "truncated or damaged"),
         (empty, "empty"),
-        (text, "no zip archive"),
+        (text, "not a zip archive"),
         (of_torch_save, r"torch\.save"),
         (zip_of_others, "without manifest"),
         (of_torchrl, "not one of torchrl_flow"),
@@ -339,3 +347,22 @@ def test_resuming_in_a_fresh_process_is_bit_exact(tmp_path):
     moments = [checkpoint.optimizer_state_dict("main")["state"] for checkpoint in (whole, resumed)]
     for index, state in moments[0].items():
         assert all(torch.equal(value, moments[1][index][key]) for key, value in state.items())
+
+
+def test_the_task_of_a_checkpoint_is_typed(tmp_path):
+    save(tmp_path / "a.torchrl", task=TaskInfo.of({**TASK, "geometry": {"size": (1, 2)}}))
+    task = load_checkpoint(tmp_path / "a.torchrl").task
+    assert (task.task, task["task"], task.details["geometry"]) == ("PushCube-v1", "PushCube-v1", {"size": [1, 2]})
+    assert task == {**TASK, "horizons": [2, 16, 8], "geometry": {"size": [1, 2]}}
+    with pytest.raises(ValueError, match=r"unknown field 'obs_mod' in a TaskInfo. Did you mean obs_mode"):
+        save(tmp_path / "b.torchrl", task={**{k: v for k, v in TASK.items() if k != "obs_mode"}, "obs_mod": "state"})
+
+
+def test_a_checkpoint_whose_task_is_invalid_is_refused_naming_the_field(tmp_path):
+    save(tmp_path / "a.torchrl")
+    manifest = Checkpoint.manifest(tmp_path / "a.torchrl")
+    manifest["metadata"]["task"] = {"task": 5}
+    with pytest.raises(
+        CheckpointError, match=r"a\.torchrl: the manifest's 'task' cannot be read: task of a task.*got 5"
+    ):
+        TrainingCheckpoint(tmp_path / "a.torchrl", manifest)

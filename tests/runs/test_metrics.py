@@ -46,7 +46,7 @@ def test_resumed_file_equals_uninterrupted_file(tmp_path, half_a_row):
 def test_refusals(tmp_path):
     with RunLogger(tmp_path):
         pass
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         RunLogger(tmp_path)
     with pytest.raises(ValueError, match="'online', 'offline' or None"):
         RunLogger(tmp_path / "b", wandb="cloud")  # pyright: ignore[reportArgumentType]
@@ -132,7 +132,7 @@ def test_progress_can_be_switched_off():
         (b"1,x,0.2\x15\n", r"line 2: .* must be a step, a metric and a number"),
         (b"one,x,0.2\n", r"line 2: .* must be a step"),
         (b"1,x\n", "line 2: 2 cells"),
-        (b"1,\xff,0.2\n", "line 2: byte 0xff is no UTF-8 text"),
+        (b"1,\xff,0.2\n", "line 2: byte 0xff is not UTF-8 text"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):

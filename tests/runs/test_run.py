@@ -318,7 +318,7 @@ def test_an_interrupt_outside_of_the_loop_ends_without_a_traceback(caplog):
     with pytest.raises(SystemExit) as stopped, refusals_in_one_line():
         raise KeyboardInterrupt
     assert stopped.value.code == 130
-    assert "The same command goes on" in caplog.text
+    assert "Run the same command again" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["a run", "läufe/ß 走", "-dash", "x" * 200])

@@ -405,7 +405,7 @@ def test_a_directory_is_no_checkpoint_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.torchrl") as archive:
         archive.extractall(folder)
     (tmp_path / "a.torchrl").unlink()
-    refused(lambda: load_checkpoint(tmp_path), str(folder), "single file")
+    refused(lambda: load_checkpoint(tmp_path), str(folder), "single regular file")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

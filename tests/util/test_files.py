@@ -84,7 +84,7 @@ def umask():
 
 def test_text_that_is_none_is_named_with_its_line(tmp_path):
     (tmp_path / "a").write_bytes("é\n".encode() + b"b\n\xff\n")
-    with pytest.raises(ValueError, match=r"a, line 3: byte 0xff is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"a, line 3: byte 0xff is not UTF-8 text"):
         read_text(tmp_path / "a")
     (tmp_path / "a").write_bytes("é\n".encode())
     assert read_text(tmp_path / "a") == "é\n"

@@ -33,7 +33,7 @@ class CheckBatchArgs:
     """Compare many ManiSkill environments in one CPU process with single ones, bit for bit."""
 
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """ManiSkill ids; all registered tasks where none is given"""
+    """ManiSkill ids; by default all registered tasks"""
     num_envs: int = 4
     """sub-environments"""
     steps: int = 30
@@ -41,13 +41,13 @@ class CheckBatchArgs:
     control_mode: tuple[str, ...] = ()
     """controllers; by default the default controller of the task, and pd_ee_delta_pose if the task has it"""
     reward_mode: Literal["sparse", "dense", "normalized_dense", "none"] | None = None
-    """reward; where none is given sparse, or what the task has"""
+    """reward mode; by default sparse, or a mode that the task has"""
     demos: str | None = None
     """.h5 file of demonstrations of the task, which are replayed from their first states"""
     reset_probability: float = 0.03
-    """chance of a partial reset of each sub-environment, a step"""
+    """probability that a sub-environment is reset after a step"""
     fresh: int = 2
-    """episodes to compare with a new environment for each"""
+    """number of episodes that are each compared with a new environment"""
     table: str | None = None
     """Markdown file to write the table to, between the marks that begin and end the table"""
     threads: int = 1
@@ -61,7 +61,7 @@ class CheckBatchArgs:
         """
         torch.set_num_threads(self.threads)
         if self.demos is not None and len(self.tasks) != 1:
-            raise SystemExit("--demos needs the one task that they are of.")
+            raise SystemExit("--demos needs exactly one task, that of the demonstrations: name it.")
         rows, equal = [], True
         for task in self.tasks or _registered():
             outcome, same = self._check(task)
@@ -162,7 +162,7 @@ class CheckBatchArgs:
 
 @contextlib.contextmanager
 def _nobody_at_the_terminal() -> Iterator[None]:
-    """Let ManiSkill's question whether to download a robot fail, in the place of waiting for an answer."""
+    """Make ManiSkill's question whether to download a robot fail instead of waiting for an answer."""
     with open(os.devnull, encoding="utf-8") as nothing:
         stdin, sys.stdin = sys.stdin, nothing
         try:
@@ -188,7 +188,9 @@ def _sentence(error: BaseException) -> str:
 def _metadata(path: str) -> dict[str, Any]:
     file = Path(path).with_suffix(".json")
     if not file.is_file():
-        raise DataError(f"{file} is missing: it tells the seeds of the demonstrations in {path}.")
+        raise DataError(
+            f"{file} is missing, which lists the seeds of the demonstrations in {path}: put it next to that file."
+        )
     return read_object(file)
 
 
@@ -199,7 +201,9 @@ def _demonstrations(path: str, count: int) -> Iterator[tuple[int, dict[str, Any]
         for episode in episodes:
             group: Any = file[f"traj_{episode['episode_id']}"]
             if "env_states" not in group:
-                raise DataError(f"{path} holds no env_states, which the demonstrations' first states are.")
+                raise DataError(
+                    f"{path} has no env_states, from which the episodes start: record the demonstrations with them."
+                )
             yield int(episode["episode_seed"]), _first_state(group["env_states"]), torch.tensor(group["actions"][:])
 
 
@@ -214,6 +218,6 @@ def _write_table(path: Path, lines: list[str]) -> None:
     text = path.read_text(encoding="utf-8")
     begin, end = _MARKS
     if begin not in text or end not in text:
-        raise SystemExit(f"{path} has no marks {begin} and {end} for the table to stand between.")
+        raise SystemExit(f"{path} has no marks {begin} and {end}, between which the table is written: add them.")
     before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
     write_text(path, before + begin + "\n" + "\n".join(lines) + "\n" + end + after)

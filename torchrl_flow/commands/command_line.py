@@ -1,4 +1,4 @@
-"""What was typed: the command is found by hand, so that only what it needs is imported."""
+"""Command line parser that imports only the modules of the chosen command."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def help_text(program: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Do what the command line says.
+    """Run the command line.
 
     Args:
-        arguments: the words after the program; those of this process where ``None``.
+        arguments: words after the name of the program. Defaults to those of this process.
     """
     try:
         _dispatch(sys.argv[1:] if arguments is None else list(arguments), program_name())

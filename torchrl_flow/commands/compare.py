@@ -39,7 +39,7 @@ class Group:
 
     @property
     def done(self) -> tuple[RunFiles, ...]:
-        """The runs that were evaluated; a curve would end where an unfinished one has got to."""
+        """The runs that were evaluated; an unfinished run would cut the curve of the group short."""
         return tuple(run for run in self.runs if run.evaluations is not None)
 
     def figure(self, name: str) -> list[float]:
@@ -123,7 +123,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Return digits behind the point of returns: three where they are small."""
+    """Return the number of decimal places of returns: three if they are small."""
     return 3 if all(abs(value) < 10 for value in values) else 1
 
 

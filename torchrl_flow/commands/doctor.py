@@ -1,4 +1,4 @@
-"""The command ``doctor``: what works on this machine, what is missing, and the command that mends it."""
+"""The command ``doctor``: what works on this machine, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Check:
     works: bool
     detail: str
     mend: str = ""
-    """Command that mends it; empty where it works, or where nothing need be done."""
+    """Command that fixes it; empty if it works or if nothing needs to be done."""
     effect: str = ""
     """What does not work without it."""
 
 
 class _Need:
-    """What a recipe can be run on, and the checks that each takes."""
+    """Tasks that a recipe can run on, and the checks that each of them needs."""
 
     PLANAR = ("planar", ())
     STATE = ("ManiSkill (state)", ("ManiSkill",))
@@ -81,12 +81,12 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "sac_slates": (_Need.SLATES,),
     "offline_grid": (*_LOGGED, _Need.PARALLEL),
 }
-"""What each recipe can be run on; one that is not here needs the core alone."""
+"""Tasks that each recipe can run on; a recipe that is not listed needs only the core."""
 
 
 @dataclasses.dataclass
 class DoctorArgs:
-    """Tell what works on this machine, and what mends the rest."""
+    """Show what works on this machine, and how to fix the rest."""
 
     def __call__(self) -> int:
         """Print the checks, what each recipe can do here, and the commands; 0 if the core works, else 1."""
@@ -112,7 +112,7 @@ def _row(check: Check) -> tuple[str, str, str]:
 
 
 def recipe_lines(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
-    """Return name, what it can be run on here, and what it could be run on with what."""
+    """Return the name of each recipe, what it can run on here, and what it could run on after which installation."""
     works = {check.name: check.works for check in checks}
     lines = []
     for name in find_recipes():
@@ -192,7 +192,7 @@ def _extension() -> Check:
 
 
 def _extension_problem(error: Exception) -> tuple[str, str]:
-    """Why TorchRL's compiled part is not there, and the command that mends it."""
+    """Return why TorchRL's compiled extension is missing, and the command that installs it."""
     try:
         importlib.import_module("torchrl._torchrl")
     except ImportError as found:

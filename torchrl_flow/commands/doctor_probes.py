@@ -1,4 +1,4 @@
-"""Tries what may be missing, each in a way that cannot end the program that asks: in a process of its own.
+"""Tests of optional packages and features, in a process of their own: a crash does not end the caller.
 
 A simulator or a driver that is half installed may abort a process, so that no ``except`` could tell of it. The program
 here needs nothing but Python and the file that is named to it.
@@ -53,7 +53,7 @@ for name in sys.argv[2:]:
 
 
 class Outcome(NamedTuple):
-    """What trying something told."""
+    """Result of one test."""
 
     works: bool
     detail: str
@@ -68,10 +68,11 @@ def is_installed(name: str) -> bool:
 
 
 class Probe:
-    """A process that tries some things, one after the other.
+    """A process that runs tests, one after the other.
 
     Args:
-        names: ``state``, ``planner`` and ``rendering`` for what ManiSkill can do; the others are packages to import.
+        names: names of tests: ``state``, ``planner`` and ``rendering`` test ManiSkill; other names are packages to
+            import.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -97,7 +98,7 @@ class Probe:
             self._error = f"no process could be started: {error}"
 
     def outcomes(self) -> dict[str, Outcome]:
-        """Wait for the process and return what each thing told."""
+        """Wait for the process, and return the result of each test."""
         if self._process is None:
             return {name: Outcome(False, self._error) for name in self.names}
         try:

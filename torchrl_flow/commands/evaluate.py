@@ -47,7 +47,7 @@ class EvaluateArgs:
     first_seed: NonNegativeInt = 10_000
     """seed of the first episode"""
     num_steps: Count | None = None
-    """sampling steps K; the policy's own where none is given"""
+    """sampling steps K; by default those of the policy"""
     compare_steps: tuple[Count, ...] = ()
     """further numbers of sampling steps to evaluate at"""
     noise_scales: tuple[NonNegative, ...] = ()
@@ -68,15 +68,16 @@ class EvaluateArgs:
     models: ExistingFile | None = None
     """belief encoder and ranker of a slate environment; by default the models of the run"""
     output: WritableDirectory | None = None
-    """directory of the report; `evaluation` in the run, or beside a checkpoint outside of one, where none is given"""
+    """directory of the report; by default `evaluation` in the directory of the run, or next to a checkpoint without a
+    run"""
     results: WritableFile | None = None
     """results.csv to append the result to"""
     recipe: str | None = None
-    """recipe that made the checkpoint, for results.csv; the run's own where none is given"""
+    """recipe that made the checkpoint, for results.csv; by default that of the run"""
     stage: str | None = None
-    """stage of the recipe, for results.csv; the run's own where none is given"""
+    """stage of the recipe, for results.csv; by default that of the run"""
     seed: Seed | None = None
-    """seed of the training, for results.csv; the run's own where none is given"""
+    """seed of the training, for results.csv; by default that of the run"""
     device: str = "cpu"
     """device of the policy: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     threads: Count = 1
@@ -92,7 +93,7 @@ class EvaluateArgs:
 
         Raises:
             SystemExit: if an option does not apply to the kind of policy, or there is nothing to evaluate it in.
-            CheckpointError: if there is no policy that is known.
+            CheckpointError: if the checkpoint holds no known kind of policy.
         """
         check_options(self)
         device = resolve_device(self.device)
@@ -107,7 +108,7 @@ class EvaluateArgs:
         return play(policy, checkpoint, output, episodes)
 
     def _refuse(self, names: tuple[str, ...], kind: str) -> None:
-        """Refuse options that say nothing of this kind of policy."""
+        """Refuse options that do not apply to this kind of policy."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != defaults[name]]
         if given:
@@ -126,11 +127,7 @@ class EvaluateArgs:
             policy.num_steps = self.num_steps
         options: dict[str, Any] = {"max_episode_steps": self.max_episode_steps}
         options |= {"num_envs": self.num_envs, "sim_backend": self.sim_backend}
-        if (
-            self.num_videos == 0
-            and checkpoint.task.get("task") != PLANAR
-            and checkpoint.task.get("obs_mode") == "state"
-        ):
+        if self.num_videos == 0 and checkpoint.task.task != PLANAR and checkpoint.task.obs_mode == "state":
             options["visuals"] = False
         env = policy_evaluation_env(checkpoint, episodes=episodes, **options)
         print(f"{env.batch_size.numel()} environments at a time", flush=True)
@@ -175,8 +172,8 @@ class EvaluateArgs:
         data = self.data or config.get("data")
         if data is None or not Path(data).exists():
             raise SystemExit(
-                f"{checkpoint.path} was trained on {data or 'data that it does not name'}, which is not here: name the "
-                "logged transitions (--data), from which its environment is made."
+                f"{checkpoint.path} was trained on {data or 'data that it does not name'}, which does not exist: "
+                "give the logged transitions (--data), which determine its environment."
             )
         options: dict[str, Any] = {"env": self.env or config.get("env"), "device": resolve_device(self.device)}
         options |= {} if config.get("gamma") is None else {"gamma": config["gamma"]}
@@ -186,5 +183,5 @@ class EvaluateArgs:
         form = "{name}: the policy's {found}, here {wanted}"
         differing = differing_fields(described, sizes, sizes, form=form)
         if differing:
-            raise SystemExit(f"{data} is not what {checkpoint.path} was trained on. {'; '.join(differing)}.")
+            raise SystemExit(f"{data} is not the data that {checkpoint.path} was trained on. {'; '.join(differing)}.")
         return task

@@ -25,9 +25,10 @@ class ExportArgs:
     which: Which = "best"
     """checkpoint of a run to export: best (the last one, if the run keeps no best one) or last"""
     output: str | None = None
-    """file to write, .pt2; `policy.pt2` in the run, or beside a checkpoint outside of one, where none is given"""
+    """file to write, .pt2; by default `policy.pt2` in the directory of the run, or next to a checkpoint without a
+    run"""
     num_steps: Count | None = None
-    """sampling steps K; the policy's own where none is given"""
+    """sampling steps K; by default those of the policy"""
     compile: bool = False
     """compile the program for the CPU of this machine (AOTInductor); it is faster, and needs a C++ compiler here"""
 
@@ -40,12 +41,12 @@ class ExportArgs:
         """Export, and return the lines to print.
 
         Raises:
-            SystemExit: if the file cannot be written so.
+            SystemExit: if the archive cannot be written with these options.
             CheckpointError: if there is no policy of action chunks.
         """
         check_options(self)
         if self.output is not None and Path(self.output).suffix != ".pt2":
-            raise SystemExit(f"--output {self.output} must end in .pt2, the ending of torch's archives.")
+            raise SystemExit(f"--output {self.output} must end in .pt2, the suffix of torch's archives.")
         from torchrl_flow.policies.acting import load_flow_checkpoint
         from torchrl_flow.policies.export import HELPER, export_policy
 

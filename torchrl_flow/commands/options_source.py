@@ -1,4 +1,4 @@
-"""The options of a program without the program: only what their class needs of its file is executed.
+"""Reads the options of a program without running it: only the definitions that the options need are executed.
 
 The help of a recipe then comes without torch, which takes seconds to import.
 """
@@ -19,7 +19,7 @@ def options_alone(file: Path, name: str) -> Any:
 
     Args:
         file: the Python source.
-        name: of a class at its top level.
+        name: name of a class at the top level of the file.
 
     Returns:
         The class. Its methods must not be called: what only they refer to is missing.

@@ -1,4 +1,4 @@
-"""The recipes: where they lie, what they are, and running one."""
+"""The recipes: their directory, their names and descriptions, and how to run one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe_folder() -> Path:
 
 
 def find_recipes() -> dict[str, tuple[Path, str]]:
-    """Find the recipes: name, script, and the first line of what it says of itself."""
+    """Find the recipes: name, script, and the first line of its docstring."""
     return {path.stem: (path, _first_line(path)) for path in sorted(recipe_folder().glob("[!_]*.py"))}
 
 
@@ -55,9 +55,9 @@ def run_recipe(name: str, options: list[str], program: str) -> NoReturn:
     """Run a recipe in this process, as ``python script.py`` would: it is ``__main__``, beside the scripts it imports.
 
     Args:
-        name: of the recipe; ``.py`` may follow it.
-        options: of the recipe, ``--help`` included.
-        program: what was typed before ``run``; usage lines and provenance show it.
+        name: name of the recipe, with or without ``.py``.
+        options: options of the recipe, including ``--help``.
+        program: command before ``run``, as it was typed; usage lines and provenance show it.
 
     Raises:
         SystemExit: if there is no such recipe, naming the likeliest; else with the recipe's status.

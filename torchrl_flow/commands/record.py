@@ -43,7 +43,7 @@ class RecordArgs:
     hold: NonNegativeInt = 15
     """steps to keep after a success that lasts to the end of its episode, with --keep success"""
     noise_scale: NonNegative = 1.0
-    """standard deviation of the noise that the flow starts from"""
+    """standard deviation of the noise that the flow starts from; below 1, actions are closer to their mode"""
     num_envs: NonNegativeInt | None = None
     """environments that run side by side; the episodes do not depend on it"""
     max_episode_steps: Count | None = None
@@ -62,8 +62,8 @@ class RecordArgs:
         """Play, write the store, and return the line to print.
 
         Raises:
-            SystemExit: if the policy acts on logged data alone, or no episode is kept.
-            CheckpointError: if there is no policy that is known.
+            SystemExit: if the policy acts only on logged data, or no episode is kept.
+            CheckpointError: if the checkpoint holds no known kind of policy.
             DataError: if there is something at the output already.
         """
         check_options(self)
@@ -71,7 +71,10 @@ class RecordArgs:
         policy, checkpoint = load_acting_policy(self.checkpoint, which=self.which, device=resolve_device(self.device))
         kind = policy_kind(checkpoint)
         if kind.on_logged_data:
-            raise SystemExit(f"{self.checkpoint} holds a {kind.name}, which acts on logged data: nothing to record.")
+            raise SystemExit(
+                f"{self.checkpoint} holds a {kind.name}, which acts on logged data and plays no episodes: give the "
+                "run of another recipe."
+            )
         env = policy_evaluation_env(
             checkpoint,
             num_envs=self.num_envs,

@@ -43,7 +43,7 @@ class ReportArgs:
         (run, *others) = require_runs([str(folder)])
         if others or run.directory.resolve() != folder.resolve():
             lines = [str(item.directory / "report.html") for item in find_runs(folder)]
-            raise SystemExit("\n".join([f"{folder} is no run and has no report. The runs below it:", *lines]))
+            raise SystemExit("\n".join([f"{folder} is not a run and has no report. The runs below it:", *lines]))
         print(rebuild_report(run).resolve())
         return 0
 
@@ -52,7 +52,7 @@ def rebuild_report(run: RunFiles) -> Path:
     """Write the page of a run from its files.
 
     Raises:
-        SystemExit: if the files tell nothing that could be shown.
+        SystemExit: if the files hold nothing to show.
     """
     from torchrl_flow.reports.report import write_report
     from torchrl_flow.runs.metrics import read_metrics

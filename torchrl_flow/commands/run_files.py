@@ -1,4 +1,4 @@
-"""What the files of a run tell, without torch: its settings, how far it got, and what its evaluation found."""
+"""Reads the files of a run without torch: its settings, its progress, and the results of its evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAIL = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """One run, as its directory tells it; what no file tells is ``None`` or empty."""
+    """One run, as read from its directory; a field is ``None`` or empty if no file has it."""
 
     directory: Path
     config: Mapping[str, Any]
@@ -47,7 +47,7 @@ class RunFiles:
 
     @property
     def label(self) -> str:
-        """What the run calls its variant."""
+        """Label of the run's variant."""
         return str(self.config.get("label") or "")
 
     @property
@@ -64,7 +64,7 @@ class RunFiles:
 
     @property
     def own(self) -> Mapping[str, float]:
-        """Figures of the policy at its own number of sampling steps; those in training where it was not evaluated."""
+        """Results of the policy at its own number of sampling steps; those in training if it was not evaluated."""
         if self.evaluations:
             own = str(self.config.get("num_steps"))
             by_steps = {label: figures for label, figures in self.evaluations.items() if label.isdigit()}
@@ -76,7 +76,7 @@ class RunFiles:
 
 
 def read_run(directory: str | Path) -> RunFiles:
-    """Read the files of a run; one that is damaged is told in :attr:`RunFiles.problem`."""
+    """Read the files of a run; :attr:`RunFiles.problem` names a damaged one."""
     folder, problems = Path(directory), []
 
     def read(name: str, kind: type, default: Any) -> Any:
@@ -181,12 +181,12 @@ def find_runs(root: str | Path) -> list[RunFiles]:
 
 
 def require_runs(names: Sequence[str]) -> list[RunFiles]:
-    """Read the runs that are named, and those below directories that are none; each once.
+    """Read the named runs, and the runs below named directories that are not runs; each once.
 
     Files beside directories are left out: `runs/*` names the table of results too.
 
     Raises:
-        SystemExit: if one is not there or holds no run, naming those of a like name.
+        SystemExit: if one does not exist or holds no run. The error lists similar names.
     """
     found: dict[Path, RunFiles] = {}
     folders = any(Path(name).is_dir() for name in names)

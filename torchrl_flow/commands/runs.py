@@ -1,4 +1,4 @@
-"""The command ``runs``: what runs there are."""
+"""The command ``runs``: a list of the runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunsArgs:
             tasks, recipes = sorted({run.task for run in found}), sorted({run.recipe for run in found})
             hint = did_you_mean(self.task or "", tasks) or did_you_mean(self.recipe or "", recipes)
             raise SystemExit(
-                f"No run in {self.folder} is of these.{hint} There are the tasks {', '.join(tasks)} and the recipes "
+                f"No run in {self.folder} matches.{hint} Its tasks are {', '.join(tasks)}, its recipes "
                 f"{', '.join(recipes)}."
             )
         header = ("run", "recipe", "task", "seed", "steps", "env steps", "success", "state", "age")

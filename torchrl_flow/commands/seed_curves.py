@@ -32,10 +32,10 @@ class SeedCurve(NamedTuple):
 
 
 def pick_metric(runs: Sequence[RunFiles], wanted: str | None) -> str | None:
-    """Return the metric to draw: the one that is wanted, or the first of the usual ones that a run has.
+    """Return the metric to draw: the requested one, or the first of the default ones that a run has.
 
     Raises:
-        SystemExit: if no run has the one that is wanted, naming the likeliest.
+        SystemExit: if no run has the requested metric. The error names the most similar one.
     """
     files = [run.directory / "metrics.csv" for run in runs]
     known = list(dict.fromkeys(name for file in files if file.exists() for name in read_metrics(file)))
@@ -47,7 +47,7 @@ def pick_metric(runs: Sequence[RunFiles], wanted: str | None) -> str | None:
 
 
 def seed_curve(runs: Sequence[RunFiles], metric: str, against: str) -> SeedCurve | None:
-    """Return the curve of a group where all its runs that have the metric reach; ``None`` where none has.
+    """Return the curve of a group over the range that all its runs with the metric cover; ``None`` if no run has it.
 
     Runs need not have been measured at equal places: values between two places are interpolated.
     """
@@ -75,13 +75,13 @@ def draw_bands(curves: Mapping[str, SeedCurve], *, title: str, x_label: str = "s
     """Return the curves of all groups with bands over their seeds, as the text of an ``<svg>`` element.
 
     Args:
-        curves: by the name of a group.
-        title: of the drawing.
-        x_label: what x counts.
-        y_label: unit of y.
+        curves: curves by name of the group.
+        title: title of the drawing.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
 
     def draw(axes) -> None:

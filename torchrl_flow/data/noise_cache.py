@@ -52,17 +52,18 @@ class NoiseCache:
     :class:`DataWarning`. A table from before there were any gets them then, of the blocks that are finite.
 
     Args:
-        root: directory; made where it is missing.
+        root: directory of the cache; it is created if it is missing.
 
     Keyword Args:
         num_rows: rows of the data set.
         latent_shape: ``[S, A]``.
-        identity: JSON-able; such as ``{"data": data_digest(data), "flow": module_digest(flow), ...}``.
+        identity: JSON-able description of what the latents depend on, such as ``{"data": data_digest(data), "flow":
+            module_digest(flow), ...}``.
         block_size: rows computed at a time.
-        seed: of the blocks' generators.
+        seed: seed of the blocks' generators.
 
     Raises:
-        DataError: if the directory holds a cache of something else, naming what differs, or a damaged one.
+        DataError: if the directory holds another cache, or a damaged one. The error names what differs.
 
     Examples:
         >>> import tempfile, torch
@@ -102,7 +103,9 @@ class NoiseCache:
     def _require_identity(self) -> None:
         found = read_json(self.root / _METADATA)
         if not isinstance(found, dict):
-            raise DataError(f"{self.root / _METADATA} is no JSON object, so not of a cache: remove the cache.")
+            raise DataError(
+                f"{self.root / _METADATA} is not a JSON object, so that the cache is damaged: remove the cache."
+            )
         differing = differing_fields(found, self.identity, form="{name}: {found!r} there, {wanted!r} here")
         if differing:
             raise DataError(
@@ -128,7 +131,7 @@ class NoiseCache:
             require_members(list_members(self.root, self.root), (_METADATA, _DIGESTS, _ROWS), self.root, self.root)
             entries = check_memmap(self.root / _ROWS, root=self.root)
         except DataError as error:
-            raise DataError(f"{error} Remove the cache, which is damaged, and it is made anew.") from error
+            raise DataError(f"{error} The cache is damaged: remove it, and it is computed again.") from error
         rows, numbers = self.num_rows, torch.float32
         expected = {
             ("latent",): MemmapEntry((rows, *self.identity["latent_shape"]), numbers),
@@ -154,7 +157,7 @@ class NoiseCache:
         return found
 
     def _check_blocks(self) -> None:
-        """Take the blocks that are not what was written for missing."""
+        """Mark blocks whose checksum differs as missing."""
         right = {str(first): self._digest(first) for first in self._blocks() if str(first) in self._digests}
         right = {first: digest for first, digest in right.items() if self._digests[first] == digest}
         damaged = len(self._digests) - len(right)
@@ -197,10 +200,11 @@ class NoiseCache:
         """Compute the blocks that are missing.
 
         Args:
-            compute: gives latents and residuals of rows; its draws must come from the generator.
+            compute: function of rows and a generator that returns latents and residuals; its draws must come from the
+                generator.
 
         Yields:
-            the rows there are after each block.
+            The number of complete rows after each block.
 
         Raises:
             DataError: if a latent or residual is not finite; its block stays missing.

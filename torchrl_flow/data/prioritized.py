@@ -44,11 +44,11 @@ class PrioritizedSampler(CompiledSampler):
     their batch, which ``buffer.update_tensordict_priority(batch)`` reads.
 
     Args:
-        max_capacity (int): rows that the storage has room for.
-        alpha (float): how much priorities count; 0 draws uniformly.
-        beta (float): how much weights correct for it; 1 entirely.
-        eps (float): added to every priority. Defaults to 1e-8.
-        **options: as of TorchRL's class, but for ``device``: the trees are on the CPU.
+        max_capacity (int): capacity of the storage in rows.
+        alpha (float): exponent of the priorities; 0 draws uniformly.
+        beta (float): exponent of the importance weights; 1 corrects the sampling entirely.
+        eps (float): constant added to every priority. Defaults to 1e-8.
+        **options: options of TorchRL's class, except ``device``: the trees are on the CPU.
 
     Raises:
         ValueError: if ``alpha``, ``beta`` or a priority is below 0, or a priority is not finite; in sampling, if the
@@ -96,7 +96,7 @@ class PrioritizedSampler(CompiledSampler):
             raise RuntimeError("Cannot sample from an empty storage.")
         self._give_priorities(size)
         if self._min_tree.total <= 0:
-            raise ValueError("a row has priority 0, and its importance weight would be infinite: let eps be above 0.")
+            raise ValueError("a row has priority 0, and its importance weight would be infinite: set eps above 0.")
         mass = torch.rand(batch_size, dtype=torch.float64, generator=self._rng) * self._sum_tree.total
         index = torch.from_numpy(self._sum_tree.find(mass.numpy()))
         weight = (torch.from_numpy(self._sum_tree[index]) / self._min_tree.total) ** -self._beta
@@ -119,9 +119,10 @@ class PrioritizedSampler(CompiledSampler):
         """Set the priorities of rows.
 
         Args:
-            index: rows ``[n]``, or ``[n, D]`` for a storage of D dimensions, or a tuple of D; below 0 for none.
-            priority: ``[n]``, or a number for all.
-            storage: needed for one of several dimensions.
+            index: rows ``[n]``; or ``[n, D]``, or a tuple of D tensors, for a storage of D dimensions. A negative index
+                is ignored.
+            priority: priorities ``[n]``, or one number for all rows.
+            storage: storage; required if it has several dimensions.
 
         Raises:
             ValueError: if a priority is below 0 or not finite; none is set then.
@@ -189,13 +190,13 @@ class PrioritizedSampler(CompiledSampler):
         """Restore what :meth:`dumps` wrote.
 
         Raises:
-            DataError: naming directory and member, if a file is missing, of another size, or no sampler's.
+            DataError: if a file is missing, of another size, or no sampler's. The error names directory and member.
         """
         path = Path(path)
         check_dump(path)
         missing = [name for name in (METADATA, SUMS, MINIMA) if not (path / name).is_file()]
         if missing:
-            raise DataError(f"{path} is no dump of a prioritised sampler: it has no {', '.join(missing)}.")
+            raise DataError(f"{path} is not a dump of a prioritised sampler: it has no {', '.join(missing)}.")
         values = read_json(path / METADATA)
         try:
             count = int(values["_max_capacity"])
@@ -205,7 +206,7 @@ class PrioritizedSampler(CompiledSampler):
             ]
             self._restore(parts[0].clone(), parts[1].clone(), values)
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise DataError(f"{path} is no dump of a prioritised sampler: {error!r}.") from error
+            raise DataError(f"{path} is not a dump of a prioritised sampler: {error!r}.") from error
 
 
 class _Tree:
@@ -213,8 +214,8 @@ class _Tree:
 
     Args:
         rows: number of rows.
-        combine: of two children.
-        neutral: value of rows that were not set.
+        combine: function that combines the values of two children.
+        neutral: value of rows that have not been set.
     """
 
     def __init__(self, rows: int, combine: np.ufunc, neutral: float) -> None:

@@ -1,4 +1,4 @@
-"""The making of demonstrations: planner, recording, imperfection, ledger, and where recipes find them."""
+"""Making demonstrations: planner, recording, flaws, ledger of attempts, and the demonstrations of a recipe."""
 
 from __future__ import annotations
 

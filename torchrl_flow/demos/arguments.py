@@ -22,7 +22,7 @@ class MakeDemosArgs:
     task: ManiSkillTask = "PushCube-v1"
     """ManiSkill task that has a motion planner."""
     num_demos: Count = 100
-    """Demonstrations to have in the end."""
+    """Number of demonstrations."""
     out_dir: WritableDirectory = "demos"
     """Output: <out_dir>/<task>/trajectory.<obs_mode>[<image_size>px].<control_mode>[.retimed][.mixed].physx_cpu.h5 and
     .json."""
@@ -31,32 +31,32 @@ class MakeDemosArgs:
     obs_mode: ObsMode = "state"
     """state (needs no Vulkan), rgb, rgb+state."""
     image_size: Count | None = None
-    """Height and width of recorded images in pixels. Default: those of the task's camera, 128 as a rule."""
+    """Height and width of recorded images in pixels. Default: those of the task's camera, usually 128."""
     first_seed: NonNegativeInt = 0
-    """First seed to try; the following seeds are next. Evaluate on other seeds (10000 on)."""
+    """First seed to try; the next seeds follow. Evaluate on other seeds (from 10000 on)."""
     max_steps: Count | None = None
     """Leave out demonstrations with more steps than this number."""
     max_attempts: Count | None = None
     """Largest number of seeds to try. Default: 5 for each demonstration, plus 20."""
     reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
-    """dense or normalized_dense records rewards; sparse ones follow from success."""
+    """dense or normalized_dense records rewards; sparse computes them from success."""
     retime: bool = True
     """Track the planner's path at constant speed, with random pushes; False: keep the planner's motion."""
     speed: Positive = 0.3
-    """Re-timed: distance between the waypoints of two steps, in units of the largest action."""
+    """With re-timing: distance between the waypoints of two steps, in units of the largest action."""
     push_probability: Fraction = 0.05
-    """Re-timed: chance per step that a push begins; 0 for none."""
+    """With re-timing: probability per step that a push begins; 0 for none."""
     push_size: Positive = 0.5
-    """Re-timed: scale of a push per step, in units of the largest action."""
+    """With re-timing: scale of a push per step, in units of the largest action."""
     quality: Literal["expert", "mixed"] = "expert"
     """mixed: some demonstrations shake, halt or break off; failed ones are kept; needs a delta control mode."""
     flawed_share: Fraction = 0.5
     """With --quality mixed: share of the seeds whose demonstrations shake, halt or break off."""
     verify: bool = False
-    """Simulate each demonstration once more and require equal observations."""
+    """Simulate each demonstration a second time and require equal observations."""
     side_by_side: Count = 16
-    """Motions that are converted and recorded together in this process, where states are observed, actions are deltas
-    of the end effector, and the task keeps its scene. The demonstrations are the same for every number."""
+    """Number of motions that are converted and recorded together in this process, if states are observed, actions are
+    deltas of the end effector, and the task keeps its scene. The demonstrations are the same for every number."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -98,14 +98,14 @@ def check_arguments(args: MakeDemosArgs) -> None:
     """Refuse arguments out of their range.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if the check fails. The error names the argument.
     """
     problem = option_problem(args, spell=str)
     if problem is not None:
         raise ValueError(problem)
     if args.quality == "mixed" and not any(word in args.control_mode for word in ("delta", "vel")):
         raise ValueError(
-            "quality='mixed' halts the arm by zero actions, which takes a delta or velocity control mode, got "
+            "quality='mixed' halts the arm by zero actions, which needs a delta or velocity control mode, got "
             f"{args.control_mode!r}."
         )
     if args.image_size is not None and args.obs_mode not in VISUAL_OBS_MODES:

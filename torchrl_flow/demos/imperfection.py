@@ -1,4 +1,4 @@
-"""Demonstrations that are not good: shaky, with stops for no reason, broken off; some of them fail.
+"""Demonstrations with flaws: they shake, halt or break off, and some of them fail.
 
 Offline learning that weighs data by its worth needs data of different worth. A share of the seeds gets such flaws,
 and what comes of them is recorded as it is, success or not.
@@ -19,14 +19,14 @@ __all__ = ["FlawedController", "Flaws", "Imperfection"]
 
 @dataclass(frozen=True)
 class Flaws:
-    """What is wrong with one demonstration.
+    """Flaws of one demonstration.
 
     Args:
-        noise: standard deviation of the error added to the arm's actions, in units of the largest action; it wanders,
-            with a correlation of ``FlawedController.memory`` from step to step.
-        stop_at: step at which the arm halts for no reason; None: never.
-        stop_steps: for how many steps.
-        end_at: step before which the motion is broken off; None: never.
+        noise: standard deviation of the error added to the actions of the arm, in units of the largest action. Errors
+            of successive steps have the correlation ``FlawedController.memory``.
+        stop_at: step at which the arm halts without a reason. Defaults to None: never.
+        stop_steps: number of steps for which it halts.
+        end_at: step before which the motion is broken off. Defaults to None: never.
     """
 
     noise: float = 0.0
@@ -44,11 +44,12 @@ class Imperfection:
 
     Args:
         inner: transform that makes the flawless motion, such as :class:`~torchrl_flow.demos.retiming.Retiming`.
-        share: chance of a motion to be flawed.
-        max_noise: the noise of a flawed motion is uniform in [0.1, 1] times this, see :class:`Flaws`.
-        stop_probability: chance of a flawed motion to halt, for 5 to 20 steps.
-        end_probability: chance of a flawed motion to be broken off, after 20 to 90 % of the planner's motion's steps
-            as ``inner`` counts them.
+        share: probability that a motion is flawed.
+        max_noise: upper bound of the noise: that of a flawed motion is uniform in [0.1, 1] times this, see
+            :class:`Flaws`.
+        stop_probability: probability that a flawed motion halts, for 5 to 20 steps.
+        end_probability: probability that a flawed motion is broken off, after 20 to 90 % of its expected number of
+            steps.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -93,7 +94,7 @@ class FlawedController:
     stays marked.
 
     Attributes:
-        may_fail: tells the recorder to keep what comes of it, even a failure.
+        may_fail: True: the recorder keeps the episode even if it fails.
         perturbed: for each action given, whether the other controller marked it.
     """
 

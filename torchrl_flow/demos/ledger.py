@@ -1,4 +1,4 @@
-"""Keeps what a demonstration maker has done, so that it can be killed and go on, and merges it in the end."""
+"""Records the attempts of a demonstration maker, so that it can continue after a kill, and merges them at the end."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class DemoLedger:
     the same way and then removes the directory.
 
     Args:
-        path: the ``.h5`` to be made.
-        settings: JSON-able; whatever the content depends on.
+        path: path of the ``.h5`` file to write.
+        settings: JSON-able settings that the content depends on.
 
     Raises:
-        ValueError: when attempts or a file made with other settings are there; nothing is changed then.
+        ValueError: if the directory holds attempts or a file made with other settings. Nothing is changed then.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): remove it, and what it tells is made anew.") from error
+        raise DataError(f"{path} is damaged ({error!r}): remove it, and its demonstrations are made again.") from error
 
 
 def _new_file(path: Path) -> h5py.File:

@@ -50,22 +50,22 @@ def make_demonstrations(
     content. More demonstrations than before extend the file; fewer leave it as it is.
 
     Args:
-        args: what to make.
+        args: which demonstrations to make.
 
     Keyword Args:
-        env_factory: makes the environments, see :class:`~torchrl_flow.demos.planner.Recorder`.
-            Default: :func:`make_planner_env`.
-        transform: changes the actions of each motion before it is recorded; see :data:`ActionTransform`.
-            Default: what ``args.retime`` says.
-        transform_name: what to call it in the file, so that files made with another are not extended.
-            Default: its ``__qualname__``.
+        env_factory: makes the environments, see :class:`~torchrl_flow.demos.planner.Recorder`. Defaults to
+            :func:`make_planner_env`.
+        transform: changes the actions of each motion before it is recorded; see :data:`ActionTransform`. Defaults to
+            the re-timing or the flaws that ``args`` ask for.
+        transform_name: name of the transform in the file; a file made with another transform is not extended. Defaults
+            to its ``__qualname__``.
 
     Returns:
         Path, counts and rates. The path is what ``load_dataset("maniskill:<path>", ...)`` takes.
 
     Raises:
-        ValueError: when an argument is out of range, or what is there was made with other arguments.
-        RuntimeError: when too few of ``max_attempts`` seeds gave a demonstration.
+        ValueError: if an argument is out of range, or existing demonstrations were made with other arguments.
+        RuntimeError: if too few of ``max_attempts`` seeds gave a demonstration.
     """
     check_arguments(args)
     together = args.side_by_side if transform is None and env_factory is None else 1
@@ -186,8 +186,8 @@ def _fill(ledger: DemoLedger, recorder: Recorder, args: MakeDemosArgs) -> None:
         while len(ledger.done) < args.num_demos:
             if seed - args.first_seed >= limit:
                 raise RuntimeError(
-                    f"{limit} seeds of {args.task} gave {len(ledger.done)} of {args.num_demos} "
-                    f"demonstrations ({_failures(ledger)}): raise max_attempts, or look into why."
+                    f"{limit} seeds of {args.task} gave {len(ledger.done)} of {args.num_demos} demonstrations "
+                    f"({_failures(ledger)}): raise max_attempts, or remove the causes of the failures."
                 )
             # No more than are missing: what is recorded is what one seed after the other would give.
             wanted = min(recorder.side_by_side, args.num_demos - len(ledger.done))

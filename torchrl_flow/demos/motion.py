@@ -33,9 +33,8 @@ class Motion:
     Args:
         seed: seed of the episode.
         actions: ``[T, A]`` float32 of the target control mode.
-        target_pose: ``[P, 7]`` poses (position, quaternion wxyz, in the frame of the world) of the end
-            effector link that the planner's P waypoints ask for, one for each of its actions; None where the
-            control mode has none.
+        target_pose: ``[P, 7]`` target poses (position, quaternion wxyz, in the world frame) of the end effector link at
+            the P waypoints of the planner, one for each of its actions; None if the control mode has no such poses.
         gripper: ``[P]`` gripper commands of the waypoints.
     """
 
@@ -46,25 +45,25 @@ class Motion:
 
 
 Controller = Callable[[gymnasium.Env], "np.ndarray | None"]
-"""Called with the environment before each step, returns an action, or None when the motion is over. Where it has an
-attribute ``perturbed``, a list of bools, this tells which of its actions were disturbed and are not to be imitated.
-Where it has a true attribute ``may_fail``, what comes of it is kept even if it does not solve the task."""
+"""Function of the environment that is called before each step. It returns an action, or None when the motion is over.
+An attribute ``perturbed``, a list of bools, marks actions that were disturbed and must not be imitated. If an attribute
+``may_fail`` is True, the episode is kept even if it does not solve the task."""
 
 ActionTransform = Callable[[Motion], "np.ndarray | Controller"]
-"""Makes other actions of a motion (re-timed, perturbed): an array ``[T', A]``, or a controller. What comes out
-is simulated from the seed, and kept only when that succeeds, or may fail."""
+"""Function of a motion that returns other actions (re-timed, perturbed): an array ``[T', A]``, or a controller. The
+result is simulated from the seed, and kept if it succeeds or may fail."""
 
 
 class Follower:
-    """Steers the end effector through the poses that joint waypoints stand for, by delta actions.
+    """Moves the end effector through the poses of joint waypoints, by delta actions.
 
     The poses come from forward kinematics of the commanded joint angles, so that the planner's environment
     need not be simulated again beside this one. A pose that one action cannot reach gets up to four.
 
     Args:
-        env: where it starts, of one simulation.
+        env: environment of one simulation, at the start of the motion.
         waypoints: ``[P, J + 1]`` joint positions and gripper commands.
-        qpos: joint positions at the start, those of fingers included.
+        qpos: joint positions at the start, including those of the fingers.
     """
 
     def __init__(self, env: gymnasium.Env, waypoints: np.ndarray, qpos: np.ndarray) -> None:
@@ -99,7 +98,7 @@ class Follower:
 
 
 def play(actions: np.ndarray) -> Controller:
-    """Return a controller that gives the actions of an array, whatever happens."""
+    """Return a controller that replays the actions of an array."""
     rows: Iterator[np.ndarray] = iter(actions)
     return lambda env: next(rows, None)
 
@@ -113,8 +112,8 @@ def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, boo
     """Compute the delta action that moves the end effector to a pose, as far as one action can.
 
     Args:
-        env: a ManiSkill environment with a delta end-effector controller, or one of several side by side.
-        pose: ``[7]`` position and quaternion wxyz, in the frame of the world.
+        env: ManiSkill environment with a delta end-effector controller, or one of several that are simulated together.
+        pose: ``[7]`` position and quaternion wxyz, in the world frame.
 
     Returns:
         The arm's action, clipped as the controller clips it, and whether that took no clipping.

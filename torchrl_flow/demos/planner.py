@@ -57,20 +57,20 @@ class Recorder:
     differ.
 
     Args:
-        task: ManiSkill's name of it.
+        task: ManiSkill id of the task.
         env_factory: called as ``env_factory(task, obs_mode=..., control_mode=..., reward_mode=...)``; returns
             the plain ``gymnasium.make`` environment, without a time limit that ends planner motions early.
-        control_mode: of the recorded actions.
-        obs_mode: of the recorded observations.
-        reward_mode: rewards are recorded unless it is ``"sparse"`` or ``"none"``.
-        transform: changes the actions before they are recorded.
+        control_mode: control mode of the recorded actions.
+        obs_mode: observation mode of the recorded observations.
+        reward_mode: reward mode; rewards are recorded unless it is ``"sparse"`` or ``"none"``.
+        transform: function that changes the actions before they are recorded.
         verify: simulate each recorded episode once more, and require equal observations.
-        side_by_side: simulate so many motions together, of a controller that moves the end effector by deltas, where
-            the task can be batched and does not rebuild its scene for each episode; the transform's controllers then
-            look at no more than :func:`delta_command` and :func:`is_solved` do. None: one after the other.
+        side_by_side: number of motions to simulate together. The controller must move the end effector by deltas, and
+            the task must run in a batch and must not rebuild its scene for each episode; the transform's controllers
+            may then use only :func:`delta_command` and :func:`is_solved`. Defaults to None: one after the other.
 
     Raises:
-        ValueError: when ManiSkill has no planner for the task.
+        ValueError: if ManiSkill has no planner for the task.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Recorder:
         """Plan the motion of a seed; return its waypoints, ``[P, J + 1]`` joint positions and gripper commands.
 
         Raises:
-            DemonstrationError: when the planner fails; the same seed then always does.
+            DemonstrationError: if the planner fails; the same seed then always does.
         """
         start = time.perf_counter()
         with isolated_rng(seed):
@@ -140,7 +140,7 @@ class Recorder:
         """Convert and record planned motions, up to :attr:`side_by_side` of them.
 
         Args:
-            planned: what :meth:`plan` returned, by seed.
+            planned: results of :meth:`plan`, by seed.
 
         Returns:
             The demonstration of each seed, or at what it failed. Both equal those of :meth:`demonstrate`.
@@ -164,7 +164,7 @@ class Recorder:
         """Make the demonstration of a seed.
 
         Raises:
-            DemonstrationError: when a stage fails; the same seed then always does.
+            DemonstrationError: if a stage fails; the same seed then always does.
         """
         (episode,) = self.record({seed: self.plan(seed)}).values()
         if isinstance(episode, DemonstrationError):
@@ -286,7 +286,7 @@ def solver_for(task: str) -> Callable[..., Any]:
     """Find ManiSkill's motion-planning solution of a task.
 
     Raises:
-        ValueError: when there is none; the message lists those there are.
+        ValueError: if there is none. The error lists the tasks that have one.
     """
     from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
 
@@ -320,4 +320,4 @@ def _perturbed(controller: Any) -> np.ndarray | None:
 
 def _require_equal(again: RecordedEpisode, episode: RecordedEpisode) -> None:
     if not equal_trees(again.obs, episode.obs):
-        raise DemonstrationError("replay", "simulated again, the observations differ")
+        raise DemonstrationError("replay", "a second simulation gave other observations")

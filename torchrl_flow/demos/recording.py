@@ -27,7 +27,7 @@ class RecordedEpisode:
     rewards: np.ndarray | None
     perturbed: np.ndarray | None = None
     fail: np.ndarray | None = None
-    """Where the task tells failure."""
+    """Failure of the task, if it reports failures."""
 
 
 class RebuiltEnv(gymnasium.Wrapper):
@@ -90,13 +90,13 @@ def recorded_episode(
     """Put together what was seen of an episode.
 
     Args:
-        seed: its seed.
-        frames: observations, T + 1.
-        states: of the simulation, T + 1.
-        actions: T.
-        outcomes: T of success, terminated, truncated, reward and, where the task tells it, failure.
-        with_rewards: whether the rewards are kept.
-        perturbed: the steps that are not to be imitated.
+        seed: seed of the episode.
+        frames: observations, T + 1 of them.
+        states: states of the simulation, T + 1 of them.
+        actions: actions, T of them.
+        outcomes: T tuples of success, terminated, truncated, reward and, if the task reports it, failure.
+        with_rewards: whether to keep the rewards.
+        perturbed: steps that must not be imitated.
     """
     success, terminated, truncated, rewards, *fail = (np.stack(values) for values in zip(*outcomes))
     return RecordedEpisode(

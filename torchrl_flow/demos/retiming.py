@@ -1,4 +1,4 @@
-"""Faster demonstrations that also show how to recover: planner paths tracked anew, with pushes on the way.
+"""Re-timed demonstrations: planner paths tracked at constant speed, with pushes from which they recover.
 
 A motion planner slows down and pauses at its waypoints and never leaves its path. Cloned, that teaches a policy
 to creep, and nothing about the states that its own errors lead to. Here the planner's path is resampled at
@@ -55,7 +55,9 @@ class Retiming:
     def __post_init__(self) -> None:
         """Check the fields."""
         if not 0 < self.speed <= 1:
-            raise ValueError(f"speed must lie in (0, 1], the controller's largest action being 1, got {self.speed}.")
+            raise ValueError(
+                f"speed must lie in (0, 1], where 1 is the largest action of the controller, got {self.speed}."
+            )
         if self.dwell < 0 or self.push_size < 0:
             raise ValueError(f"dwell and push_size must be at least 0, got {self.dwell} and {self.push_size}.")
         if not 0 <= self.push_probability < 1:
@@ -74,7 +76,7 @@ class Retiming:
 
 
 class ClosedLoopTracker:
-    """Answers each step with the action towards the path's next waypoint, at times pushed aside.
+    """Controller that moves towards the next waypoint of a path in each step, with random pushes.
 
     The next waypoint waits for an arm that lags. At waypoints to settle at it waits until the arm is there. The
     motion ends some steps after the task is solved, or when the last waypoint is reached without that.
@@ -86,11 +88,11 @@ class ClosedLoopTracker:
     reached = 0.05
     """Distance at which the arm has settled."""
     near = 0.9
-    """Distance below which the next waypoint is aimed at."""
+    """Distance to a waypoint below which the controller moves on to the next one."""
     patience = 8
     """Steps to wait for the arm to settle."""
     hold = 3
-    """Steps to go on for after the task is solved at the path's end."""
+    """Steps to continue at the end of the path after the task is solved."""
     longest = 400
     """Steps after which to give up."""
 
@@ -148,8 +150,8 @@ def resample_path(poses: np.ndarray, gripper: np.ndarray, *, speed: float, dwell
     Args:
         poses: ``[P, 7]``, position in metres and quaternion wxyz.
         gripper: ``[P]`` gripper commands.
-        speed: distance between neighbours, at most.
-        dwell: times that the first pose of each command after the first is repeated.
+        speed: largest distance between neighbouring poses.
+        dwell: number of repetitions of the first pose after each change of the gripper command.
 
     Returns:
         the waypoints; the last of each gripper command is one to settle at.

@@ -41,15 +41,15 @@ class SideBySide:
     Each equals the simulation of its seed alone, in an environment that was just built, bit for bit.
 
     Args:
-        task: ManiSkill's name of it.
-        number: N.
-        control_mode: a controller that moves the end effector.
-        obs_mode: what is recorded, ``"state"``.
-        reward_mode: rewards that are recorded.
-        max_episode_steps: time limit, which no motion is to reach.
+        task: ManiSkill id of the task.
+        number: N, number of simulations.
+        control_mode: control mode that moves the end effector.
+        obs_mode: observation mode, ``"state"``.
+        reward_mode: mode of the recorded rewards.
+        max_episode_steps: time limit; no motion may reach it.
 
     Raises:
-        BatchUnsupportedError: where the task runs alone and not in a batch.
+        BatchUnsupportedError: if the task runs in a single environment, but not in a batch.
 
     Note:
         Not for tasks that rebuild their scene for each episode (``reconfiguration_of_one``): a batch keeps its scenes.
@@ -84,7 +84,7 @@ class SideBySide:
         return [EnvRow(self, number) for number in range(len(seeds))]
 
     def run(self, controllers: Sequence[Callable[[Any], np.ndarray | None]], rows: Sequence[EnvRow]) -> None:
-        """Step until every controller has returned None; those that have are simulated on, and not looked at."""
+        """Step until every controller has returned None; finished simulations continue and are ignored."""
         going = list(range(len(rows)))
         actions = np.zeros((self.number, sum(self.base.single_action_space.shape)), dtype=np.float32)
         while True:

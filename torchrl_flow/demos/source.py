@@ -21,6 +21,7 @@ from torchrl_flow.envs import collect_demonstrations
 from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.envs.own import is_own_task
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.util.task_info import TaskInfo
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +46,15 @@ class DemoSource:
 
     Args:
         path: trajectory file (``.h5``) or directory of a demo store; ``None`` to make them.
-        num_demos: how many to use, the first ones of a file or store; all of them, or 100 of those that are made,
-            where ``None``.
-        quality: ``"expert"`` or ``"mixed"`` (and more for the planar task); ``None`` for the task's usual, mixed for
-            the planar one and expert elsewhere.
-        retime: see :class:`MakeDemosArgs`; where ``None``, for the control modes that it can be done for.
+        num_demos: number of demonstrations to use, the first ones of a file or store. ``None``: all of a file or store,
+            or 100 that are made. Defaults to 100.
+        quality: ``"expert"``, ``"mixed"``, or another quality of the planar task. Defaults to ``"mixed"`` for the
+            planar task and ``"expert"`` for other tasks.
+        retime: whether to re-time planned motions, see :class:`MakeDemosArgs`. Defaults to True for the control modes
+            that support it.
         seed: first seed of the planar task's demonstrations.
-        folder: where those that are made go.
-        image_size: height and width of the images of those that a planner makes; the camera's own where ``None``.
+        folder: directory of the demonstrations that are made.
+        image_size: height and width of the images of planned demonstrations. Defaults to the size of the camera.
     """
 
     path: str | None = None
@@ -71,37 +73,38 @@ class DemoSource:
 
         Args:
             checkpoint: written with ``config["demonstrations"]``.
-            path: others in their place.
-            num_demos: how many of the others; all of them where ``None``.
+            path: path of demonstrations to use instead of those of the checkpoint. Defaults to None.
+            num_demos: number of demonstrations to use from ``path``. Defaults to all.
 
         Raises:
-            CheckpointError: if no path is given, and the checkpoint does not tell, tells something else, or names a
-                directory to make demonstrations in that is not there and lies outside of the current one.
+            CheckpointError: if no path is given, and the checkpoint records no demonstrations, records an invalid
+                field, or names a missing directory outside of the current one.
         """
         if path is not None:
             return cls(path=path, num_demos=num_demos)
         found = checkpoint.config.get("demonstrations")
         if not isinstance(found, Mapping):
-            raise CheckpointError(f"{checkpoint.path} does not tell its demonstrations: name them (--demos).")
+            raise CheckpointError(f"{checkpoint.path} records no demonstrations: give them (--demos).")
         return cls._told(found, checkpoint.path)
 
     @classmethod
     def _told(cls, found: Mapping[str, Any], file: Path) -> DemoSource:
-        """Make the source that a file describes, which may be of somebody else."""
+        """Make the source that a file describes, which is not trusted."""
         kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
         for name, value in found.items():
             if name not in kinds or not isinstance(value, kinds[name]):
                 shown = f"{name}={str(value)[:80]!r}"
                 raise CheckpointError(
-                    f"{file} tells {shown} of its demonstrations, which is no field of them: give --demos."
+                    f"{file} records {shown} for its demonstrations, which is not a valid field: give --demos."
                 )
         source = cls(**found)
         folder = Path(source.folder)
         outside = folder.is_absolute() or ".." in folder.parts
         if source.path is None and outside and not folder.is_dir():
             raise CheckpointError(
-                f"{file} would have demonstrations made in {source.folder!r}, which is not there and lies outside of "
-                "the current directory: make the directory if that is meant, or name the demonstrations (--demos)."
+                f"{file} names the directory {source.folder!r} for demonstrations, which does not exist and lies "
+                "outside of the current directory: create it if that is intended, or give the demonstrations "
+                "(--demos)."
             )
         return source
 
@@ -115,7 +118,7 @@ class DemoSource:
         if self.path is None:
             return None
         if Path(self.path).is_dir():
-            return DemoStore.open(self.path).task_info["control_mode"]
+            return DemoStore.open(self.path).task_info.control_mode
         with TrajectoryFile(self.path) as file:
             return file.control_mode
 
@@ -145,8 +148,8 @@ class DemoSource:
         failure takes their place, with a :class:`DataWarning`.
 
         Args:
-            task: identity of the task (``task_info``); demonstrations of another one, or with rows of another size,
-                are refused.
+            task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields. Demonstrations
+                of another task, or with rows of another size, raise an error.
             uses_rewards: whether they will be learnt from; cloning takes demonstrations with any rewards.
             **chunks: options of :class:`~torchrl_flow.data.DemoReplayBuffer`. ``padding="hold"`` repeats the last
                 action in control modes in which zeros are a motion (:func:`padding_of`).
@@ -155,27 +158,30 @@ class DemoSource:
             DataError: if they are of another task, or have rewards of another mode that cannot be replaced.
             ValueError: if their quality is unknown.
         """
-        where = self.path or self.folder
-        if self.path is None and is_own_task(task["task"]):
-            raise DataError(f"nobody makes demonstrations of {task['task']}: record some and name them (--demos).")
-        if self.path is None and task["task"] == PLANAR:
+        where, task = self.path or self.folder, TaskInfo.of(task)
+        is_own = is_own_task(task.task or "")
+        if self.path is None and is_own:
+            raise DataError(
+                f"demonstrations of {task.task} cannot be made automatically: record some and give them (--demos)."
+            )
+        if self.path is None and task.task == PLANAR:
             store = self._planar(task)
         elif self.path is None:
             store = open_demonstrations(self._made(task), max_episodes=self.num_demos or DEFAULT_NUM_DEMOS)
         else:
             store = open_demonstrations(self.path, max_episodes=self.num_demos)
         info = dict(store.task_info)
-        if is_own_task(task["task"]) and info["task"] == task.get("name"):
-            info["task"] = task["task"]  # the environment's own name of its task
+        if is_own and info["task"] == task.name:
+            info["task"] = task.task  # the environment's own name of its task
         require_demonstrations_of(task, {**info, **store.sizes, "reward_mode": None}, where)
         if uses_rewards:
             chunks.setdefault("rewards", _rewards(task, store, where))
         if chunks.get("padding") == "hold":
-            chunks["padding"] = padding_of(task["control_mode"])
+            chunks["padding"] = padding_of(task.control_mode)
         return DemoReplayBuffer(store, **chunks)
 
-    def _planar(self, task: Mapping[str, Any]) -> DemoStore:
-        quality, mode = self.quality or "mixed", task["obs_mode"]
+    def _planar(self, task: TaskInfo) -> DemoStore:
+        quality, mode = self.quality or "mixed", task.obs_mode
         number = self.num_demos or DEFAULT_NUM_DEMOS
         root = Path(self.folder) / f"planar-{quality}-{mode}-{number}-{self.seed}"
         episodes = collect_demonstrations(number, quality=quality, seed=self.seed, from_pixels=mode != "state")
@@ -186,16 +192,15 @@ class DemoSource:
                 return store
         return DemoStore.from_episodes(episodes, root, task_info=task, overwrite=True)
 
-    def _made(self, task: Mapping[str, Any]) -> Path:
+    def _made(self, task: TaskInfo) -> Path:
         quality: Literal["expert", "mixed"] = self.quality or "expert"  # pyright: ignore[reportAssignmentType]
+        wanted: dict[str, Any] = {name: getattr(task, name) for name in ("task", "obs_mode", "control_mode")}
         report = make_demonstrations(
             MakeDemosArgs(
-                task=task["task"],
+                **wanted,
                 num_demos=self.num_demos or DEFAULT_NUM_DEMOS,
                 out_dir=self.folder,
-                obs_mode=task["obs_mode"],
-                control_mode=task["control_mode"],
-                retime=task["control_mode"] in RETIMED_MODES if self.retime is None else self.retime,
+                retime=task.control_mode in RETIMED_MODES if self.retime is None else self.retime,
                 quality=quality,
                 image_size=self.image_size,
             )
@@ -204,12 +209,12 @@ class DemoSource:
         return report.path
 
 
-def _rewards(task: Mapping[str, Any], store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
-    """Return which rewards of the demonstrations are of one scale with the environment's."""
+def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
+    """Return which rewards of the demonstrations have the scale of the environment's rewards."""
     # Checkpoints of the planar task made before it told its mode are of the only one.
     here, there = (
-        task.get("reward_mode") or ("sparse" if task["task"] == PLANAR else None),
-        store.task_info["reward_mode"],
+        task.reward_mode or ("sparse" if task.task == PLANAR else None),
+        store.task_info.reward_mode,
     )
     if here is None or here == there:
         return "recorded"
@@ -228,14 +233,14 @@ def _rewards(task: Mapping[str, Any], store: DemoStore, where: str) -> Literal["
             return "sparse"
     if there is None:
         warnings.warn(
-            f"{where} does not tell the mode of its rewards, and the environment's is {here!r}: they are used as they "
-            "are. Give reward_mode in the task_info of the store.",
+            f"{where} does not record the mode of its rewards, and the environment's is {here!r}: they are used "
+            "as they are. Give reward_mode in the task_info of the store.",
             DataWarning,
             stacklevel=3,
         )
         return "recorded"
     raise DataError(
-        f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones, which cannot be made of "
-        "them. Record the demonstrations with the environment's reward mode (replay_trajectory --record-rewards "
-        f"--reward-mode {here})."
+        f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones, which cannot be "
+        "computed from them. Record the demonstrations with the environment's reward mode (replay_trajectory "
+        f"--record-rewards --reward-mode {here})."
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torchrl_flow.envs.transforms.history import history_transforms
     from torchrl_flow.envs.transforms.smdp import SMDPChunk
     from torchrl_flow.envs.unwrap import base_env
+    from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "DEMO_QUALITIES",
@@ -54,6 +55,7 @@ __all__ = [
     "PlanarPickPlaceEnv",
     "RenderDeviceError",
     "SMDPChunk",
+    "TaskInfo",
     "action_bounds",
     "as_frames",
     "base_env",

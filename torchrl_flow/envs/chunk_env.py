@@ -69,9 +69,9 @@ def make_chunk_env(
         obs_horizon: number of observations in the history, at least 1.
         act_horizon: number of actions executed per step, at least 1.
         gamma: discount of the rewards inside a chunk, in [0, 1].
-        obs_keys: observations that get a history dimension.
-        success_key: where the env tells success; nothing is copied where the env has no such key.
-        record_steps: add a ``StepRecorder``, off until it is started.
+        obs_keys: observations that get a dimension of history.
+        success_key: key of the success flag. If the env has no such key, nothing is copied.
+        record_steps: add a ``StepRecorder``, which records nothing until it is started.
         **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Returns:

@@ -16,10 +16,10 @@ class CollectorEnvs:
     """A factory from which collector processes make their environments; it takes the place of an environment.
 
     Args:
-        make: makes the environment of one process; sent to it, so that it has to be picklable, such as a
+        make: makes the environment of one process. It is sent to the process and must be picklable, for example a
             :func:`functools.partial` of a function.
         processes: number of processes.
-        num_envs: sub-environments that ``make`` makes; ``None`` for one that is not batched.
+        num_envs: sub-environments that ``make`` makes; ``None`` for one environment without a batch dimension.
 
     Raises:
         ValueError: if a number is below 1.

@@ -1,4 +1,4 @@
-"""Environments of the user's own, named as a task by the function that makes them: ``my_package:make_env``."""
+"""User-defined environments, named as a task by the function that makes them: ``my_package:make_env``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs.unwrap import base_env
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "TRUSTED",
@@ -30,16 +31,16 @@ __all__ = [
 ]
 
 TRUSTED = "TORCHRL_FLOW_TASKS"
-"""Environment variable: tasks ``my_package:make_env``, by commas, whose code a checkpoint may name."""
+"""Environment variable: tasks ``my_package:make_env``, separated by commas, that a checkpoint may name."""
 
 IDENTITY = "_torchrl_flow_task"
-"""Attribute of the innermost environment that holds the identity of an own task."""
+"""Attribute of the innermost environment that holds the identity of a user-defined task."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_own_task(task: str) -> bool:
-    """Tell whether a task is a function of the user's own.
+    """Tell whether a task is the name of a function that makes an environment.
 
     Examples:
         >>> is_own_task("my_package:make_env"), is_own_task("PickCube-v1")
@@ -49,12 +50,12 @@ def is_own_task(task: str) -> bool:
 
 
 def trusted_tasks() -> set[str]:
-    """Return the own tasks that were named by the user, and not by a file alone."""
+    """Return the functions that the user has named, so that a checkpoint may name them, too."""
     return {name.strip() for name in os.environ.get(TRUSTED, "").split(",") if name.strip()}
 
 
 def trust_task(task: str) -> None:
-    """Allow checkpoints to name this own task, also in processes that are started from here."""
+    """Allow checkpoints to name this function, also in processes that are started from here."""
     os.environ[TRUSTED] = ",".join(sorted({*trusted_tasks(), task}))
 
 
@@ -62,10 +63,12 @@ def load_factory(task: str) -> Callable[..., EnvBase]:
     """Import the function of ``my_package:make_env``; the current directory is searched too.
 
     Raises:
-        ValueError: if the name is no such name, or there is no such module or function, saying which.
+        ValueError: if the name has another form, or there is no such module or function. The error says which.
     """
     if not _NAME.fullmatch(task):
-        raise ValueError(f"an own task is written module:function, such as my_package.envs:make_env, got {task!r}.")
+        raise ValueError(
+            f"a user-defined task must have the form module:function, such as my_package.envs:make_env, got {task!r}."
+        )
     module_name, name = task.split(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -89,7 +92,7 @@ def make_own_env(
     max_episode_steps: int | None = None,
     **options: Any,
 ) -> EnvBase:
-    """Make the environment of single actions of an own task.
+    """Make the environment of single actions of a user-defined task.
 
     The function gets those of ``num_envs``, ``max_episode_steps``, ``obs_mode``, ``control_mode``,
     ``ignore_terminations`` and ``device`` that it has parameters for and that are given. Without a parameter
@@ -101,11 +104,12 @@ def make_own_env(
 
     Args:
         task: ``my_package:make_env``.
-        obs_mode: which of ``observation`` ``[*B, D]`` and ``pixels`` ``[*B, 3, h, w]`` the environment must give.
-        control_mode: for the identity.
-        num_envs: sub-environments; ``None`` for one, unbatched.
+        obs_mode: determines which of ``observation`` ``[*B, D]`` and ``pixels`` ``[*B, 3, h, w]`` the environment must
+            have.
+        control_mode: control mode, recorded as part of the identity of the task.
+        num_envs: number of sub-environments; ``None`` for one environment without a batch dimension.
         max_episode_steps: time limit.
-        **options: others that a task of ManiSkill takes; what the function has no parameter for is left out.
+        **options: other options of ManiSkill tasks. An option that the function has no parameter for is ignored.
 
     Raises:
         ValueError: if the function cannot be imported, returns something else than an environment of TorchRL, or one
@@ -138,7 +142,7 @@ def make_own_env(
     identity = {"obs_mode": obs_mode, "control_mode": control_mode, "max_episode_steps": max_episode_steps}
     identity |= {name: value for name, value in own.items() if value is not None}
     identity |= {"task": task, "name": own.get("task")}
-    setattr(base_env(env), IDENTITY, {"reward_mode": None, **identity, **sizes_of(env)})
+    setattr(base_env(env), IDENTITY, TaskInfo.of({"reward_mode": None, **identity, **sizes_of(env)}))
     return env
 
 
@@ -149,8 +153,8 @@ def _told(env: Any) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def own_identity(env: EnvBase) -> dict[str, Any] | None:
-    """Return the identity of an own task's environment; None for another environment."""
+def own_identity(env: EnvBase) -> TaskInfo | None:
+    """Return the identity of the task of a user-defined environment; None for another environment."""
     return vars(base_env(env)).get(IDENTITY)
 
 
@@ -193,7 +197,7 @@ def require_float32(dtype: torch.dtype, key: Any, source: str, *, actions: bool 
     """Validate that observations, or actions, are not float64, which networks of float32 neither read nor write.
 
     Raises:
-        ValueError: naming the transform that converts them.
+        ValueError: if the check fails. The error names the transform that converts them.
     """
     if dtype == torch.float64:
         keys = f"in_keys_inv=[{key!r}]" if actions else f"in_keys=[{key!r}]"

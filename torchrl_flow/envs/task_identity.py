@@ -15,6 +15,7 @@ from torchrl_flow.envs.names import PLANAR
 from torchrl_flow.envs.own import is_own_task, own_identity, sizes_of
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.util.suggest import did_you_mean
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "action_bounds",
@@ -24,25 +25,27 @@ __all__ = [
 ]
 
 
-def task_info(env: EnvBase) -> dict[str, Any]:
+def task_info(env: EnvBase) -> TaskInfo:
     """Return the identity of an environment's task, below any transforms, with the sizes of observations and actions.
 
-    The sizes are ``state_dim``, ``pixels_size`` (``[h, w]``; None without images) and ``action_dim``; an environment
-    that has neither ``observation`` nor ``pixels`` has none.
+    The environment describes its task by its own attribute ``task_info``, a mapping of the fields and details of
+    :class:`TaskInfo`, as far as they are known. The sizes ``state_dim``, ``pixels_size`` and ``action_dim`` are read
+    from the specs; they are not recorded for an environment that has neither ``observation`` nor ``pixels``.
 
     Raises:
-        ValueError: if the environment has no identity.
+        ValueError: if the environment has no attribute ``task_info``, or a field of it is not allowed.
     """
     own = own_identity(env)
     env = base_env(env)
     if own is not None:
-        return dict(own)
+        return own
     info: Any = getattr(env, "task_info", None)
     if not isinstance(info, Mapping):
         raise ValueError(
-            f"{type(env).__name__} has no task_info, a mapping with at least task, control_mode and obs_mode."
+            f"{type(env).__name__} has no task_info: give it an attribute task_info, a mapping with at least task, "
+            "control_mode and obs_mode."
         )
-    return {**info, **sizes_of(env)}
+    return TaskInfo.of({**info, **sizes_of(env)})
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
@@ -59,7 +62,7 @@ def require_task_name(task: str) -> None:
     """Validate the name of the planar task; ManiSkill, if installed, validates the names of its tasks.
 
     Raises:
-        ValueError: naming the task that was probably meant.
+        ValueError: if the check fails. The error names the task that was probably meant.
     """
     if task == PLANAR or is_own_task(task):
         return
@@ -81,7 +84,7 @@ def require_num_envs(
     renders = "rgb" in (obs_mode or "state")
     if task != PLANAR and not is_own_task(task) and (num_envs or 1) > 1 and sim_backend == "physx_cpu" and renders:
         raise ValueError(
-            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: many in one "
-            "process are simulated without images. Leave num_envs (--num-envs) out, put single environments in a "
-            "torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
+            f"num_envs={num_envs} is not possible for {task!r} with obs_mode={obs_mode!r} on the CPU: several "
+            "environments in one process have no images. Leave num_envs (--num-envs) out, put single "
+            "environments in a torchrl.envs.ParallelEnv, or use sim_backend='physx_cuda'."
         )

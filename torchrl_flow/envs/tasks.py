@@ -59,16 +59,16 @@ def make_task_env(
         task: ``"planar"``, the ManiSkill id of a task, or a function that makes an environment of your own,
             ``"my_package:make_env"`` (``envs.own.make_own_env``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
-        control_mode: ManiSkill's controller; ``pd_ee_delta_pose`` where ``None``. The planar task has one.
-        num_envs: sub-environments; ``None`` for one, unbatched.
-        max_episode_steps: time limit; the task's own where ``None``.
-        ignore_terminations: end episodes at the time limit alone, ManiSkill's protocol of evaluation.
-        image_size: height and width of ManiSkill's images; the camera's own where ``None``. Images of other tasks have
-            the size that their environment gives them.
+        control_mode: ManiSkill's controller. Defaults to ``pd_ee_delta_pose``. The planar task has one control mode.
+        num_envs: number of sub-environments; ``None`` for one environment without a batch dimension.
+        max_episode_steps: time limit in environment steps. Defaults to the limit of the task.
+        ignore_terminations: end episodes only at the time limit, as in ManiSkill's evaluation protocol.
+        image_size: height and width of ManiSkill's images. Defaults to the size of the camera. Other environments set
+            the size of their images.
         **kwargs: passed to the environment.
 
     Raises:
-        ValueError: if there is no such task or mode, or the task cannot have so many sub-environments.
+        ValueError: if there is no such task or mode, or the task does not support this number of sub-environments.
     """
     observation_keys(obs_mode)
     if is_own_task(task):
@@ -80,11 +80,11 @@ def make_task_env(
         kwargs["max_episode_steps"] = max_episode_steps
     if task == PLANAR:
         if obs_mode == "rgb":
-            raise ValueError("the planar task has the obs_mode 'state' or 'rgb+state': its state is always seen.")
-        if control_mode not in (None, PLANAR_CONTROL_MODE):
             raise ValueError(
-                f"the planar task has the control mode {PLANAR_CONTROL_MODE!r} alone, got {control_mode!r}."
+                "obs_mode of the planar task must be 'state' or 'rgb+state', got 'rgb': its state is always observed."
             )
+        if control_mode not in (None, PLANAR_CONTROL_MODE):
+            raise ValueError(f"control_mode of the planar task must be {PLANAR_CONTROL_MODE!r}, got {control_mode!r}.")
         pixels = obs_mode != "state"
         return PlanarPickPlaceEnv(num_envs, from_pixels=pixels, ignore_terminations=ignore_terminations, **kwargs)
     if control_mode is not None:
@@ -107,12 +107,12 @@ def make_task_chunk_env(
     """Make the environment of a task in which one step executes a chunk (:func:`make_chunk_env`).
 
     Args:
-        task: as in :func:`make_task_env`.
+        task: name of the task, see :func:`make_task_env`.
         obs_horizon: number of observations in the history.
         act_horizon: number of actions executed per step.
         gamma: discount of the rewards inside a chunk.
-        obs_mode: what is observed.
-        record_steps: add what :func:`~torchrl_flow.evaluation.record_episodes` reads.
+        obs_mode: observation mode.
+        record_steps: record the steps that :func:`~torchrl_flow.evaluation.record_episodes` reads.
         **kwargs: passed to :func:`make_task_env`.
     """
     # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
@@ -135,13 +135,14 @@ def default_num_envs(
 
     Args:
         task: name of the task.
-        obs_mode: what is observed.
-        episodes: of the evaluation; the number divides them without a small rest.
-        visuals: whether the environment shall be able to film by itself (:func:`filming_env` films for a batch).
+        obs_mode: observation mode.
+        episodes: episodes of the evaluation. The number of sub-environments is chosen so that the last group of
+            episodes is nearly full.
+        visuals: whether the environment must be able to film without :func:`filming_env`, which films for a batch.
 
     Returns:
-        for ManiSkill's states on the CPU about 25, and ``None``, one unbatched environment, for images: only single
-        ones render. ``None`` for an environment of your own too.
+        About 25 for the states of ManiSkill on the CPU. ``None``, one environment without a batch dimension, for images
+        (only single environments render) and for user-defined environments.
 
     Examples:
         >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
@@ -166,8 +167,8 @@ def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any
     that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
 
     Args:
-        task: as in :func:`make_task_env`.
-        episodes: how many will be played, for the default of ``num_envs``.
+        task: name of the task, see :func:`make_task_env`.
+        episodes: number of episodes that will be played, for the default of ``num_envs``.
         **kwargs: passed to :func:`make_task_chunk_env`.
     """
     kwargs.setdefault("ignore_terminations", True)
@@ -189,13 +190,13 @@ def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any
 
 @contextlib.contextmanager
 def filming_env(env: EnvBase) -> Iterator[EnvBase]:
-    """Provide an environment that films the episodes of one to evaluate in; they are the same, seed by seed.
+    """Provide an environment that films the episodes of an evaluation environment: equal seeds, equal episodes.
 
     It is the environment itself, except for a batch of :func:`make_evaluation_env` that has no visuals, on a machine
     that renders: then a single one with visuals, closed afterwards.
 
     Args:
-        env: of :func:`make_evaluation_env`, or any other.
+        env: environment of :func:`make_evaluation_env`, or any other.
     """
     make = getattr(env, _FILMED_BY, None)
     if make is None or not maniskill_renders():

@@ -26,8 +26,8 @@ def values_and_returns(
     Args:
         env: batch of chunk environments; each episode ends with its first ``done``.
         actor: the policy.
-        critic: its members' values are averaged.
-        episodes: episodes, from seed 10000 on.
+        critic: critic; the values of its members are averaged.
+        episodes: number of episodes, with seeds from 10000 on.
         gamma: discount of one environment step.
     """
     parallel = env.batch_size.numel()
@@ -74,7 +74,7 @@ def values_within_states(
     Args:
         env: ``candidates * rollouts`` chunk environments.
         actor: the policy.
-        critic: its members' values are averaged.
+        critic: critic; the values of its members are averaged.
         states: states to compare chunks in; those after the end of an episode are left out.
         candidates: chunks that are compared in a state, at least 2.
         rollouts: episodes that continue from each chunk, at least 2; their mean is its return.
@@ -82,9 +82,9 @@ def values_within_states(
 
     Returns:
         ``within_state_correlation`` of values and mean returns, both less the mean of their state;
-        ``within_state_agreement``, the correlation of the means of two halves of the returns, which tells their noise;
-        ``within_state_q_std`` and ``within_state_return_std``, deviations within a state; ``within_states``, the number
-        of states. Empty without a state.
+        ``within_state_agreement``, the correlation of the means of two halves of the returns, which measures their
+        noise; ``within_state_q_std`` and ``within_state_return_std``, deviations within a state; ``within_states``, the
+        number of states. Empty without a state.
     """
     values, returns = [], []
     bar = Progress(states, description="states", unit="state")

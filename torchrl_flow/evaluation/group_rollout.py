@@ -1,4 +1,4 @@
-"""One episode in every sub-environment of an env, and what is measured on the way."""
+"""One episode in every sub-environment of an env, and its measurements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Policy = Callable[..., TensorDictBase]
 
 
 class GroupRollout:
-    """One episode in every sub-environment, and what was measured on the way (``[n]`` each)."""
+    """One episode in every sub-environment, and its measurements (``[n]`` each)."""
 
     def __init__(
         self,
@@ -132,9 +132,8 @@ class GroupRollout:
         reward = self._column(step, "reward")
         if is_chunk or reward is None:
             raise ValueError(
-                f"The environment gives no ('next', {EPISODE_REWARD!r}), the undiscounted return over env "
-                "steps, which the discounted reward of a chunk does not tell; make chunk envs with "
-                "make_chunk_env."
+                f"The environment gives no ('next', {EPISODE_REWARD!r}), the undiscounted return over env steps, "
+                "which the discounted rewards of chunks do not determine; make chunk envs with make_chunk_env."
             )
         self.returns += torch.where(self.active, reward.double(), 0.0)
 

@@ -17,6 +17,7 @@ from torchrl_flow.data.logged.npz import NpzReplayBuffer
 from torchrl_flow.data.logged.npz_file import open_npz, read_member
 from torchrl_flow.evaluation.seeds import EVALUATION_SEED
 from torchrl_flow.modules.actors.action_box import ActionBox
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_device"]
 
@@ -66,7 +67,7 @@ class OfflineTask:
     Keyword Args:
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept and policies are evaluated.
+        device: device of the transitions and of evaluations.
 
     Raises:
         DataError: if the data cannot be used.
@@ -96,16 +97,17 @@ class OfflineTask:
         return self.path.stem
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
         digest = hashlib.sha256(str(len(self.data)).encode())
         for part in (self.data.statistics()["observation"]["mean"], self.box.low, self.box.high):
             digest.update(part.cpu().numpy().tobytes())
-        return {"task": self.name, "obs_mode": "state", "control_mode": "data", "data": digest.hexdigest()[:16]}
+        details = {"data": digest.hexdigest()[:16]}
+        return TaskInfo(task=self.name, obs_mode="state", control_mode="data", details=details)
 
     @property
     def label(self) -> str | None:
-        """What made the data, where the file says it."""
+        """Name of the policy that logged the data, if the file has it."""
         label = self.data.metadata.get("policy")
         return None if label is None else str(label)
 
@@ -152,10 +154,10 @@ class OfflineTask:
         """Play episodes, where there is an environment.
 
         Args:
-            policy: writes ``action`` in [-1, 1] for ``observation``.
-            episodes: how many.
-            seed: of the first one.
-            random: let distributions and flows sample; their mode or zero noise otherwise.
+            policy: policy that reads ``observation`` and writes ``action`` in [-1, 1].
+            episodes: number of episodes.
+            seed: seed of the first episode.
+            random: sample from distributions and flows. False uses the mode of a distribution and zero noise of a flow.
 
         Raises:
             ValueError: if there is no environment.

@@ -32,7 +32,7 @@ def record_episodes(
     Args:
         env: chunk env, made with ``record_steps=True`` (:func:`~torchrl_flow.envs.make_chunk_env`).
         policy: maps observations to an action chunk.
-        seeds: one per episode.
+        seeds: seeds, one per episode.
 
     Keyword Args:
         noise_scale: standard deviation of the noise that a flow policy starts from.
@@ -81,7 +81,7 @@ def successful_part(episode: Episode, hold: int = 0) -> Episode | None:
 
     Args:
         episode: the episode.
-        hold: steps to keep of a success that lasts, at least 0.
+        hold: number of steps to keep of a success that lasts to the end of the episode, at least 0.
     """
     if hold < 0:
         raise ValueError(f"hold must be at least 0, got {hold}.")

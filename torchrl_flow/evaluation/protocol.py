@@ -56,20 +56,21 @@ def evaluate(
     Args:
         env: chunk env (see :func:`make_chunk_env`) or env of single actions, batched or not.
         policy: maps the observation TensorDict to one with the action.
-        seeds: one per episode, in the order of the result.
-        max_steps: end an episode after this many env steps (at the end of the chunk); None: when it is done.
+        seeds: seeds, one per episode, in the order of the result.
+        max_steps: number of env steps after which an episode ends (at the end of the chunk). Defaults to None: an
+            episode ends when it is done.
         exploration_type: RANDOM samples a flow policy; DETERMINISTIC starts its flow at zero noise.
-        noise_scale: standard deviation of the noise that a flow policy starts from. Below 1 its actions keep closer to
-            their mode: a policy cloned from unsteady demonstrations, or trained to explore, does better for it.
+        noise_scale: standard deviation of the noise that a flow policy starts from. Below 1, its actions stay closer to
+            their mode, which improves policies that were cloned from unsteady demonstrations or trained to explore.
         policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
-        success_key: where the env tells success; None for a task without. An environment of your own that is named as
-            a task (``my_package:make_env``) may be without.
-        num_videos: keep the frames of this many episodes, the first ones. Rendering takes part of the times that are
-            measured, so film in a pass of its own where times are compared.
+        success_key: key of the success flag; None for a task without success. An environment of your own that is named
+            as a task (``my_package:make_env``) may lack the key.
+        num_videos: number of episodes whose frames are kept, the first ones. Rendering is included in the measured
+            times; film in a separate evaluation if times are compared.
         progress: show progress.
 
     Raises:
-        ValueError: if the seeds are empty or repeat, the env lacks what is asked for, naming the key, or
+        ValueError: if the seeds are empty or repeat, the env lacks what is asked for. The error names the key, or
             ``noise_scale`` is negative or given for a policy that takes no noise.
 
     Examples:
@@ -124,8 +125,8 @@ def compare_num_steps(
 
     Args:
         env: see :func:`evaluate`.
-        policy: flow policy that takes ``num_steps`` when called.
-        seeds: one per episode, the same for every K.
+        policy: flow policy that takes ``num_steps`` in a call.
+        seeds: seeds, one per episode, the same for every K.
         num_steps: the numbers of sampling steps.
         **kwargs: passed to :func:`evaluate`.
 
@@ -161,7 +162,7 @@ def warm_up(
     Args:
         env: see :func:`evaluate`.
         policy: see :func:`evaluate`.
-        seeds: of the evaluation; the first one serves.
+        seeds: seeds of the evaluation; the first one is used.
         policy_kwargs: see :func:`evaluate`.
         success_key: see :func:`evaluate`.
     """
@@ -173,9 +174,9 @@ def success_metrics(trajectories: TensorDictBase, success_key: NestedKey = ("nex
     """Return the rate of ``success_once``, as ``metrics_fn`` of :class:`torchrl.collectors.Evaluator`.
 
     Args:
-        trajectories: what the evaluator collected, in either of its layouts: padded ``[n, t]`` with the mask
-            of valid steps under ``("collector", "mask")``, or flat ``[t]`` with ``("collector", "traj_ids")``.
-        success_key: success of each step.
+        trajectories: batch of the evaluator, in either of its layouts: padded ``[n, t]`` with the mask of valid steps
+            under ``("collector", "mask")``, or flat ``[t]`` with ``("collector", "traj_ids")``.
+        success_key: key of the success of each step.
     """
     success = trajectories.get(success_key).reshape(trajectories.shape)
     mask = trajectories.get(("collector", "mask"), None)
@@ -207,7 +208,7 @@ def _recorder_for(env: EnvBase, num_videos: int) -> FrameRecorder | None:
 
 @contextmanager
 def _as_in_use(policy: Policy) -> Iterator[None]:
-    """Put every module of the policy in evaluation mode, and back in its own mode after."""
+    """Put every module of the policy in evaluation mode, and restore its mode afterwards."""
     modes = [(m, m.training) for m in policy.modules()] if isinstance(policy, nn.Module) else []
     for module, _ in modes:
         module.training = False

@@ -26,9 +26,9 @@ class EvaluationResult:
         returns: undiscounted sum of env-step rewards, float64 ``[n]``.
         lengths: env steps, int64 ``[n]``.
         success_once: whether any env step succeeded, bool ``[n]``; None for a task without success.
-        success_at_end: whether the last env step succeeded, bool ``[n]``; None likewise.
+        success_at_end: whether the last env step succeeded, bool ``[n]``; None for a task without success.
         wall_s: seconds the evaluation took.
-        policy_ms: median milliseconds of one call of the policy, for all sub-environments at once.
+        policy_ms: median milliseconds of one call of the policy, for all sub-environments together.
         policy_calls: number of calls of the policy.
         videos: frames of the first episodes, uint8 ``[length + 1, h, w, 3]`` each. Rendering them is part of ``wall_s``
             and disturbs ``policy_ms``: reports leave out the times of an evaluation that was filmed.

@@ -1,4 +1,4 @@
-"""What reports are made of: plots and their axes, tables, pages, videos."""
+"""Parts of reports: plots and their axes, tables, pages, videos."""
 
 from __future__ import annotations
 

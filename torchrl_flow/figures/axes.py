@@ -1,4 +1,4 @@
-"""What the metrics of a run are: the part of a report that they belong to, their units, and where they are drawn."""
+"""Metrics of a run: their section in a report, their units, and their x axis."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def metric_section(name: str) -> Section:
     """Tell which part of a report a metric belongs to.
 
     Args:
-        name: such as ``"eval/success_once"``, ``"train/loss_actor"``, or ``"train/wall_s"``. Bookkeeping is times,
-            counters, gradient norms and learning rates, wherever they are measured.
+        name: name of the metric, such as ``"eval/success_once"``, ``"train/loss_actor"`` or ``"train/wall_s"``. Times,
+            counters, gradient norms and learning rates are bookkeeping, wherever they are measured.
 
     Examples:
         >>> metric_section("eval/return"), metric_section("eval/wall_s"), metric_section("q/data")
@@ -79,7 +79,7 @@ def is_rate(name: str) -> bool:
 
 
 def axis_label(name: str) -> str:
-    """Return what stands at the axis of a metric: its unit where it has one, and its name in words otherwise.
+    """Return the axis label of a metric: its unit if it has one, else its name in words.
 
     Examples:
         >>> axis_label("eval/success_once"), axis_label("train/wall_s"), axis_label("train/gradient_norm_actor")
@@ -100,20 +100,20 @@ def axis_label(name: str) -> str:
 
 
 def own_steps_label(found: Metrics) -> str:
-    """Return what a run's own steps count: updates, or collected batches where environment steps are told beside."""
+    """Return the label of a run's own steps: updates, or collected batches if environment steps are logged, too."""
     return "iterations" if ENV_STEPS in found else "gradient steps"
 
 
 def place_metric(found: Metrics, name: str, against: str) -> tuple[list[float], list[float], str]:
-    """Return where the values of a metric are drawn, the values, and the label of that axis.
+    """Return the x values of a metric, its values, and the label of the x axis.
 
     A value at a step at which ``against`` was not logged lies between its neighbours there; one before the first or
     behind the last of them is left out. Without ``against`` the run's own steps serve.
 
     Args:
-        found: metrics by name, as :func:`~torchrl_flow.runs.read_metrics` gives them.
-        name: the metric.
-        against: the metric to the right.
+        found: metrics by name, see :func:`~torchrl_flow.runs.read_metrics`.
+        name: metric on the y axis.
+        against: metric on the x axis.
     """
     steps, values = found[name]
     if against not in found:

@@ -1,4 +1,4 @@
-"""Results and videos as a notebook shows them: HTML that needs nothing but itself."""
+"""Results and videos for notebooks, as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class InlineVideo:
     """A video that a notebook shows: as the last value of a cell, or by ``IPython.display.display``.
 
     Args:
-        data: content of the file.
+        data: content of the video file.
         suffix: ``.mp4``, ``.webp`` or ``.gif``.
-        caption: what it shows.
+        caption: caption of the video.
 
     Raises:
         ValueError: if the file is of another kind.
@@ -58,10 +58,10 @@ def show_video(video: str | Path | np.ndarray | Tensor | Sequence[np.ndarray], *
     Args:
         video: a file (``.mp4``, ``.webp`` or ``.gif``), frames, uint8 ``[n, h, w, 3]``, or several episodes, such as
             :attr:`EvaluationResult.videos`, which are tiled.
-        caption: what it shows.
+        caption: caption of the video.
 
     Raises:
-        ValueError: if the file is of another kind, or the frames are not as said.
+        ValueError: if the file is of another kind, or the frames have another shape or type.
         RuntimeError: if frames are given and no package that writes videos is installed.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Templates of the HTML pages. Jinja escapes whatever is put into them; drawings alone are markup of our own."""
+"""Templates of the HTML pages. Jinja escapes all values except drawings, which are markup of this package."""
 
 from __future__ import annotations
 
@@ -244,9 +244,9 @@ def render_page(name: str, **content: Any) -> str:
     """Return a page, or a piece of one, of text that is escaped wherever it goes.
 
     Args:
-        name: ``"run"``, ``"offline"`` or ``"sweep"``; of a notebook, ``"video"`` or ``"result"``.
-        **content: what the template names. What ends in ``drawings`` are texts of ``<svg>`` elements from
-            :mod:`~torchrl_flow.figures.plots`, and the only markup.
+        name: name of the page: ``"run"``, ``"offline"`` or ``"sweep"``; ``"video"`` or ``"result"`` in a notebook.
+        **content: values of the template. Values whose names end in ``drawings`` are texts of ``<svg>`` elements from
+            :mod:`~torchrl_flow.figures.plots`; all other values are escaped.
     """
     given = {"conclusion": (), "links": (), "notes": (), "caption": "", "drawings": (), **content}
     for key, value in given.items():

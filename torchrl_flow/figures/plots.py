@@ -27,7 +27,7 @@ _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 def has_matplotlib() -> bool:
-    """Tell whether drawings can be made here."""
+    """Tell whether matplotlib is installed, which drawings need."""
     return _has_matplotlib
 
 
@@ -51,11 +51,11 @@ def curve_svg(
         low: lower end of the interval of each value.
         high: upper end of the interval of each value.
         unit_interval: draw y from 0 to 1.
-        x_label: what x counts, such as ``"environment steps"``.
-        y_label: unit of y, such as ``"success rate"``.
+        x_label: label of the x axis, such as ``"environment steps"``.
+        y_label: label of the y axis, such as ``"success rate"``.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
 
     def draw(axes) -> None:
@@ -82,15 +82,15 @@ def curves_svg(
         curves: x and y values of each, by name.
         title: heading of the drawing.
         unit_interval: draw y from 0 to 1.
-        x_label: what x counts, such as ``"environment steps"``.
-        y_label: unit of y, such as ``"success rate"``.
+        x_label: label of the x axis, such as ``"environment steps"``.
+        y_label: label of the y axis, such as ``"success rate"``.
         bands: x, lower and upper end of a band around a curve, by the curve's name.
-        members: curves of which a curve is the mean, by its name, drawn thin in its colour.
+        members: individual curves behind a mean curve, by its name, drawn thin in its colour.
         log_x: draw x on a logarithmic scale.
         markers: mark the points.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
 
     def draw(axes) -> None:
@@ -131,10 +131,10 @@ def bars_svg(
         title: heading of the drawing.
         intervals: lower and upper end of each, by name.
         unit_interval: draw y from 0 to 1.
-        y_label: unit of y.
+        y_label: label of the y axis.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
 
     def draw(axes) -> None:
@@ -152,7 +152,7 @@ def bars_svg(
 
 
 def standalone_svg(svg: str) -> str:
-    """Give an element made for a page what it needs in a file of its own: its name space, and the page's colours."""
+    """Add to an element of a page what an SVG file needs: the name space, and the page's colours."""
     colours = "--ink: #1d2430; --muted: #667085; --rule: #e4e6ea; --accent: #2563c9; --sans: sans-serif"
     return svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{colours}"', 1)
 

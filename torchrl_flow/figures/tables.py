@@ -20,7 +20,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
     Args:
         header: names of the columns.
-        rows: cells, written as ``str`` writes them; what would end a cell or begin a tag is escaped.
+        rows: cells of the rows, converted by ``str``; characters that would end a cell or begin a tag are escaped.
 
     Raises:
         ValueError: if a row has not as many cells as the header.

@@ -23,7 +23,7 @@ def tile_episodes(episodes: Sequence[np.ndarray], *, columns: int | None = None,
 
     Args:
         episodes: uint8 ``[n_i, h, w, 3]`` each, equal in ``h`` and ``w``.
-        columns: episodes per row; about a square grid by default.
+        columns: episodes per row. Defaults to a grid that is about square.
         border: width in pixels of the gap between episodes.
 
     Returns:
@@ -78,7 +78,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, *, fps: int = 20,
     Small frames are enlarged by a whole factor without smoothing, so that a 64 x 64 task can be watched.
 
     Args:
-        path: file to write; without a suffix the best format available is taken.
+        path: file to write; without a suffix, the best available format is used.
         frames: uint8 ``[n, h, w, 3]`` or ``[n, 3, h, w]``.
         fps: frames per second, above 0.
         min_side: enlarge until the shorter side has at least this many pixels; 0 leaves the size.
@@ -87,7 +87,7 @@ def write_video(path: str | Path, frames: np.ndarray | Tensor, *, fps: int = 20,
         The path written.
 
     Raises:
-        ValueError: if the frames are not as said or the suffix is unknown.
+        ValueError: if the frames have another shape or type or the suffix is unknown.
         RuntimeError: if the package that writes the format is missing.
     """
     frames = as_frames(frames)

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["mish"]
 
 _LINEAR_ABOVE = 20.0
-"""Beyond this Mish is the identity to the last bit, and the exponential is kept from overflowing."""
+"""Above this value, Mish equals the identity in every bit; the limit also keeps the exponential from overflowing."""
 
 
 def _gate(x: Tensor) -> tuple[Tensor, Tensor]:

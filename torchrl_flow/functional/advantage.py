@@ -58,14 +58,13 @@ def batch_advantage(
         q: action values ``[B]``.
         norm: ``"none"``; ``"std"``, the standard deviation; ``"mad"``, the median absolute deviation times
             1.4826, which outliers do not move.
-        eps: added to the spread, so that equal values give 0.
-        mask: ``[B]`` bool, True where a row counts in mean and spread; all rows where ``None``. Every row gets an
+        eps: constant added to the spread, so that equal values give 0.
+        mask: ``[B]`` bool, True where a row counts in mean and spread. Defaults to all rows. Every row gets an
             advantage.
-        center: subtract the mean; False for values that are relative to a baseline already, of which only the scale
-            is to change.
+        center: subtract the mean. False for values that are already relative to a baseline and only need to be scaled.
 
     Raises:
-        ValueError: if ``q`` is no vector, ``mask`` does not fit or ``norm`` is unknown.
+        ValueError: if ``q`` is not a vector, ``mask`` does not fit or ``norm`` is unknown.
 
     Examples:
         >>> import torch
@@ -99,10 +98,10 @@ def advantage_weights(
         advantage: ``[B]``.
         beta: inverse temperature, at least 0. At 0, and where all advantages are equal, every weight is exactly 1
             (``"exp"`` and ``"softmax"``).
-        weight_clip: bound on ``exp(beta A)`` before normalisation (``"exp"`` alone).
+        weight_clip: bound on ``exp(beta A)`` before normalisation (only ``"exp"``).
         weighting: ``"exp"``, ``min(exp(beta A), weight_clip)``; ``"softmax"``, the same without a bound;
             ``"binary"``, 1 where ``A > 0`` (all 1 where no row has one).
-        mask: ``[B]`` bool, True where a row counts; all rows where ``None``.
+        mask: ``[B]`` bool, True where a row counts. Defaults to all rows.
 
     Returns:
         weights ``[B]``, of mean 1 over the rows that count and 0 on the others; all 0 where none counts.
@@ -155,18 +154,19 @@ def filtered_weights(
     weights are made of its advantage against the rows that are kept.
 
     Args:
-        value: what advantages are made of, ``[B]``, see :func:`batch_advantage`.
+        value: values that advantages are computed from, ``[B]``, see :func:`batch_advantage`.
         beta: see :func:`advantage_weights`.
         weight_clip: see :func:`advantage_weights`.
         weighting: see :func:`advantage_weights`.
         norm: see :func:`batch_advantage`.
         center: see :func:`batch_advantage`.
-        valid: ``[B]`` bool, True where a row counts at all; all rows where ``None``.
-        always: ``[B]`` bool, rows to keep whatever their advantage is; where ``None`` all valid rows are kept.
+        valid: ``[B]`` bool, True where a row counts at all. Defaults to all rows.
+        always: ``[B]`` bool, rows to keep whatever their advantage is. Defaults to all valid rows.
         threshold: advantage above which another row is kept.
 
     Returns:
-        weights ``[B]``, of mean 1 over the rows that are kept and 0 on the others; which are kept, ``None`` for all.
+        weights ``[B]``, with mean 1 over the rows that are kept and 0 elsewhere; and the mask of the rows that are
+        kept, ``None`` for all.
 
     Raises:
         ValueError: if an argument is outside what is allowed.

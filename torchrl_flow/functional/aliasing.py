@@ -1,4 +1,4 @@
-"""From an action back to a noise that the flow carries to it: inversion, retrieval and reversal.
+"""Search for a noise from which a flow makes a given action: inversion, retrieval and reversal.
 
 Nothing here draws a random number: starting points and candidates are passed in. ``decode`` carries noise
 ``[N, H, A]`` to what is compared with the action, ``[N, H', A]`` (the head of a chunk, say).
@@ -30,7 +30,7 @@ def alias_residual(decoded: Tensor, target: Tensor) -> Tensor:
 
     Args:
         decoded: ``[*B, H', A]``.
-        target: of a shape that broadcasts to it.
+        target: target actions, of a shape that broadcasts to that of ``decoded``.
 
     Returns:
         ``[*B]``.
@@ -48,8 +48,8 @@ def best_alias(candidates: Tensor, decoded: Tensor, target: Tensor) -> tuple[Ten
 
     Args:
         candidates: noise ``[B, S, H, A]``.
-        decoded: its actions ``[B, S, H', A]``.
-        target: wanted actions ``[B, H', A]``.
+        decoded: actions that the candidates are decoded to, ``[B, S, H', A]``.
+        target: target actions ``[B, H', A]``.
 
     Returns:
         noise ``[B, H, A]`` and residual ``[B]``.
@@ -85,13 +85,13 @@ def invert_noise(
     The best point that each row met on its way from any start is returned, so that more steps never make it worse.
 
     Args:
-        decode: differentiable; ``[B, S, H, A]`` to ``[B, S, H', A]``.
-        target: wanted actions ``[B, H', A]``.
+        decode: differentiable function from ``[B, S, H, A]`` to ``[B, S, H', A]``.
+        target: target actions ``[B, H', A]``.
         start: starting points ``[B, S, H, A]``.
         num_steps: Adam steps.
-        lr: rate at the start; it falls geometrically to ``final_lr``.
-        final_lr: rate at the end.
-        prior_coef: weight of ``|| w ||^2 / (H A)`` beside the error, which keeps ``w`` where the prior lies.
+        lr: learning rate at the start; it falls geometrically to ``final_lr``.
+        final_lr: learning rate at the end.
+        prior_coef: weight of ``|| w ||^2 / (H A)``, a penalty that keeps ``w`` where the prior has mass.
 
     Returns:
         noise ``[B, H, A]`` and residual ``[B]`` (root mean square).
@@ -143,7 +143,7 @@ def reverse_flow(
         x_1: data ``[B, *E]``.
         num_steps: K, at least 1.
         iterations: fixed-point iterations per step, at least 1.
-        shortcut: tell the network the step size ``1/K``; ``False`` asks for the instantaneous velocity.
+        shortcut: give the network the step size ``1/K``; ``False`` asks for the instantaneous velocity.
 
     Returns:
         the point at time 0, ``[B, *E]``.

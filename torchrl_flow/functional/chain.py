@@ -42,8 +42,8 @@ def chain_times(num_steps: int, *, device: torch.device | None = None, dtype: to
 
     Args:
         num_steps: K, at least 1.
-        device: of the result.
-        dtype: of the result.
+        device: device of the result.
+        dtype: dtype of the result.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -64,7 +64,7 @@ def bounded_sigma(z: Tensor, sigma_min: float, sigma_max: Tensor | float) -> Ten
     Args:
         z: any shape.
         sigma_min: lower bound, above 0.
-        sigma_max: upper bound, at least ``sigma_min``; a tensor of one element where a schedule moves it.
+        sigma_max: upper bound, at least ``sigma_min``; a tensor of one element if a schedule changes it.
 
     Raises:
         ValueError: if ``sigma_min`` is not above 0, or a bound given as a number lies below it.
@@ -93,11 +93,11 @@ def max_sigma_schedule(
     ``"exponential"`` is ``smin + (smax - smin) exp(-3 p)``.
 
     Args:
-        step: steps done, in the unit of ``decay_steps``.
-        kind: which schedule.
+        step: number of completed steps, in the unit of ``decay_steps``.
+        kind: kind of the schedule.
         sigma_max: smax, the bound at step 0.
         sigma_min: smin, the lower bound of the noise.
-        decay_steps: steps after which the schedule stands still, at least 1.
+        decay_steps: steps after which the bound stays constant, at least 1.
 
     Raises:
         ValueError: if an argument is outside what is allowed.
@@ -130,11 +130,11 @@ def chain_log_prob(
     """Return the log-probability of chains ``[*B]``: that of each Gaussian step, summed or averaged over K, H and A.
 
     Args:
-        x_next: points that the chain went to, ``[*B, K, H, A]``.
-        mean: of each step, likewise.
-        sigma: standard deviation of each step, likewise.
-        noise: x_0, ``[*B, H, A]``, whose standard normal density is counted as one step more. It cancels in ratios,
-            hence the default is to leave it out.
+        x_next: points after each step, ``[*B, K, H, A]``.
+        mean: mean of each step, ``[*B, K, H, A]``.
+        sigma: standard deviation of each step, ``[*B, K, H, A]``.
+        noise: x_0, ``[*B, H, A]``. If given, its standard normal density is added as one more step. Defaults to None,
+            since the density of x_0 cancels in probability ratios.
         reduction: ``"sum"``, or ``"mean"``, which divides by the number of terms.
 
     Raises:
@@ -166,7 +166,7 @@ def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Ten
 
     Args:
         sigma: standard deviation of each step, ``[*B, K, H, A]``.
-        reduction: as in :func:`chain_log_prob`.
+        reduction: see :func:`chain_log_prob`.
 
     Raises:
         ValueError: if the shape does not fit or the reduction is unknown.

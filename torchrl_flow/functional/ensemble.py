@@ -31,8 +31,8 @@ def subset_min(q: Tensor, draws: Tensor, *, size: int) -> Tensor:
 
     Args:
         q: action values ``[num_qs, *B]``.
-        draws: independent continuous draws ``[num_qs]``, such as ``torch.rand(num_qs)``; the members with the
-            largest ones are taken, so that every subset is equally likely.
+        draws: independent continuous draws ``[num_qs]``, such as ``torch.rand(num_qs)``. The members with the largest
+            draws form the subset, so that every subset is equally likely.
         size: members in the subset, between 1 and ``num_qs``; with ``num_qs`` it is the minimum over all.
 
     Returns:
@@ -86,9 +86,9 @@ def reduce_ensemble(
     Args:
         q: action values ``[num_qs, *B]``.
         reduction: ``"min"``, :func:`subset_min`; ``"mean"``; ``"ucb"``, :func:`upper_confidence_bound`.
-        draws: see :func:`subset_min`; not needed for the others.
+        draws: draws of ``"min"``, see :func:`subset_min`; ignored by the other reductions.
         num_min_qs: size of the subset of ``"min"``.
-        kappa: of ``"ucb"``: below 0 pessimistic, above 0 optimistic.
+        kappa: weight of the standard deviation of ``"ucb"``: below 0 pessimistic, above 0 optimistic.
 
     Returns:
         ``[*B]``.
@@ -117,8 +117,8 @@ def take_best(scores: Tensor, candidates: Tensor, *, dim: int = 0) -> Tensor:
 
     Args:
         scores: ``[B, S]``, one per candidate.
-        candidates: what to choose from. ``scores``' two dimensions lie at ``dim`` and ``dim + 1``.
-        dim: position of the rows in ``candidates``; the dimensions before it are kept (an ensemble's, say).
+        candidates: candidates, with the two dimensions of ``scores`` at ``dim`` and ``dim + 1``.
+        dim: position of the rows in ``candidates``. Dimensions before it, such as that of an ensemble, are kept.
 
     Returns:
         ``candidates`` without the dimension ``dim + 1``.

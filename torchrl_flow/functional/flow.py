@@ -165,7 +165,8 @@ def shortcut_times(u_time: Tensor, u_step: Tensor, rows: Tensor, *, max_steps: i
         max_steps: M, a power of two.
 
     Returns:
-        ``(t, d)``, both ``[B]``: of the rows those of :func:`select_dyadic_steps`, of the others ``u_time`` and 0.
+        ``(t, d)``, both ``[B]``: those of :func:`select_dyadic_steps` in ``rows``, and ``u_time`` and 0 in the other
+        rows.
 
     Raises:
         ValueError: if the shapes differ, or M is no power of two.
@@ -195,12 +196,12 @@ def shortcut_target(
     ``(v_1 + v_2) / 2``. Half steps of the finest size ``1/M`` ask for the instantaneous velocity (``d = 0``).
 
     Args:
-        velocity_fn: the teacher; call it under ``no_grad`` and on the averaged weights.
+        velocity_fn: velocity of the teacher; call it under ``no_grad`` and with the averaged weights.
         x_t: points ``[B, *E]``.
         t: times ``[B]``.
         d: step sizes ``[B]``, dyadic.
         max_steps: M, a power of two.
-        clip: bound on the magnitude of each component; ``None`` for none.
+        clip: bound on the magnitude of each component; ``None`` for no bound.
 
     Returns:
         the target velocity ``[B, *E]``.
@@ -227,8 +228,8 @@ def integrate(velocity_fn: VelocityFn, x_0: Tensor, *, num_steps: int, shortcut:
         velocity_fn: the velocity field.
         x_0: noise ``[B, *E]``.
         num_steps: K, at least 1.
-        shortcut: tell the network the step size ``1/K``; ``False`` asks for the instantaneous velocity
-            (``d = 0``), for a K on which the network was not trained.
+        shortcut: give the network the step size ``1/K``; ``False`` asks for the instantaneous velocity (``d = 0``), for
+            a K on which the network was not trained.
 
     Returns:
         the point at time 1, ``[B, *E]``.
@@ -283,8 +284,8 @@ def part_means(errors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean error of the rows of flow matching, and that of the rows of self-consistency.
 
     Args:
-        errors: of all rows, ``[B]``.
-        rows: indices of the latter.
+        errors: errors of all rows, ``[B]``.
+        rows: indices of the rows of self-consistency.
 
     Returns:
         two scalars; NaN for a part with no rows.
@@ -306,7 +307,7 @@ def consistency_rows(batch_size: int, fraction: float, *, device: torch.device |
     Args:
         batch_size: B.
         fraction: the share, in [0, 1].
-        device: where the result lies.
+        device: device of the result.
 
     Returns:
         indices ``[floor(B * fraction)]``, ascending.

@@ -48,7 +48,7 @@ def bound_latent(u: Tensor, bound: float | None) -> Tensor:
 
     Args:
         u: latents before the bound, any shape.
-        bound: b, above 0; ``None`` for none.
+        bound: b, above 0; ``None`` for no bound.
 
     Raises:
         ValueError: if the bound is not above 0.
@@ -69,7 +69,7 @@ def unbound_latent(w: Tensor, bound: float | None) -> Tensor:
 
     Args:
         w: latents, any shape.
-        bound: b, above 0; ``None`` for none.
+        bound: b, above 0; ``None`` for no bound.
 
     Raises:
         ValueError: if the bound is not above 0.
@@ -86,7 +86,7 @@ def bound_log_det(u: Tensor, bound: float | None) -> Tensor:
 
     Args:
         u: latents before the bound, any shape.
-        bound: b, above 0; ``None`` for none, which gives 0.
+        bound: b, above 0; ``None`` for no bound, which gives 0.
     """
     _check_bound(bound)
     if bound is None:
@@ -100,8 +100,8 @@ def normal_log_prob(u: Tensor, loc: Tensor | float = 0.0, scale: Tensor | float 
 
     Args:
         u: points ``[*B, S, A]``.
-        loc: mean, of a shape that broadcasts; 0 for the prior.
-        scale: standard deviation, likewise; 1 for the prior.
+        loc: mean, broadcastable to ``u``; 0 for the prior.
+        scale: standard deviation, broadcastable to ``u``; 1 for the prior.
 
     Returns:
         ``[*B]``.
@@ -163,8 +163,8 @@ def expand_latent(latent: Tensor, fill: Tensor, mode: SteerMode) -> Tensor:
 
     Args:
         latent: ``[*B, S, A]``: S is H (``"full"``), H_a (``"act_horizon"``) or 1 (``"tied"``).
-        fill: draws from the prior ``[*B, H, A]``, of which ``"act_horizon"`` takes the steps from H_a on.
-        mode: what the latent steers.
+        fill: draws from the prior ``[*B, H, A]``; ``"act_horizon"`` uses their steps from H_a on.
+        mode: steer mode, which noise the latent determines.
 
     Returns:
         noise ``[*B, H, A]``.

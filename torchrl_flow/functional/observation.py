@@ -50,7 +50,7 @@ def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
         the input.
 
     Raises:
-        ValueError: when there is no entry at all, or one is neither ``[N]`` nor ``[N, d]``.
+        ValueError: if there is no entry at all, or one is neither ``[N]`` nor ``[N, d]``.
 
     Examples:
         >>> agent, extra = {"qpos": torch.zeros(2, 3)}, {"is_grasped": torch.tensor([True, False])}

@@ -75,8 +75,8 @@ def difference_interval(
     Args:
         successes: number of successes, ``0 <= successes <= n``.
         n: number of trials, at least 1.
-        other_successes: successes of what is subtracted.
-        other_n: its trials.
+        other_successes: successes of the rate that is subtracted.
+        other_n: trials of the rate that is subtracted.
         confidence: probability that the interval covers the true difference, in (0, 1).
 
     Returns:

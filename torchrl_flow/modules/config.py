@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
-from torchrl_flow.util.suggest import did_you_mean
+from torchrl_flow.util.plain_config import PlainConfig
 
 MAX_SIZE = 100_000
 """Largest width, dimension or other whole number of a configuration, where the class states no other limit."""
@@ -18,13 +18,12 @@ MAX_WEIGHTS = 2**31
 """Largest number of weights of a network, 8 GiB in float32."""
 
 _INTEGER = re.compile(r"\bint\b")
-_Config = TypeVar("_Config", bound="Config")
 
 __all__ = ["MAX_DEPTH", "MAX_SIZE", "MAX_WEIGHTS", "Config", "dense_weights"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(PlainConfig):
     """Base of the dataclasses that describe a network by plain values.
 
     A subclass with a ``__post_init__`` of its own calls this one first. A subclass whose sizes multiply overrides
@@ -62,7 +61,7 @@ class Config:
         if weights > MAX_WEIGHTS:
             sizes = ", ".join(f"{name}={getattr(self, name)}" for name in dict.fromkeys(n for n, _ in self._sizes()))
             raise ValueError(
-                f"a {kind} with {sizes} asks for {weights} weights or more, above the limit of {MAX_WEIGHTS}."
+                f"a {kind} with {sizes} would have {weights} weights or more, above the limit of {MAX_WEIGHTS}."
             )
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
@@ -78,32 +77,6 @@ class Config:
     def _weights(self) -> int:
         """Return a lower bound on the number of weights; 0 if no product of sizes can be large."""
         return 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain, JSON-able values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls: type[_Config], values: Mapping[str, Any], *, complete: bool = False) -> _Config:
-        """Rebuild a configuration from :meth:`to_dict`; lists, which JSON has in place of tuples, become tuples.
-
-        Args:
-            values: the fields; those with a default may be left out.
-            complete: refuse values that leave a field out.
-
-        Raises:
-            ValueError: if a field is unknown, naming it, those that are known and the one that was probably meant; or
-                one is missing that must not be.
-        """
-        known = sorted(field.name for field in dataclasses.fields(cls))
-        unknown = sorted(map(str, set(values) - set(known)))
-        if unknown:
-            hints = "".join(did_you_mean(name, known) for name in unknown)
-            raise ValueError(f"unknown fields {unknown} in a {cls.__name__}; known are {known}.{hints}")
-        missing = [name for name in known if name not in values]
-        if complete and missing:
-            raise ValueError(f"a {cls.__name__} lacks the fields {missing}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def dense_weights(sizes: Sequence[int]) -> int:

@@ -76,11 +76,11 @@ def make_chunk_estimator(
     subclasses for one agent, A2CLoss and ReinforceLoss, with subclasses, and the losses of this package.
 
     Args:
-        loss_module: the loss; keys of reward, done and action are set before.
-        value_type: as of ``make_value_estimator``; the loss's own default where ``None``.
+        loss_module: loss; set its keys of reward, done and action before.
+        value_type: kind of value estimator, as of ``make_value_estimator``. Defaults to the loss's own default.
         gamma: discount of one environment step, the same as that of :class:`~torchrl_flow.envs.SMDPChunk`.
-        steps_key: where k is, int64 ``[*B, 1]``.
-        **hyperparams: further ones of the estimator, such as ``lmbda``.
+        steps_key: key of k, int64 ``[*B, 1]``.
+        **hyperparams: further hyper-parameters of the estimator, such as ``lmbda``.
 
     Returns:
         The loss.
@@ -151,8 +151,8 @@ class _NeedsSteps:
     """Refuses a batch without k; a hook before ``forward``.
 
     Args:
-        steps_key: where k is.
-        read_key: where the estimator reads it; copied there where it is another place.
+        steps_key: key of k.
+        read_key: key from which the estimator reads k; k is copied there if it differs.
     """
 
     def __init__(self, steps_key: NestedKey, read_key: NestedKey) -> None:

@@ -27,8 +27,8 @@ class ChunkTD3BCLoss(TD3BCLoss):
     Critics read the whole chunk that was sent.
 
     Args:
-        actor_network: writes a deterministic ``action`` ``[*B, H_a, A]``.
-        qvalue_network: critics of observation and chunk; a list, so that each keeps its initialisation.
+        actor_network: policy that writes a deterministic ``action`` ``[*B, H_a, A]``.
+        qvalue_network: list of critics of observation and chunk; each keeps its own initial weights.
         gamma: discount of an environment step.
         **kwargs: see TorchRL's loss; ``loss_function`` is ``"l2"`` here, as in the paper.
 
@@ -99,7 +99,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
         """Compute the critics' loss.
 
         Raises:
-            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+            KeyError: if a key of the transition is missing; there is no default.
         """
         wanted: Any = self.in_keys
         for key in wanted:

@@ -41,11 +41,13 @@ class ChunkTDTerm:
     The term owns no network: a loss that holds it passes actor, critic and the parameters to run them with.
 
     Args:
-        num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
-        target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
-        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
-        target_num_steps: K of the candidates.
+        num_min_qs: members in the random subset of the reduction ``"min"``, which is drawn for each use.
+        target_reduction: reduction of the target critic's members; see
+            :func:`~torchrl_flow.functional.reduce_ensemble`.
+        kappa: weight of the standard deviation of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above
+            0 optimistic.
+        num_action_samples: N, candidates for ``a'``; the candidate with the highest mean target value is used.
+        target_num_steps: sampling steps K of the candidates.
         augment: let the encoders augment observations.
 
     Raises:
@@ -70,7 +72,7 @@ class ChunkTDTerm:
 
         Args:
             q: the members' values ``[num_qs, B]``.
-            target: y, ``[B]``, without a graph.
+            target: target y, ``[B]``, without a gradient.
 
         Returns:
             errors ``[B]``; TD errors ``[B]``, detached; ``q_mean``, ``q_std`` (between members), ``q_target_mean`` and
@@ -103,10 +105,10 @@ class ChunkTDTerm:
 
         Args:
             critic: the critic.
-            params: its parameters, or the target ones.
-            tensordict: the observations ``[*B]``.
+            params: parameters of the critic, or its target parameters.
+            tensordict: batch ``[*B]`` with the observations.
             action: ``[B, H_a, A]`` of the flattened batch, or S for each row, ``[B, S, H_a, A]``.
-            detach_features: keep the gradient from the encoder.
+            detach_features: stop the gradient before the encoder.
 
         Returns:
             ``[num_qs, B]`` or ``[num_qs, B, S]``.
@@ -128,10 +130,11 @@ class ChunkTDTerm:
 
         Args:
             actor: the flow actor.
-            params: its parameters, or the averaged ones.
-            tensordict: the observations ``[*B]``.
-            num: chunks for each of them.
-            steer: what to make of noise from the prior, ``[B, num, H, A]``, before the flow; nothing where ``None``.
+            params: parameters of the actor, or its averaged parameters.
+            tensordict: batch ``[*B]`` with the observations.
+            num: chunks for each observation.
+            steer: function of noise from the prior, ``[B, num, H, A]``, whose result the flow starts from. Defaults to
+                None: the flow starts from the noise itself.
 
         Returns:
             ``[B, num, H_a, A]``.

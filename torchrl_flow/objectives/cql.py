@@ -33,8 +33,8 @@ class ConservativeQLoss(CQLLoss):
 
     Args:
         actor_network: see TorchRL's loss.
-        qvalue_network: see TorchRL's loss; a list of critics, so that each keeps its initialisation. They read the
-            whole chunk.
+        qvalue_network: list of critics, see TorchRL's loss; each keeps its own initial weights. They read the whole
+            chunk.
         gamma: discount of one environment step.
         **kwargs: see TorchRL's loss.
 
@@ -89,7 +89,7 @@ class ConservativeQLoss(CQLLoss):
         """Compute the critics' loss, as in TorchRL.
 
         Raises:
-            KeyError: if chunks come without the number of executed steps; nothing is assumed in its place.
+            KeyError: if chunks come without the number of executed steps; there is no default.
         """
         if tensordict[self.tensor_keys.action].ndim > tensordict.ndim + 1:
             tensordict[self.value_estimator.tensor_keys.steps_to_next_obs]
@@ -105,7 +105,7 @@ class ConservativeQLoss(CQLLoss):
         """Compute the conservative term; :meth:`q_loss` has written the values of the data's actions.
 
         Raises:
-            KeyError: if it has not.
+            KeyError: if :meth:`q_loss` was not called before.
         """
         keys = self.tensor_keys
         pred_q1, pred_q2 = tensordict[keys.pred_q1], tensordict[keys.pred_q2]

@@ -49,7 +49,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         latent_policy: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
         qvalue_network: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
         teacher: the :class:`~torchrl_flow.objectives.ActionScorer` of the flow and the critic of its executed chunks.
-            Held, neither copied nor trained (:class:`~torchrl_flow.objectives.HeldNetworks`).
+            It is shared, and neither copied nor trained (:class:`~torchrl_flow.objectives.HeldNetworks`).
 
     Keyword Args:
         mode: ``"forward"``, ``"aliased"`` or ``"both"``.
@@ -110,7 +110,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         """Compute the loss of distillation alone, ``sum_i (Q_i(s, w) - Q_i(s, a))^2``, and its metrics.
 
         Args:
-            tensordict: a batch, or what :meth:`distillation_pairs` made of one.
+            tensordict: batch, or the result of :meth:`distillation_pairs`.
         """
         given = tensordict.get(TARGET_KEY, None) is not None
         pairs: Any = tensordict if given else self.distillation_pairs(tensordict)[0]
@@ -144,7 +144,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
 
         Args:
             tensordict: batch ``[*B]``.
-            num: steps.
+            num: number of steps of distillation.
 
         Returns:
             batches ``[num, R]`` of observations, latents and the teacher's values, with the rows' importance weights

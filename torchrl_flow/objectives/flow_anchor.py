@@ -29,10 +29,10 @@ class FlowAnchorLoss(FlowLossModule):
     built; they are the target parameters, which nothing need update.
 
     Args:
-        actor_network: the :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
+        actor_network: the :class:`~torchrl_flow.modules.FlowActor`. It is shared, not copied.
 
     Keyword Args:
-        num_steps: K; the actor's own by default.
+        num_steps: sampling steps K. Defaults to those of the actor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
     Output: ``loss_anchor``. Reads the observations and, where present, ``noise`` ``[*B, H, A]``; draws it otherwise.

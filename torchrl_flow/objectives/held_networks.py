@@ -33,14 +33,14 @@ class HeldNetworks(_Base):
 
     _held: tuple[str, ...] = ()
     _former_names: dict[str, str]
-    """Where the held networks were in state dicts of before, by the names of then."""
+    """Keys of the held networks in state dicts of earlier versions."""
 
     def hold(self, former_names: dict[str, str] | None = None, **networks: Any) -> None:
         """Register networks under their names; ``None`` and functions become attributes.
 
         Args:
-            former_names: by the start of a key in state dicts of before, what that key starts with now.
-            **networks: what to hold.
+            former_names: prefixes of keys in state dicts of earlier versions, with the prefixes that replace them.
+            **networks: networks to hold, by name.
         """
         for name, network in networks.items():
             setattr(self, name, network)

@@ -28,7 +28,7 @@ __all__ = ["LatentAWMLELoss", "LatentScorerFn"]
 
 
 class LatentAWMLELoss(HeldNetworks, FlowLossModule):
-    """Fit a latent policy to those latents of the prior that a critic values: stage 1 of noise steering, offline.
+    """Fit a latent policy to latents of the prior, weighted by a critic's values: stage 1 of noise steering, offline.
 
     For each observation M candidates ``w_i`` come from the prior (bounded as the policy's latents are), are valued in
     one batched pass and scored pessimistically over the critic's members, ``s = mean + kappa std`` with ``kappa < 0``.
@@ -36,7 +36,7 @@ class LatentAWMLELoss(HeldNetworks, FlowLossModule):
     ``-sum_i omega_i log pi(w_i | s) + kl_coef KL(pi || prior)``. The scorer gets no gradient.
 
     Args:
-        latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. Its weights are shared, not copied.
+        latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. It is shared, not copied.
         scorer: values latents, ``scorer(tensordict, latent [B, M, S, A]) -> [num_qs, B, M]``: an
             :class:`~torchrl_flow.objectives.ActionScorer` by flow and critic of actions, a
             :class:`~torchrl_flow.objectives.LatentScorer` by critics of latents, or any function. A module is held,
@@ -44,11 +44,11 @@ class LatentAWMLELoss(HeldNetworks, FlowLossModule):
             has any, are keys of the loss too.
 
     Keyword Args:
-        num_candidates: M.
-        beta: inverse temperature of the weights. Values in [0, 1] need one far above 1.
-        kappa: weight of the members' standard deviation in the score, at most 0: pessimistic. The paper writes
-            ``mean - kappa std`` with kappa 1.0, which is -1.0 here. Above 0, where the latents of which the critic
-            knows least would be taken for the best, it is refused.
+        num_candidates: M, number of candidates.
+        beta: inverse temperature of the weights. If values lie in [0, 1], it must be far above 1.
+        kappa: weight of the members' standard deviation in the score ``mean + kappa std``, at most 0 (pessimistic). The
+            paper writes ``mean - kappa std`` with kappa 1.0, which is -1.0 here. A value above 0 would prefer latents
+            on which the members disagree, and raises an error.
         standardize_scores: divide a row's scores by their spread (over the candidates), which makes ``beta``
             independent of the reward's scale.
         kl_coef: weight of the divergence from the prior.

@@ -37,8 +37,8 @@ class LatentSACLoss(SACLoss):
     Keyword Args:
         gamma: discount of one environment step.
         target_entropy: a number, or ``"auto"`` for -0.5 times the size of the latent.
-        backup_entropy: whether the value of the next state counts its entropy.
-        **kwargs: as in SACLoss.
+        backup_entropy: whether the target includes the entropy of the policy in the next state.
+        **kwargs: further options of SACLoss.
 
     Output: ``loss_actor``, ``loss_qvalue``, ``loss_alpha``, and detached: ``alpha``, ``policy_entropy``, ``q_mean``,
     ``q_std`` (between critics) and ``td_error``.

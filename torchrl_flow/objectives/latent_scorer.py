@@ -23,11 +23,11 @@ class ActionScorer(nn.Module):
     """Values of latents by a critic of actions: the flow carries each latent to a chunk, which the critic values.
 
     Args:
-        actor_network: the frozen :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
-        critic_network: the :class:`~torchrl_flow.modules.QEnsemble` of its executed chunks, likewise.
+        actor_network: the frozen :class:`~torchrl_flow.modules.FlowActor`. It is shared, not copied.
+        critic_network: the :class:`~torchrl_flow.modules.QEnsemble` of its executed chunks. It is shared, not copied.
 
     Keyword Args:
-        steer_mode: which noise a latent chooses, ``latent_policy.steer_mode``.
+        steer_mode: steer mode of the latents, ``latent_policy.steer_mode``.
         num_steps: K of the flow; ``None`` for its own.
 
     Raises:
@@ -81,7 +81,8 @@ class LatentScorer(nn.Module):
     """Values of latents by the critics of a loss that has them.
 
     Args:
-        loss_module: the :class:`~torchrl_flow.objectives.LatentSACLoss`, or one that distils. It is asked, not trained.
+        loss_module: the :class:`~torchrl_flow.objectives.LatentSACLoss` or
+            :class:`~torchrl_flow.objectives.DistilledSACLoss`. It is evaluated, not trained.
     """
 
     def __init__(self, loss_module: LatentSACLoss) -> None:

@@ -37,7 +37,7 @@ class QGradientTerm:
 
     Args:
         anchor_coeff: weight of the distance.
-        num_steps: K of both flows.
+        num_steps: sampling steps K of both flows.
         augment: let the encoders augment observations.
 
     Raises:
@@ -62,9 +62,9 @@ class QGradientTerm:
         """Combine the critic's values of the chunks with their distance to the reference.
 
         Args:
-            value: of the executed chunks ``[B]``, with a graph.
-            distance: ``[B]``, see :meth:`chunks`.
-            valid: ``[B]`` bool, True where a row counts in the mean size of the values; all rows where ``None``.
+            value: values of the executed chunks ``[B]``, with a gradient.
+            distance: distances ``[B]``, see :meth:`chunks`.
+            valid: ``[B]`` bool, True where a row counts in the mean size of the values. Defaults to all rows.
 
         Returns:
             rows ``[B]``, and the detached means ``q_policy`` of the values and ``anchor_distance``.
@@ -91,10 +91,10 @@ class QGradientTerm:
 
         Args:
             actor: the flow actor.
-            params: its parameters, which the chunks have a graph to.
-            reference: the reference, which is not trained: a flow, or other parameters of the actor.
-            tensordict: the observations ``[*B]``.
-            detach_features: keep the gradient from the actor's encoder.
+            params: parameters of the actor, for which the chunks have a gradient.
+            reference: reference, which is not trained: another flow, or other parameters of the actor.
+            tensordict: batch ``[*B]`` with the observations.
+            detach_features: stop the gradient before the actor's encoder.
 
         Returns:
             executed chunks ``[B, H_a, A]`` in the environment's units and within its bounds, and distances ``[B]``.

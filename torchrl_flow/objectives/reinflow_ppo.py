@@ -46,16 +46,16 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
     them to whole rollouts.
 
     Args:
-        actor_network: the :class:`~torchrl_flow.modules.NoisyFlowActor`. Its weights are shared, not copied.
-        critic_network: the :class:`~torchrl_flow.modules.StateValue`, likewise.
+        actor_network: the :class:`~torchrl_flow.modules.NoisyFlowActor`. It is shared, not copied.
+        critic_network: the :class:`~torchrl_flow.modules.StateValue`. It is shared, not copied.
 
     Keyword Args:
-        warmup_steps: environment steps in which only the value learns.
-        noise_schedule: how the bound falls, see :func:`~torchrl_flow.functional.max_sigma_schedule`; ``None`` to leave
-            it as it is.
-        noise_decay_steps: environment steps until it has fallen.
-        target_kl: divergence at which to stop an iteration's updates; ``None`` for never.
-        anchor_coeff: weight of the anchor; 0 for none.
+        warmup_steps: environment steps in which only the value network is trained.
+        noise_schedule: schedule of the upper bound of the noise, see
+            :func:`~torchrl_flow.functional.max_sigma_schedule`; ``None`` for a constant bound.
+        noise_decay_steps: environment steps over which the bound falls.
+        target_kl: divergence at which the updates of an iteration stop; ``None`` for no limit.
+        anchor_coeff: weight of the distance to the initial flow; 0 for none.
         **kwargs: see :class:`~torchrl.objectives.ClipPPOLoss`.
 
     Output: ``loss_critic`` and ``explained_variance``; after the warm-up what ClipPPOLoss writes, ``divergence``, and

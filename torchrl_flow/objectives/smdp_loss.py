@@ -49,7 +49,7 @@ class SMDPLossModule(FlowLossModule):
             done: ``[*B, 1]`` bool, under ``"next"``.
             terminated: ``[*B, 1]`` bool, under ``"next"``.
             steps_to_next_obs: executed steps ``[*B, 1]``, from the root.
-            priority: where each row's largest absolute TD error ``[*B]`` is written.
+            priority: key to which the largest absolute TD error ``[*B]`` of each row is written.
             priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
         """
 
@@ -88,7 +88,7 @@ class SMDPLossModule(FlowLossModule):
         """Return the targets ``y = R + gamma^k (1 - terminated) V(s')`` ``[*B, 1]`` of a batch.
 
         Raises:
-            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+            KeyError: if a key of the transition is missing; there is no default.
         """
         following: Any = tensordict["next"]
         return self.discounted(tensordict, self.next_value(following))
@@ -146,7 +146,7 @@ class SMDPLossModule(FlowLossModule):
         """Return ``R + gamma^k (1 - terminated) next_value``, of values ``[*B, 1]`` and in their shape.
 
         Raises:
-            KeyError: if a key of the transition is missing; nothing is assumed in its place.
+            KeyError: if a key of the transition is missing; there is no default.
         """
         keys = self.tensor_keys
         for key in (("next", keys.reward), ("next", keys.done), ("next", keys.terminated), keys.steps_to_next_obs):

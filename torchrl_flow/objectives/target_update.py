@@ -22,10 +22,10 @@ class NetworkSoftUpdate(SoftUpdate):
 
     Keyword Args:
         tau: rate, ``target <- (1 - tau) target + tau source``.
-        eps: ``1 - tau``; give one of the two.
+        eps: ``1 - tau``; give either ``tau`` or ``eps``.
 
     Raises:
-        ValueError: if the loss has no target parameters of that name, naming those it has.
+        ValueError: if the loss has no target parameters of that name. The error names those it has.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor

@@ -33,8 +33,8 @@ class AdvantageWeightTerm:
         weight_clip: bound on ``exp(beta A)``.
         weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
         norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
-        center: subtract the mean over the batch; False for values that are relative to a baseline already.
-        threshold: advantage above which a row is kept where only some are kept always.
+        center: subtract the mean over the batch. False for values that are already relative to a baseline.
+        threshold: advantage above which a row is kept, if it is not kept always.
 
     Raises:
         ValueError: if an argument is outside what is allowed.
@@ -57,9 +57,9 @@ class AdvantageWeightTerm:
         """Weigh rows against one another.
 
         Args:
-            value: what advantages are made of, ``[B]``.
-            valid: ``[B]`` bool, True where a row counts at all; all rows where ``None``.
-            always: ``[B]`` bool, rows to keep whatever their advantage is; where ``None`` all valid rows are kept.
+            value: values that advantages are computed from, ``[B]``.
+            valid: ``[B]`` bool, True where a row counts at all. Defaults to all rows.
+            always: ``[B]`` bool, rows to keep whatever their advantage is. Defaults to all valid rows.
 
         Returns:
             weights ``[B]``; which rows are kept, ``None`` for all; and ``effective_sample_size`` of the weights,

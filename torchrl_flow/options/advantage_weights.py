@@ -24,11 +24,11 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was trained on"""
     obs_horizon: Count | None = None
-    """refuse a policy of another number of frames"""
+    """require a policy with this number of frames"""
     pred_horizon: Count | None = None
-    """refuse a policy of another chunk length"""
+    """require a policy with this chunk length"""
     act_horizon: Count | None = None
-    """refuse a policy that executes another number of steps"""
+    """require a policy that executes this number of steps"""
     batch_size: Count = 256
     """chunks per gradient step"""
     lr: Positive = 3e-4
@@ -46,9 +46,9 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     critic_hidden: Sizes = (256, 256)
     """widths of the hidden layers of a new critic"""
     num_action_samples: Count = 1
-    """candidates for the following action, of which the target takes the best"""
+    """candidates for the next action, of which the target uses the best"""
     best_of: tuple[Count, ...] = ()
-    """also evaluate acting by the best of so many samples, by the critic"""
+    """also evaluate the policy with the best of so many samples, chosen by the critic"""
     noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
 
@@ -59,8 +59,8 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     """how the policy learns from the critic: it clones rows by their advantage weights, or it follows the gradient of Q
     through its own one-step map and then acts by one step"""
     anchor: Literal["start", "average"] = "start"
-    """with --extraction q_gradient, what keeps the policy near: the policy of --policy, or its own average, which --ema
-    moves"""
+    """with --extraction q_gradient, the anchor of the policy: the policy of --policy, or the average of the trained
+    policy (see --ema)"""
     anchor_coeff: NonNegative = 1.0
     """with --extraction q_gradient, weight of the distance to the chunks of the anchor"""
     clone_coeff: NonNegative = 1.0

@@ -24,7 +24,7 @@ class ChainPPOArgs(OnlineArgs):
     critic_lr: Positive = 1e-3
     """learning rate of the value network"""
     max_grad_norm: Positive = 1.0
-    """bound on the gradient's norm, of the flow and of the value"""
+    """bound on the norm of the gradient, for the flow and for the value network"""
     gae_lambda: Fraction = 0.95
     """lambda of the advantage estimate"""
     clip: Positive = 0.01
@@ -36,9 +36,9 @@ class ChainPPOArgs(OnlineArgs):
     anchor_coef: NonNegative = 0.0
     """weight of the transport cost (W2) between chunks of the flow and of its initial weights; 0 for none"""
     target_kl: Positive | None = None
-    """divergence of the probability ratio at which the epochs of an iteration stop; None for no limit"""
+    """divergence of the probability ratio at which the epochs of an iteration stop; None: no limit"""
     critic_warmup_steps: NonNegativeInt = 20_000
-    """environment steps in which only the value learns"""
+    """environment steps in which only the value network is trained"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """whether the log-probability of the chain is the mean or the sum over steps, chunk and action dimensions"""
     mean_bound: Positive | None = None

@@ -1,4 +1,4 @@
-"""Options that contradict each other, or of which nothing can be made: refused before an environment is started."""
+"""Checks of options that contradict each other or cannot be used, before an environment is started."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ def check_task(task: str, obs_mode: str, control_mode: str | None = None) -> Non
     """Validate observation mode and control mode of the planar task.
 
     Raises:
-        SystemExit: naming the option.
+        SystemExit: if the check fails. The error names the option.
     """
     if task != PLANAR:
         return
     if obs_mode == "rgb":
-        raise SystemExit("--obs-mode rgb is not of the planar task: its state is always seen. Give state or rgb+state.")
+        raise SystemExit(
+            "--obs-mode of the planar task must be state or rgb+state, got rgb: its state is always observed."
+        )
     if control_mode not in (None, PLANAR_CONTROL_MODE):
         raise SystemExit(f"--control-mode of the planar task must be {PLANAR_CONTROL_MODE}, got {control_mode}.")
 
 
 def check_demonstrations(task: str, demos: str | None, *, quality: str | None, retime: bool | None = None) -> None:
-    """Refuse options of demonstrations that are made, where there are some or the task has none such.
+    """Refuse options for making demonstrations if some are given or the task does not support the options.
 
     Args:
         task: ``"planar"`` or the id of a ManiSkill task.
-        demos: where they are; ``None`` where they are made.
-        quality: of those that are made.
-        retime: whether those that are made are re-timed.
+        demos: path of the demonstrations; ``None`` if they are made.
+        quality: quality of demonstrations that are made.
+        retime: whether to re-time demonstrations that are made.
 
     Raises:
-        SystemExit: naming the option.
+        SystemExit: if the check fails. The error names the option.
     """
     if is_own_task(task) and demos is None:
-        raise SystemExit(f"--demos is missing: nobody makes demonstrations of {task}.")
+        raise SystemExit(f"--demos is missing: demonstrations of {task} cannot be made automatically.")
     known = OneOf(tuple(DEMO_QUALITIES) if task == PLANAR else ("expert", "mixed"))
     problem = None if quality is None else known.problem(quality, None)
     if problem is not None:
@@ -48,33 +50,37 @@ def check_demonstrations(task: str, demos: str | None, *, quality: str | None, r
     made = {"--quality": quality, "--retime": retime}
     given = [name for name, value in made.items() if value is not None]
     if demos is not None and given:
-        raise SystemExit(f"{' and '.join(given)} have no effect with --demos {demos}, which are made already.")
+        raise SystemExit(
+            f"{' and '.join(given)} have no effect with --demos {demos}, which exist already: leave them out."
+        )
     if task == PLANAR and retime:
-        raise SystemExit("--retime is for ManiSkill's motion planner: the planar task's script has no use for it.")
+        raise SystemExit("--retime has no effect for the planar task, which has no motion planner: leave it out.")
 
 
 def check_images(
     task: str, obs_mode: str, demos: str | None, image_size: int | None, pixel_channels: tuple[int, ...]
 ) -> None:
-    """Refuse a size of images that nobody renders, and an image encoder that cannot be built.
+    """Refuse a size for images that are not rendered, and an image encoder that cannot be built.
 
     Args:
-        task: as in :func:`check_demonstrations`.
-        obs_mode: what is observed.
-        demos: where the demonstrations are; ``None`` where they are made.
-        image_size: height and width of the images to render; ``None`` for the usual ones.
+        task: name of the task, see :func:`check_demonstrations`.
+        obs_mode: observation mode.
+        demos: path of the demonstrations; ``None`` if they are made.
+        image_size: height and width of rendered images; ``None`` for the size of the camera.
         pixel_channels: channels of the image encoder's convolutions.
 
     Raises:
-        SystemExit: naming the option.
+        SystemExit: if the check fails. The error names the option.
     """
     if image_size is not None and (obs_mode == "state" or task == PLANAR or is_own_task(task)):
         raise SystemExit(
-            f"--image-size {image_size} is the size of ManiSkill's images: give --obs-mode rgb with a task of "
+            f"--image-size {image_size} applies only to images of ManiSkill: give --obs-mode rgb with a task of "
             "ManiSkill, or leave it out."
         )
     if image_size is not None and demos is not None:
-        raise SystemExit(f"--image-size has no effect with --demos {demos}, whose images have their size already.")
+        raise SystemExit(
+            f"--image-size has no effect with --demos {demos}, whose images have a size already: leave it out."
+        )
     uneven = [channels for channels in pixel_channels if channels % 8]
     if uneven:
         raise SystemExit(f"--pixel-channels must be multiples of 8, which are normalised in 8 groups, got {uneven[0]}.")
@@ -90,10 +96,10 @@ def check_network(**fields: Any) -> None:
     """Refuse a velocity network that cannot be built.
 
     Args:
-        **fields: of :class:`~torchrl_flow.modules.FlowActorConfig`, named as the options are.
+        **fields: fields of :class:`~torchrl_flow.modules.FlowActorConfig`; the options have the same names.
 
     Raises:
-        SystemExit: naming the options and the reason.
+        SystemExit: if the check fails. The error names the options and the reason.
     """
     try:
         make_flow_actor(FlowActorConfig(action_dim=1, state_dim=1, **fields))

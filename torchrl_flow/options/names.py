@@ -185,12 +185,12 @@ RunName = Annotated[str, _Name()]
 RunSource = Annotated[str, _Run()]
 """Directory of a run that has a checkpoint, or a checkpoint's file."""
 DemoPath = Annotated[str, _Existing("a trajectory file (.h5) or the directory of a demo store", directory=True)]
-"""Demonstrations that are there."""
+"""Demonstrations that exist."""
 LoggedData = Annotated[str, _Existing("a file of logged transitions (.npz), such as `collect-slates` makes")]
-"""Logged transitions that are there."""
+"""Logged transitions that exist."""
 ExistingFile = Annotated[str, _Existing("a file")]
-"""A file that is there."""
+"""A file that exists."""
 WritableDirectory = Annotated[str, _Writable(directory=True)]
-"""A directory that is there and can be written to, or can be made."""
+"""A directory that can be written to, or that can be created."""
 WritableFile = Annotated[str, _Writable(directory=False)]
 """A file that can be written."""

@@ -32,11 +32,11 @@ GROUPS = {
         "save_every resume dry_run watch traceback"
     ),
 }
-"""Groups of options in the order of the help, with the names in each; any other option is one of training."""
+"""Groups of options in the order of the help, with the names in each; any other option is in the group of training."""
 TRACEBACK = "TORCHRL_FLOW_TRACEBACK"
-"""Environment variable that ``--traceback`` sets; set to anything but 0, refusals keep their traceback."""
+"""Environment variable that ``--traceback`` sets; if it is set and not 0, errors are shown with their traceback."""
 FEW = 9
-"""Options of a program that shows them in one list."""
+"""Largest number of options that a program shows in one list."""
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 _METAVARS = {int: "INT", float: "FLOAT", str: "STR"}
 
@@ -64,10 +64,10 @@ def parse_options(
     what is done where an option is not given. ``--traceback`` is an option of every program.
 
     Args:
-        options_class: a dataclass whose fields have a string literal below them, which is their help.
-        description: of the program; the docstring of the class where ``None``.
-        args: the words of the command line; those of the process where ``None``.
-        prog: name of the program; that of the script where ``None``.
+        options_class: dataclass whose fields are each followed by a string literal, the help of the option.
+        description: description of the program. Defaults to the docstring of the class.
+        args: words of the command line. Defaults to those of the process.
+        prog: name of the program. Defaults to the name of the script.
     """
     import tyro
 

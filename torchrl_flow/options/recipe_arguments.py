@@ -67,9 +67,10 @@ class SimulationArgs:
     """Environments in which a policy is trained or evaluated."""
 
     num_envs: NonNegativeInt | None = None
-    """environments that run side by side, 0 for one that is not batched; by default as many as suit the task"""
+    """environments that run side by side, 0 for one without batch dimension; by default as many as suit the task"""
     sim_backend: str | None = None
-    """ManiSkill's simulation; several environments take physx_cuda where there is a CUDA device, and else physx_cpu"""
+    """ManiSkill's simulation; by default physx_cuda for several environments if there is a CUDA device, else
+    physx_cpu"""
     max_episode_steps: Count | None = None
     """time limit of an episode; by default the time limit of the task, or of the policy that a run starts from"""
     num_videos: NonNegativeInt = 4
@@ -81,7 +82,8 @@ class DemonstrationArgs:
     """Demonstrations to clone: where they are, or how they are made."""
 
     demos: DemoPath | None = None
-    """trajectory file (.h5) or demo store; made by the motion planner or the planar script where none is given"""
+    """trajectory file (.h5) or demo store; by default demonstrations are made by the motion planner or the planar
+    script"""
     num_demos: Count = 100
     """demonstrations to train on"""
     retime: bool | None = None
@@ -98,9 +100,9 @@ class ImageArgs:
     image_size: Count | None = None
     """height and width of ManiSkill's images, in pixels; by default those of --demos, or of the task's camera (128)"""
     pixel_channels: Sizes = (32, 64, 64)
-    """channels of the image encoder's convolutions, which halve height and width; fewer and narrower ones are faster"""
+    """channels of the image encoder's convolutions, each of which halves height and width; fewer channels are faster"""
     shift: NonNegativeInt = 4
-    """largest random shift of images in training, in pixels; fewer for small objects in small images"""
+    """largest random shift of images in training, in pixels; use a smaller one for small objects in small images"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -137,9 +139,9 @@ class PolicyOfTaskArgs(PolicyArgs):
     """The policy that a run starts from, and the task that it must be of."""
 
     task: TaskName | None = None
-    """refuse a policy of another task"""
+    """require a policy of this task"""
     control_mode: str | None = None
-    """refuse a policy of another control mode"""
+    """require a policy of this control mode"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -191,7 +193,7 @@ class LatentCriticArgs:
     alpha: Positive = 3e-3
     """temperature of SAC at the start"""
     target_entropy: float | None = 0.0
-    """entropy that the temperature aims at; -0.5 per dimension of the latent where none is given"""
+    """target entropy of the temperature; by default -0.5 per dimension of the latent"""
     distillation: Literal["forward", "aliased", "both"]
     """pairs for the distillation: latents of the prior, latents of the demonstrations or the replay buffer, or both"""
     distill_latents: Count = 8
@@ -218,15 +220,15 @@ class OfflineArgs(TrainingArgs):
     """Logged transitions, and where a policy that learns from them is evaluated."""
 
     data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
-    """logged transitions: of collect-slates, or any .npz of D4RL's arrays"""
+    """logged transitions: a file of collect-slates, or any .npz file with the arrays of D4RL"""
     env: str | None = None
     """environment to evaluate in: a slate env, sardine/NAME, gym/NAME or none; default: the one named in the data"""
     models: ExistingFile | None = None
-    """belief encoder and ranker of the slate recommender; runs/slate_models/ENV.torchrl where none is given"""
+    """belief encoder and ranker of the slate recommender; by default runs/slate_models/ENV.torchrl"""
     references: bool = True
     """also measure the returns of the reference policies"""
     iterations: Count = 20_000
-    """gradient steps of the critics, or of a policy that has none"""
+    """gradient steps of the critics, or of a policy without critics"""
     batch_size: Count = 256
     """transitions per gradient step"""
     eval_episodes: Count = 256
@@ -251,7 +253,7 @@ class SweepArgs:
     device: str = "cpu"
     """device of the runs: cpu, cuda, or auto for cuda if there is a GPU"""
     workers: Count | None = None
-    """runs at a time; by default as many as there are CPUs"""
+    """runs at a time; by default the number of CPUs"""
     threads: Count = 1
     """CPU threads of a run"""
     gpus_per_run: NonNegative | None = None

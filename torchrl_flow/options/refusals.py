@@ -1,4 +1,4 @@
-"""The end of a program that refuses what it was given: the message, and no traceback."""
+"""Ends a program with an error message and without a traceback if its input is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXTRAS = {
     "tensorboard": "plot",
     "wandb": "wandb",
 }
-"""The extra of this package that brings an optional one."""
+"""The extra of this package that installs an optional package."""
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
@@ -40,7 +40,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """End the program with the message alone, in one line, where data, checkpoints or arguments are refused.
+    """End the program with a message of one line, without a traceback, if data, checkpoints or arguments are refused.
 
     A ``ValueError``, ``RuntimeError`` or ``ImportError`` is a refusal if this package raised it, and the lack of an
     optional package is one; any other one keeps its traceback. With ``--traceback``, or the environment variable
@@ -51,7 +51,10 @@ def refusals_in_one_line() -> Iterator[None]:
     except SystemExit:
         raise
     except KeyboardInterrupt:
-        _log.warning("Interrupted. What is finished stays. The same command goes on, with --resume where a run began.")
+        _log.warning(
+            "Interrupted. Finished results are kept. Run the same command again to continue, with --resume for a "
+            "run that was started."
+        )
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         message = _refusal(error)
@@ -61,7 +64,7 @@ def refusals_in_one_line() -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> str | None:
-    """Return the line that says what is refused; None where the error is none."""
+    """Return the message of an error that refuses an input; None for another error."""
     missing = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
     if missing in EXTRAS:
         return f"The package {missing} is needed for this: pip install 'torchrl-flow[{EXTRAS[missing]}]'."

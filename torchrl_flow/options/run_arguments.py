@@ -42,7 +42,8 @@ class RunArgs:
     threads: Count = 1
     """CPU threads"""
     skip_updates: NonNegativeInt = 0
-    """gradient steps with a loss or gradient that is not finite to leave out; the next one stops the run"""
+    """number of gradient steps that may be skipped because their loss or gradient is not finite; the next one stops the
+    run"""
     wandb: Annotated[WandbMode | None, Installed("wandb", "wandb")] = None
     """log to Weights & Biases"""
     wandb_project: str = "torchrl_flow"
@@ -58,7 +59,7 @@ class RunArgs:
         """Check all options, settle the device, set the number of CPU threads and seed all generators.
 
         Raises:
-            SystemExit: naming the first option that is out of its range, or contradicts another one.
+            SystemExit: if an option is out of its range or contradicts another one. The error names it.
         """
         import torch
 
@@ -75,7 +76,7 @@ class RunArgs:
         """Refuse options that contradict each other; a recipe says here which do.
 
         Raises:
-            SystemExit: naming them.
+            SystemExit: if options contradict each other. The error names them.
         """
 
     def run_directory(self, default_name: str) -> Path:
@@ -87,8 +88,8 @@ class RunArgs:
         """Open the run of these arguments, which are its configuration.
 
         Args:
-            default_name: name of the run where none is given.
-            task: identity of its task.
+            default_name: name of the run if none is given.
+            task: identity of its task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
             **options: further arguments of :class:`~torchrl_flow.runs.Run`; a mapping ``config`` adds to the
                 configuration.
         """
@@ -111,10 +112,10 @@ class RunArgs:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device that is meant: ``auto`` is ``cuda`` where there is one, and else ``cpu``.
+    """Return the device: ``auto`` is ``cuda`` if there is a GPU, else ``cpu``.
 
     Raises:
-        SystemExit: naming a device that torch does not know or that this machine lacks, and those that work.
+        SystemExit: if torch does not know the device, or this machine lacks it. The error names a device that works.
     """
     if device == "auto":
         import torch
@@ -128,7 +129,7 @@ def require_device(device: str) -> None:
     """Refuse a device that torch does not know or that this machine lacks.
 
     Raises:
-        SystemExit: naming the device and the one that works.
+        SystemExit: if torch does not know the device, or this machine lacks it. The error names a device that works.
     """
     import torch
 
@@ -139,4 +140,4 @@ def require_device(device: str) -> None:
         reason = str(error).strip().split("\n", 1)[0]
         raise SystemExit(f"--device {device} cannot be used here ({reason}). {USABLE}") from None
     if kind == "meta":
-        raise SystemExit(f"--device meta holds no numbers. {USABLE}")
+        raise SystemExit(f"--device meta cannot store values. {USABLE}")

@@ -1,4 +1,4 @@
-"""What the options of recipes and commands may be, declared beside them and checked before any work.
+"""Allowed values of options, declared in their types and checked before any work.
 
 A field says it by its type, such as ``batch_size: Count = 256`` or ``gamma: Fraction = 0.99``; :func:`check_options`
 reads the types of a dataclass and refuses the first value that is out of its range. An own recipe declares other
@@ -42,7 +42,7 @@ __all__ = [
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What a value must fulfil; ``problem`` says what it is not, given all options, or returns None.
+    """Condition on a value; ``problem`` returns how the value violates it, given all options, or None.
 
     One with a class attribute ``here = True`` asks for something of this machine, and is asked last.
     """
@@ -84,7 +84,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """The values named, and no other; a misspelt word is answered with the nearest one."""
+    """One of the named values; the error for a misspelt value suggests the most similar one."""
 
     values: tuple[Any, ...]
 
@@ -132,21 +132,21 @@ class NotAbove:
 
 
 Count = Annotated[int, Range(1)]
-"""A number of things of which there is at least one."""
+"""A whole number of at least 1."""
 NonNegativeInt = Annotated[int, Range(0)]
-"""A number of things of which there may be none."""
+"""A whole number of at least 0."""
 Positive = Annotated[float, Range(0, open_low=True)]
 """A learning rate, a bound, a temperature."""
 NonNegative = Annotated[float, Range(0)]
-"""A weight or a scale that may be switched off."""
+"""A weight or a scale; 0 switches it off."""
 Fraction = Annotated[float, Range(0, 1)]
 """A discount, a share, a probability."""
 Rate = Annotated[float, Range(0, 1, open_low=True)]
-"""The rate at which an average follows: 1 copies, 0 would never move."""
+"""The rate of an average: 1 copies the weights, 0 would never change it."""
 Decay = Annotated[float, Range(0, 1, open_high=True)]
-"""The decay of an average: 0 copies, 1 would never move."""
+"""The decay of an average: 0 copies the weights, 1 would never change it."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
-"""A seed that Python, NumPy and torch all take."""
+"""A seed that is valid for Python, NumPy and torch."""
 SamplingSteps = Annotated[int, OneOf((1, 2, 4, 8, 16))]
 """Sampling steps of a flow: the step sizes that its network is trained on."""
 Seeds = Annotated[tuple[Seed, ...], NotEmpty(), Distinct()]
@@ -189,11 +189,12 @@ def option_problem(
     """Return what is wrong with the first field of a dataclass that is out of its range, or None.
 
     Args:
-        options: instance of a dataclass whose fields say by their types what they may be.
-        skip: fields that are not looked at.
-        here: ask only for what this machine has, such as files and packages (True), or only for the rest (False); all
-            where None, the machine last.
-        spell: how a field is called; as on the command line by default.
+        options: instance of a dataclass whose field types declare the allowed values.
+        skip: fields that are not checked.
+        here: True checks only what depends on this machine, such as files and packages; False checks only the rest.
+            Defaults to None: both, the machine last.
+        spell: function that returns how a field is written in the message. Defaults to the spelling of the command
+            line.
 
     Examples:
         >>> @dataclasses.dataclass
@@ -218,12 +219,12 @@ def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None
     """Refuse options that are out of their range, before anything is done.
 
     Args:
-        options: instance of a dataclass whose fields say by their types what they may be.
-        skip: fields that are not looked at.
+        options: instance of a dataclass whose field types declare the allowed values.
+        skip: fields that are not checked.
         here: see :func:`option_problem`.
 
     Raises:
-        SystemExit: naming the option, what is allowed, and what was given.
+        SystemExit: if the check fails. The error names the option, what is allowed, and what was given.
     """
     problem = option_problem(options, skip=skip, here=here)
     if problem is not None:

@@ -1,4 +1,4 @@
-"""The policy that a run trained and evaluated, rebuilt from its checkpoint; of any kind."""
+"""Rebuilds the policy of a run from its checkpoint, whatever its kind."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class PolicyKind:
     """A kind of policy that checkpoints hold.
 
     Attributes:
-        name: what messages call it.
-        holds: tells whether a checkpoint holds one.
-        load: rebuilds it from the checkpoint alone.
-        recipe: what tables of results call the recipe that made it.
-        stage: stage of that recipe; ``None`` where it has one alone.
-        on_logged_data: whether it acts in the environment of logged transitions (:func:`offline_task`), one action at a
-            time, rather than in a task's environment, a chunk at a time.
-        samples: whether its actions are drawn when it is evaluated, rather than their mode.
+        name: name of the kind in messages.
+        holds: function that returns whether a checkpoint holds such a policy.
+        load: function that rebuilds the policy from only the checkpoint.
+        recipe: name of the recipe in tables of results.
+        stage: stage of the recipe; ``None`` if it has only one.
+        on_logged_data: True for a policy that acts in the environment of logged transitions (:func:`offline_task`), one
+            action at a time; False for one that acts in the environment of a task, one chunk at a time.
+        samples: whether evaluations sample actions. False uses the mode.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PolicyKind:
 
 @dataclasses.dataclass(frozen=True)
 class RunLabels:
-    """What tables of results call a run: recipe, stage (``None`` where there is one alone) and seed."""
+    """Labels of a run in tables of results: recipe, stage (``None`` if there is only one) and seed."""
 
     recipe: str
     stage: str | None
@@ -77,15 +77,15 @@ def load_acting_policy(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        which: of a run, the last checkpoint or the best one.
-        device: where the policy goes.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
+        device: device of the policy.
 
     Returns:
-        the policy in evaluation mode, and the checkpoint. Asked for an action on an observation that is not finite, or
-        above 1e9 in size, it raises a ``NonFiniteError`` that names key and row.
+        the policy in evaluation mode, and the checkpoint. The policy raises a ``NonFiniteError``, which names key and
+        row, for an observation that is not finite or above 1e9 in size.
 
     Raises:
-        CheckpointError: if the checkpoint holds no policy that is known.
+        CheckpointError: if the checkpoint holds no known kind of policy.
     """
     checkpoint = open_checkpoint(source, which)
     policy = policy_kind(checkpoint).load(checkpoint)
@@ -98,7 +98,7 @@ def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Whic
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        which: of a run, the last checkpoint or the best one.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
 
     Raises:
         CheckpointError: if the checkpoint holds another kind of policy.
@@ -125,8 +125,8 @@ def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:
     known = ", ".join(kind.name for kind in POLICY_KINDS)
     roles, configs = ", ".join(checkpoint.roles) or "nothing", ", ".join(checkpoint.module_configs) or "no module"
     raise CheckpointError(
-        f"{checkpoint.path} holds no policy that is known ({known}): it holds {roles} and configurations of {configs}. "
-        "Name a run that trained a policy."
+        f"{checkpoint.path} holds no known kind of policy ({known}): it holds {roles} and configurations of "
+        f"{configs}. Name a run that trained a policy."
     )
 
 
@@ -224,4 +224,4 @@ POLICY_KINDS: list[PolicyKind] = [
     PolicyKind("weighted flow", _is_weighted, _load_flow, lambda checkpoint: "awsc", _stage_by_steps("2", "3")),
     PolicyKind("flow", _is_flow, _load_flow, lambda checkpoint: "shortcut_flow"),
 ]
-"""The kinds of policies, in the order in which they are looked for; a kind of one's own is inserted at the front."""
+"""The kinds of policies, in the order in which a checkpoint is tested for them. Insert your own kind at the front."""

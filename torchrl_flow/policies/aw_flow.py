@@ -32,11 +32,11 @@ def make_aw_flow_actor(
     """Build a flow actor of the checkpoint's sizes; :func:`warm_start` loads its weights and its average's.
 
     Args:
-        checkpoint: of the stage before.
+        checkpoint: checkpoint of the previous stage.
         wanted: fields that the checkpoint's ``FlowActorConfig`` must have; ``None`` accepts any value.
-        extraction: that of :class:`~torchrl_flow.objectives.AWFlowLoss`. With ``"q_gradient"`` the actor takes one
+        extraction: option of :class:`~torchrl_flow.objectives.AWFlowLoss`. With ``"q_gradient"`` the actor takes one
             sampling step, since the gradient of Q goes through the one-step map.
-        device: of the actor.
+        device: device of the actor.
 
     Raises:
         CheckpointError: if a field differs from what is wanted.
@@ -58,9 +58,9 @@ def make_aw_flow_loss(
     """Build the loss of a flow actor and a new critic.
 
     Args:
-        actor: the flow actor; its device is the critic's too.
+        actor: flow actor; the critic is made on its device.
         critic: sizes of the critic.
-        preset: take the values that ``options`` do not give from ``AWFlowLoss`` or from ``AWFlowLoss.published``.
+        preset: values of the arguments that ``options`` lacks: those of ``AWFlowLoss`` or of ``AWFlowLoss.published``.
         **options: keyword arguments of :class:`~torchrl_flow.objectives.AWFlowLoss`.
     """
     build: Any = AWFlowLoss.published if preset == "published" else AWFlowLoss

@@ -25,31 +25,33 @@ def checkpoint_env(
     Args:
         checkpoint: the checkpoint.
         gamma: discount of rewards inside a chunk.
-        episodes: how many will be played, for the default of ``num_envs``.
-        **kwargs: passed to :func:`make_task_chunk_env`; a ``task``, ``control_mode`` or ``obs_mode`` that is not the
-            checkpoint's is refused, None is any. ``max_episode_steps`` is the checkpoint's where it is None.
+        episodes: number of episodes that will be played, for the default of ``num_envs``.
+        **kwargs: options of :func:`make_task_chunk_env`. A ``task``, ``control_mode`` or ``obs_mode`` other than the
+            checkpoint's raises an error; None accepts any. ``max_episode_steps`` is the checkpoint's if it is None.
 
     Raises:
         CheckpointError: if the checkpoint names no task, or the environment is another than it names, or its states,
             images or actions have other sizes than the checkpoint's policy.
     """
     task = checkpoint.task
-    if "task" not in task:
-        raise CheckpointError(f"{checkpoint.path} names no task; it says {dict(task)}.")
-    if is_own_task(str(task["task"])) and task["task"] not in {kwargs.get("task"), *trusted_tasks()}:
+    if task.task is None:
         raise CheckpointError(
-            f"{checkpoint.path} was trained in an environment that {task['task']} makes: code that is not in the file, "
-            f"and that no file may choose. If you trust it, name it: {TRUSTED}={task['task']}."
+            f"{checkpoint.path} names no task; its manifest has {dict(task)} there. Give a checkpoint of a policy."
         )
-    identity = {key: task[key] for key in ("task", "obs_mode", "control_mode")}
+    if is_own_task(task.task) and task.task not in {kwargs.get("task"), *trusted_tasks()}:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained in an environment that {task.task} makes. The code is not in the "
+            f"file, and a file must not choose which code runs. If you trust it, set {TRUSTED}={task.task}."
+        )
+    identity = {"task": task.task, "obs_mode": task.obs_mode, "control_mode": task.control_mode}
     # Before the simulator is started, and with both values named.
     require_task(checkpoint, {key: kwargs[key] for key in identity if kwargs.get(key) is not None})
     kwargs = {key: value for key, value in kwargs.items() if key not in identity}
     if kwargs.get("max_episode_steps") is None:
-        kwargs["max_episode_steps"] = task.get("max_episode_steps")
+        kwargs["max_episode_steps"] = task.max_episode_steps
     config = flow_config(checkpoint)
     # The planar task has one control mode: another one in the checkpoint is named below, with both values.
-    wanted: dict[str, Any] = {**identity, "control_mode": None if task["task"] == PLANAR else identity["control_mode"]}
+    wanted: dict[str, Any] = {**identity, "control_mode": None if task.task == PLANAR else identity["control_mode"]}
     horizons = {"obs_horizon": config.obs_horizon, "act_horizon": config.act_horizon}
     kwargs.setdefault("image_size", config.pixels_size)
     env = make_evaluation_env(gamma=gamma, episodes=episodes, **horizons, **{**wanted, **kwargs})

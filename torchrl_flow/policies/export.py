@@ -1,4 +1,4 @@
-"""Policies as programs that run without this library, nor TorchRL: torch.export archives."""
+"""Export of policies as torch.export archives, which run without this library and without TorchRL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchrl_flow.util.files import staged, write_bytes
 __all__ = ["HELPER", "export_policy"]
 
 HELPER = "exported_policy.py"
-"""File that acts with an archive, written beside it; it needs torch and NumPy alone."""
+"""File that runs an archive, written next to it; it needs only torch and NumPy."""
 MAX_BATCH = 4096
 
 
@@ -45,9 +45,9 @@ def export_policy(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        output: the archive, a file ``.pt2``.
-        which: of a run, the last checkpoint or the best one.
-        num_steps: sampling steps K; the policy's own where ``None``.
+        output: file to write, whose name ends in ``.pt2``.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
+        num_steps: sampling steps K. Defaults to those of the policy.
         compile: compile the program by AOTInductor for the CPU of this machine, which needs a C++ compiler. The
             archive then has no program that another machine could run.
 
@@ -137,7 +137,7 @@ def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoin
         "num_steps": actor.num_steps,
         "compiled": compiled,
         "device": "cpu",
-        "task": dict(checkpoint.task),
+        "task": checkpoint.task.to_dict(),
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
         "versions": {"torchrl_flow": __version__, "torch": torch.__version__},

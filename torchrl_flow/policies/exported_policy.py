@@ -1,4 +1,4 @@
-"""Act with an exported policy. Needs torch and NumPy alone: copy this file to the robot, beside the archive.
+"""Run an exported policy. This file needs only torch and NumPy: copy it to the robot, next to the archive.
 
     policy = ExportedPolicy("policy.pt2")
     control = RecedingHorizon(policy)
@@ -31,8 +31,8 @@ class ExportedPolicy:
     """The policy of an archive: histories of observations to chunks of actions.
 
     Args:
-        path: archive of ``torchrl-flow export``.
-        device: where the program runs; an archive of AOTInductor runs where it was compiled for.
+        path: archive written by ``torchrl-flow export``.
+        device: device of the program; an archive of AOTInductor runs only on the device that it was compiled for.
 
     Raises:
         ValueError: if the file is no such archive, or cannot run there.
@@ -66,11 +66,11 @@ class ExportedPolicy:
         """Return the actions to execute, ``[*B, H_a, A]``.
 
         Args:
-            observations: by the names in ``inputs``: histories ``[*B, T, ...]``, oldest first, with or without a batch
+            observations: histories ``[*B, T, ...]`` by the names in ``inputs``, oldest first, with or without a batch
                 dimension.
-            noise: where the sampler starts, ``[*B, H, A]``; drawn from torch's generator where ``None``.
-            noise_scale: standard deviation of the noise that is drawn; 0 for none.
-            whole: return the whole prediction ``[*B, H, A]``.
+            noise: noise from which the sampler starts, ``[*B, H, A]``. Defaults to a draw from torch's generator.
+            noise_scale: standard deviation of the drawn noise; 0 for no noise.
+            whole: return the predicted chunk ``[*B, H, A]``.
 
         Raises:
             ValueError: if an observation is missing or of another shape.
@@ -106,8 +106,8 @@ class RecedingHorizon:
     """Observation in, action out: keeps the history, and executes a part of each chunk before the next is sampled.
 
     Args:
-        policy: of an archive.
-        execute: actions of a chunk to execute; all H_a where ``None``.
+        policy: policy of an archive.
+        execute: number of actions of a chunk to execute. Defaults to all H_a.
         noise_scale: standard deviation of the noise; 1 as in training, 0 for none.
 
     Raises:
@@ -132,7 +132,7 @@ class RecedingHorizon:
         """Return the next action, ``[A]``.
 
         Args:
-            observation: of this step, by name; an array where the policy reads one alone.
+            observation: observation of this step, by name; an array if the policy reads only one.
         """
         names = list(self.policy.inputs)
         if not isinstance(observation, Mapping):
@@ -161,9 +161,10 @@ def _read_description(path: Path) -> dict[str, Any]:
             description = json.loads(archive.read(name))
         version = description["format"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no archive of `torchrl-flow export`: {error}.") from error
+        raise ValueError(f"{path} is not an archive of `torchrl-flow export`: {error}.") from error
     if version != FORMAT:
         raise ValueError(
-            f"{path} has the format {version}, and this file reads {FORMAT}: take the one that came with it."
+            f"{path} has the format {version}, and this exported_policy.py reads {FORMAT}: use the one that was "
+            "written with the archive."
         )
     return description

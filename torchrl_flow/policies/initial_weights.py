@@ -24,11 +24,11 @@ def warm_start(
 
     Args:
         loss_module: the loss.
-        checkpoint: the earlier stage's.
-        critic: load the critic too.
+        checkpoint: checkpoint of the earlier stage.
+        critic: load the critic, too.
 
     Raises:
-        CheckpointError: if something is missing, naming what is there, or of other sizes.
+        CheckpointError: if something is missing or has another size. The error names what is there.
     """
     if LATENT_POLICY in checkpoint.module_configs:
         message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
@@ -44,7 +44,9 @@ def warm_start(
     if not critic:
         return
     if not isinstance(loss_module, AWFlowLoss):
-        raise ValueError(f"{type(loss_module).__name__} has no critic to start.")
+        raise ValueError(
+            f"{type(loss_module).__name__} has no critic whose weights could be loaded: give critic=False."
+        )
     missing = [role for role in ("critic", "target_critic") if role not in checkpoint.roles]
     if missing:
         raise CheckpointError(

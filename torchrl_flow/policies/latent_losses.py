@@ -36,7 +36,7 @@ class LatentLosses:
     Args:
         sac: the loss of the latent policy, its temperature and the critics of latents.
         td: the loss of the critic of actions; ``None`` without distillation.
-        target: updater of the target of the critic of actions, or without one of the critics of latents.
+        target: target updater of the critic of actions, or of the critics of latents if there is none.
     """
 
     sac: LatentSACLoss
@@ -76,14 +76,16 @@ def make_latent_losses(
     Args:
         actor: the flow and the latent policy that steers it.
         latent_critics: sizes of the critics of latents.
-        critic: critic of actions, or the sizes of a new one, from which the critics of latents are distilled
-            (DSRL-NA); ``None``: they learn from the rewards themselves.
+        critic: critic of actions, or the sizes of a new one, from which the critics of latents are distilled (DSRL-NA).
+            ``None``: the critics of latents learn from rewards.
         gamma: discount of one environment step.
-        tau: rate at which the target follows. The target is set to its critic here: restore a checkpoint afterwards.
-        mode: pairs of the distillation; see :class:`~torchrl_flow.objectives.DistilledSACLoss`.
+        tau: rate at which the target follows the critic. The target is set to the critic here; restore a checkpoint
+            afterwards.
+        mode: pairs of latents and actions for the distillation; see :class:`~torchrl_flow.objectives.DistilledSACLoss`.
         num_latents: latents of the prior for each state of the distillation.
         within_state_weight: weight of the differences between the latents of a state.
-        steered_targets: the targets of the critic of actions follow the latent policy; else the unsteered flow.
+        steered_targets: bootstrap the targets of the critic of actions from the latent policy. False uses the unsteered
+            flow.
         **options: keyword arguments of :class:`~torchrl_flow.objectives.LatentSACLoss`.
     """
     policy, flow = actor.policy, flow_on_features(actor.flow) if actor.reads_features else actor.flow

@@ -71,9 +71,9 @@ def load_policy(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        role: which weights; the averaged ones (``ema_policy``) where there are any, else ``policy``.
-        which: of a run, the last checkpoint or the best one.
-        device: where the policy goes.
+        role: role of the weights. Defaults to the averaged ones (``ema_policy``) if there are any, else ``policy``.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
+        device: device of the policy.
 
     Returns:
         the policy in evaluation mode, and the checkpoint.
@@ -106,12 +106,13 @@ def rebuild_flow(
 def require_actor_config(
     checkpoint: TrainingCheckpoint, wanted: FlowActor | Mapping[str, Any], fields: Iterable[str] | None = None
 ) -> None:
-    """Refuse a checkpoint whose policy is built otherwise, naming both values of each field that differs.
+    """Refuse a checkpoint whose policy has another configuration, naming both values of each field that differs.
 
     Args:
         checkpoint: the checkpoint.
-        wanted: a policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`, of which None is any value.
-        fields: those to compare; all of ``wanted``'s by default.
+        wanted: policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`. A field that is None accepts
+            any value.
+        fields: fields to compare. Defaults to all fields of ``wanted``.
 
     Raises:
         CheckpointError: if one differs.
@@ -132,10 +133,10 @@ def load_critic(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        actor: the policy whose chunks it values, as :func:`load_policy` gives it; a critic that shares its encoder
-            writes its weights into it.
-        role: which weights; the averaged ones (``target_critic``) where there are any, else ``critic``.
-        which: of a run, the last checkpoint or the best one.
+        actor: policy whose chunks the critic values, see :func:`load_policy`. If the critic shares the encoder, its
+            weights are loaded into the encoder of this policy.
+        role: role of the weights. Defaults to the averaged ones (``target_critic``) if there are any, else ``critic``.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
 
     Raises:
         CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.

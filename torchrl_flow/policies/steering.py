@@ -34,6 +34,7 @@ from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = [
     "LATENT_POLICY",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 VALUE_BLOCK = 128
-"""Rows that are valued at a time."""
+"""Number of rows that are evaluated at a time."""
 
 
 @contextlib.contextmanager
@@ -61,7 +62,7 @@ def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Ite
         resumed_from: the checkpoint that the run continues, whose role ``policy`` is the flow (``run.resumed_from``).
 
     Raises:
-        CheckpointError: if the run that goes on steers another flow than ``flow``, before it is trained.
+        CheckpointError: if the resumed run steers another flow than ``flow``. It is raised before the training.
         RuntimeError: if the training changed the flow.
     """
     digest = module_digest(flow)
@@ -75,7 +76,7 @@ def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Ite
             )
     yield
     if module_digest(flow) != digest:
-        raise RuntimeError("training changed the weights of the flow that it was to leave alone.")
+        raise RuntimeError("training changed the weights of the frozen flow: remove its parameters from the optimiser.")
 
 
 def load_latent_policy(
@@ -85,10 +86,10 @@ def load_latent_policy(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        actor: the flow that it steers (:func:`load_policy` of the same checkpoint).
-        which: of a run, the last checkpoint or the best one.
-        **changes: fields of :class:`LatentPolicyConfig` that leave the weights as they are, such as
-            ``prior_mixing=True`` for a second stage on policy.
+        actor: flow that the policy steers (:func:`load_policy` of the same checkpoint).
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
+        **changes: fields of :class:`LatentPolicyConfig` that do not change the weights, such as ``prior_mixing=True``
+            for a second stage on policy.
 
     Raises:
         CheckpointError: if the checkpoint holds no latent policy.
@@ -130,10 +131,11 @@ def steering_flow(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        which: of a run, the last checkpoint or the best one.
-        num_steps: K, kept in the flow's description; that of ``init``, or else the flow's own, where ``None``.
-        init: of an earlier stage; it must steer the same flow.
-        device: where the flow goes.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
+        num_steps: sampling steps K, kept in the flow's description. Defaults to those of ``init`` if it is given, else
+            to the flow's own.
+        init: checkpoint or run of an earlier stage, which must steer the same flow.
+        device: device of the flow.
 
     Raises:
         SystemExit: if ``init`` steers another flow.
@@ -165,12 +167,12 @@ def start_latent_policy(
 
     Args:
         flow: the flow to steer.
-        config: of a new policy.
-        init: of the earlier stage.
-        defaults: what ``config`` is where nothing was asked for: what differs from it must be as the earlier stage has
-            it.
-        train_encoder: give a new policy that sees images an encoder of its own.
-        **changes: fields that a stage decides whatever the earlier one had, such as ``prior_mixing``.
+        config: description of a new policy.
+        init: checkpoint of the earlier stage.
+        defaults: default of ``config``. Fields of ``config`` that differ from it were asked for, and must be those of
+            the earlier stage.
+        train_encoder: give a new policy that observes images a separate encoder.
+        **changes: fields that this stage sets whatever the earlier stage had, such as ``prior_mixing``.
 
     Raises:
         SystemExit: if there is no encoder that could be trained, or the earlier stage's policy is another one than was
@@ -205,14 +207,14 @@ def policy_demonstrations(
     """Return the demonstrations of a policy as SMDP transitions, in chunks of its horizons.
 
     Args:
-        checkpoint: of the policy.
-        source: where they are; those that the policy was trained on where ``None``.
+        checkpoint: checkpoint of the policy.
+        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
         gamma: discount of one environment step.
-        batch_size: of the buffer.
-        device: of its batches.
+        batch_size: rows of a sample.
+        device: device of the batches.
 
     Raises:
-        CheckpointError: if no source is given and the checkpoint does not tell.
+        CheckpointError: if no source is given and the checkpoint records none.
         ValueError: if they are of another task.
     """
     source = DemoSource.of_checkpoint(checkpoint) if source is None else source
@@ -221,7 +223,7 @@ def policy_demonstrations(
     options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
     # Checkpoints made before tasks told them have the sizes in the policy's configuration.
     sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
-    task = {**sizes, **checkpoint.task}
+    task = TaskInfo.of_file({**sizes, **checkpoint.task})
     return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
 
 
@@ -232,9 +234,10 @@ def alias_demonstrations(
 
     Args:
         data: the demonstrations.
-        aliaser: the search.
-        root: directory of the caches; that of these latents lies in it, named by the data, the flow and the search.
-        block_size: rows at a time.
+        aliaser: search for latents.
+        root: directory of the caches. The cache of these latents is a subdirectory whose name is a hash of data, flow
+            and search.
+        block_size: number of rows that are processed at a time.
         progress: show progress.
 
     Raises:
@@ -269,18 +272,18 @@ def aliased_demonstrations(
     gamma: float,
     source: DemoSource | None = None,
 ) -> tuple[DemoReplayBuffer, Tensor, str]:
-    """Return the demonstrations of a policy, with a latent for each row from which the flow makes nearly its action.
+    """Return the demonstrations of a policy, with a latent for each row from which the flow makes about its action.
 
     Args:
-        checkpoint: of the policy.
+        checkpoint: checkpoint of the policy.
         actor: the steered flow.
         root: directory of the caches of latents (:func:`alias_demonstrations`).
-        mode: how latents are found.
+        mode: method of the search for latents.
         gamma: discount of one environment step.
-        source: where the demonstrations are; those that the policy was trained on where ``None``.
+        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
 
     Returns:
-        the demonstrations, their latents ``[N, S, A]``, and a line that tells how many there are and how near.
+        the demonstrations, their latents ``[N, S, A]``, and a text with their number and their residual.
     """
     data = policy_demonstrations(checkpoint, source, gamma=gamma)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode=mode), num_steps=actor.num_steps)
@@ -296,7 +299,7 @@ def latent_value_gap(
     """Return ``E[Q(s, w)]`` with ``w`` from the prior and from the policy, on fixed observations and fixed draws.
 
     Args:
-        value: ``(observations, latents [B, S, A]) -> [B]``.
+        value: function ``(observations, latents [B, S, A]) -> [B]``.
         policy: the latent policy.
         observations: fixed rows ``[B]``.
 

@@ -1,4 +1,4 @@
-"""What a stage of DSRL starts from: the frozen flow, the stage before, and the demonstrations with their latents."""
+"""Start of a stage of DSRL: the frozen flow, the previous stage, and the demonstrations with their latents."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def load_steering_start(
 
     Args:
         policy: run directory or checkpoint of the flow.
-        which: of a run, the last checkpoint or the best one; holds for both.
-        init: run directory or checkpoint of the stage before, which must steer the same flow; ``None``: there is none.
-        num_steps: sampling steps K; those of ``init``, or else the flow's own, where ``None``.
-        device: of the flow.
+        which: which checkpoint of both runs to use, ``"last"`` or ``"best"``.
+        init: run directory or checkpoint of the previous stage, which must steer the same flow. Defaults to None: there
+            is no previous stage.
+        num_steps: sampling steps K. Defaults to those of ``init`` if it is given, else to the flow's own.
+        device: device of the flow.
 
     Returns:
         the flow, its checkpoint, and that of the stage before.
@@ -63,18 +64,18 @@ def latent_replay(
     """Make a replay buffer of chunks with latents, filled with the demonstrations of the policy.
 
     Args:
-        checkpoint: of the policy.
+        checkpoint: checkpoint of the policy.
         actor: the steered flow.
-        mode: how the latents of the demonstrations are found; ``"none"``: the buffer starts empty.
+        mode: method of the search for latents of the demonstrations; ``"none"`` for a buffer that starts empty.
         batch_size: rows of a sample.
         gamma: discount of one environment step.
-        capacity: rows; ``None``: as many as there are demonstrated chunks.
+        capacity: capacity in rows; ``None`` for as many as there are demonstrated chunks.
         cache: directory of the caches of latents.
-        source: where the demonstrations are; those that the policy was trained on where ``None``.
-        device: of the buffer.
+        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
+        device: device of the buffer.
 
     Returns:
-        the buffer, and a sentence that says what it was filled with.
+        the buffer, and a sentence that describes its content.
 
     Raises:
         ValueError: if ``mode`` is ``"none"`` and no capacity is given, or the demonstrations exceed the capacity.

@@ -38,26 +38,31 @@ def training_env_options(
 
     Args:
         task: ``"planar"`` or the ManiSkill id of a task.
-        num_envs: environments that are stepped together; 0 and, with ManiSkill, 1 for one that is not batched; the
-            task's usual number where ``None``.
-        sim_backend: ManiSkill's simulation; where ``None`` physx_cuda for several environments on a machine with a
-            CUDA device, and else physx_cpu, which simulates several in this process.
-        planar_envs: the planar task's usual number.
-        maniskill_envs: the usual number of a ManiSkill task whose states are observed; with images it is one.
-        obs_mode: what is observed; images of several environments need physx_cuda.
+        num_envs: environments that are stepped together. 0, and 1 with ManiSkill, is one environment without a batch
+            dimension; ``None`` is the usual number of the task.
+        sim_backend: ManiSkill's simulation. ``None`` is physx_cuda for several environments on a machine with a CUDA
+            device, else physx_cpu, which simulates several environments in this process.
+        planar_envs: usual number of environments of the planar task.
+        maniskill_envs: usual number of environments of a ManiSkill task whose states are observed; with images it is 1.
+        obs_mode: observation mode; images of several environments need physx_cuda.
 
     Raises:
-        SystemExit: if the task cannot be simulated so, saying what can be done.
+        SystemExit: if the task does not support these options. The message says what to do.
     """
     if num_envs is not None and num_envs < 0:
         raise SystemExit(f"--num-envs must be at least 0, got {num_envs}.")
     if is_own_task(task):
         if sim_backend is not None:
-            raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: {task} is an environment of your own.")
+            raise SystemExit(
+                f"--sim-backend {sim_backend} applies only to ManiSkill: leave it out for the user-defined "
+                f"environment {task}."
+            )
         return {"num_envs": num_envs or None}
     if task == PLANAR:
         if sim_backend is not None:
-            raise SystemExit(f"--sim-backend {sim_backend} is ManiSkill's: the planar task has one simulation.")
+            raise SystemExit(
+                f"--sim-backend {sim_backend} applies only to ManiSkill: leave it out for the planar task."
+            )
         return {"num_envs": (planar_envs if num_envs is None else num_envs) or None}
     if num_envs is None and "rgb" not in (obs_mode or "state"):
         num_envs = maniskill_envs
@@ -89,7 +94,7 @@ def make_training_env(
     """Make the chunk environment of a checkpoint's task to train in.
 
     Args:
-        checkpoint: of the policy.
+        checkpoint: checkpoint of the policy.
         num_envs: see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
         planar_envs: see :func:`training_env_options`.
@@ -99,10 +104,10 @@ def make_training_env(
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
-        SystemExit: if the task cannot be simulated so.
+        SystemExit: if the task does not support these options.
     """
-    task = str(checkpoint.task.get("task"))
-    obs_mode = checkpoint.task.get("obs_mode")
+    task = str(checkpoint.task.task)
+    obs_mode = checkpoint.task.obs_mode
     usual = {"planar_envs": planar_envs, "maniskill_envs": maniskill_envs}
     options = training_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode, **usual)
     kwargs["ignore_terminations"] = after_success == "continue"
@@ -121,12 +126,12 @@ def evaluation_env_options(
 
     Args:
         task: ``"planar"`` or the ManiSkill id of a task.
-        num_envs: see :func:`training_env_options`; as many as suit the task where ``None``.
+        num_envs: see :func:`training_env_options`; ``None`` is a number that suits the task.
         sim_backend: see :func:`training_env_options`.
-        obs_mode: what is observed.
+        obs_mode: observation mode.
 
     Raises:
-        SystemExit: if the task cannot be simulated so, saying what can be done.
+        SystemExit: if the task does not support these options. The message says what to do.
     """
     if num_envs is None and sim_backend is None:
         return {}
@@ -141,15 +146,15 @@ def policy_evaluation_env(
     """Make the environment to evaluate a checkpoint's policy in (:func:`checkpoint_env`), simulated as asked for.
 
     Args:
-        checkpoint: of the policy.
+        checkpoint: checkpoint of the policy.
         num_envs: see :func:`evaluation_env_options`.
         sim_backend: see :func:`training_env_options`.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``episodes``.
 
     Raises:
-        SystemExit: if the task cannot be simulated so.
+        SystemExit: if the task does not support these options.
     """
-    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    task, obs_mode = str(checkpoint.task.task), checkpoint.task.obs_mode
     options = evaluation_env_options(task, num_envs=num_envs, sim_backend=sim_backend, obs_mode=obs_mode)
     return checkpoint_env(checkpoint, **options, **kwargs)
 
@@ -172,20 +177,20 @@ def make_training_envs(
     many as suit the task. Several collector processes simulate on the CPU; their environments are not made here.
 
     Args:
-        checkpoint: of the policy.
-        num_envs: see :func:`training_env_options`; of each collector process.
+        checkpoint: checkpoint of the policy.
+        num_envs: environments of each collector process, see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
-        planar_envs: environments to train in of the planar task, where ``num_envs`` is ``None``.
-        maniskill_envs: the same of a ManiSkill task.
-        episodes: of the evaluation.
-        after_success: see :func:`make_training_env`; the environment to evaluate in always continues.
-        collectors: processes that collect; 1 for this one.
+        planar_envs: environments of the planar task to train in, if ``num_envs`` is ``None``.
+        maniskill_envs: environments of a ManiSkill task to train in, if ``num_envs`` is ``None``.
+        episodes: episodes of the evaluation.
+        after_success: see :func:`make_training_env`. The environment of evaluation always continues.
+        collectors: number of processes that collect; 1 collects in this process.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
-        SystemExit: if the task cannot be simulated so.
+        SystemExit: if the task does not support these options.
     """
-    task, obs_mode = str(checkpoint.task.get("task")), checkpoint.task.get("obs_mode")
+    task, obs_mode = str(checkpoint.task.task), checkpoint.task.obs_mode
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     asked["maniskill_envs"] = maniskill_envs
     if collectors > 1:

@@ -57,7 +57,7 @@ class BeliefEncoder(nn.Module):
     different beliefs.
 
     Args:
-        config: sizes.
+        config: sizes of the encoder.
 
     References:
         Deffayet et al., https://arxiv.org/abs/2301.08632, whose belief encoder has this form
@@ -122,7 +122,7 @@ class BeliefEncoder(nn.Module):
         """Predict the clicks of a slate that is about to be shown.
 
         Args:
-            belief: before it, ``[*B, D]``.
+            belief: belief before the slate, ``[*B, D]``.
             slate: ids ``[*B, L]``.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The items of the slate recommender: embeddings generated from a seed, with what is derived from them."""
+"""The items of the slate recommender: embeddings generated from a seed, and their derived properties."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ItemCatalogue:
 
     Args:
         embeddings: ``[num_items, num_topics * topic_dim]``.
-        num_topics: topics.
+        num_topics: number of topics.
 
     Raises:
         ValueError: if the embeddings are not a finite matrix whose width is a multiple of ``num_topics``, or a topic
@@ -86,11 +86,11 @@ class ItemCatalogue:
         """Draw a catalogue.
 
         Args:
-            num_items: items.
-            num_topics: topics.
+            num_items: number of items.
+            num_topics: number of topics.
             topic_dim: dimensions of a topic.
             exponent: power to which the components are raised; above 1 items are focused on few topics.
-            seed: the catalogue depends on it, and on the sizes, alone.
+            seed: seed. The catalogue depends only on it and on the sizes.
 
         Raises:
             ValueError: if a size is below 1 or the exponent is not above 0.
@@ -153,10 +153,10 @@ def make_catalogue(name: str, *, num_items: int = 1000, exponent: float | None =
 
     Args:
         name: one of :data:`SLATE_ENVS`.
-        num_items: items.
-        exponent: power that focuses items on few topics; by default 1 for ``diffuse`` and 2, the paper's, for
-            ``focused``.
-        seed: of the items.
+        num_items: number of items.
+        exponent: power that focuses items on few topics. Defaults to 1 for ``diffuse`` and 2, the value of the paper,
+            for ``focused``.
+        seed: seed of the items.
 
     Raises:
         ValueError: if there is no such environment.

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SLATE_FORMAT = "torchrl_flow.slates"
-"""What the metadata of its files say they are."""
+"""Value of ``format`` in the metadata of its files."""
 _FIRST_SEED = 100_000_000
 """Far from the seeds of training and evaluation."""
 
@@ -50,9 +50,9 @@ class CollectSlatesArgs:
     steps: Count = 1_000_000
     """environment steps, rounded up to whole episodes"""
     models: str | None = None
-    """belief encoder and ranker; runs/slate_models/ENV.torchrl where none is given"""
+    """belief encoder and ranker; by default runs/slate_models/ENV.torchrl"""
     output: WritableFile | None = None
-    """file to write; data/ENV-POLICY-STEPS.npz where none is given"""
+    """file to write; by default data/ENV-POLICY-STEPS.npz"""
     latent_clicks: LatentClicks = "predicted"
     """clicks that the slate latents encode: predicted from the belief, or observed (these reveal the reward)"""
     seed: Seed = 0
@@ -141,17 +141,17 @@ def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bo
     """Log transitions with a reference policy, in bounded memory.
 
     Args:
-        args: what to collect.
-        models: belief encoder and ranker, which give observations and actions.
+        args: what to collect and where.
+        models: belief encoder and ranker, which compute observations and actions.
         progress: show progress.
 
     Returns:
-        the path of the ``.npz`` file: the transitions, beside them ``slates``, ``clicks``, ``episode_ids``,
+        the path of the ``.npz`` file, which holds the transitions, ``slates``, ``clicks``, ``episode_ids``,
         ``initial_slates`` and ``initial_clicks``, and ``metadata`` with the models' hashes.
 
     Raises:
         ValueError: if the models are of another environment or there is nothing to collect.
-        DataError: if the file is there already.
+        DataError: if the file exists already.
     """
     if models.env_name != args.env:
         raise ValueError(f"the models are of {models.env_name}, not of {args.env}.")
@@ -191,15 +191,15 @@ def write_latent_transitions(
     """Write transitions of the latent env as a data set for the offline recipes.
 
     Args:
-        path: the ``.npz`` file to make.
+        path: ``.npz`` file to write.
         models: the models of the environment.
-        transitions: of whole episodes, ``[N]``: ``observation``, ``action`` in [-1, 1], and under ``next``
+        transitions: transitions ``[N]`` of whole episodes: ``observation``, ``action`` in [-1, 1], and under ``next``
             ``observation``, ``reward``, ``terminated`` and ``truncated``.
-        policy: name of what acted.
-        seed: its seed.
+        policy: name of the policy that acted.
+        seed: seed of the policy.
 
     Raises:
-        DataError: if the file is there already.
+        DataError: if the file exists already.
     """
     names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
     columns = {name: column for name, column in _columns(models).items() if name in names}
@@ -228,13 +228,13 @@ class RelabelSlatesArgs:
     """Compute the observations and latents of logged slates anew, for other models."""
 
     data: ExistingFile
-    """the .npz file, as collect-slates makes it"""
+    """.npz file written by collect-slates"""
     models: ExistingFile
     """belief encoder and ranker"""
     output: WritableFile
     """file to write"""
     latent_clicks: LatentClicks = "predicted"
-    """clicks that latents encode"""
+    """clicks that the slate latents encode"""
     threads: Count = 1
     """CPU threads"""
 
@@ -260,11 +260,11 @@ def relabel_slates(
     """Recompute observations and latents of a file from its raw slates and clicks.
 
     Args:
-        data: file of :func:`collect_slates`.
-        models: the models to see it by.
+        data: file written by :func:`collect_slates`.
+        models: models that compute the new observations and latents.
         output: file to write.
-        latent_clicks: clicks that latents encode.
-        block: episodes at a time.
+        latent_clicks: clicks that the latents encode.
+        block: number of episodes that are processed at a time.
         progress: show progress.
 
     Raises:
@@ -286,7 +286,7 @@ def relabel_slates(
             raise DataError(f"{name!r} in {data} must be rows of numbers, got {list(array.shape)} of {array.dtype}.")
     slates, clicks, first_slates, first_clicks = map(torch.from_numpy, arrays)
     if metadata["hashes"]["catalogue"] != models.hashes["catalogue"]:
-        raise DataError(f"{data} shows other items than the models know.")
+        raise DataError(f"{data} has item ids that the models do not have: give the models that it was logged with.")
     episodes, length = len(first_slates), metadata["length"]
     if len(slates) != episodes * length:
         raise DataError(f"{data} has {len(slates)} steps, not {episodes} episodes of {length}.")

@@ -1,4 +1,4 @@
-"""The laws of the slate recommender as pure functions: users, relevance, clicks, click history, boredom."""
+"""Dynamics of the slate recommender as pure functions: users, relevance, clicks, click history, boredom."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def click_probability(relevance: Tensor, slate_topics: Tensor, examined: Tensor,
     """Compute the click probabilities of a slate.
 
     Args:
-        relevance: of the slate's items, ``[*B, L]``.
-        slate_topics: their main topics ``[*B, L]``.
+        relevance: relevance of the slate's items, ``[*B, L]``.
+        slate_topics: main topics of the items ``[*B, L]``.
         examined: examination probabilities ``[L]``.
         penalise: divide by 3 where at least 4 items share their main topic.
 
@@ -109,7 +109,7 @@ def drift_user(user: Tensor, items: Tensor, clicks: Tensor, num_topics: int) -> 
         user: interests ``[*B, D]``.
         items: embeddings of the slate ``[*B, L, D]``.
         clicks: ``[*B, L]`` bool.
-        num_topics: topics in D.
+        num_topics: number of topics.
     """
     weight = _DRIFT * clicks.unsqueeze(-1).to(user.dtype)
     pull = (weight * items).unbind(-2)
@@ -143,8 +143,8 @@ def remember_clicks(
         clicks: ``[*B, L]`` bool.
         slate_topics: main topics ``[*B, L]``.
         step: number of the step, int64 ``[*B, 1]``.
-        num_topics: topics.
-        dated: append to the queue of times too; False is the authors' bookkeeping at a reset.
+        num_topics: number of topics.
+        dated: append to the queue of times, too. False is what the code of the authors does at a reset.
     """
     entries = torch.cat([history.entries, step * num_topics + slate_topics], -1)
     valid = torch.cat([torch.ones_like(history.entries, dtype=torch.bool), clicks], -1)

@@ -17,6 +17,7 @@ from torchrl_flow.recsys import dynamics as dynamics
 from torchrl_flow.recsys.catalogue import ItemCatalogue, make_catalogue
 from torchrl_flow.recsys.names import SLATE_ENVS, ClickModel
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateEnv"]
 
@@ -40,22 +41,22 @@ class SlateEnv(EnvBase):
 
     Args:
         name: one of :data:`SLATE_ENVS`.
-        num_envs: how many sub-environments; None makes an env without batch dimension.
+        num_envs: number of sub-environments; None makes an env without batch dimension.
 
     Keyword Args:
-        catalogue: the items; those of :func:`make_catalogue` by default.
+        catalogue: items. Defaults to those of :func:`make_catalogue`.
         slate_size: items in a slate.
         max_episode_steps: steps until truncation.
-        privileged: also observe ``user``, the interests ``[*B, 20]``, and ``bored``, the topics that will bore in the
-            next step ``[*B, 10]``, which the oracle policies read.
-        legacy_click_history: keep the book on clicks at a reset as the paper's code does: they count as clicks but have
-            no time, so that others leave the history in their place.
-        seed: as ``set_seed(seed)``; by default drawn from torch's global generator.
-        device: where the simulation runs.
-        slate_key: where the last slate goes.
-        clicks_key: where its clicks go.
-        user_key: where the interests go.
-        bored_key: where the boring topics go.
+        privileged: also observe ``user``, the interests ``[*B, 20]``, and ``bored``, the topics that are boring in the
+            next step ``[*B, 10]``. The oracle policies read both.
+        legacy_click_history: treat clicks at a reset as the paper's code does: they count as clicks but have no time,
+            so that other clicks are dropped from the history instead of them.
+        seed: seed, as of ``set_seed``. Defaults to a draw from torch's global generator.
+        device: device of the simulation.
+        slate_key: key of the last slate.
+        clicks_key: key of its clicks.
+        user_key: key of the interests.
+        bored_key: key of the boring topics.
 
     Raises:
         ValueError: if there is no such environment or a number is below 1.
@@ -128,14 +129,13 @@ class SlateEnv(EnvBase):
     @property
     def task_info(self) -> dict[str, Any]:
         """What this task is, JSON-able: name, observations, actions, longest episode, and the hash of the items."""
-        return {
-            "task": self.name,
-            "control_mode": "slate",
-            "obs_mode": "slate+clicks",
-            "max_episode_steps": self.max_episode_steps,
-            "catalogue": self.catalogue.hash,
-            "legacy_click_history": self.legacy_click_history,
-        }
+        return TaskInfo(
+            task=self.name,
+            control_mode="slate",
+            obs_mode="slate+clicks",
+            max_episode_steps=self.max_episode_steps,
+            details={"catalogue": self.catalogue.hash, "legacy_click_history": self.legacy_click_history},
+        ).to_dict()
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
@@ -220,7 +220,7 @@ class SlateEnv(EnvBase):
         return self._output()
 
     def _draw_users_of(self, rows: tuple[Tensor, ...]) -> None:
-        """Start an episode in some sub-environments: theirs alone is worked out."""
+        """Start an episode in some sub-environments; only their states are computed."""
         before = {**self._snapshot(), "_stream": self._stream, "_episode": self._episode}
         self._assign({name: value[rows] for name, value in before.items()})
         self._draw_users()
@@ -263,7 +263,7 @@ class SlateEnv(EnvBase):
         self._assign({"_entries": history.entries, "_kept": history.kept, "_dated": history.dated})
 
     def _look_ahead(self) -> None:
-        """Drop old clicks at the end of a step, and bring boredom to the step to come: nothing else decides it."""
+        """Drop old clicks at the end of a step, and update boredom for the next step, which depends on nothing else."""
         topics = self.catalogue.num_topics
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.forget_clicks(history, self._elapsed, topics)

@@ -1,4 +1,4 @@
-"""The slate recommender's learning problems: the slate VAE's bound, and how well clicks are told apart."""
+"""Objectives of the models of the slate recommender: the bound of the slate VAE, and the AUC of clicks."""
 
 from __future__ import annotations
 

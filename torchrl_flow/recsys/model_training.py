@@ -1,4 +1,4 @@
-"""Training of the belief encoder and the ranker of a slate env, and what they are worth."""
+"""Training of the belief encoder and the ranker of a slate env, and measurement of their quality."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from torchrl_flow.runs.checkpoint_reader import load_checkpoint
 from torchrl_flow.runs.run import Run
 from torchrl_flow.training.finite import gradient_step
 from torchrl_flow.util.randomness import seed_everything
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateModelsArgs", "round_trip_return", "train_slate_models"]
 
@@ -43,7 +44,7 @@ class SlateModelsArgs:
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.recsys.SLATE_ENVS"""
     output: WritableFile | None = None
-    """file to write; runs/slate_models/ENV.torchrl where none is given"""
+    """file to write; by default runs/slate_models/ENV.torchrl"""
     num_items: Count = 1000
     """items of the catalogue"""
     item_seed: Seed = 1
@@ -66,13 +67,14 @@ class SlateModelsArgs:
     train_items: bool = False
     """train the items' embeddings again with the ranker; otherwise items with similar clicks keep similar embeddings"""
     encode_clicks: bool = False
-    """encode clicks beside the slate, as the paper's ranker does; the latents then tell more than what was shown"""
+    """encode the clicks of a slate, too, as the ranker of the paper does; latents then depend on more than the slate"""
     distinct_items: bool = True
     """show no item twice in a slate; the paper's ranker repeats items, and a topic that fills a slate bores soon"""
     box_deviations: Positive = 3.0
     """half width of the box of latent actions, in standard deviations of the logged latents"""
     beta: NonNegative = 0.5
-    """weight of the divergence: higher makes latents that a policy learns more easily and that keep less of a slate"""
+    """weight of the divergence; with a larger one a policy learns latents more easily, but they encode less of a
+    slate"""
     click_weight: NonNegative = 0.5
     """weight of the click term, with --encode-clicks"""
     seed: Seed = 0
@@ -99,14 +101,14 @@ class SlateModelsArgs:
         return {**fields, "ranker_hidden": list(self.ranker_hidden)}  # as it comes back from a file
 
     def __call__(self) -> str:
-        """Train and write the file; models that are there already are reported alone.
+        """Train and write the file; existing models are only reported.
 
         Returns:
-            the quality, a figure a line, and the path.
+            The quality, one number per line, and the path.
 
         Raises:
-            SystemExit: if an option is out of its range, the file is there and holds other models, or a stopped run of
-                others is.
+            SystemExit: if an option is out of its range, or the file or a stopped training exists and has other
+                arguments.
         """
         check_options(self)
         with refusals_in_one_line():
@@ -124,7 +126,7 @@ class SlateModelsArgs:
         found = load_checkpoint(self.path).config
         if found != self.recipe():
             raise ValueError(
-                f"{self.path} holds models that were trained otherwise: delete it, or give another --output."
+                f"{self.path} holds models that were trained with other options: delete it, or give another --output."
             )
         return SlateModels.load(self.path)
 
@@ -140,8 +142,8 @@ def train_slate_models(
 
     Args:
         args: sizes and budgets.
-        directory: where checkpoints go, and from where a training that was stopped goes on, to the same weights; none
-            are kept where ``None``.
+        directory: directory of the checkpoints. A training that was stopped continues from them, and gives the same
+            weights. Defaults to None: no checkpoints.
         progress: show progress.
 
     Raises:
@@ -171,7 +173,7 @@ def train_slate_models(
 
 
 def _stage(args: SlateModelsArgs, directory: Path, progress: bool) -> Run:
-    return Run(directory, args.recipe(), resume=True, task={"task": args.env}, keep_last=1, progress=progress)
+    return Run(directory, args.recipe(), resume=True, task=TaskInfo(task=args.env), keep_last=1, progress=progress)
 
 
 def mixed_logs(args: SlateModelsArgs, catalogue: ItemCatalogue, episodes: int, *, seed: int) -> SlateLogs:
@@ -272,9 +274,9 @@ def round_trip_return(
     Args:
         models: belief encoder and ranker.
         policy_name: the reference policy.
-        users: episodes.
-        through: False shows the slates as they are.
-        seed: of the first user.
+        users: number of episodes.
+        through: encode and decode the slates. False shows the slates as they are.
+        seed: seed of the first user.
     """
     env = SlateEnv(models.env_name, users, catalogue=models.catalogue, privileged=True)
     generator = torch.Generator().manual_seed(seed)

@@ -22,6 +22,7 @@ from torchrl_flow.runs.checkpoint import save_checkpoint
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint, load_checkpoint
 from torchrl_flow.runs.restore import restore_module
 from torchrl_flow.util.digest import module_digest
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
@@ -47,8 +48,8 @@ def play_slates(
     Args:
         env: privileged slate env.
         policy_name: see :func:`~torchrl_flow.recsys.make_slate_policy`.
-        seed: of the first sub-environment.
-        generator: of the policy.
+        seed: seed of the first sub-environment.
+        generator: generator of the policy.
     """
     policy = make_slate_policy(policy_name, env.name, env.catalogue, slate_size=env.slate_size, generator=generator)
     data = env.reset(seed=seed)
@@ -66,10 +67,10 @@ class SlateModels:
 
     Attributes:
         env_name: the environment that they were trained for.
-        catalogue: its items.
-        encoder: frozen.
-        ranker: frozen.
-        quality: what was measured after training.
+        catalogue: items of the environment.
+        encoder: belief encoder, frozen.
+        ranker: ranker, frozen.
+        quality: measurements after the training.
     """
 
     env_name: str
@@ -108,10 +109,11 @@ class SlateModels:
         """Encode slates ``[*B, L]`` as latents ``[*B, A]``, the posterior's mean.
 
         Args:
-            beliefs: before each slate, ``[*B, D]``.
-            slates: ids.
-            clicks: what was clicked; predicted from the belief where ``None``, so that a latent says what was
-                shown in which situation, and not how it turned out. A ranker that does not encode clicks reads none.
+            beliefs: belief before each slate, ``[*B, D]``.
+            slates: ids of the items, ``[*B, L]``.
+            clicks: clicks that the latents encode. Defaults to the clicks predicted from the belief, so that a latent
+                represents the slate in its context and not the outcome. A ranker that does not encode clicks ignores
+                them.
         """
         given = self.encoder.click_probabilities(beliefs, slates) if clicks is None else clicks
         return self.ranker.encode(slates, given)[0]
@@ -121,7 +123,7 @@ class SlateModels:
 
         Args:
             path: file to write.
-            config: how the models were trained.
+            config: configuration of the training.
         """
         configs = {"belief_encoder": self.encoder.config.to_dict(), "ranker": self.ranker.config.to_dict()}
         items = nn.Module()
@@ -130,7 +132,7 @@ class SlateModels:
             path,
             modules={"belief_encoder": self.encoder, "ranker": self.ranker, "catalogue": items},
             config=config,
-            task={"task": self.env_name, "num_topics": self.catalogue.num_topics},
+            task=TaskInfo(task=self.env_name, details={"num_topics": self.catalogue.num_topics}),
             metrics=self.quality,
             metadata={"module_configs": configs, "quality": self.quality, "hashes": self.hashes},
             rng=False,
@@ -159,8 +161,8 @@ class SlateModels:
         items = nn.Module()
         items.register_buffer("embeddings", torch.zeros(ranker.config.num_items, ranker.config.item_dim))
         checkpoint.restore(modules={"catalogue": items})
-        catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task["num_topics"])
-        name, quality = checkpoint.task["task"], dict(checkpoint.metadata["quality"])
+        catalogue = ItemCatalogue(items.get_buffer("embeddings"), checkpoint.task.details["num_topics"])
+        name, quality = checkpoint.task.task, dict(checkpoint.metadata["quality"])
         if not isinstance(name, str):
             raise TypeError(f"the task's name must be a text, got {name!r}")
         return cls(name, catalogue, encoder, ranker, quality)

@@ -24,9 +24,9 @@ def diverse_slate(score: Tensor, main_topic: Tensor, *, max_per_topic: int, slat
     """Pick the items with the highest scores, with at most so many of one main topic.
 
     Args:
-        score: of every item, ``[*B, N]``.
-        main_topic: of every item, ``[N]``.
-        max_per_topic: items of one main topic in a slate.
+        score: score of every item, ``[*B, N]``.
+        main_topic: main topic of every item, ``[N]``.
+        max_per_topic: largest number of items of one main topic in a slate.
         slate_size: items of a slate.
 
     Returns:
@@ -64,12 +64,13 @@ class SlatePolicy(TensorDictModuleBase):
 
     Keyword Args:
         oracle_share: probability that a slot holds the oracle's item.
-        max_per_topic: items of one main topic in the oracle's slate; ``None`` for the short-term oracle.
+        max_per_topic: largest number of items of one main topic in the oracle's slate; ``None`` for the short-term
+            oracle, which has no limit.
         slate_size: items of a slate.
-        generator: where random items come from; torch's global generator by default.
+        generator: generator of the random items. Defaults to torch's global generator.
         user_key: key of the interests.
         bored_key: key of the boring topics.
-        action_key: where the slate goes.
+        action_key: key of the slate.
 
     Raises:
         ValueError: if ``oracle_share`` is not in [0, 1].
@@ -140,10 +141,10 @@ def make_slate_policy(
         name: ``random``; ``sto``, the short-term oracle; ``logged``, each slot the short-term oracle's item with
             probability 0.5, else random, the paper's logging policy; ``expert``, the boredom-aware oracle; ``medium``,
             each slot the expert's item with probability 0.5, else random.
-        env_name: name of the environment: an item per topic is best for ``topdown``, two for the others.
-        catalogue: its items.
+        env_name: name of the environment. It sets the number of items per topic: 1 for ``topdown``, 2 for the others.
+        catalogue: items of the environment.
         slate_size: items of a slate.
-        generator: where random items come from.
+        generator: generator of the random items.
 
     Raises:
         ValueError: if there is no such policy.

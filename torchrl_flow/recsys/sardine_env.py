@@ -20,8 +20,7 @@ def make_sardine_env(name: str = "SlateTopK-Bored-v0", *, bound: float = 1.0, **
 
     Args:
         name: a name registered under ``sardine/``, such as ``SlateTopK-Bored-v0``.
-        bound: actions lie in ``[-bound, bound]``. SARDINE's own wrapper needs them given: it compares its default,
-            none, with none.
+        bound: actions lie in ``[-bound, bound]``. It must be given to SARDINE's own wrapper, whose default fails.
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:

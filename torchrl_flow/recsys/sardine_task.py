@@ -22,17 +22,18 @@ from torchrl_flow.options.types import Count, NonNegative, Seed, check_options
 from torchrl_flow.recsys.sardine_env import make_sardine_env
 from torchrl_flow.util.progress import Progress
 from torchrl_flow.util.randomness import isolated_rng
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardine"]
 
 SARDINE_PREFIX = "sardine/"
-"""What the names of its environments start with."""
+"""Prefix of the names of its environments."""
 _EXAMINED = 5.354
 """Slots of a slate of ten that are looked at, on average, with SARDINE's default propensities."""
 
 
 def interests_policy(noise: float) -> Policy:
-    """Make the policy that ranks by the user's present interests, blurred: good, and improvable.
+    """Make the policy that ranks items by the user's present interests plus noise: good, but not optimal.
 
     Args:
         noise: scale of the normal noise on each interest.
@@ -54,9 +55,9 @@ class CollectSardineArgs:
     episodes: Count = 500
     """episodes of 100 steps"""
     noise: NonNegative = 0.3
-    """blur of the interests that the logging policy ranks by"""
+    """standard deviation of the noise on the interests by which the logging policy ranks items"""
     output: WritableFile | None = None
-    """file to write; data/ENV-EPISODES.npz where none is given"""
+    """file to write; by default data/ENV-EPISODES.npz"""
     seed: Seed = 0
     """seed of users and policy"""
 
@@ -77,12 +78,12 @@ def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
     """Log episodes of a SARDINE env with the blurred-interests policy, in D4RL's shape.
 
     Args:
-        args: what to collect.
+        args: what to collect and where.
         progress: show progress.
 
     Raises:
         ImportError: if SARDINE is not installed.
-        DataError: if the file is there already.
+        DataError: if the file exists already.
     """
     env, policy = make_sardine_env(args.env), interests_policy(args.noise)
     state, action = env.observation_spec["observation"].shape, env.action_spec.shape
@@ -127,13 +128,13 @@ class SardineTask(OfflineTask):
     """Logged transitions of a SARDINE env, which takes actions in [-1, 1].
 
     Args:
-        data: file of :func:`collect_sardine`.
+        data: file written by :func:`collect_sardine`.
 
     Keyword Args:
-        env: name of the environment, ``sardine/NAME``; that of the file where ``None``.
+        env: name of the environment, ``sardine/NAME``. Defaults to the environment of the file.
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept; users are simulated on the CPU.
+        device: device of the transitions; users are simulated on the CPU.
 
     Raises:
         ImportError: if SARDINE is not installed.
@@ -169,9 +170,9 @@ class SardineTask(OfflineTask):
         return self._name
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
-        return {"task": self.name, "obs_mode": "ideal_state", "control_mode": "topk"}
+        return TaskInfo(task=self.name, obs_mode="ideal_state", control_mode="topk")
 
     @property
     def value_bound(self) -> float:

@@ -43,10 +43,10 @@ class LatentActionBox(nn.Module):
 
         Args:
             mean: means of the posteriors, ``[N, A]``.
-            sigma: their standard deviations, ``[N, A]``.
-            deviations: half width of the box in standard deviations of ``mean``, around the mean of ``mean``; ``None``
-                for the paper's midpoint and half range of ``[min(mean - sigma), max(mean + sigma)]``. The outliers of
-                many rows make that range so wide that most of it holds no data.
+            sigma: standard deviations of the posteriors, ``[N, A]``.
+            deviations: half width of the box around the mean of ``mean``, in standard deviations of ``mean``. ``None``
+                uses the midpoint and half range of ``[min(mean - sigma), max(mean + sigma)]``, as in the paper. With
+                many rows, outliers make that range so wide that most of it holds no data.
 
         Raises:
             ValueError: if the shapes differ or hold no row, or ``deviations`` is not above 0.
@@ -125,7 +125,7 @@ class SlateRanker(nn.Module):
     item's logit is its product with the item's embedding. Embeddings are read by the encoder and the decoder alike.
 
     Args:
-        config: sizes.
+        config: sizes of the ranker.
 
     References:
         Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023,
@@ -164,7 +164,7 @@ class SlateRanker(nn.Module):
 
         Args:
             slate: ids ``[*B, L]``.
-            clicks: clicks or their probabilities ``[*B, L]``; read with ``encode_clicks`` alone.
+            clicks: clicks or their probabilities ``[*B, L]``; only read with ``encode_clicks``.
 
         Raises:
             ValueError: if a shape does not fit.

@@ -30,6 +30,7 @@ from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
 from torchrl_flow.runs.restore import open_checkpoint, restore_module
 from torchrl_flow.util.randomness import isolated_rng
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "play_latent_policy", "q_diagnostics"]
 
@@ -41,15 +42,15 @@ class SlateTask(OfflineTask):
     environment.
 
     Args:
-        data: file of ``collect-slates``, or any transitions whose observations are beliefs and whose actions are
+        data: file of ``collect-slates``, or other transitions whose observations are beliefs and whose actions are
             latents of the models.
-        models: belief encoder and ranker; data made with others are refused. ``runs/slate_models/ENV.torchrl`` where
-            ``None``.
+        models: belief encoder and ranker; data made with other models raise an error. Defaults to
+            ``runs/slate_models/ENV.torchrl``.
 
     Keyword Args:
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept and policies are evaluated.
+        device: device of the transitions and of evaluations.
 
     Raises:
         DataError: if the data cannot be used with the models.
@@ -112,9 +113,9 @@ class SlateTask(OfflineTask):
         return self.models.env_name
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> TaskInfo:
         """Identity of the task, for checkpoints."""
-        return {"task": self.name, "obs_mode": "belief", "control_mode": "latent", **self.models.hashes}
+        return TaskInfo(task=self.name, obs_mode="belief", control_mode="latent", details=self.models.hashes)
 
     @property
     def value_bound(self) -> float:
@@ -133,10 +134,10 @@ class SlateTask(OfflineTask):
         """Play one episode with each of so many users, all at once.
 
         Args:
-            policy: writes ``action`` for ``observation``.
-            episodes: users.
-            seed: of the first user.
-            random: let distributions and flows sample; their mode or zero noise otherwise.
+            policy: policy that reads ``observation`` and writes ``action``.
+            episodes: number of users.
+            seed: seed of the first user.
+            random: sample from distributions and flows. False uses the mode of a distribution and zero noise of a flow.
         """
         options: dict[str, Any] = {"episodes": episodes, "seed": seed, "random": random}
         return play_latent_policy(self._acting, policy, **options, length=self._length, device=self.device)
@@ -191,12 +192,12 @@ def play_latent_policy(
 
     Args:
         models: belief encoder and ranker, on ``device``.
-        policy: writes ``action`` in [-1, 1] for ``observation``.
-        episodes: users.
-        seed: of the first user.
-        random: let distributions and flows sample; their mode or zero noise otherwise.
+        policy: policy that reads ``observation`` and writes ``action`` in [-1, 1].
+        episodes: number of users.
+        seed: seed of the first user.
+        random: sample from distributions and flows. False uses the mode of a distribution and zero noise of a flow.
         length: steps of an episode.
-        device: where users are simulated.
+        device: device of the simulation.
     """
     exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
     # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
@@ -211,7 +212,7 @@ def play_latent_policy(
 
 @torch.no_grad()
 def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float) -> dict[str, float]:
-    """Compare what the critics think of logged, random and the policy's actions; draws nothing from global generators.
+    """Compare the critics' values of logged, random and the policy's actions, without draws from global generators.
 
     Critics that value random latents as high as logged ones have learned nothing from the data, and those above
     ``bound`` have diverged.
@@ -219,8 +220,8 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
     Args:
         loss: loss with stacked critics ``qvalue_network``.
         batch: transitions.
-        policy: writes ``action``.
-        bound: the largest value that there can be.
+        policy: policy that writes ``action``.
+        bound: largest possible value.
     """
     network: Any = loss.qvalue_network
     stacked: Any = loss.qvalue_network_params.data  # pyright: ignore[reportAttributeAccessIssue]
@@ -254,7 +255,7 @@ def load_state_policy(
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        data_units: give actions in the units of the data that it was trained on, and not in [-1, 1].
+        data_units: give actions in the units of the training data. False gives actions in [-1, 1].
         which: checkpoint of a run: the last, or the best by the return in evaluations during training.
 
     Raises:
@@ -276,7 +277,7 @@ def action_box(checkpoint: TrainingCheckpoint) -> ActionBox:
     """Return the bounds of the actions that a policy of an offline baseline was trained on.
 
     Args:
-        checkpoint: of a run of the offline baselines.
+        checkpoint: checkpoint of an offline baseline.
 
     Raises:
         CheckpointError: if it holds none.
@@ -291,9 +292,9 @@ def in_data_units(policy: Any, checkpoint: TrainingCheckpoint) -> TensorDictSequ
     """Let a policy that was trained on actions in [-1, 1] give them in the units of its data.
 
     Args:
-        policy: module that writes ``action``, such as those of :func:`load_state_policy` and
+        policy: module that writes ``action``, such as the result of :func:`load_state_policy` or a
             :class:`~torchrl_flow.modules.SingleStepActor`.
-        checkpoint: of its run.
+        checkpoint: checkpoint of the run that trained the policy.
 
     Raises:
         CheckpointError: if it holds no bounds.

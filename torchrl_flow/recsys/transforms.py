@@ -46,7 +46,7 @@ class RankerModel(Protocol):
 
 
 class BeliefState(Transform):
-    """Replace nothing, add the belief: ``observation`` is the frozen encoder's state after all slates and clicks.
+    """Add the belief: ``observation`` is the state of the frozen encoder after all slates and clicks.
 
     The belief is itself the recurrent state, so that the transform keeps none: a step reads the belief from the root
     and writes the next one.
@@ -54,8 +54,8 @@ class BeliefState(Transform):
     Args:
         encoder: module with ``belief_dim`` and ``step(belief, slate, clicks)``; it is used without gradients.
         slate_key: key of the slate shown last.
-        clicks_key: key of its clicks.
-        belief_key: where the belief goes.
+        clicks_key: key of the clicks of that slate.
+        belief_key: key of the belief.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LatentSlate(Transform):
 
     Args:
         ranker: module with ``rank(latent)`` and the bounds ``action_low`` and ``action_high`` ``[A]`` of its box.
-        action_key: key of the action, latent outside and slate inside.
+        action_key: key of the action: a latent outside of the environment, a slate inside of it.
     """
 
     def __init__(self, ranker: RankerModel, *, action_key: NestedKey = "action") -> None:

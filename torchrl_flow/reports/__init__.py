@@ -1,4 +1,4 @@
-"""What a run leaves to be read: report, result rows, learning curves, comparison of stages and seeds."""
+"""Reports of runs: pages, rows of results, learning curves, comparison of stages and seeds."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from torchrl_flow.runs.metrics import read_metrics
 from torchrl_flow.runs.run import EVALUATION, Run
 from torchrl_flow.training.finite import require_finite_modules
 from torchrl_flow.util.files import write_json
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions, command_line, today
 
 __all__ = ["best_of_variants", "can_film", "conclude", "conclude_run", "read_evaluation", "variant_labels"]
@@ -48,11 +49,11 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
     """Read what :func:`conclude` found: figures by number of sampling steps, and those of the variants by label.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
 
     Raises:
         FileNotFoundError: if the run was not evaluated.
-        ValueError: naming the file, if it is damaged.
+        ValueError: if it is damaged. The error names the file.
     """
     path = Path(directory) / EVALUATION
     if not path.exists():
@@ -108,28 +109,28 @@ def conclude(
     file ``evaluation.json``, which says that the run is finished, comes last.
 
     Args:
-        directory: where ``report.html``, ``evaluation.json`` and the video go; the metrics of a run found there are
-            drawn as curves.
+        directory: directory of ``report.html``, ``evaluation.json`` and the video. The metrics of a run in it are drawn
+            as curves.
         actor: the policy.
         env: chunk env for evaluation (see :func:`~torchrl_flow.envs.make_chunk_env`).
-        seeds: one per episode.
+        seeds: seeds, one per episode.
 
     Keyword Args:
-        task: identity of the task (``task_info``).
-        recipe: name of the recipe, for title and ``results.csv``.
-        stage: stage of the recipe, where it has several.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
+        recipe: name of the recipe, for the title and ``results.csv``.
+        stage: stage of the recipe, if it has several.
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at.
         noise_scales: further scales of the noise that the flow starts from.
         variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
-        num_videos: episodes to film, where the environment can.
+        num_videos: number of episodes to film, if the environment can.
         results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
-            (:func:`~torchrl_flow.reports.record_results`); none where ``None``.
-        config: the script's arguments; those of ``run`` where ``None``.
-        env_steps: environment steps that training took; those that ``run`` has counted where ``None``.
-        wall_s: seconds that training took; those of ``run`` where ``None``.
+            (:func:`~torchrl_flow.reports.record_results`). Defaults to None: no rows.
+        config: the script's arguments. Defaults to those of ``run``.
+        env_steps: environment steps of the training. Defaults to the count of ``run``.
+        wall_s: seconds of the training. Defaults to those of ``run``.
         notes: paragraphs for the report.
-        run: the run that trained the policy; the figures and the video are shown in its W&B and TensorBoard too.
+        run: run that trained the policy. The results and the video are logged to its W&B and TensorBoard, too.
         progress: show progress.
 
     Returns:
@@ -138,7 +139,7 @@ def conclude(
     Raises:
         NonFiniteError: if a weight of the policy is not finite; nothing is written.
     """
-    directory = Path(directory)
+    directory, task = Path(directory), TaskInfo.of(task)
     require_finite_modules({"policy": actor}, doing="the policy is not evaluated and no result is written")
     config, env_steps, wall_s = _of_run(run, config, env_steps, wall_s)
     films = min(num_videos, len(seeds)) if can_film(env) else 0
@@ -149,8 +150,8 @@ def conclude(
     curves = directory / "metrics.csv"
     path = write_report(
         directory / "report.html",
-        title=f"{title} on {task['task']}",
-        subtitle=f"{task['obs_mode']} observations, {task['control_mode']}, {today()}",
+        title=f"{title} on {task.task}",
+        subtitle=f"{task.obs_mode} observations, {task.control_mode}, {today()}",
         results={f"{title}, K = {actor.num_steps}": result, **others},
         num_steps=dict(sorted(compared.items())) if len(compared) > 1 else None,
         curves=read_metrics(curves) if curves.exists() else None,
@@ -164,7 +165,7 @@ def conclude(
     if run is not None:
         run.logger.log_final(run.step, result.metrics("final/"))
     if results is not None:
-        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        columns = {"recipe": recipe, "task": task.task, "obs": task.obs_mode, "seed": seed}
         columns |= {"env_steps": env_steps, "wall_s": wall_s or 0.0}
         record_results(results, _rows(compared, others, stage, columns), directory=directory)
     named = {str(k): value for k, value in sorted(compared.items())} | others
@@ -248,7 +249,7 @@ def _video(
     """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared.
 
     Returns:
-        the file, ``None`` where nothing is filmed, and how its pictures are made.
+        the file, or ``None`` without a video; and a text that describes how its pictures are made.
     """
     if not seeds or not can_write_video():
         return None, ""

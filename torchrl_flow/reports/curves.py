@@ -62,13 +62,13 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
     """Return a metric of a run and what it is drawn against.
 
     Args:
-        folder: the run.
-        metric: its name.
-        against: metric on the x axis; the run's own steps if there is no metric of that name.
-        window: values averaged to one, and their places likewise.
+        folder: directory of the run.
+        metric: name of the metric on the y axis.
+        against: metric on the x axis; the run's own steps if it has no metric of that name.
+        window: number of successive values that are averaged; their x values are averaged in the same way.
 
     Raises:
-        ValueError: if the run has no such metric, naming those it has, or ``window`` is below 1.
+        ValueError: if the run has no such metric, or ``window`` is below 1. The error names the metrics of the run.
         FileNotFoundError: if there is no run.
     """
     if window < 1:
@@ -97,10 +97,10 @@ def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, agains
     """Return a Markdown table of where each run first reaches a value of a metric.
 
     Args:
-        runs: directories.
-        metric: its name.
-        value: what to reach.
-        against: metrics of which the table tells the value there; a cell is empty where the run never got so far or
+        runs: directories of the runs.
+        metric: name of the metric.
+        value: value to reach.
+        against: metrics whose values at that point are listed. A cell is empty if the run did not reach the value or
             has no such metric.
 
     Raises:

@@ -38,7 +38,7 @@ def write_report(
     versions: Mapping[str, str] | None = None,
     command: str = "",
 ) -> Path:
-    """Write a report that needs nothing but the file: no script, no font, no image from elsewhere.
+    """Write a self-contained report: no script, font or image from other files.
 
     Success comes first, then the evaluations during training, the video and the training curves; bookkeeping (times,
     counters, gradient norms) is last and folded away. Curves are drawn against environment steps where
@@ -46,15 +46,15 @@ def write_report(
 
     Args:
         path: file to write, ``.html``.
-        title: heading.
+        title: heading of the page.
         subtitle: a line below it, such as task, recipe and date.
-        results: evaluations by label, the most important first: its figures head the page.
+        results: evaluations by label. The first one heads the page.
         num_steps: evaluations by number of sampling steps (:func:`compare_num_steps`).
-        curves: ``{metric: (steps, values)}``, as :func:`read_metrics` gives them. A metric with companions
-            ``<metric>_low`` and ``<metric>_high`` is drawn with that interval. Without matplotlib none are drawn, and
-            the page says so.
+        curves: ``{metric: (steps, values)}``, see :func:`read_metrics`. A metric with companions ``<metric>_low`` and
+            ``<metric>_high`` is drawn with that interval. Without matplotlib, no curves are drawn, and the page says
+            so.
         video: ``.mp4``, ``.webp`` or ``.gif`` to embed.
-        video_caption: what it shows.
+        video_caption: caption of the video.
         notes: paragraphs of plain text, such as the conditions of the run.
         config: the script's arguments.
         versions: versions of the packages.

@@ -43,11 +43,10 @@ def append_result(path: str | Path, **columns: Any) -> None:
     """Append one learning result, a row of ``recipe, task, obs, stage, seed, episodes, ...``.
 
     Args:
-        path: the CSV file; made with its header if it is not there.
-        **columns: a value for each of :data:`RESULT_COLUMNS`; ``command``, ``commit`` and ``date`` are filled
-            in if left out. ``None`` leaves a cell empty where a result has no such figure (success of a task
-            without success, env steps of cloning). ``return`` is a word of Python: pass
-            ``**result.result_columns()``, or ``**{"return": 1.0}``.
+        path: CSV file; it is created with its header if it is missing.
+        **columns: value of each of :data:`RESULT_COLUMNS`; ``command``, ``commit`` and ``date`` are filled in if they
+            are missing. ``None`` leaves a cell empty (success of a task without success, env steps of cloning).
+            ``return`` is a keyword of Python: pass ``**result.result_columns()``, or ``**{"return": 1.0}``.
 
     Raises:
         ValueError: if a column is missing, unknown or out of range, or the file has another header.
@@ -65,9 +64,9 @@ def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, direc
     other runs are never touched.
 
     Args:
-        path: the CSV file; made with its header if it is not there.
-        rows: columns of each result, as of :func:`append_result`; no two of one stage.
-        directory: of the run.
+        path: CSV file; it is created with its header if it is missing.
+        rows: columns of each result, see :func:`append_result`; each stage may occur once.
+        directory: directory of the run.
 
     Raises:
         ValueError: if a column is missing, unknown or out of range, the file has another header, or two rows are of

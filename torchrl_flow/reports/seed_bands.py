@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone: which they are, and the mean and spread of their curves."""
+"""Groups of runs that differ only in their seed, and the mean and spread of their curves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def seed_band(curves: Sequence[Curve]) -> SeedBand:
 
 
 def group_by_seed(runs: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Group the directories of runs that differ in their seed alone, by a label for each group.
+    """Group the directories of runs that differ only in their seed, by a label for each group.
 
     What runs write down decides: the recipe, and every field of the configuration that training reads. A field that
     names an earlier run, such as the policy to start from, counts as equal where those runs differ in their seed alone.

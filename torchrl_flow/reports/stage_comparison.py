@@ -21,6 +21,7 @@ from torchrl_flow.reports.report import write_report
 from torchrl_flow.reports.results import record_results
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.util.files import write_text
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions, command_line, today
 
 __all__ = ["compare_stages", "stages_svg"]
@@ -44,21 +45,21 @@ def compare_stages(
     notes: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate the stages on the same seeds, each episode with the same noise, and write what came out.
+    """Evaluate the stages on the same seeds, each episode with the same noise, and write the results.
 
     Args:
-        directory: where ``stages.csv``, ``stages.svg`` and ``stages.html`` go.
+        directory: directory of ``stages.csv``, ``stages.svg`` and ``stages.html``.
         stages: actors by name, such as ``{"prior": flow, "1": ..., "2": ...}``, or the checkpoints or runs that hold
             them (:func:`~torchrl_flow.policies.load_acting_policy`).
         env: chunk env for evaluation.
-        seeds: one per episode.
+        seeds: seeds, one per episode.
 
     Keyword Args:
-        task: identity of the task.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields.
         recipe: name of the recipe.
         seed: seed of the training.
         diagnostics: further columns of the table by stage, such as ``q_prior`` and ``q_policy``.
-        results: ``results.csv`` to write to, a row for each stage; those of an earlier comparison are replaced.
+        results: ``results.csv`` to write to, a row for each stage; the rows of an earlier comparison are replaced.
         env_steps: environment steps that training took, by stage.
         wall_s: seconds that training took, by stage.
         notes: paragraphs for the report.
@@ -72,7 +73,7 @@ def compare_stages(
     """
     if not stages:
         raise ValueError("stages must name at least one actor.")
-    directory = Path(directory)
+    directory, task = Path(directory), TaskInfo.of(task)
     directory.mkdir(parents=True, exist_ok=True)
     diagnostics, env_steps, wall_s = diagnostics or {}, env_steps or {}, wall_s or {}
     actors = {
@@ -85,19 +86,19 @@ def compare_stages(
     rows = [{"stage": name, **_figures(found[name]), **diagnostics.get(name, {})} for name in found]
     _write_table(directory / "stages.csv", rows)
     if has_matplotlib():
-        write_text(directory / "stages.svg", stages_svg(found, title=f"{recipe} on {task['task']}"))
+        write_text(directory / "stages.svg", stages_svg(found, title=f"{recipe} on {task.task}"))
     threads = torch.get_num_threads()
     write_report(
         directory / "stages.html",
-        title=f"{recipe} on {task['task']}: prior and stages",
-        subtitle=f"{task['obs_mode']} observations, {len(seeds)} episodes from equal seeds and noise, {today()}",
+        title=f"{recipe} on {task.task}: prior and stages",
+        subtitle=f"{task.obs_mode} observations, {len(seeds)} episodes from equal seeds and noise, {today()}",
         results=found,
         notes=[*(f"{name}: {values}" for name, values in diagnostics.items()), f"{threads} thread(s).", *notes],
         versions=collect_versions(),
         command=command_line(),
     )
     if results is not None:
-        columns = {"recipe": recipe, "task": task["task"], "obs": task["obs_mode"], "seed": seed}
+        columns = {"recipe": recipe, "task": task.task, "obs": task.obs_mode, "seed": seed}
         rows = [
             {**columns, "stage": name, "env_steps": env_steps.get(name), "wall_s": wall_s.get(name, 0.0)}
             | result.result_columns()
@@ -126,7 +127,7 @@ def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
     """Return a bar for each stage's ``success_once`` with its 95 % interval (return where there is no success), as SVG.
 
     Raises:
-        RuntimeError: if matplotlib is missing, naming the extra.
+        RuntimeError: if matplotlib is missing. The error names the extra.
     """
     success = all(result.success_once is not None for result in results.values())
     heights = {n: r.success_once_rate if success else r.returns.mean().item() for n, r in results.items()}

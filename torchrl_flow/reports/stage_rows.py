@@ -21,10 +21,10 @@ def evaluation_rows(directory: str | Path, *, stage: str, episodes: int, **colum
     """Return the rows of ``results.csv`` of a run that was evaluated: the policy, then its variants.
 
     Args:
-        directory: of the run.
-        stage: name of the stage; a variant's follows it.
-        episodes: of the evaluation.
-        **columns: ``recipe``, ``task``, ``obs`` and ``seed``.
+        directory: directory of the run.
+        stage: name of the stage; the label of a variant is appended.
+        episodes: episodes of the evaluation.
+        **columns: values of ``recipe``, ``task``, ``obs`` and ``seed``.
 
     Raises:
         FileNotFoundError: if the run was not evaluated.
@@ -57,8 +57,8 @@ def stage_table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
     """Return rows of several seeds as a Markdown table with a line for each stage.
 
     Args:
-        rows: of :func:`evaluation_rows`.
-        names: what a stage is, by its name in ``rows``.
+        rows: rows of :func:`evaluation_rows`.
+        names: title of each stage, by its name in ``rows``.
     """
     header = ("stage", "success_once by seed", "mean", "standard deviation", "at end", "env steps", "minutes")
     body = []

@@ -31,40 +31,42 @@ from torchrl_flow.runs.checkpoint_check import (
 )
 from torchrl_flow.runs.names import SUFFIX
 from torchrl_flow.util.files import staged
+from torchrl_flow.util.plain_config import PlainConfig
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions
 
 __all__ = ["CheckpointDirectory", "as_json", "save_checkpoint"]
 
 FORMAT = "torchrl_flow.checkpoint"
 FORMAT_VERSION = 1
-"""The suffix by which TorchRL's rotation knows an archive."""
+"""Version of the checkpoint format."""
 
 
 def as_json(name: str, value: Any) -> Any:
     """Return ``value`` as what JSON gives back, dataclasses, paths and tuples included.
 
     Args:
-        name: what the value is, for the error.
+        name: name of the value in the error.
         value: dataclass, mapping, sequence or scalar.
 
     Raises:
-        ValueError: if something in it is not JSON-able, naming it.
+        ValueError: if something in it is not JSON-able. The error names it.
 
     Examples:
         >>> as_json("config", {"betas": (0.9, 0.95), "out": Path("runs")})
         {'betas': [0.9, 0.95], 'out': 'runs'}
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
 
     def fallback(item: Any) -> Any:
+        if isinstance(item, PlainConfig):
+            return item.to_dict()
         if isinstance(item, os.PathLike):
             return os.fspath(item)
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             return dataclasses.asdict(item)
         if isinstance(item, (np.generic, torch.Tensor)) and item.ndim == 0:
             return item.item()
-        raise ValueError(f"{name} holds {item!r} of type {type(item).__name__}, which JSON cannot keep.")
+        raise ValueError(f"{name} holds {item!r} of type {type(item).__name__}, which JSON cannot represent.")
 
     return json.loads(json.dumps(value, default=fallback))
 
@@ -90,17 +92,18 @@ def save_checkpoint(
 
     Args:
         path: file to write; ``.torchrl`` is the usual suffix.
-        modules: by role: ``policy``, ``ema_policy``, ``critic``, ``target_critic``, ``loss``, ...;
-            normalisers belong to the state of their module.
-        optimizers: by name.
-        state: by name, objects with ``state_dict`` and ``load_state_dict`` (schedulers, samplers) or ``dump``
-            and ``load`` (replay buffers).
-        config: dataclass or mapping, the script's arguments.
-        task: identity of the task (an env's ``task_info``), compared by ``require_task``.
-        actor_config: dataclass or mapping from which the actor is rebuilt from the file alone.
+        modules: modules by role: ``policy``, ``ema_policy``, ``critic``, ``target_critic``, ``loss``, ...; normalisers
+            belong to the state of their module.
+        optimizers: optimisers by name.
+        state: other objects by name, with ``state_dict`` and ``load_state_dict`` (schedulers, samplers) or ``dump`` and
+            ``load`` (replay buffers).
+        config: dataclass or mapping with the script's arguments.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info` of an environment), as a
+            :class:`~torchrl_flow.envs.TaskInfo` or a mapping; :func:`require_task` compares it.
+        actor_config: dataclass or mapping from which the actor can be rebuilt.
         counters: whole numbers such as ``step`` and ``env_steps``.
-        metrics: scalars measured at this point, such as ``eval/success_once``; the best one is found by them.
-        metadata: anything else that JSON can hold.
+        metrics: scalars measured at this step, such as ``eval/success_once``; they determine the best checkpoint.
+        metadata: further JSON-able values.
         rng: keep the state of the global generators of Python, NumPy, torch and the accelerators.
 
     Returns:
@@ -135,7 +138,7 @@ def save_checkpoint(
             checkpoint.register(f"{group}.{name}", part, adapter=adapter)
     if rng:
         checkpoint.register("rng", GlobalRNGState(), adapter=CheckedStateDictAdapter())
-    described = {"config": config, "task": task, "actor_config": actor_config, "counters": counters}
+    described = {"config": config, "task": TaskInfo.of(task), "actor_config": actor_config, "counters": counters}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -158,10 +161,10 @@ class CheckpointDirectory:
     not.
 
     Args:
-        directory: made at the first save.
+        directory: directory, which is created at the first save.
         keep_last: number of newest checkpoints to keep, at least 1.
-        keep_best: metric whose best checkpoint is kept besides, looked up in the metadata of the checkpoints.
-        mode: ``"max"`` or ``"min"``, which metric is the best.
+        keep_best: metric whose best checkpoint is also kept, looked up in the metadata of the checkpoints.
+        mode: ``"max"`` or ``"min"``: whether the best metric is the largest or the smallest.
     """
 
     def __init__(

@@ -41,21 +41,21 @@ _FIELDS: Mapping[str, type] = {
 
 
 def require_archive(path: Path) -> None:
-    """Refuse a file that is no archive of TorchRL's ``Checkpoint``, saying what it looks like.
+    """Refuse a file that is not an archive of TorchRL's ``Checkpoint``; the error says what it looks like.
 
     Raises:
-        CheckpointError: naming the file, if it is empty, truncated, or something else.
+        CheckpointError: if it is empty, truncated, or something else. The error names the file.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint: one is a single file, and this is none.")
+        raise CheckpointError(f"{path} is not a checkpoint: a checkpoint is a single regular file.")
     size = path.stat().st_size
     if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): it was never written whole.")
+        raise CheckpointError(f"{path} is empty (0 bytes): it was not written completely.")
     with path.open("rb") as file:
         header = file.read(30)
         first_name = file.read(int.from_bytes(header[26:28], "little"))
     if header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{path} is not a checkpoint: it is no zip archive (it starts with {header[:4]!r}).")
+        raise CheckpointError(f"{path} is not a checkpoint: it is not a zip archive (it starts with {header[:4]!r}).")
     damaged = f"{path} is truncated or damaged ({size} bytes)"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -80,7 +80,7 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     component of a state dict consists of its ``state.pt`` alone.
 
     Raises:
-        CheckpointError: naming the file and the member or field.
+        CheckpointError: if the check fails. The error names the file and the member or field.
         zipfile.BadZipFile: if it is no zip archive, or damaged.
     """
     try:
@@ -108,7 +108,7 @@ def require_readable_manifest(path: Path) -> None:
     Other damage is left to whoever opens the file.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: if the check fails. The error names the file.
     """
     try:
         if path.is_dir():
@@ -129,7 +129,8 @@ def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """Return the manifest of an archive.
 
     Raises:
-        DataError: naming the file, if there is none, or it is too large, too deep or no JSON object.
+        DataError: if there is none, or it is too large, nested too deeply or not a JSON object. The error names the
+            file.
     """
     if MANIFEST not in archive.namelist():
         raise DataError(f"{path} is not a checkpoint: a zip archive without {MANIFEST}.")
@@ -152,7 +153,7 @@ def _component_files(name: str, record: Any, path: Path) -> Iterator[str]:
         if files != [_STATE]:
             raise DataError(f"{where} must consist of {_STATE} alone, got {files[:6]}: nothing else is read.")
     elif record.get("adapter") != DumpLoadCheckpointAdapter.adapter_id or not name.startswith("state."):
-        raise DataError(f"{where} has the adapter {str(record.get('adapter'))[:80]!r}, and that is not read.")
+        raise DataError(f"{where} has the adapter {str(record.get('adapter'))[:80]!r}, which is not supported.")
     for file in files:
         member = f"{folder}/{file}"
         parts = PurePosixPath(member).parts
@@ -165,7 +166,7 @@ def check_manifest_fields(manifest: Mapping[str, Any], path: Path) -> None:
     """Validate that a manifest has the fields of a checkpoint of this package.
 
     Raises:
-        CheckpointError: naming the field.
+        CheckpointError: if the check fails. The error names the field.
     """
     own = manifest["metadata"]
     for field, kind in _FIELDS.items():
@@ -190,8 +191,8 @@ def building(path: Path, field: str) -> Iterator[None]:
     """Add the file and the field to the error if a network cannot be built from its description.
 
     Args:
-        path: of the checkpoint.
-        field: of the manifest that describes the network.
+        path: path of the checkpoint.
+        field: field of the manifest that describes the network.
 
     Raises:
         CheckpointError: in place of an error over types, values or missing fields.
@@ -207,7 +208,7 @@ def building(path: Path, field: str) -> Iterator[None]:
 
 @contextmanager
 def _named_as(path: Path) -> Iterator[None]:
-    """Have errors name a component as it is in the archive, not where TorchRL unpacks it for a moment."""
+    """Make errors name a component by its path in the archive, not by the path where TorchRL unpacks it."""
     try:
         yield
     except DataError as error:
@@ -215,7 +216,7 @@ def _named_as(path: Path) -> Iterator[None]:
 
 
 class CheckedStateDictAdapter(StateDictCheckpointAdapter):
-    """A ``torch.save`` payload a component, read with ``weights_only=True`` and in no other way.
+    """One ``torch.save`` file for each component, which is only read with ``weights_only=True``.
 
     TorchRL's default writes one file per tensor, hundreds for an optimiser, and gains nothing inside an archive; and
     where a component has no ``state.pt``, its ``load`` falls back to a loader that unpickles.
@@ -241,7 +242,7 @@ class CheckedStateDictAdapter(StateDictCheckpointAdapter):
 
 
 class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
-    """What a replay buffer dumps, checked file by file when it is written and before it is read."""
+    """Dump of a replay buffer, checked file by file when it is written and before it is read."""
 
     def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Write the component; its files must be such as :meth:`load` reads."""
@@ -252,7 +253,7 @@ class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
             check_dump(path)
         except DataError as error:
             raise ValueError(
-                f"a {type(component).__name__} was dumped to what could not be read again: {error} TorchRL pickles "
+                f"the dump of a {type(component).__name__} could not be read again: {error} TorchRL pickles "
                 "prefetched batches: make a stock buffer with prefetch=None."
             ) from error
         return result

@@ -1,4 +1,4 @@
-"""Reading checkpoints: what a file holds, its parts on demand, and the refusal of what does not fit."""
+"""Reader of checkpoints: manifest, parts on demand, and errors for what does not fit."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from torchrl_flow.runs.checkpoint_check import (
 from torchrl_flow.runs.names import SUFFIX, Which
 from torchrl_flow.training.finite import buffers_of, require_finite
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.task_info import TaskInfo
 
 _KINDS = {"module": "role", "optimizer": "optimiser", "state": "state"}
 
@@ -42,7 +43,7 @@ class _Receiver:
 
 
 class TrainingCheckpoint:
-    """A checkpoint file: its manifest is read, its tensors when asked for.
+    """A checkpoint file, whose manifest is read at once and whose tensors on demand.
 
     Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
     unpacked, and tensors are read with ``weights_only=True``.
@@ -50,10 +51,10 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         manifest: manifest written by TorchRL's ``Checkpoint``.
-        map_location: device of the tensors, None for the one they were saved from.
+        map_location: device of the tensors; None for the device that they were saved from.
 
     Raises:
-        CheckpointError: if the manifest lacks a field.
+        CheckpointError: if the manifest lacks a field, or its task has a field that is not allowed.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], map_location: Any = None) -> None:
@@ -64,7 +65,7 @@ class TrainingCheckpoint:
         self._components: Mapping[str, Any] = manifest["components"]
         own = manifest["metadata"]
         self.config: dict[str, Any] = own["config"]
-        self.task: dict[str, Any] = own["task"]
+        self.task = _task_of(own["task"], path)
         self.actor_config: dict[str, Any] = own["actor_config"]
         self.counters: dict[str, int] = own["counters"]
         self.metadata: dict[str, Any] = own["metadata"]
@@ -145,10 +146,10 @@ class TrainingCheckpoint:
         """Load parts into live objects; change none of them if a part is missing or not finite.
 
         Args:
-            modules: by role; roles of the file that are not named are left alone.
-            optimizers: by name.
-            state: by name.
-            rng: put the global generators where they were. Do it last, when everything else is built.
+            modules: modules by role; roles that are not named are ignored.
+            optimizers: optimisers by name.
+            state: other objects by name.
+            rng: restore the state of the global generators. Do it last, when everything else is built.
 
         Returns:
             The step of the checkpoint.
@@ -161,7 +162,9 @@ class TrainingCheckpoint:
         for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
             parts |= {(group, name): part for name, part in (given or {}).items()}
         if rng and not self.has_rng:
-            raise CheckpointError(f"{self.path} holds no state of the random generators, so no exact resume.")
+            raise CheckpointError(
+                f"{self.path} has no state of the random generators, which an exact resumption needs."
+            )
         self._restore_into(parts)
         if rng:
             self._load({"rng": GlobalRNGState()}, map_location="cpu")
@@ -209,6 +212,13 @@ class TrainingCheckpoint:
             raise CheckpointError(f"{self.path} is damaged: {error}.") from error
 
 
+def _task_of(found: Mapping[str, Any], path: Path) -> TaskInfo:
+    try:
+        return TaskInfo.of_file(found)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the manifest's 'task' cannot be read: {error}") from error
+
+
 def load_checkpoint(
     path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
 ) -> TrainingCheckpoint:
@@ -216,15 +226,15 @@ def load_checkpoint(
 
     Args:
         path: file written by :func:`save_checkpoint`, or the directory of a run.
-        which: which one of a run: the ``"last"``, or the ``"best"`` by the metric that the run keeps the best of, which
-            is the last one where the run keeps none.
-        map_location: device of the tensors read; None for the one they were saved from.
+        which: which checkpoint of a run to open: ``"last"``, or ``"best"`` by the metric whose best checkpoint the run
+            keeps (the last one if the run keeps no best one).
+        map_location: device of the tensors; None for the device that they were saved from.
 
     Raises:
         ValueError: if ``which`` is neither.
         FileNotFoundError: if there is none.
-        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or
-            holds, or its manifest lists, what a checkpoint does not: see ``docs/security.md``.
+        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or has
+            members that a checkpoint does not have: see ``docs/security.md``.
     """
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
@@ -294,14 +304,15 @@ def require_task(
 
     Args:
         checkpoint: the checkpoint.
-        task_info: identity of the task now, such as an env's ``task_info``.
-        ignore: fields that may differ: what a policy sees and does depends on none of them.
-        optional: fields that the checkpoint need not have: those made before they were recorded do not.
+        task_info: identity of the task now (:func:`~torchrl_flow.envs.task_info` of an environment), or a mapping of
+            those of its fields that are to be compared.
+        ignore: fields that may differ, since a policy does not depend on them.
+        optional: fields that the checkpoint may lack, since older checkpoints do not record them.
 
     Raises:
         CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
     """
-    wanted = as_json("task_info", dict(task_info))
+    wanted = as_json("task_info", TaskInfo.of(task_info))
     recorded = [name for name in wanted if name in checkpoint.task or name not in optional]
     names = [name for name in recorded if name not in ignore]
     differing = differing_fields(checkpoint.task, wanted, names, absent="not recorded")

@@ -12,10 +12,10 @@ __all__ = ["DirectoryLock"]
 
 
 class DirectoryLock:
-    """Holds a directory for a process; leaves no file. Where the system has no such locks, none is held.
+    """Lock of a directory for a process, without a lock file. On a system without such locks it does nothing.
 
     Args:
-        directory: to work in.
+        directory: directory to lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -23,7 +23,7 @@ class DirectoryLock:
         self._finalizer: Any = None
 
     def acquire(self) -> bool:
-        """Hold the directory from here on, if nobody else does; tells whether nobody does."""
+        """Lock the directory if no other process has; return whether it is locked for this process."""
         if self._finalizer is not None and self._finalizer.alive:
             return True
         descriptor = self._open()

@@ -29,7 +29,7 @@ BOOKKEEPING = (
 
 
 def calling_script() -> str:
-    """Name of the script that makes the run: a recipe that another one calls is told by its own name."""
+    """Name of the script that makes the run; a recipe that another recipe calls has its own name."""
     frame, package = sys._getframe(1), Path(__file__).parents[1]
     between = (package / "runs", package / "options")  # Where recipes have their runs opened.
     while frame.f_back is not None and Path(frame.f_code.co_filename).parent in between:

@@ -33,19 +33,19 @@ class RunLogger:
     W&B are TorchRL's loggers as they are.
 
     Args:
-        directory: of the run.
-        resume_step: go on after this step: rows of later ones are dropped. None for a new run, whose
-            directory must hold no metrics yet.
+        directory: directory of the run.
+        resume_step: step to continue after; rows of later steps are dropped. None for a new run, whose directory must
+            hold no metrics.
         tensorboard: write event files to ``directory/tensorboard``.
-        wandb: ``"online"`` or ``"offline"`` (files in ``directory/wandb``), None for none. A resumed run goes
-            on under its old id.
+        wandb: ``"online"`` or ``"offline"`` (files in ``directory/wandb``), None for none. A resumed run continues
+            under its old id.
         project: project of W&B.
         group: group of W&B.
-        config: hyper-parameters shown beside the run in W&B.
+        config: hyper-parameters of the run for W&B.
 
     Raises:
         ValueError: if ``wandb`` is unknown or a new run finds metrics.
-        RuntimeError: if a package is missing, naming the extra.
+        RuntimeError: if a package is missing. The error names the extra.
 
     Examples:
         >>> import tempfile
@@ -73,7 +73,7 @@ class RunLogger:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / "metrics.csv"
         if resume_step is None and self.path.exists():
-            raise ValueError(f"{self.path} is there already; resume its run or choose another directory.")
+            raise ValueError(f"{self.path} exists already: resume its run, or choose another directory.")
         _cut_back(self.path, -1 if resume_step is None else resume_step)
         self._file = self.path.open("a", encoding="utf-8", newline="")
         self.loggers: dict[str, Logger] = {}
@@ -138,8 +138,8 @@ class RunLogger:
         Args:
             step: step of the run.
             name: name of the video.
-            path: its file.
-            frames: its frames, uint8 ``[T, h, w, 3]``.
+            path: file of the video.
+            frames: frames of the video, uint8 ``[T, h, w, 3]``.
         """
         if "wandb" in self.loggers:
             import wandb

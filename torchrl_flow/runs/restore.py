@@ -15,7 +15,7 @@ from torchrl_flow.runs.names import Which
 __all__ = ["ACTOR_CONFIG", "module_config", "open_checkpoint", "restore_module"]
 
 ACTOR_CONFIG = "actor_config"
-"""Name of the actor's description, which has a field of its own in a checkpoint."""
+"""Name of the description of the actor, which is a separate field of a checkpoint."""
 
 _ABSENT = "{path} holds no {name}, only {roles}."
 _Config = TypeVar("_Config")
@@ -27,7 +27,7 @@ def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "las
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        which: of a run, the last checkpoint or the best one.
+        which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
     """
     if isinstance(source, TrainingCheckpoint):
         return source
@@ -46,8 +46,8 @@ def module_config(
     Args:
         checkpoint: the checkpoint.
         name: :data:`ACTOR_CONFIG`, or the module's name among the checkpoint's ``module_configs``.
-        read: makes the description from plain values, such as ``CriticConfig.from_dict``.
-        absent: message where there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
+        read: function that makes the description from plain values, such as ``CriticConfig.from_dict``.
+        absent: message if there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
 
     Raises:
         CheckpointError: if the checkpoint does not describe such a module, or describes what cannot be built.
@@ -74,10 +74,10 @@ def restore_module(
     Args:
         checkpoint: the checkpoint.
         name: see :func:`module_config`.
-        read: makes the description from plain values, such as ``CriticConfig.from_dict``.
-        make: builds the module from its description.
-        roles: where its weights may be, the first that is there; ``name`` by default.
-        absent: message where there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
+        read: function that makes the description from plain values, such as ``CriticConfig.from_dict``.
+        make: function that builds the module from its description.
+        roles: roles whose weights may be loaded; the first role in the checkpoint is used. Defaults to ``name``.
+        absent: message if there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
 
     Raises:
         CheckpointError: if the module is not described, cannot be built, has no weights, or they do not fit.

@@ -23,6 +23,7 @@ from torchrl_flow.training.guard import UpdateGuard, guarding
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.progress import Progress
+from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
 
 __all__ = ["EVALUATION", "Run"]
@@ -48,16 +49,16 @@ class Run:
         resume: continue the run in ``directory`` from its newest checkpoint, or start it if there is
             none. Without ``resume`` a directory with a run raises an error, unless the run ended before its first
             checkpoint and evaluation: then it is overwritten, whatever its configuration was.
-        task: identity of the task (an env's ``task_info``), checked on resuming.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping, compared on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
-        module_configs: the same for other modules, by role: ``{"critic": CriticConfig(...)}``.
-        may_differ: fields of ``config`` that may change on resuming; by default those that training has not read yet:
-            its length (a schedule over the whole length goes on as that of the new length), bookkeeping, and what
-            comes after training.
-        defaults: values of the fields of ``config`` that are not given. A run of an older version, which lacked an
-            option, is resumed if the option now has its default.
+        module_configs: descriptions of the other modules, by role: ``{"critic": CriticConfig(...)}``.
+        may_differ: fields of ``config`` that may change when the run is resumed. Defaults to the length of the training
+            (a schedule over the whole length continues with the new length), bookkeeping, and what comes after
+            training.
+        defaults: default values of the fields of ``config``. A run of an older version, which lacks an option, is
+            resumed if the option has its default now.
         keep_last: number of newest checkpoints to keep.
-        keep_best: metric whose best checkpoint is kept besides, such as ``"eval/success_once"``.
+        keep_best: metric whose best checkpoint is also kept, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
         wandb: see :class:`RunLogger`.
         project: project of W&B.
@@ -65,8 +66,8 @@ class Run:
         progress: show progress.
 
     Raises:
-        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process is
-            at it.
+        ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process
+            uses it.
         torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
 
     Examples:
@@ -103,7 +104,7 @@ class Run:
         self.directory = Path(directory)
         self.config: dict[str, Any] = as_json("config", config)
         self.recipe = calling_script()
-        self.task, self.actor_config = dict(task or {}), as_json("actor_config", actor_config or {})
+        self.task, self.actor_config = TaskInfo.of(task), as_json("actor_config", actor_config or {})
         self.module_configs = {role: as_json(role, value) for role, value in (module_configs or {}).items()}
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
@@ -137,7 +138,7 @@ class Run:
         project: str,
         group: str | None,
     ) -> None:
-        """Find what there is, and write what says that the run is going on."""
+        """Find an earlier run in the directory, and write the files that a start writes."""
         self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
@@ -159,7 +160,7 @@ class Run:
         )
 
     def _acquire(self) -> None:
-        """Refuse a directory that another process is at: two would write over each other's checkpoints."""
+        """Refuse a directory that another process uses: both would overwrite each other's checkpoints."""
         if not self._lock.acquire():
             raise ValueError(
                 f"{self.directory} is in use by a run of another process: wait until it has ended, or choose another "
@@ -202,7 +203,7 @@ class Run:
         if not isinstance(starts, list):
             raise DataError(f"{file} is damaged: it must hold a list, got a {type(starts).__name__}. Remove it.")
         start = {"step": self.step, "command": command_line(), "commit": git_commit(), "date": today()}
-        starts.append({**start, "recipe": self.recipe, "task": self.task.get("task")})
+        starts.append({**start, "recipe": self.recipe, "task": self.task.task})
         self.write_json("config.json", self.config)
         self.write_json("versions.json", collect_versions())
         self.write_json("provenance.json", starts)
@@ -240,7 +241,7 @@ class Run:
 
         Args:
             total: number of the last step.
-            save_every: steps between checkpoints; None: only the last.
+            save_every: steps between checkpoints. Defaults to None: only after the last step.
 
         Raises:
             ValueError: if the run has done more steps than ``total``.
@@ -285,7 +286,7 @@ class Run:
         """Return whether this is the first step, the last step, or a multiple of ``every`` steps.
 
         Args:
-            every: steps between two times, at least 1; 0 for never.
+            every: number of steps between two times, at least 1; 0 for never.
         """
         return bool(every) and (self.step == 1 or self.step % every == 0 or self.step == self._total)
 
@@ -318,7 +319,7 @@ class Run:
         """Write the checkpoint of the current step, with the metrics that were logged at it.
 
         Raises:
-            NonFiniteError: if a network is not finite; nothing is written, and the checkpoints before are kept.
+            NonFiniteError: if a network is not finite. Nothing is written, and earlier checkpoints are kept.
         """
         self._save_requested = False
         doing = f"the checkpoint of step {self.step} is not written and those before are kept"

@@ -1,4 +1,4 @@
-"""What a sweep says: the best configuration, and which differences exceed the spread."""
+"""Conclusions of a sweep: the best configuration, and which differences exceed the spread."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class SeedRun:
 
 @dataclasses.dataclass(frozen=True)
 class VariantResult:
-    """One configuration over its finished seeds; what none of them tells is ``None``."""
+    """One configuration over its finished seeds; a field is ``None`` if no run has it."""
 
     variant: Variant
     seeds: int
     success: float | None
     """Rate of success over the final evaluations of all seeds."""
     success_interval: tuple[float, float] | None
-    """Its 95 % Wilson interval."""
+    """95 % Wilson interval of ``success``."""
     steps_to_baseline: float | None
     """Mean over the seeds of the environment steps until an evaluation reached the baseline's final success; ``None``
     where a seed never did."""
@@ -53,7 +53,7 @@ class VariantResult:
     successes: int = 0
     """Successful episodes of the final evaluations of all seeds."""
     episodes: int = 0
-    """Episodes of them."""
+    """Episodes of the final evaluations of all seeds."""
     seed_success: tuple[float, ...] = ()
     """Rate of success of each finished seed."""
     band: SeedBand | None = None
@@ -68,8 +68,8 @@ def exceeds_spread(one: VariantResult, other: VariantResult) -> bool:
     """Tell whether two configurations differ by more than episodes and seeds explain.
 
     Args:
-        one: a configuration.
-        other: another; where one of them has no episodes, nothing is told apart.
+        one: configuration.
+        other: configuration to compare with. If one of them has no episodes, the result is False.
     """
     if not one.episodes or not other.episodes:
         return False
@@ -79,10 +79,10 @@ def exceeds_spread(one: VariantResult, other: VariantResult) -> bool:
 
 
 def conclude_sweep(results: Sequence[VariantResult]) -> list[str]:
-    """Return what the sweep says in sentences: best configuration with its interval, and what can be told apart.
+    """Return the conclusions of a sweep as sentences: the best configuration, and which differences exceed the spread.
 
     Args:
-        results: of :func:`~torchrl_flow.sweeps.summarise_sweep`.
+        results: results of :func:`~torchrl_flow.sweeps.summarise_sweep`.
     """
     finished = [result for result in results if result.success is not None]
     if not finished:

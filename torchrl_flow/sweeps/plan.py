@@ -1,4 +1,4 @@
-"""Many runs of one script: which they are, starting them through Ray, what became of each.
+"""Many runs of one script: their plan, their start through Ray, and their status.
 
 There is no scheduler here: Ray places the runs on the CPUs and GPUs of a machine or a cluster. Where it is not
 installed they run one after the other. What a run did is in files of its own, so that a sweep which is started again
@@ -46,7 +46,7 @@ class Variant:
     name: str
     """Name of the variant."""
     category: str
-    """Variants that it is compared with, beside the baseline."""
+    """Name of the group of variants that it is compared with."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the script that differ from the baseline's."""
 
@@ -72,7 +72,7 @@ class SweepRun:
 
     @property
     def record(self) -> Path:
-        """File of what became of the run."""
+        """File with the status of the run."""
         return self.directory.parent / "logs" / f"{self.name}.json"
 
     def shell(self) -> str:
@@ -87,16 +87,16 @@ class RunStatus:
     run: SweepRun
     state: RunState
     detail: str = ""
-    """The end of what a crashed run printed."""
+    """Last lines of the output of a crashed run."""
     wall_s: float | None = None
-    """Seconds that its last start took."""
+    """Seconds of its last start."""
 
 
 def select_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
     """Return the variants of these names, or of these categories; all where none is named.
 
     Raises:
-        ValueError: if a name is unknown, naming those that are known.
+        ValueError: if a name is unknown. The error names those that are known.
 
     Examples:
         >>> found = [Variant("baseline", "baseline"), Variant("k4", "steps"), Variant("k16", "steps")]
@@ -121,17 +121,18 @@ def plan_sweep(
     directory: str | Path,
     options: Mapping[str, Any] | None = None,
 ) -> list[SweepRun]:
-    """Return the runs of every variant with every seed, seeds outermost, so that a comparison is whole early.
+    """Return the runs of every variant with every seed, in the order of the seeds, so that variants compare early.
 
     The script must take ``--runs``, ``--name``, ``--seed``, ``--label`` and ``--resume``, and end with
     :func:`~torchrl_flow.reports.conclude`: what it leaves says that the run is finished.
 
     Args:
-        variants: the configurations.
-        seeds: of each.
+        variants: configurations.
+        seeds: seeds of each configuration.
         program: the script's command without options, such as ``["python", "examples/reinflow.py"]``.
-        directory: of the sweep; a run's directory is ``directory/<variant>-<seed>``.
-        options: of all runs; a variant's come after them. ``None`` leaves an option out; a sequence is spread.
+        directory: directory of the sweep; that of a run is ``directory/<variant>-<seed>``.
+        options: options of all runs; the options of a variant follow them. ``None`` omits an option; a sequence becomes
+            several words.
 
     Raises:
         ValueError: if there is nothing to run or a name comes twice.
@@ -164,8 +165,8 @@ def gpu_share(device: str, workers: int | None = None) -> float:
     """Return the share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs without one.
 
     Args:
-        device: of the runs: ``"auto"`` is a GPU where there is one.
-        workers: runs at a time; as many as there are CPUs where ``None``.
+        device: device of the runs; ``"auto"`` is a GPU if there is one.
+        workers: runs at a time. Defaults to the number of CPUs.
 
     Examples:
         >>> gpu_share("cpu")
@@ -177,7 +178,7 @@ def gpu_share(device: str, workers: int | None = None) -> float:
 
 
 def run_status(run: SweepRun) -> RunStatus:
-    """Read from its files what became of a run."""
+    """Read the status of a run from its files."""
     record: dict[str, Any] = {}
     if run.record.exists():
         record = read_object(run.record)
@@ -274,22 +275,24 @@ def run_sweep(
     on_change: Callable[[list[RunStatus]], None] | None = None,
     poll_s: float = 2.0,
 ) -> list[RunStatus]:
-    """Run what is not finished, several at a time; a run that crashes does not stop the others.
+    """Run the unfinished runs, several at a time; a run that crashes does not stop the others.
 
     What another sweep runs on this machine is left to it.
 
     Args:
-        runs: of :func:`plan_sweep`.
-        workers: runs at a time on this machine; as many as its CPUs allow where ``None``. Of no effect on a cluster.
+        runs: runs of :func:`plan_sweep`.
+        workers: runs at a time on this machine. Defaults to as many as its CPUs allow. Ignored on a cluster.
         cpus_per_run: CPUs, and threads, of a run.
-        gpus_per_run: GPUs of a run; parts of one are allowed. ``None``: the share of :func:`gpu_share`.
-        device: of the runs, for that share.
-        address: of a Ray cluster, which must see this directory; this machine alone where ``None``.
-        on_change: called with the state of every run, at the start, every ``poll_s`` seconds and at the end.
-        poll_s: seconds between two calls of it.
+        gpus_per_run: GPUs of a run, which may be a fraction. Defaults to the share of :func:`gpu_share`.
+        device: device of the runs, for the share of a GPU.
+        address: address of a Ray cluster, which must have access to this directory. Defaults to None: this machine
+            only.
+        on_change: function that is called with the state of every run, at the start, every ``poll_s`` seconds and at
+            the end.
+        poll_s: seconds between two calls of ``on_change``.
 
     Returns:
-        what became of each run, in their order.
+        The status of each run, in their order.
     """
     show = on_change or (lambda statuses: None)
     gpus_per_run = gpu_share(device, workers) if gpus_per_run is None else gpus_per_run

@@ -68,8 +68,8 @@ def summarise_sweep(statuses: Sequence[RunStatus], *, metric: str = "eval/succes
     """Return what the finished runs of each configuration show, in the order in which they come.
 
     Args:
-        statuses: of :func:`~torchrl_flow.sweeps.run_sweep`.
-        metric: the curve, logged by the runs.
+        statuses: statuses of :func:`~torchrl_flow.sweeps.run_sweep`.
+        metric: metric of the curve, which the runs log.
     """
     variants = list({status.run.variant.name: status.run.variant for status in statuses}.values())
     finished: dict[str, list[_Finished]] = {variant.name: [] for variant in variants}
@@ -139,8 +139,8 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
     one that has none. Without matplotlib it has no curves, and says so.
 
     Args:
-        directory: of the sweep.
-        results: of :func:`summarise_sweep`.
+        directory: directory of the sweep.
+        results: results of :func:`summarise_sweep`.
         title: heading of the page.
     """
     folder = Path(directory)

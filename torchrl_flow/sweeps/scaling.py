@@ -18,9 +18,9 @@ def scale_options(
 
     Args:
         options: the configuration, in the units of ``reference``.
-        reference: the baseline that it was written for.
-        base: the baseline that it is carried to.
-        absolute: names of options that are taken as they are.
+        reference: baseline that the configuration was written for.
+        base: baseline that it is converted to.
+        absolute: names of options that are not scaled.
 
     Examples:
         >>> scale_options({"lr": 1e-5, "epochs": 8}, {"lr": 1e-4, "epochs": 4}, {"lr": 2e-3, "epochs": 2})

@@ -28,11 +28,11 @@ def noisy_rollouts(
     """Collect the observations that the noisy flow reads, its chain and the outcome of each chunk, and nothing else.
 
     Args:
-        env: chunk env, or what collector processes make theirs of.
-        noisy: the noisy flow.
+        env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
+        noisy: noisy flow actor.
         num_steps: chunks per sub-environment and rollout.
-        seed: of the first episodes.
-        policy_device: device of the flow, where it is not that of the environment.
+        seed: seed of the first episodes.
+        policy_device: device of the flow, if it is not that of the environment.
     """
     observed = list(noisy.in_keys)
     parts: dict[str, Any] = {"keep": [*observed, "flow"], "keep_next": [*observed, *OUTCOME]}

@@ -41,15 +41,15 @@ class CollectorRollouts:
     Two runs that are not stopped are equal to the bit.
 
     Args:
-        envs: makes the environment of each process; see :class:`~torchrl_flow.envs.CollectorEnvs`.
-        policy: the learner's, on any device.
+        envs: factory of the environments of the processes; see :class:`~torchrl_flow.envs.CollectorEnvs`.
+        policy: policy that is trained, on any device.
         num_steps: T, chunks per sub-environment.
 
     Keyword Args:
-        keep: root entries to keep; all where ``None``.
-        keep_next: entries below ``"next"`` to keep; all where ``None``.
-        prepare: done to each transition before it is kept, in this process.
-        seed: of the first episodes and of what the copies of the policy draw; drawn where ``None``.
+        keep: root entries to keep. Defaults to all.
+        keep_next: entries below ``"next"`` to keep. Defaults to all.
+        prepare: function that is applied to each transition before it is kept, in this process.
+        seed: seed of the first episodes and of the draws of the policy's copies. Defaults to a random seed.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -92,8 +92,9 @@ class CollectorRollouts:
         """Return the next ``[processes * N, T]`` transitions (``[processes, T]`` where no environment is batched).
 
         Raises:
-            CollectorError: if a process cannot start or has ended, naming it.
-            NonFiniteError: if a number is not finite, naming it and the sub-environment, counted over all processes.
+            CollectorError: if a process cannot start or has ended. The error names it.
+            NonFiniteError: if a number is not finite. The error names it and the sub-environment, counted over all
+                processes.
         """
         collector = self._started()
         try:
@@ -202,10 +203,10 @@ class CollectorRollouts:
         entries = non_finite_entries(data)
         if entries:
             raise NonFiniteError(
-                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite or above 1e9 in size, the row "
-                f"being the sub-environment, {self.envs.batch_size.numel()} of each collector process. Nothing of this "
-                "rollout is kept: correct the environment, or the policy if 'action' is among them, and go on from the "
-                "last checkpoint (--resume)."
+                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite or above 1e9 in size, where "
+                f"the row is the sub-environment, {self.envs.batch_size.numel()} of each collector process. This "
+                "rollout is discarded: correct the environment, or the policy if 'action' is among them, and "
+                "continue from the last checkpoint (--resume)."
             )
 
 
@@ -221,12 +222,12 @@ def make_rollouts(
     """Make the rollouts of an environment of this process, or of collector processes.
 
     Args:
-        env: a chunk env, or what collector processes make theirs of.
-        policy: maps the observation TensorDict to one with the action; a module for collector processes.
+        env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
+        policy: policy that maps the observation TensorDict to one with the action; it must be a module for collector
+            processes.
         num_steps: chunks per sub-environment and rollout.
-        seed: of the first episodes.
-        policy_device: device of the policy, where it is not that of the environment; collector processes act on the
-            CPU.
+        seed: seed of the first episodes.
+        policy_device: device of the policy, if it is not that of the environment; collector processes act on the CPU.
         **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`.
     """
     if isinstance(env, CollectorEnvs):

@@ -50,9 +50,9 @@ def append_features(env: Any, actor: FlowActor) -> Any:
     environment of :func:`make_chunk_env` what a chunk ends with is encoded.
 
     Args:
-        env: a ``TransformedEnv``, which gains the entry in place, or
-            :class:`~torchrl_flow.envs.CollectorEnvs`, whose processes get a copy of the encoder on the CPU.
-        actor: held, not copied, in this process; no gradient reaches its encoder.
+        env: ``TransformedEnv``, which is changed in place, or :class:`~torchrl_flow.envs.CollectorEnvs`, whose
+            processes get a copy of the encoder on the CPU.
+        actor: flow actor. In this process it is shared, not copied; no gradient reaches its encoder.
 
     Returns:
         ``env``, or the new :class:`~torchrl_flow.envs.CollectorEnvs`.

@@ -61,10 +61,10 @@ def require_finite_losses(losses: Mapping[str, Tensor], *, step: int, batch: Ten
     Args:
         losses: scalars by name.
         step: number of the update, for the message.
-        batch: what they were computed from, searched for the cause.
+        batch: batch that the losses were computed from, searched for the cause.
 
     Raises:
-        NonFiniteError: naming the losses, the step, and the keys and rows of the batch.
+        NonFiniteError: if the check fails. The error names the losses, the step, and the keys and rows of the batch.
     """
     # One number to look at: the sum is finite unless a term is not, and an overflow of the sum is no less an error.
     if torch.stack([loss.detach().reshape(()).float() for loss in losses.values()]).sum().isfinite():
@@ -77,13 +77,13 @@ def require_finite_norm(norm: Tensor, name: str, *, step: int, batch: TensorDict
     """Refuse a gradient whose norm is NaN or infinite, before the optimiser uses it.
 
     Args:
-        norm: of the gradient.
-        name: of the optimiser or loss, for the message.
+        norm: norm of the gradient.
+        name: name of the optimiser or loss, for the message.
         step: number of the update, for the message.
-        batch: what the gradient was computed from, searched for the cause.
+        batch: batch that the gradient was computed from, searched for the cause.
 
     Raises:
-        NonFiniteError: naming the gradient, the step, and the keys and rows of the batch.
+        NonFiniteError: if the check fails. The error names the gradient, the step, and the keys and rows of the batch.
     """
     if not norm.isfinite():
         raise NonFiniteError(f"Update {step}: the gradient of {name} has norm {norm.item():g}. {_cause(batch)}")
@@ -111,11 +111,12 @@ def gradient_step(
 
     Args:
         losses: scalars by name.
-        optimizers: by name.
+        optimizers: optimisers by name.
         step: number of the update, for messages.
-        batch: what the losses were computed from; searched for the cause of a non-finite loss.
+        batch: batch that the losses were computed from, searched for the cause of a non-finite loss.
         max_grad_norm: clip the gradient of each optimiser's parameters to this norm.
-        guard: how many updates may be skipped; that of the run by default, and outside of a run none.
+        guard: decides how many updates may be skipped. Defaults to the guard of the current run; outside of a run, none
+            may be skipped.
 
     Returns:
         ``gradient_norm_<name>`` of each optimiser, before clipping; NaN of an update that was skipped.
@@ -168,11 +169,11 @@ def require_finite_modules(modules: Mapping[str, Any], *, doing: str) -> None:
     """Refuse networks with a parameter that is NaN or infinite, or a buffer that is NaN (bounds may be infinite).
 
     Args:
-        modules: by role; what has no ``state_dict`` of tensors is passed over.
-        doing: what is refused, for the message, such as ``"the checkpoint of step 10 is not written"``.
+        modules: modules by role. An object whose ``state_dict`` holds no tensors is ignored.
+        doing: consequence of the error, for the message, such as ``"the checkpoint of step 10 is not written"``.
 
     Raises:
-        NonFiniteError: naming role and entry.
+        NonFiniteError: if the check fails. The error names role and entry.
     """
     for role, module in modules.items():
         if not isinstance(module, nn.Module):
@@ -196,7 +197,7 @@ def non_finite_entry(state: Any, *, unbounded: Collection[str] = (), prefix: str
         state: tensors in mappings and sequences.
         unbounded: names of entries that may hold infinities. The sides of an action's bounds (``action_low``,
             ``action_high``) are infinite where there is no bound, and may be so anyway.
-        prefix: put before the names.
+        prefix: prefix of the names.
 
     Examples:
         >>> layer = torch.nn.Linear(1, 1)
@@ -245,12 +246,12 @@ def require_finite(state: Any, what: str, path: Path, *, unbounded: Collection[s
 
     Args:
         state: the state dict.
-        what: ``role 'policy'`` or the like, for the error.
-        path: the file that it is of.
+        what: name of the state dict in the error, such as ``role 'policy'``.
+        path: file of the state dict.
         unbounded: names of entries that may hold infinities.
 
     Raises:
-        CheckpointError: naming role, entry and file.
+        CheckpointError: if the check fails. The error names role, entry and file.
     """
     entry = non_finite_entry(state, unbounded=unbounded)
     if entry is not None:

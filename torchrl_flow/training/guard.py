@@ -1,4 +1,4 @@
-"""What becomes of an update that is not finite, and whether values are such as the rewards can give."""
+"""Handling of non-finite updates, and a check of values against the rewards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS_KEY: NestedKey = ("next", "steps_to_next_obs")
 VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value")
 """Names of metrics that are mean values of actions."""
 FACTOR = 10.0
-"""How far values may be above what rewards alone can give: an entropy bonus adds to them."""
+"""Factor by which values may exceed the bound of the rewards, since an entropy bonus adds to values."""
 
 
 class UpdateGuard:
@@ -33,8 +33,8 @@ class UpdateGuard:
     ratios of updates to data go on.
 
     Args:
-        max_skipped: updates to skip; the next one is an error.
-        gamma: discount of the values that :meth:`check_values` looks at; None for no such check.
+        max_skipped: number of updates that may be skipped; the next one raises an error.
+        gamma: discount of the values that :meth:`check_values` checks; None for no check.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -73,17 +73,19 @@ class UpdateGuard:
         """Count an update that is not finite.
 
         Raises:
-            NonFiniteError: the error itself, if as many were skipped as may be.
+            NonFiniteError: the given error, if as many updates as allowed were skipped before.
         """
         if self.skipped >= self.max_skipped:
             if not self.max_skipped:
                 raise error
-            raise NonFiniteError(f"{error} {self.skipped} updates were skipped before, and no more are.") from error
+            raise NonFiniteError(
+                f"{error} {self.skipped} updates were skipped before, which is the largest number allowed."
+            ) from error
         self.skipped += 1
         _log.warning("%s Skipped: %d of at most %d.", error, self.skipped, self.max_skipped)
 
     def see(self, batch: TensorDictBase | None) -> None:
-        """Note the rewards of a batch: what values of actions can be at most."""
+        """Record the rewards of a batch, which bound the values of actions."""
         reward = None if batch is None or self.gamma is None else batch.get(REWARD_KEY, None)
         if batch is None or self.gamma is None or not isinstance(reward, Tensor) or not reward.numel():
             return
@@ -96,7 +98,7 @@ class UpdateGuard:
         """Warn, once, of a mean value that is far above what the rewards seen so far can give.
 
         Args:
-            metrics: scalars by name; those of :data:`VALUES`, after a last slash, are looked at.
+            metrics: scalars by name. Those whose name after the last slash is in :data:`VALUES` are checked.
         """
         if self._warned or self._bound is None:
             return
@@ -117,7 +119,7 @@ _guards: list[UpdateGuard] = []
 
 
 def current_guard() -> UpdateGuard:
-    """Return the guard of the run that is going on; one that skips nothing where there is none."""
+    """Return the guard of the current run; outside of a run, a guard that skips nothing."""
     return _guards[-1] if _guards else UpdateGuard()
 
 

@@ -20,16 +20,16 @@ class LossGroup:
 
     Args:
         losses: key or keys of the loss module's output; several are summed.
-        optimizer: of the parameters that these losses train.
-        every: an update of this group comes with every so many updates of the stepper; 8 for the actor of a critic
-            that takes 8 steps before it.
-        warmup: updates of the stepper before the first of this group, those of pretraining included; for an actor
-            that waits for its critic.
-        method: method of the loss module that computes these losses alone, from a batch, as a tensor, a pair of a
-            tensor and metrics, or a TensorDict; it spares computing them where they are not due. Default: they come
-            from the loss module's ``forward``, with those of all other groups without a method.
+        optimizer: optimiser of the parameters that these losses train.
+        every: number of updates of the stepper for each update of this group; 8 for an actor that is updated once for 8
+            updates of the critic.
+        warmup: number of updates of the stepper before the first update of this group, including those of pretraining;
+            for an actor that waits for its critic.
+        method: method of the loss module that computes only these losses from a batch, as a tensor, a pair of a tensor
+            and metrics, or a TensorDict. It avoids computing them when they are not due. Defaults to the loss module's
+            ``forward``, which computes the losses of all groups without a method.
         max_grad_norm: clip the gradient of the optimiser's parameters to this norm.
-        target_updater: stepped after the optimiser.
+        target_updater: target updater that is stepped after the optimiser.
 
     Raises:
         ValueError: if a number is out of its range or no loss is named.
@@ -70,11 +70,11 @@ def losses_by_name(result: Any, losses: Sequence[str]) -> dict[str, Tensor]:
     """Return the output of a loss module or of one of its methods as tensors by name.
 
     Args:
-        result: what it gave.
-        losses: the names asked for; a bare tensor is the only one.
+        result: output of the loss module or of one of its methods.
+        losses: names of the losses; a bare tensor is the only loss.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: if the result has another type.
     """
     if isinstance(result, Tensor):
         result = (result, {})
@@ -93,7 +93,7 @@ def scalar_loss(outputs: Mapping[str, Tensor], loss: str) -> Tensor:
     """Return the loss of that name.
 
     Raises:
-        ValueError: if there is none, or it is no scalar.
+        ValueError: if there is none, or it is not a scalar.
     """
     if loss not in outputs:
         raise ValueError(f"the loss module gives no {loss!r}; it gives {sorted(outputs)}.")

@@ -24,7 +24,7 @@ STEPS = "steps_to_next_obs"
 OUTCOME = ("reward", "done", "terminated", "truncated", STEPS)
 IS_DEMO = "is_demo"
 NO_OBSERVATIONS = (*OUTCOME, IS_DEMO, "success", "episode_reward", "step_rewards")
-"""Entries at the root and below ``"next"`` that no network reads, among those with numbers that are no counts."""
+"""Entries at the root and below ``"next"`` that are not observations."""
 
 
 def steered_rollouts(
@@ -40,11 +40,11 @@ def steered_rollouts(
     Where the policy reads the features of the frozen flow, those are kept in place of the observations.
 
     Args:
-        env: chunk env, or what collector processes make theirs of.
-        actor: the steered flow.
+        env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
+        actor: steered flow actor.
         num_steps: chunks per sub-environment and rollout.
-        seed: of the first episodes.
-        policy_device: device of the actor, where it is not that of the environment.
+        seed: seed of the first episodes.
+        policy_device: device of the actor, if it is not that of the environment.
     """
     seen: Any = (FEATURES_KEY,) if actor.reads_features else tuple(actor.in_keys)
 
@@ -74,12 +74,12 @@ def macro_transitions(
 
     Args:
         data: chunks of any shape ``[*B]``, executed or demonstrated, with a ``latent`` each.
-        flow: keep the features of this frozen flow in place of observations, for networks that read features.
-        observation_keys: observations to keep, such as ``in_keys`` of the actor. Where ``None``, all entries of
-            floating-point numbers or bytes that are at the root and below ``"next"``, rewards left out.
+        flow: keep the features of this frozen flow instead of the observations, for networks that read features.
+        observation_keys: observations to keep, such as ``in_keys`` of the actor. Defaults to all entries of
+            floating-point numbers or bytes that are both at the root and below ``"next"``, except rewards.
 
     Raises:
-        ValueError: if an entry is missing, naming it and those that are there.
+        ValueError: if an entry is missing. The error names it and those that are there.
     """
     data = data.reshape(-1)
     following: Any = data.get("next")
@@ -121,9 +121,9 @@ def macro_replay(capacity: int, *, batch_size: int, device: str = "cpu") -> Tens
     Latent and decoded action are stored as they were executed, so that no update runs the flow on old rows.
 
     Args:
-        capacity: transitions; the oldest go first.
+        capacity: capacity in transitions; the oldest ones are overwritten first.
         batch_size: rows of a sample.
-        device: where it lies.
+        device: device of the buffer.
     """
     storage = LazyTensorStorage(capacity, device=device)
     return TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
@@ -137,14 +137,14 @@ def replay_demonstrations(
     *,
     block_size: int = 256,
 ) -> None:
-    """Put demonstrations into a replay buffer, each with a latent from which the flow makes nearly its action.
+    """Put demonstrations into a replay buffer, each with a latent from which the flow makes about its action.
 
     Args:
-        buffer: of :func:`macro_replay`.
+        buffer: buffer of :func:`macro_replay`.
         data: the demonstrations.
-        latent: a latent for each of them (:func:`~torchrl_flow.policies.alias_demonstrations`).
-        actor: the steered flow, whose policy says whether observations or features are kept.
-        block_size: rows at a time: images are read and encoded so many at once.
+        latent: latent of each demonstrated chunk (:func:`~torchrl_flow.policies.alias_demonstrations`).
+        actor: steered flow, whose policy determines whether observations or features are kept.
+        block_size: number of rows that are read and encoded at a time.
 
     Raises:
         ValueError: if they do not fit into what the buffer has left.
@@ -165,7 +165,7 @@ class ReplayState:
     TorchRL saves a buffer's whole preallocated storage, of which most may never have been written.
 
     Args:
-        buffer: of :func:`macro_replay`; held, not copied.
+        buffer: buffer of :func:`macro_replay`. It is shared, not copied.
 
     Examples:
         >>> from tensordict import TensorDict

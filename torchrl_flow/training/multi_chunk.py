@@ -22,7 +22,7 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
     Args:
         data: transitions ``[*N, T]`` of a chunk environment, time in the last dimension, with ``reward``, ``done`` and
             ``steps_to_next_obs`` ``[*N, T, 1]`` below ``"next"``.
-        num_chunks: n; 1 gives the data as they are.
+        num_chunks: n; 1 returns the data unchanged.
 
     Keyword Args:
         gamma: discount of one environment step.

@@ -28,16 +28,17 @@ class ChunkRollouts:
 
     Args:
         env: chunk env (see :func:`~torchrl_flow.envs.make_chunk_env`).
-        policy: maps the observation TensorDict to one with the action.
+        policy: policy that maps the observation TensorDict to one with the action.
         num_steps: T, chunks per sub-environment.
 
     Keyword Args:
-        keep: root entries to keep; all where ``None``.
-        keep_next: entries below ``"next"`` to keep; all where ``None``.
-        prepare: done to each transition before it is kept, such as encoding what is observed after it.
-        seed: of the first episodes, for environments whose reset takes one; also of those that an environment which
-            cannot tell its state starts on resuming.
-        policy_device: device of the policy, where it is not that of the environment.
+        keep: root entries to keep. Defaults to all.
+        keep_next: entries below ``"next"`` to keep. Defaults to all.
+        prepare: function that is applied to each transition before it is kept, such as the encoding of the next
+            observation.
+        seed: seed of the first episodes, if the reset of the environment takes one. It also seeds the episodes with
+            which an environment without a state continues a resumed run.
+        policy_device: device of the policy, if it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -106,9 +107,10 @@ class ChunkRollouts:
         entries = non_finite_entries(data.reshape(-1))
         if entries:
             raise NonFiniteError(
-                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite or above 1e9 in size, the "
-                "row being the sub-environment. Nothing of this rollout is kept: correct the environment, or the "
-                "policy if 'action' is among them, and go on from the last checkpoint (--resume)."
+                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite or above 1e9 in "
+                "size, where the row is the sub-environment. This rollout is discarded: correct the "
+                "environment, or the policy if 'action' is among them, and continue from the last checkpoint "
+                "(--resume)."
             )
 
     def close(self) -> None:
@@ -161,8 +163,8 @@ def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success"
     be a failure.
 
     Args:
-        data: transitions of any shape ``[*B]``, of an environment in which success ends an episode.
-        success_key: below ``"next"``, bool ``[*B, 1]``.
+        data: transitions of any shape ``[*B]``, from an environment in which success ends an episode.
+        success_key: key of the success flag below ``"next"``, bool ``[*B, 1]``.
 
     Examples:
         >>> done, success = torch.tensor([[True], [False], [True]]), torch.tensor([[True], [False], [False]])
@@ -185,7 +187,7 @@ def minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
 
     Args:
         data: the rows.
-        size: rows of a minibatch; where there are fewer, all of them are one.
+        size: rows of a minibatch. If there are fewer rows, all of them form one minibatch.
 
     Raises:
         ValueError: if ``size`` is below 1.

@@ -14,8 +14,8 @@ def warmup_cosine(peak: float, step: int, total: int, *, warmup: int = 200, floo
         peak: learning rate at the top of the cosine.
         step: number of the step, from 1 to ``total``.
         total: steps of the cosine.
-        warmup: steps of the warm-up, which multiplies the cosine.
-        floor: share of ``peak`` that is left at ``total``.
+        warmup: steps of the linear warm-up, by which the cosine is multiplied.
+        floor: fraction of ``peak`` at step ``total``.
 
     Examples:
         >>> [round(warmup_cosine(1.0, step, 1000), 4) for step in (100, 500, 1000)]

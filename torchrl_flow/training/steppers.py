@@ -49,17 +49,18 @@ class NamedLossStepper(OptimizationStepper):
 
     Args:
         loss_module: any TorchRL loss whose outputs are scalars by name.
-        groups: which losses which optimiser minimises.
+        groups: groups of losses, each with its optimiser.
 
     Keyword Args:
-        target_updater: stepped after every update, whatever was due.
+        target_updater: target updater that is stepped after every update, whichever losses were due.
         utd_ratio: updates per row that was written to the buffer; may be a fraction. With SMDP transitions a row is a
-            chunk. Default: as many as are asked for.
-        start_after: rows to be written before the first update that ``utd_ratio`` counts.
+            chunk. Defaults to None: the caller sets the number of updates.
+        start_after: rows that must be written before the first update that ``utd_ratio`` counts.
         pretrain_steps: updates before the first collection, in a Trainer.
-        delay_in_pretraining: whether ``every`` also holds in pretraining. Default: there every group is due each time.
-        guard: how many updates that are not finite may be skipped. Default: that of the run, which
-            :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run none may.
+        delay_in_pretraining: whether ``every`` also applies in pretraining. Defaults to False: every group is updated
+            each time.
+        guard: decides how many non-finite updates may be skipped. Defaults to the guard of the current run, which
+            :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run, none may be skipped.
 
     Raises:
         ValueError: if a number is out of its range, or two groups share a parameter or a loss.
@@ -128,13 +129,13 @@ class NamedLossStepper(OptimizationStepper):
         """Do one update.
 
         Args:
-            batch: what the loss module reads.
+            batch: input of the loss module.
 
         Returns:
             Detached scalars: all that the loss module gave, and ``grad_norm_<group>`` where it is clipped.
 
         Raises:
-            ValueError: if the loss module does not give a loss that a group names, or it is no scalar.
+            ValueError: if the loss module does not give a loss that a group names, or it is not a scalar.
             NonFiniteError: if a loss or a gradient is NaN or infinite and the guard skips no more, naming it, the
                 update and what the batch holds; the optimisers of that loss have made no step then.
         """
@@ -144,8 +145,8 @@ class NamedLossStepper(OptimizationStepper):
         """Update that ``utd_ratio`` does not count, such as those on demonstrations before the first collection.
 
         Args:
-            sample: gives a batch, such as ``buffer.sample``.
-            num_updates: the number to have in the end; those done before, also before a restart, are not repeated.
+            sample: function that returns a batch, such as ``buffer.sample``.
+            num_updates: total number of updates; earlier ones, also before a restart, count.
 
         Yields:
             The metrics of each update.
@@ -157,13 +158,13 @@ class NamedLossStepper(OptimizationStepper):
         """Return how many updates are to be done now, by ``utd_ratio``.
 
         Args:
-            write_count: rows written so far, a replay buffer's ``write_count``.
+            write_count: number of rows written so far, a replay buffer's ``write_count``.
 
         Raises:
             RuntimeError: if there is no ``utd_ratio``.
         """
         if self.utd_ratio is None:
-            raise RuntimeError("the number of updates due follows from utd_ratio: give the stepper one.")
+            raise RuntimeError("updates_due needs a utd_ratio: make the stepper with one.")
         rows = max(0, write_count - self.start_after)
         # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
         return max(0, math.floor(self.utd_ratio * rows + 1e-9) - self.num_updates + self.num_pretrain_updates)

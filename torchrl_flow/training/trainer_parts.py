@@ -1,4 +1,4 @@
-"""What TorchRL's trainers lack for policies on chunks: hooks, and a collector for steered flows."""
+"""Hooks of TorchRL's trainers for policies on chunks, and a collector for steered flows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ChunkHooks:
     environment and seeds of its own, so that nothing of it reaches the replay buffer.
 
     Args:
-        schedules: called with the environment steps so far, before the first rollout and after each one's updates, such
-            as ``ReinFlowPPOLoss.set_env_steps`` for the bound of the noise.
-        evaluate: gives measures by name, such as ``lambda: evaluate(env, policy, range(20)).metrics()``.
+        schedules: functions that are called with the number of environment steps, before the first rollout and after
+            the updates of each one, such as ``ReinFlowPPOLoss.set_env_steps``.
+        evaluate: function that returns metrics by name, such as ``lambda: evaluate(env, policy, range(20)).metrics()``.
         eval_every: rollouts between evaluations; 0 for none.
 
     Raises:
-        ValueError: if ``eval_every`` is negative, or there is nothing to call every so often.
+        ValueError: if ``eval_every`` is negative, or above 0 without ``evaluate``.
 
     Examples:
         >>> import torch
@@ -115,9 +115,9 @@ class SteeredCollector(Collector):
     :class:`~torchrl_flow.modules.SteeredFlowActor` that is a part, which TorchRL's collector refuses.
 
     Args:
-        create_env_fn: environment or function that makes it, as of TorchRL's collector.
+        create_env_fn: environment, or function that makes it, as of TorchRL's collector.
         policy: the steered flow.
-        **kwargs: further ones of TorchRL's collector.
+        **kwargs: further options of TorchRL's collector.
 
     Raises:
         ValueError: if the policy is no steered flow.
@@ -132,8 +132,8 @@ class SteeredCollector(Collector):
         """Update the weights of the policy that acts.
 
         Args:
-            policy_or_weights: module or weights, of the steered flow or of its latent policy.
-            **kwargs: as of TorchRL's collector.
+            policy_or_weights: module or weights of the steered flow or of its latent policy.
+            **kwargs: further options of TorchRL's collector.
         """
         weights = policy_or_weights
         if isinstance(weights, TensorDictModuleBase):

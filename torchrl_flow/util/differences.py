@@ -1,4 +1,4 @@
-"""Which fields of two descriptions differ, for the message that refuses one of them."""
+"""Lists the fields in which two descriptions differ, for error messages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def differing_fields(
     """Name both values of each field that differs; a tuple and a list of the same entries do not.
 
     Args:
-        found: fields of what is examined: of a checkpoint, a file, a directory.
-        wanted: fields as they must be.
-        names: fields to compare; all of ``found`` and then the others of ``wanted`` by default.
-        form: text of one difference.
+        found: fields of the object that is checked, such as a checkpoint, a file or a directory.
+        wanted: fields with the required values.
+        names: fields to compare. Defaults to all fields of ``found``, then the other fields of ``wanted``.
+        form: template of the text of one difference.
         absent: value of a field that ``found`` lacks.
 
     Returns:

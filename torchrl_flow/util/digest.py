@@ -19,8 +19,7 @@ def module_digest(module: nn.Module, *, layout: bool = True) -> str:
 
     Args:
         module: the network.
-        layout: shapes and types are part of the hash; without them it is that of names and bits, which files of
-            slates carry.
+        layout: include shapes and types in the hash. False hashes only names and bits, as files of slates do.
 
     Examples:
         >>> import torch
@@ -42,8 +41,8 @@ def json_digest(content: Mapping[str, Any], *, without: Collection[str] = ("dige
     """Return the SHA-256 of an object of JSON, whatever its indents and the order of its fields.
 
     Args:
-        content: plain values, as JSON gives them back.
-        without: fields that are no part of it, such as the one that the digest is kept in.
+        content: plain values, as read from JSON.
+        without: fields that are not hashed, such as the field that holds the digest.
 
     Examples:
         >>> json_digest({"a": [1.5], "digest": "x"}) == json_digest({"a": [1.5]})

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files and directories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
     Args:
         path: file to write.
-        content: what JSON can hold.
+        content: JSON-able value.
         indent: spaces per level; None for one line.
     """
     write_text(path, json.dumps(content, indent=indent) + "\n")
@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        ValueError: naming the file and the line, if it is not UTF-8.
+        ValueError: if it is not UTF-8. The error names the file and the line.
         OSError: if it cannot be read.
     """
     content = path.read_bytes()
@@ -51,7 +51,7 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: byte {content[error.start]:#04x} is no UTF-8 text.") from error
+        raise ValueError(f"{path}, line {line}: byte {content[error.start]:#04x} is not UTF-8 text.") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -69,7 +69,7 @@ def staged(path: Path) -> Iterator[Path]:
     removed by a later write of the same path, after an hour.
 
     Args:
-        path: what to write; a file there keeps its permissions.
+        path: file or directory to write; an existing file keeps its permissions.
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Numbers that no measurement gives: NaN, infinities, and sizes at which float32 computes nothing sensible any more."""
+"""Checks for NaN, infinities, and numbers that are too large for float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 __all__ = ["MAX_MAGNITUDE", "NonFiniteError", "first_implausible", "refuse_implausible", "require_plausible"]
 
 MAX_MAGNITUDE = 1e9
-"""The largest absolute value of an observation, action or reward that is read: the squares of many can be summed."""
+"""The largest absolute value of an observation, action or reward that is accepted, so that sums of squares are
+finite."""
 
 
 class NonFiniteError(RuntimeError):
@@ -23,7 +24,8 @@ def first_implausible(value: Tensor) -> tuple[tuple[int, ...], str] | None:
     """Return the place of the first number that is not finite or too large, and what is wrong with it.
 
     Args:
-        value: any shape; what is no floating-point number is plausible. The largest is :data:`MAX_MAGNITUDE`.
+        value: tensor of any shape. Values of other types than floating point are plausible; the limit is
+            :data:`MAX_MAGNITUDE`.
 
     Returns:
         The index, and what the number is; None where all are plausible.
@@ -46,11 +48,11 @@ def require_plausible(tensordict: TensorDictBase, keys: Iterable[Any] | None) ->
     """Refuse observations that are not finite or above :data:`MAX_MAGNITUDE`, before a policy acts on them.
 
     Args:
-        tensordict: what the policy gets.
-        keys: of what it reads; those that are not there are passed over. All entries where None.
+        tensordict: input of the policy.
+        keys: keys to check; keys that are missing are ignored. ``None`` checks all entries.
 
     Raises:
-        NonFiniteError: naming key, row, counted over all of the batch, and number.
+        NonFiniteError: if the check fails. The error names key, row, counted over all of the batch, and number.
     """
     names = list(tensordict.keys(True, True)) if keys is None else list(keys)
     for key in names:
@@ -62,7 +64,8 @@ def require_plausible(tensordict: TensorDictBase, keys: Iterable[Any] | None) ->
             (row, *_), what = found
             name = key if isinstance(key, str) else ".".join(key)
             raise NonFiniteError(
-                f"{name!r} is {what} in row {row}: no action is chosen. Look at the environment or sensor that gave it."
+                f"{name!r} is {what} in row {row}: no action is chosen. Check the environment or sensor that it "
+                "comes from."
             )
 
 

@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows: durable files, locks, processes."""
+"""Differences between Linux, macOS and Windows: durable files, locks, processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def replace(source: str | Path, target: str | Path) -> None:
     again for two seconds.
 
     Raises:
-        PermissionError: if it is open still.
+        PermissionError: if it is still open.
     """
     deadline = time.monotonic() + _RETRY_S
     while True:
@@ -62,7 +62,7 @@ def locked(directory: str | Path) -> Iterator[None]:
     Windows has no locks of directories: there it is a file ``.lock`` in it, which stays.
 
     Raises:
-        OSError: if another program holds the lock for a minute; on Windows alone.
+        OSError: if another program holds the lock for a minute (only on Windows).
     """
     if _WINDOWS:
         with _locked_file(Path(directory) / ".lock"):

@@ -30,12 +30,12 @@ class Progress:
 
     Args:
         total: number of steps.
-        initial: steps done before, for a resumed loop; they count for the bar but not for the rate.
+        initial: steps of an earlier run that is resumed. They count for the bar but not for the rate.
         description: name of the loop.
-        unit: what a step is.
-        enabled: show nothing if False.
-        interval: seconds between two lines where the stream is no terminal.
-        stream: where to write; standard error by default.
+        unit: unit of a step.
+        enabled: False shows nothing.
+        interval: seconds between two lines if the stream is no terminal.
+        stream: stream to write to. Defaults to standard error.
 
     Examples:
         >>> with Progress(3, description="train", enabled=False) as progress:

@@ -1,4 +1,4 @@
-"""Random numbers of one part of a program kept from those of another."""
+"""Seeds, and isolation of the global random generators."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def isolated_rng(seed: int, *, device: torch.device | None = None) -> Iterator[N
 
     Args:
         seed: seed of the block.
-        device: seed and put back torch's generators of the CPU and of this device alone, where the block is known to
-            draw from no others and runs often.
+        device: seed and restore only torch's generators of the CPU and of this device. Use it for a block that draws
+            from no other generator and runs often.
 
     Examples:
         >>> _ = torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The name that was probably meant by a misspelt one."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 

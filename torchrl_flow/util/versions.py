@@ -61,7 +61,7 @@ def git_commit(directory: str | Path | None = None) -> str:
     """Return the short commit of the checkout around ``directory``, with ``+`` where files differ from it.
 
     Args:
-        directory: by default that of the package.
+        directory: directory inside the checkout. Defaults to the directory of the package.
 
     Returns:
         The commit, or ``""`` where there is no checkout or no git.

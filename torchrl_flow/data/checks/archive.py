@@ -38,17 +38,17 @@ def check_zip(
 
     Args:
         archive: the archive, open for reading.
-        name: what it is called in errors.
-        allowed: tells of a member's name whether it belongs there. Default: all do.
+        name: name of the archive in errors.
+        allowed: function that returns whether a member of this name may be in the archive. Defaults to all names.
         compressed: whether members may be compressed.
 
     Returns:
         The members by name.
 
     Raises:
-        DataError: naming archive and member, if a name is absolute, leads out or occurs twice, a member is a link, a
-            directory, encrypted or compressed otherwise than by deflate, or what it holds is larger than its
-            size can be (a zip bomb).
+        DataError: if a member's name is absolute, leads out of the archive or occurs twice; if a member is a link, a
+            directory, encrypted, or compressed by a method other than deflate; or if its content is too large for its
+            size (a zip bomb). The error names archive and member.
     """
     infos = archive.infolist()
     if len(infos) > _MAX_MEMBERS:
@@ -57,9 +57,12 @@ def check_zip(
     for info in infos:
         _check_member(info, name, compressed)
         if info.filename in members:
-            raise DataError(f"{name} has the member {info.filename!r} twice: one of them would be read unseen.")
+            raise DataError(
+                f"{name} has the member {info.filename!r} twice, and only one of them could be checked: make the "
+                "file again."
+            )
         if allowed is not None and not allowed(info.filename):
-            raise DataError(f"{name} has the member {info.filename[:120]!r}, which does not belong there.")
+            raise DataError(f"{name} has the member {info.filename[:120]!r}, which is not part of the format.")
         members[info.filename] = info
     total = sum(info.file_size for info in infos)
     stored = sum(info.compress_size for info in infos)
@@ -70,8 +73,8 @@ def check_zip(
             raise DataError(f"{name} has {size} bytes and its members claim {stored}: they overlap.")
     if total > SMALL and total > MAX_RATIO * max(stored, 1):
         raise DataError(
-            f"{name} would unpack to {total} bytes from {stored}, more than {MAX_RATIO} times as much: it is not "
-            "unpacked. Save it without compression if it is right."
+            f"{name} would unpack to {total} bytes from {stored}, more than {MAX_RATIO} times its size. If the "
+            "file is right, save it without compression."
         )
     return members
 
@@ -81,7 +84,7 @@ def _check_member(info: zipfile.ZipInfo, name: str, compressed: bool) -> None:
     shown = f"{name} has the member {member[:120]!r}"
     # ZipInfo cuts names at a null byte, and turns separators of other systems into slashes only there.
     if info.orig_filename != member or "\\" in member or not member.isprintable():
-        raise DataError(f"{shown} ({info.orig_filename[:120]!r} in the file), and that is no plain name.")
+        raise DataError(f"{shown} ({info.orig_filename[:120]!r} in the file), which is not a plain name.")
     if member.startswith("/") or re.match(r"[A-Za-z]:", member) or any(p in ("", ".", "..") for p in member.split("/")):
         raise DataError(f"{shown}, whose path is absolute, leads out of the archive or names a directory.")
     mode = info.external_attr >> 16
@@ -91,7 +94,9 @@ def _check_member(info: zipfile.ZipInfo, name: str, compressed: bool) -> None:
         raise DataError(f"{shown}, which is encrypted.")
     methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
     if info.compress_type not in methods:
-        raise DataError(f"{shown}, which is compressed (method {info.compress_type}), and that is not read.")
+        raise DataError(
+            f"{shown}, which is compressed (method {info.compress_type}): save the file without compression."
+        )
     if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
         raise DataError(f"{shown}, which claims {info.file_size} bytes and stores {info.compress_size}.")
 
@@ -100,7 +105,7 @@ def check_torch_stream(stream: IO[bytes], name: str) -> None:
     """Check that a seekable stream is a file of ``torch.save``: a zip archive, uncompressed, of tensors and a table.
 
     Raises:
-        DataError: naming the file.
+        DataError: if the check fails. The error names the file.
     """
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -114,19 +119,22 @@ def check_torch_stream(stream: IO[bytes], name: str) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} is not what torch.save writes today, or damaged: {error}.") from error
+        raise DataError(
+            f"{name} is damaged, or was not written by torch.save of a current version: {error}."
+        ) from error
     if root + "data.pkl" not in members:
-        raise DataError(f"{name} is not what torch.save writes: it has no data.pkl.")
+        raise DataError(f"{name} is not a file of torch.save: it has no data.pkl.")
 
 
 def load_torch(path: Path, *, map_location: Any = "cpu") -> Any:
     """Check a file of ``torch.save`` and read it without running code from it.
 
     Raises:
-        DataError: naming the file, if it is something else, damaged, or holds more than tensors and plain values.
+        DataError: if it is something else, damaged, or holds more than tensors and plain values. The error names the
+            file.
     """
     if path.is_symlink() or not path.is_file():
-        raise DataError(f"{path} is not a regular file: a link or device is not followed.")
+        raise DataError(f"{path} is not a regular file: give the file itself, not a link or a device.")
     with path.open("rb") as stream:
         check_torch_stream(stream, str(path))
     try:

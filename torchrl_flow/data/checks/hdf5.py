@@ -18,7 +18,7 @@ DAMAGE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError),
     *(MemoryError, OverflowError, RecursionError, NotImplementedError),
 )
-"""What h5py, and NumPy over what it gives, raise over bytes that are not what was written."""
+"""Exceptions that h5py, or NumPy on its results, raises for a damaged file."""
 
 _MAX_RATIO = 1100
 """Deflate, which HDF5 files are compressed with, makes data at most some 1030 times smaller."""
@@ -47,8 +47,8 @@ def check_hdf5(file: h5py.File, path: Path) -> None:
     Soft links within the file are fine: what they lead to is met by its own link.
 
     Args:
-        file: the file, open for reading; nothing of it is read but its structure.
-        path: its path, for the error.
+        file: file, open for reading; only its structure is read.
+        path: path of the file, for the error.
 
     Raises:
         DataError: naming file and data set or link, for external links, external storage, virtual data sets, links of
@@ -106,8 +106,8 @@ def _check_dataset(item: h5d.DatasetID, path: Path, name: str) -> None:
         raise DataError(f"{path.name}: {name} claims {claimed} bytes and stores {stored} of them: it is damaged.")
     if claimed > _SMALL and claimed > _MAX_RATIO * max(stored, 1):
         raise DataError(
-            f"{path.name}: {name} claims {claimed} bytes and stores {stored}, which cannot be: the file is damaged, or "
-            "was never written whole."
+            f"{path.name}: {name} claims {claimed} bytes and stores {stored}, which is impossible: the file is "
+            "damaged or incomplete."
         )
 
 

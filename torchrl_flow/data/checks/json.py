@@ -21,17 +21,18 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Args:
-        path: file; it must be a regular one, not a link.
+        path: path of a regular file, not of a link.
 
     Raises:
-        DataError: naming the file, if it is missing, a link, too large, not UTF-8, not JSON or nested too deeply.
+        DataError: if it is missing, a link, too large, not UTF-8, not JSON or nested too deeply. The error names the
+            file.
     """
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path} is not a regular file: a link or device is not followed.")
+            raise DataError(f"{path} is not a regular file: give the file itself, not a link or a device.")
         if found.st_size > MAX_JSON_BYTES:
-            raise DataError(f"{path} has {found.st_size} bytes, and JSON of at most {MAX_JSON_BYTES} bytes is read.")
+            raise DataError(f"{path} has {found.st_size} bytes; the limit for JSON is {MAX_JSON_BYTES} bytes.")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -54,8 +55,8 @@ def parse_json(content: bytes, name: str) -> Any:
     """Return the content of JSON text.
 
     Args:
-        content: the text, in UTF-8, or in UTF-16 or UTF-32, which other programs write.
-        name: what it is, for the error.
+        content: text in UTF-8, UTF-16 or UTF-32.
+        name: name of the text in errors.
 
     Raises:
         DataError: if it is too large, no text, not JSON or nested too deeply.
@@ -65,7 +66,7 @@ def parse_json(content: bytes, name: str) -> Any:
         {'rows': [3]}
     """
     if len(content) > MAX_JSON_BYTES:
-        raise DataError(f"{name} has {len(content)} bytes, and JSON of at most {MAX_JSON_BYTES} bytes is read.")
+        raise DataError(f"{name} has {len(content)} bytes; the limit for JSON is {MAX_JSON_BYTES} bytes.")
     try:
         value = json.loads(content.decode(json.detect_encoding(content)))
     except RecursionError:

@@ -32,7 +32,7 @@ _NON_TENSOR = "<class 'tensordict.tensorclass.NonTensorData'>"
 _NULL = {"_type": _NON_TENSOR, "data": None, "_is_non_tensor": True, "_metadata": None}
 _PICKLES = (".pkl", ".pickle", ".pck", ".pt", ".pth", ".bin", ".dill", ".joblib", ".npy", ".npz", ".t")
 _DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that desktops leave in directories that they show; nothing reads them."""
+"""Files that desktop programs create in directories; nothing reads them."""
 _DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -75,16 +75,16 @@ def check_memmap(
 
     Args:
         folder: the directory.
-        root: the directory around it that errors name, members being named from there. Default: ``folder``.
-        beside: names of further files that may lie in it, which the caller checks.
+        root: directory that errors name; members are named relative to it. Defaults to ``folder``.
+        beside: names of further files that the directory may hold, which the caller checks.
         allow_null: accept entries that are None, as TorchRL's samplers write before the first draw.
 
     Returns:
         The tensors, by nested key.
 
     Raises:
-        DataError: naming directory and member, if there is a link, a pickle, a member that the headers do not list, a
-            class other than TensorDict, or a file whose size is not that of its shape and type.
+        DataError: if there is a link, a pickle, a member that the headers do not list, a class other than TensorDict,
+            or a file whose size is not that of its shape and type. The error names directory and member.
     """
     found: dict[tuple[str, ...], MemmapEntry] = {}
     folder = Path(folder)
@@ -99,10 +99,10 @@ def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
 
     Args:
         folder: the directory.
-        root: directory that errors name; members are named from there.
+        root: directory that errors name; members are named relative to it.
 
     Raises:
-        DataError: naming the member, or the directory where it cannot be listed.
+        DataError: if the check fails. The error names the member, or the directory where it cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
@@ -123,8 +123,10 @@ def require_members(members: Collection[str], allowed: Collection[str], folder: 
     for name in sorted(set(members) - set(allowed)):
         where = (folder / name).relative_to(root).as_posix()
         if name.endswith(_PICKLES):
-            raise DataError(f"{root} holds {where}, which may be a pickle: reading one can run code, so none is read.")
-        raise DataError(f"{root} holds {where}, which does not belong there. Remove it if you know what it is.")
+            raise DataError(
+                f"{root} holds {where}, which may be a pickle. Pickles are not read, since reading one can run code."
+            )
+        raise DataError(f"{root} holds {where}, which is not part of the format. Remove it if you know what it is.")
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
@@ -189,7 +191,7 @@ def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
             "are read: other classes can hold pickled data."
         )
     if not re.fullmatch(r"None|[a-z]+(:\d+)?", str(header.get("device"))):
-        raise DataError(f"{root}: {where} names the device {str(header.get('device'))[:80]!r}, which is none.")
+        raise DataError(f"{root}: {where} names the device {str(header.get('device'))[:80]!r}, which is unknown.")
     for key, value in header.items():
         if _is_written_since_0_15(key, value):
             continue
@@ -233,9 +235,9 @@ def _is_null(entry: Mapping[str, Any], folder: Path, root: Path, allow_null: boo
 def _check_leaf(entry: Mapping[str, Any], key: str, batch: tuple[int, ...], where: str, root: Path) -> MemmapEntry:
     shape, dtype = shape_of(entry.get("shape")), dtype_of(entry.get("dtype"))
     if shape is None or dtype is None or not set(entry) <= {"device", "shape", "dtype", "is_nested"}:
-        raise DataError(f"{root}: {where} describes {key!r} by {str(dict(entry))[:120]}, which is no plain tensor.")
+        raise DataError(f"{root}: {where} describes {key!r} by {str(dict(entry))[:120]}, which is not a plain tensor.")
     if entry.get("is_nested", False) is not False:
-        raise DataError(f"{root}: {where} says that {key!r} is a nested tensor, and those are not read.")
+        raise DataError(f"{root}: {where} says that {key!r} is a nested tensor, which is not supported.")
     if shape[: len(batch)] != batch:
         raise DataError(f"{root}: {where} gives {key!r} the shape {list(shape)}, which must begin with {list(batch)}.")
     return MemmapEntry(shape, dtype)

@@ -32,9 +32,9 @@ def check_dump(root: str | Path) -> None:
         root: the directory.
 
     Raises:
-        DataError: naming directory and member, if there is a link, a pickle, a class other than TensorDict, a
-            ``torch.save`` file with more than tensors and plain values, a file whose size is not that of its shape and
-            type, or a file of an unknown kind.
+        DataError: if there is a link, a pickle, a class other than TensorDict, a ``torch.save`` file with more than
+            tensors and plain values, a file whose size is not that of its shape and type, or a file of an unknown kind.
+            The error names directory and member.
     """
     root = Path(root)
     if not root.is_dir():
@@ -116,7 +116,7 @@ def _check_json(path: Path, root: Path) -> None:
         for item in level:
             if isinstance(item, dict) and item.get("__type__") == "torch.dtype" and dtype_of(item.get("value")) is None:
                 where = path.relative_to(root).as_posix()
-                raise DataError(f"{root}: {where} names the type {str(item.get('value'))[:80]!r}, which is none.")
+                raise DataError(f"{root}: {where} names the type {str(item.get('value'))[:80]!r}, which is unknown.")
         level = [
             child
             for parent in level

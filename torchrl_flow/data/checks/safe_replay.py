@@ -40,15 +40,15 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
         """Restore what :meth:`dumps` wrote, after checking every file of it.
 
         Raises:
-            DataError: naming directory and member, if a file could run code, is of a kind that is not known, has
-                another size than its header says, is missing, or was changed since it was written.
+            DataError: if a file could run code, is of an unknown kind, does not have the size in its header, is
+                missing, or was changed since it was written. The error names directory and member.
         """
         check_dump(path)
         _check_digests(Path(path))
         try:
             super().loads(path)
         except (KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-            raise DataError(f"{path} is no dump of this replay buffer: {error!r}.") from error
+            raise DataError(f"{path} is not a dump of this replay buffer: {error!r}.") from error
 
     def _dump_prefetch_state(self, path: Path, prefetch_state: dict[str, Any]) -> None:
         for name in (PREFETCH, _QUEUE):
@@ -83,8 +83,8 @@ def _check_digests(root: Path) -> None:
     differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if differing:
         raise DataError(
-            f"{root} is a damaged dump: {', '.join(differing[:4])} was changed since it was written. Take an earlier "
-            "one."
+            f"{root} is a damaged dump: {', '.join(differing[:4])} was changed since it was written. Use an "
+            "earlier one."
         )
 
 
@@ -92,7 +92,7 @@ def _as_plain(result: Any) -> dict[str, Any]:
     """Return a prefetched batch as tensors in plain containers."""
     data, info = result if isinstance(result, tuple) else (result, None)
     if not isinstance(data, TensorDictBase):
-        raise ValueError(f"a prefetched {type(data).__name__} cannot be kept: make the buffer with prefetch=None.")
+        raise ValueError(f"a prefetched {type(data).__name__} cannot be saved: make the buffer with prefetch=None.")
     rows = data.to("cpu").detach()
     place = {"batch_size": list(rows.batch_size), "device": str(data.device)}
     return {"rows": rows.to_dict(), "info": _plain(info), **place}
@@ -113,4 +113,4 @@ def _plain(value: Any) -> Any:
         return torch.from_numpy(value.copy())
     if value is None or isinstance(value, (torch.Tensor, bool, int, float, str)):
         return value
-    raise ValueError(f"a sampler's {type(value).__name__} cannot be kept: make the buffer with prefetch=None.")
+    raise ValueError(f"a sampler's {type(value).__name__} cannot be saved: make the buffer with prefetch=None.")

@@ -74,28 +74,28 @@ class ChunkStorage(Storage):
     Keyword Args:
         pred_horizon: H, actions in a chunk.
         act_horizon: H_a, actions that are executed.
-        obs_horizon: T, frames in a history. Default: 1.
-        gamma: discount per step, with which rewards are folded. Default: 0.99.
-        alignment: see :func:`~torchrl_flow.functional.chunk.executed_slice`. Default: ``"newest"``.
-        padding: actions beyond either end of the episode. ``"last"`` repeats the nearest action; ``"hold"``
-            has zeros, no motion for delta controllers, except in ``hold_dims``, which repeat the nearest one.
-            Default: ``"last"``.
-        hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last.
-            Default: ``(-1,)``.
-        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy learns to go on
-            like that where demonstrations end (with ``"hold"``: to hold still). Default: ``True``.
-        terminate_on_success: ``False`` lets transitions go on through successes, failures and other ends, as an
-            environment with ``ignore_terminations`` does. Default: ``True``.
-        rewards: ``"recorded"`` folds the store's rewards, ``"sparse"`` success less failure in their place.
-            Default: ``"recorded"``.
-        obs_keys: which frames to return. Default: all but ``env_state``.
-        next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are
-            half the cost with images. Default: ``True``.
-        keys: names of the other entries. Default: :class:`ChunkKeys`.
-        device: where batches go. Default: they stay on the CPU.
+        obs_horizon: T, frames in a history. Defaults to 1.
+        gamma: discount per step, with which rewards are folded. Defaults to 0.99.
+        alignment: see :func:`~torchrl_flow.functional.chunk.executed_slice`. Defaults to ``"newest"``.
+        padding: actions beyond either end of the episode. ``"last"`` repeats the nearest action; ``"hold"`` has zeros,
+            no motion for delta controllers, except in ``hold_dims``, which repeat the nearest one. Defaults to
+            ``"last"``.
+        hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last. Defaults to
+            ``(-1,)``.
+        mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy also learns the padding
+            (with ``"hold"``: to hold still after the end of a demonstration). Defaults to ``True``.
+        terminate_on_success: ``False`` continues transitions after successes, failures and other ends, as an
+            environment with ``ignore_terminations`` does. Defaults to ``True``.
+        rewards: ``"recorded"`` folds the store's rewards, ``"sparse"`` success less failure in their place. Defaults to
+            ``"recorded"``.
+        obs_keys: frames to return. Defaults to all but ``env_state``.
+        next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are half the
+            cost with images. Defaults to ``True``.
+        keys: names of the other entries. Defaults to :class:`ChunkKeys`.
+        device: device of the batches. Defaults to the CPU.
 
     Raises:
-        ValueError: when an argument is outside its range or the store lacks a key.
+        ValueError: if an argument is outside its range or the store lacks a key.
 
     Examples:
         >>> import tempfile
@@ -158,7 +158,7 @@ class ChunkStorage(Storage):
         self._reward = recorded.clone() if rewards == "recorded" else store.sparse_reward()
 
     device = torch.device("cpu")
-    """Where indices are drawn: the store is on the CPU."""
+    """Device of the indices: the store is on the CPU."""
 
     def get(self, index: Any) -> TensorDict:
         """Fold the chunks of the given steps.
@@ -170,7 +170,7 @@ class ChunkStorage(Storage):
             A TensorDict of batch size ``[*B]``.
 
         Raises:
-            IndexError: when an index is outside the store.
+            IndexError: if an index is outside the store.
         """
         rows = self._rows(index)
         flat = rows.reshape(-1)
@@ -285,12 +285,12 @@ class ChunkStorage(Storage):
         """Check that this storage has the data and the folding of the one that was saved.
 
         Raises:
-            RuntimeError: naming what differs.
+            RuntimeError: if the check fails. The error names what differs.
         """
         own = self.state_dict()
         differing = differing_fields(state_dict, own, own, form="{name}: {found!r} saved, {wanted!r} here")
         if differing:
-            raise RuntimeError(f"the checkpoint is of other demonstrations or horizons ({'; '.join(differing)}).")
+            raise RuntimeError(f"the checkpoint has other demonstrations or horizons ({'; '.join(differing)}).")
 
     def dumps(self, path: str | Path) -> None:
         """Write :meth:`state_dict` into a directory, as JSON."""
@@ -301,7 +301,7 @@ class ChunkStorage(Storage):
         """Check against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: naming the file, if it is missing or no JSON object.
+            DataError: if it is missing or not a JSON object. The error names the file.
         """
         file = Path(path) / "chunk_storage.json"
         content = read_json(file)
@@ -337,7 +337,7 @@ def _frame_keys(store: DemoStore, obs_keys: Sequence[NestedKey] | None) -> list[
     chosen = [unravel_key(key) for key in obs_keys]
     missing = [key for key in chosen if key not in available]
     if missing or not chosen:
-        raise ValueError(f"obs_keys={list(obs_keys)}: the store has {available}, and at least one is needed.")
+        raise ValueError(f"obs_keys must name frames of the store, {available}, got {list(obs_keys)}.")
     return chosen
 
 
@@ -345,6 +345,6 @@ def _hold_mask(width: int, hold_dims: Sequence[int]) -> Tensor:
     mask = torch.zeros(width, dtype=torch.bool)
     for dim in hold_dims:
         if not -width <= dim < width:
-            raise ValueError(f"hold_dims={tuple(hold_dims)} has {dim}, and actions have {width} entries.")
+            raise ValueError(f"hold_dims={tuple(hold_dims)} has the entry {dim}, but actions have {width} entries.")
         mask[dim] = True
     return mask

@@ -1,4 +1,4 @@
-"""One recorded episode: checked on the way in, and trimmed where asked."""
+"""One recorded episode, validated when it is made and trimmed on request."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ STEP_KEYS = ("action", "reward", "success", "perturbed", "fail", "terminated")
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps between T + 1 frames, checked when made.
+    """T steps between T + 1 frames, validated when it is made.
 
     Floating-point entries of any precision become float32, as environments give them; so does ``observation`` of
     integers or flags.
 
     Args:
-        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones); frame t is what action t was chosen
-            from.
+        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones). Frame t is the observation that action t was
+            chosen from.
         action: ``[T, A]`` float32.
         reward: ``[T]`` float32, received after action t.
         success: ``[T]`` bool, whether the task is solved after action t; not latched.
-        perturbed: ``[T]`` bool, whether action t was disturbed on purpose and is not to be imitated.
-        seed: seed of the episode's reset, -1 where unknown.
-        name: how errors and warnings call it.
-        fail: ``[T]`` bool, whether the task is lost after action t; never where ``None``.
-        terminated: ``[T]`` bool, whether the task ends after action t, and not by a time limit, such as the fall of a
-            walking robot. Success and failure end it too, as in ManiSkill; this adds further ends.
-        truncated: ``[T]`` bool, whether the recording was cut off after action t, which can be the last one alone. An
-            episode whose last step is not terminated is truncated there, told or not. It is checked and not kept.
-        success_terminates: whether a success ends the task; False for tasks that go on, such as holding a pose.
+        perturbed: ``[T]`` bool, whether action t was disturbed on purpose and must not be imitated.
+        seed: seed of the reset; -1 if it is unknown.
+        name: name of the episode in errors and warnings.
+        fail: ``[T]`` bool, whether the task has failed after action t. Defaults to False at every step.
+        terminated: ``[T]`` bool, whether the task ends after action t for a reason other than a time limit, such as the
+            fall of a walking robot. Success and failure also end the task, as in ManiSkill.
+        truncated: ``[T]`` bool, whether the recording was cut off after action t; only the last entry can be True. An
+            episode whose last step is not terminated counts as truncated. The entry is checked but not stored.
+        success_terminates: whether a success ends the task. False for tasks that continue after a success, such as
+            holding a pose.
 
     Raises:
-        DataError: when something is missing, not finite or above 1e9 in size, or of another length or type, or an
-            episode goes on after it was truncated.
+        DataError: if something is missing, not finite or above 1e9 in size, or of another length or type, or an episode
+            continues after it was truncated.
     """
 
     frames: dict[str | tuple[str, ...], Tensor]
@@ -93,16 +94,15 @@ class Episode:
         """Build a checked episode from tensors or arrays by key.
 
         Args:
-            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), ``fail``
-                likewise (default: never), ``terminated`` likewise (default: never, but with success and failure),
-                ``truncated`` likewise (default: the last step, unless it is terminated), ``reward`` likewise
-                (default: success less failure), ``perturbed`` likewise (default: never), ``seed``, and
-                ``success_terminates``, whether a success ends the task (default: it does); every other entry, nested
-                ones too, holds frames ``[T + 1, ...]``.
-            name: how errors call the episode.
+            data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), and, of the same
+                shape, ``fail`` (default: never), ``terminated`` (default: at success and failure), ``truncated``
+                (default: the last step, unless it is terminated), ``reward`` (default: success less failure),
+                ``perturbed`` (default: never), ``seed``, and ``success_terminates``, whether a success ends the task
+                (default: it does); every other entry, nested ones too, holds frames ``[T + 1, ...]``.
+            name: name of the episode in errors.
 
         Raises:
-            DataError: when something is missing, not finite, or of another length or type.
+            DataError: if something is missing, not finite, or of another length or type.
 
         Examples:
             >>> episode = Episode.from_mapping({"observation": torch.zeros(4, 2), "action": torch.ones(3, 1)})
@@ -154,7 +154,7 @@ def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
     """End an episode ``keep`` steps after its first successful one; an unsuccessful one is returned whole.
 
     Raises:
-        ValueError: when ``keep`` is negative.
+        ValueError: if ``keep`` is negative.
     """
     if keep < 0:
         raise ValueError(f"keep_after_success must be at least 0, got {keep}.")
@@ -168,7 +168,7 @@ def first_steps(episode: Episode, number: int) -> Episode:
     """Return the first steps of an episode, all of them where it has no more.
 
     Raises:
-        ValueError: when ``number`` is below 1.
+        ValueError: if ``number`` is below 1.
     """
     if number < 1:
         raise ValueError(f"number must be at least 1, got {number}.")
@@ -179,7 +179,7 @@ def first_steps(episode: Episode, number: int) -> Episode:
 
 
 def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: float = 0.002) -> Episode:
-    """Leave out steps at which the arm is not told to move, and nothing does.
+    """Leave out steps in which the action commands no motion and the observation does not change.
 
     Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol``
     in size, the gripper command is that of the step before, and ``observation`` changes by at most
@@ -188,12 +188,13 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
     Frame t goes with step t: the action after the gap stays with the frame it was chosen from.
 
     Args:
-        episode: one with an ``observation``.
-        motion_tol: in units of the (normalised) action.
-        frame_tol: in units of the observation (metres, radians and so on).
+        episode: episode with an ``observation``.
+        motion_tol: largest action that counts as no motion, in units of the (normalised) action.
+        frame_tol: largest change of the observation that counts as none, in units of the observation (metres, radians
+            and so on).
 
     Raises:
-        DataError: when there is no ``observation`` to see a change in.
+        DataError: if there is no ``observation`` to see a change in.
     """
     observation = episode.frames.get("observation")
     if observation is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torchrl_flow.data.demos.trajectory_file import TrajectoryFile
 from torchrl_flow.data.demos.writer import VERSION
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.digest import file_digest
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["read_maniskill"]
 
@@ -36,8 +37,8 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
 
     Args:
         path: the ``.h5`` file.
-        root: directory of the store. Default: one named after the content of both files and the options, in
-            ``$TORCHRL_FLOW_CACHE`` or ``~/.cache/torchrl_flow/stores``.
+        root: directory of the store. Defaults to a directory in ``$TORCHRL_FLOW_CACHE`` or
+            ``~/.cache/torchrl_flow/stores``, named by a hash of both files and the options.
         **options: fields of :class:`ReadOptions`.
 
     Returns:
@@ -46,8 +47,8 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
         good episodes than ``max_episodes`` are a :class:`DataWarning` too.
 
     Raises:
-        DataError: when the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has
-            no observations, no good episode, or ``root`` holds something else.
+        DataError: if the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has no
+            observations, no good episode, or ``root`` holds something else.
     """
     chosen = ReadOptions(**options)
     with TrajectoryFile(path) as source:
@@ -65,12 +66,12 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
             return _count_checked(store, source.path, chosen)
         reader = EpisodeReader(source, chosen)
         episodes = reader.episodes()
-        task_info = {
-            "task": source.env_info["env_id"],
-            "control_mode": source.control_mode,
-            "obs_mode": source.env_field("obs_mode"),
-            "max_episode_steps": source.max_episode_steps,
-        }
+        task_info = TaskInfo(
+            task=source.env_info["env_id"],
+            control_mode=source.control_mode,
+            obs_mode=source.env_field("obs_mode"),
+            max_episode_steps=source.max_episode_steps,
+        )
         metadata = {
             "key": key,
             "source": {"file": source.path.name, "sha256": sha256},
@@ -105,7 +106,7 @@ def _build(
     target: Path,
     key: str,
     path: Path,
-    task_info: Mapping[str, Any],
+    task_info: TaskInfo,
     metadata: dict[str, Any],
 ) -> DemoStore:
     try:
@@ -133,7 +134,7 @@ def _reopen(root: Path, key: str, path: Path) -> DemoStore:
     if store.metadata.get("key") != key:
         raise DataError(
             f"{root} is a demo store of {store.metadata.get('source', {}).get('file')!r} with options "
-            f"{store.metadata.get('options')}, not of {path.name} as it is now and is read now with the options given: "
-            "give another root, or remove it."
+            f"{store.metadata.get('options')}, not of {path.name} with its present content and options: give "
+            "another root, or remove it."
         )
     return store

@@ -29,13 +29,13 @@ class ReadOptions:
     """Options of reading a trajectory file into a store.
 
     Args:
-        max_episodes: read that many good episodes. Default: all.
+        max_episodes: number of valid episodes to read. Defaults to all.
         after_success: ``"keep"`` all steps, or ``"cut"`` those after the first successful one.
-        keep_after_success: with ``"cut"``, steps to keep after it.
-        drop_idle: leave out steps at which nothing is told to move and nothing does; see
+        keep_after_success: with ``"cut"``, number of steps to keep after the success.
+        drop_idle: leave out steps in which the action commands no motion and the observation does not change; see
             :func:`~torchrl_flow.data.demos.episode.drop_idle_steps`.
-        camera: whose images become ``pixels``. Default: ``base_camera``, or the only one.
-        env_states: also keep the simulator's states, as frames ``("env_state", ...)``.
+        camera: camera whose images become ``pixels``. Defaults to ``base_camera``, or to the only camera.
+        env_states: also store the simulator's states, as frames ``("env_state", ...)``.
     """
 
     max_episodes: int | None = None
@@ -78,7 +78,7 @@ class EpisodeReader:
 
     @property
     def reward_mode(self) -> str | None:
-        """Mode of the rewards: the recorded ones', or sparse where they follow from success; None where unknown."""
+        """Mode of the rewards: as recorded, or sparse if they are computed from success; None if it is unknown."""
         return self.source.env_field("reward_mode") if "rewards" in self.layout else "sparse"
 
     def episodes(self) -> Iterator[Episode]:

@@ -13,6 +13,7 @@ from torchrl_flow.data.demos.chunks import ChunkStorage
 from torchrl_flow.data.demos.maniskill import read_maniskill
 from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["DemoReplayBuffer", "load_demonstrations", "open_demonstrations"]
 
@@ -37,7 +38,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
 
     Keyword Args:
         sampler, batch_size, transform, prefetch, pin_memory, generator: as in
-            :class:`~torchrl.data.TensorDictReplayBuffer`. Default sampler: ``RandomSampler``.
+            :class:`~torchrl.data.TensorDictReplayBuffer`. The sampler defaults to ``RandomSampler``.
         **chunk_options: horizons, discount and padding, as in :class:`~torchrl_flow.data.ChunkStorage`.
 
     Examples:
@@ -83,7 +84,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
         return self.store.statistics()
 
     @property
-    def task_info(self) -> dict[str, Any]:
+    def task_info(self) -> TaskInfo:
         """Task, control mode and observation mode of the demonstrations."""
         return self.store.task_info
 
@@ -100,13 +101,13 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
 
     Args:
         path: trajectory ``.h5`` (with its ``.json``), or directory of a store.
-        root: where the store of an ``.h5`` file goes; see :func:`~torchrl_flow.data.read_maniskill`.
-        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store ``max_episodes`` alone, its
-            first ones) and those of :class:`DemoReplayBuffer`.
+        root: directory of the store of an ``.h5`` file; see :func:`~torchrl_flow.data.read_maniskill`.
+        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store only ``max_episodes``, its
+            first episodes), and options of :class:`DemoReplayBuffer`.
 
     Raises:
-        DataError: when the file or store is refused.
-        ValueError: when another reading option is given for a store, which is read already.
+        DataError: if the file or store is refused.
+        ValueError: if another reading option is given for a store, which is read already.
     """
     reading = {name: options.pop(name) for name in READ_OPTIONS if name in options}
     return DemoReplayBuffer(open_demonstrations(path, root=root, **reading), **options)

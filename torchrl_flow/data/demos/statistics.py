@@ -20,14 +20,14 @@ def column_statistics(table: Tensor, rows: Tensor | None = None, *, block_elemen
 
     Args:
         table: ``[N, D]`` or ``[N]``, on the CPU, typically memory-mapped.
-        rows: indices of the rows that count, int64 ``[M]``. Default: all.
-        block_elements: bound of what is read at a time.
+        rows: indices of the rows to include, int64 ``[M]``. Defaults to all rows.
+        block_elements: largest number of elements that is read at a time.
 
     Returns:
         float32 tensors ``[D]`` under the names of :data:`STATISTICS`.
 
     Raises:
-        ValueError: when there is no row, or the table has another number of dimensions.
+        ValueError: if there is no row, or the table has another number of dimensions.
 
     Examples:
         >>> column_statistics(torch.tensor([[0.0], [2.0]]))["mean"]

@@ -17,6 +17,7 @@ from torchrl_flow.data.demos.episode import STEP_KEYS, Episode
 from torchrl_flow.data.demos.store_files import TABLES, check_files, damaged, read_metadata
 from torchrl_flow.data.demos.writer import StoreWriter, store_statistics
 from torchrl_flow.data.errors import DataError, DataWarning
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["DemoStore"]
 
@@ -57,11 +58,11 @@ class DemoStore:
 
         Args:
             root: directory of the store.
-            verify: whether to read the files and compare their checksums: of all files (True), of none (False), or of
-                those that were changed since they were last read so (None): such as all of them after a copy, once.
+            verify: True reads all files and compares their checksums, False compares none, and None compares those of
+                files that have changed since the last check (after a copy, all of them once).
 
         Raises:
-            DataError: when it is missing, something else, of another version, or damaged.
+            DataError: if it is missing, something else, of another version, or damaged.
         """
         root = Path(root)
         metadata = read_metadata(root)
@@ -70,6 +71,7 @@ class DemoStore:
             tables = {name: TensorDict.load_memmap(root / name, allow_pickle=False) for name in TABLES}
             store = cls(root, metadata, tables)
             _check_episodes(store)
+            _ = store.task_info  # raises an error if a field is invalid
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError, OSError) as error:
             raise damaged(root, str(error)) from error
         return store
@@ -88,24 +90,24 @@ class DemoStore:
         """Write episodes to a new store, one after the other, and open it.
 
         Args:
-            episodes: as :meth:`Episode.from_mapping` takes them; may be a generator, of which one is in
-                memory at a time.
+            episodes: episodes, as :meth:`Episode.from_mapping` takes them. A generator is allowed; one episode at a
+                time is in memory.
             root: directory of the store; it must not exist.
-            task_info: JSON-able ``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps`` and
-                ``reward_mode`` as far as known.
+            task_info: identity of the task, a :class:`~torchrl_flow.envs.TaskInfo` or a mapping of its fields, as far
+                as they are known.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
-            overwrite: replace a demo store that is already there (nothing else is ever removed).
+            overwrite: replace an existing demo store; nothing else is ever removed.
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
 
         Raises:
-            DataError: when ``root`` exists, an episode does not fit (see ``skip_bad``), or none is left.
+            DataError: if ``root`` exists, an episode does not fit (see ``skip_bad``), or none is left.
         """
         root = Path(root)
         if root.exists():
             if not overwrite:
                 raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
             read_metadata(root)
-        content = {**dict.fromkeys(TASK_KEYS), **(task_info or {}), **(metadata or {})}
+        content = {**dict.fromkeys(TASK_KEYS), **TaskInfo.of(task_info), **(metadata or {})}
         skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
         with StoreWriter(root) as writer:
             for number, data in enumerate(episodes):
@@ -143,9 +145,9 @@ class DemoStore:
         return self.steps.shape[0]
 
     @property
-    def task_info(self) -> dict[str, Any]:
+    def task_info(self) -> TaskInfo:
         """``task``, ``control_mode``, ``obs_mode``, ``max_episode_steps``, ``reward_mode``; None where unknown."""
-        return {key: self.metadata.get(key) for key in TASK_KEYS}
+        return TaskInfo.of_file({key: self.metadata.get(key) for key in TASK_KEYS})
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -177,10 +179,10 @@ class DemoStore:
         """Return the store of the first episodes alone, over the same files and with their own statistics.
 
         Args:
-            num_episodes: how many; a store that has no more is returned as it is.
+            num_episodes: number of episodes. A store that has no more is returned as it is.
 
         Raises:
-            ValueError: when it is below 1.
+            ValueError: if it is below 1.
         """
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
@@ -216,10 +218,10 @@ class DemoStore:
         """Return one episode, in memory, as :meth:`from_episodes` takes it.
 
         Args:
-            index: its number; negative ones count from the end.
+            index: number of the episode; a negative number counts from the end.
 
         Raises:
-            IndexError: when there is no such episode.
+            IndexError: if there is no such episode.
         """
         if not -self.num_episodes <= index < self.num_episodes:
             raise IndexError(f"episode {index} of a store of {self.num_episodes} episodes.")

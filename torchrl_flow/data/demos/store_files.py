@@ -38,18 +38,18 @@ def read_metadata(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
     if not os.path.lexists(root / METADATA):
-        raise DataError(f"{root} is no demo store: it has no {METADATA}. Give another directory.")
+        raise DataError(f"{root} is not a demo store: it has no {METADATA}. Give another directory.")
     try:
         metadata = read_json(root / METADATA)
     except DataError as error:
         raise damaged(root, f"{METADATA} cannot be read: {error}") from error
     found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
     if found != FORMAT:
-        raise DataError(f"{root} is no demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
+        raise DataError(f"{root} is not a demo store: its {METADATA} says format {found!r}, not {FORMAT!r}.")
     if metadata.get("version") != VERSION:
         raise DataError(
-            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads "
-            f"{VERSION}: make it anew."
+            f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads {VERSION}: "
+            "make it again."
         )
     # Stores made before metadata had one are without.
     if "digest" in metadata and metadata["digest"] != json_digest(metadata, without=("digest", "changed_ns")):
@@ -61,7 +61,7 @@ def check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) ->
     """Check a store's files against its metadata; see :meth:`DemoStore.open <torchrl_flow.data.DemoStore.open>`.
 
     Raises:
-        DataError: naming the store and what is wrong.
+        DataError: if the check fails. The error names the store and what is wrong.
     """
     with _named(root):
         _check_files(root, metadata, verify)

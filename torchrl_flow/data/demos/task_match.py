@@ -1,4 +1,4 @@
-"""Whether demonstrations are those of a task, and how their chunks go on past the end."""
+"""Checks that demonstrations belong to a task, and the padding of their chunks past the end of an episode."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.differences import differing_fields
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["SIZES", "padding_of", "require_demonstrations_of"]
 
@@ -19,18 +20,19 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
     """Refuse demonstrations of another task, naming both values of each field that differs.
 
     Args:
-        task: identity of the task (:func:`task_info`); of the reward mode and the sizes, those that it tells are
-            compared.
-        found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``; fields of ``task_info`` that
-            are None are not known and not compared.
-        source: where they come from, for the message.
+        task: identity of the task (:func:`~torchrl_flow.envs.task_info`). The reward mode and the sizes are compared
+            if they are recorded.
+        found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``. Fields that are None are unknown
+            and are not compared, sizes excepted.
+        source: path of the demonstrations, for the message.
 
     Raises:
         DataError: if task, control mode, observation mode, reward mode, or a size of states, images or actions
             differ.
     """
+    task, found = TaskInfo.of(task), TaskInfo.of(found)
     names = [name for name in ("task", "control_mode", "obs_mode") if found.get(name) is not None]
-    names += ["reward_mode"] if None not in (task.get("reward_mode"), found.get("reward_mode")) else []
+    names += ["reward_mode"] if None not in (task.reward_mode, found.reward_mode) else []
     names += [name for name in SIZES if name in task and name in found]
     differing = differing_fields(found, task, names, form="{name}: demonstrations {found!r}, here {wanted!r}")
     if differing:
@@ -41,7 +43,7 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
 
 
 def padding_of(control_mode: str | None) -> Literal["hold", "last"]:
-    """Return how chunks go on where a demonstration ends, so that the arm holds still.
+    """Return the padding of chunks past the end of a demonstration that makes the arm hold still.
 
     Zeros are no motion for controllers of differences and velocities (``"hold"``); to controllers of absolute
     positions they are a target, so that the last action is repeated (``"last"``).

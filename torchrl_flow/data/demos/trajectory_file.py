@@ -29,11 +29,11 @@ class TrajectoryFile:
     reason why its trajectory cannot be read, as far as names and lengths tell.
 
     Args:
-        path: the ``.h5`` file; the ``.json`` is the one of the same name.
+        path: path of the ``.h5`` file; the ``.json`` file has the same name.
 
     Raises:
-        DataError: when either file is missing, damaged, empty or foreign, they belong to different
-            recordings, or the episodes have more than one control mode.
+        DataError: if either file is missing, damaged, empty or not of ManiSkill, they belong to different recordings,
+            or the episodes have more than one control mode.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +68,7 @@ class TrajectoryFile:
         """Return a text among the arguments that the environment was made with (``obs_mode``, ...); None where unknown.
 
         Raises:
-            DataError: when it is something else.
+            DataError: if it is something else.
         """
         return text_field(self.json_path, f"env_info.env_kwargs.{name}", self.env_kwargs.get(name))
 
@@ -90,10 +90,10 @@ class TrajectoryFile:
         return seeds[0] if seeds else -1
 
     def require_unchanged(self, sha256: str) -> None:
-        """Refuse an ``.h5`` that is not the one that the ``.json`` was written for.
+        """Refuse an ``.h5`` file whose checksum is not the one in the ``.json`` file.
 
         Args:
-            sha256: of the ``.h5``. Files of ManiSkill do not tell theirs, and those of make-demos do.
+            sha256: checksum of the ``.h5`` file. Files of make-demos record it; files of ManiSkill do not.
 
         Raises:
             DataError: if it is another one.
@@ -103,8 +103,8 @@ class TrajectoryFile:
         if wanted is not None and wanted != sha256:
             raise DataError(
                 f"{self.path.name} was changed since it was made, or is damaged: its checksum is not the one in "
-                f"{self.json_path.name}. Copy both files again, or make them anew; if you changed it on purpose, "
-                "remove `make_demos` and `digest` from the .json."
+                f"{self.json_path.name}. Copy both files again, or make them again; if you changed it on "
+                "purpose, remove `make_demos` and `digest` from the .json."
             )
 
     def group(self, number: int) -> h5py.Group:
@@ -126,7 +126,7 @@ class TrajectoryFile:
         mode = next(iter(modes), declared)
         if declared is not None and mode != declared:
             raise DataError(
-                f"{self.path.name} mixes control modes: its episodes say {mode!r} and its env_info "
+                f"{self.path.name} mixes control modes: its episodes have {mode!r} and its env_info has "
                 f"{declared!r}. Correct {self.json_path.name} or record it anew."
             )
         return mode
@@ -185,8 +185,8 @@ def _check_present(path: Path, json_path: Path) -> None:
         raise DataError(f"{path.name} is empty (0 bytes): record it anew, or {HOW_TO_MAKE}.")
     if not json_path.is_file():
         raise DataError(
-            f"{path.name} has no {json_path.name} beside it, which says what task and control mode it is of: "
-            "copy both files of the recording."
+            f"{path.name} has no {json_path.name} beside it, which holds its task and control mode: copy both "
+            "files of the recording."
         )
 
 

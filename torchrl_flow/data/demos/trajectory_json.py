@@ -19,7 +19,7 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
     """Read and validate the fields that the reader uses.
 
     Raises:
-        DataError: naming the field and what it holds.
+        DataError: if the check fails. The error names the field and what it holds.
     """
     try:
         # From bytes: JSON is UTF-8 whatever the locale is, and a byte order mark is passed over.
@@ -46,8 +46,8 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
     # Files of make-demos carry a checksum of their content.
     if "digest" in info and info["digest"] != json_digest(info):
         raise DataError(
-            f"{path.name} was changed since it was made, or is damaged: its content is not that of its `digest`. Copy "
-            "it again, or make it anew; if you changed it on purpose, remove `digest`."
+            f"{path.name} was changed since it was made, or is damaged: its content does not match its `digest`. "
+            "Copy it again, or make it again; if you changed it on purpose, remove `digest`."
         )
     for number, episode in enumerate(episodes):
         if not isinstance(episode, dict) or episode_id(episode) is None:
@@ -63,13 +63,13 @@ def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that the environment was made with; none where they are null.
 
     Raises:
-        DataError: when they are something else than an object.
+        DataError: if they are something else than an object.
     """
     kwargs = env_info.get("env_kwargs")
     if kwargs is not None and not isinstance(kwargs, dict):
         raise DataError(
-            f"{path.name}: `env_info.env_kwargs` must be an object or null, got {_shown(kwargs)}. Correct it: it says "
-            "what the recording is of."
+            f"{path.name}: `env_info.env_kwargs` must be an object or null, got {_shown(kwargs)}. Correct it: it "
+            "describes the recorded environment."
         )
     return kwargs or {}
 
@@ -78,7 +78,7 @@ def text_field(path: Path, field: str, value: Any) -> str | None:
     """Return the text in a field, or None where it is null.
 
     Raises:
-        DataError: when it is something else, naming the field.
+        DataError: if it is something else. The error names the field.
     """
     if value is not None and (not isinstance(value, str) or not value):
         raise DataError(f"{path.name}: `{field}` must be a text or null, got {_shown(value)}. Correct it.")

@@ -107,7 +107,7 @@ class StoreWriter:
     ``.<name>.<random>.tmp`` behind, which nothing ever reads.
 
     Args:
-        root: where the store is to be.
+        root: path of the store.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -132,7 +132,7 @@ class StoreWriter:
         """Write one episode.
 
         Raises:
-            DataError: when its entries are not those of the episodes before; nothing is written then.
+            DataError: if its entries differ from those of earlier episodes. Nothing is written then.
         """
         number, steps = self.num_episodes, len(episode)
         outcomes = {key: getattr(episode, key)[:, None] for key in STEP_KEYS if key != "action"}
@@ -174,18 +174,18 @@ class StoreWriter:
         """Write the metadata and move the store to its place.
 
         Args:
-            metadata: JSON-able entries of the caller; format, counts, columns and statistics are added.
+            metadata: JSON-able entries of the caller. Format, counts, columns and statistics are added.
 
         Raises:
-            DataError: when no episode was written.
+            DataError: if no episode was written.
         """
         if self.num_episodes == 0:
             raise DataError(f"{self.root}: there is no episode to make a store of.")
         if self._twice:
             warnings.warn(
-                f"{self.root.name}: {len(self._twice)} episode(s) are there twice, bit for bit ("
-                f"{'; '.join(self._twice[:3])}). All are kept, and count more than the others: remove the copies if "
-                "that is not meant.",
+                f"{self.root.name}: {len(self._twice)} episode(s) occur twice, bit for bit "
+                f"({'; '.join(self._twice[:3])}). All are kept, so that they count twice: remove the copies if "
+                "that is not intended.",
                 DataWarning,
                 stacklevel=4,
             )
@@ -212,8 +212,8 @@ def describe_files(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return a store's metadata with when its files were last changed, and their own digest.
 
     Args:
-        root: where the files are.
-        metadata: plain values, as JSON gives them back.
+        root: directory of the files.
+        metadata: plain values, as read from JSON.
     """
     names = [f"{table}/{key}" for table, entries in metadata["columns"].items() for key in entries]
     times = {name: (root / f"{name}.memmap").stat().st_mtime_ns for name in names}

@@ -43,7 +43,7 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
             are any, ``terminals [N]`` (or ``terminated``), ``next_observations [N, D]`` and ``timeouts [N]`` (or
             ``truncated``). Without ``next_observations`` the following row is taken, and rows whose following one is
             of another episode are left out unless they are terminal.
-        hashes: hashes of the models that the environment uses; those of the file must be the same.
+        hashes: hashes of the models of the environment; the file must have the same ones.
 
     Returns:
         transitions ``[N]`` in TorchRL's keys, where ``terminated`` is the terminals, ``truncated`` the timeouts and
@@ -95,9 +95,9 @@ def _check_hashes(path: Path, metadata: Mapping[str, Any], hashes: Mapping[str, 
     differing = differing_fields(found, hashes, hashes, form=form, absent="none")
     if differing:
         raise DataError(
-            f"{path} was made with other models than the environment's, so that its observations and actions mean "
-            f"other things. {'; '.join(differing)}. Make it anew from its slates and clicks with "
-            "`python -m torchrl_flow relabel-slates`."
+            f"{path} was made with other models than the environment's, so that its observations and actions "
+            f"have another meaning. {'; '.join(differing)}. Convert its slates and clicks with `python -m "
+            "torchrl_flow relabel-slates`."
         )
 
 
@@ -147,8 +147,8 @@ def _warn_unknown(path: Path, arrays: Mapping[str, Tensor]) -> None:
     """Warn of what is unknown because arrays are missing."""
     if "terminals" not in arrays:
         warnings.warn(
-            f"{path} has no terminals: which states end the task is not known, and none counts as such; values are "
-            "bootstrapped beyond every end.",
+            f"{path} has no terminals: no state counts as an end of the task, and values are bootstrapped at "
+            "every end of an episode.",
             DataWarning,
             stacklevel=4,
         )
@@ -200,18 +200,19 @@ class NpzReplayBuffer(CheckedReplayBuffer):
 
     Keyword Args:
         batch_size: rows of a sample.
-        hashes: hashes of the models that the environment uses, which the file must carry.
-        action_low: lower bound ``[A]`` of a box; given both, actions are clamped to the box and mapped to [-1, 1].
+        hashes: hashes of the models of the environment; the file must have the same ones.
+        action_low: lower bound ``[A]`` of the actions. If both bounds are given, actions are clamped to them and mapped
+            to [-1, 1].
         action_high: upper bound ``[A]``.
-        device: where the transitions are kept.
+        device: device of the transitions.
         **kwargs: passed to TorchRL's buffer.
 
     Raises:
         DataError: see :func:`read_npz`; or if the bounds do not fit the actions.
 
     Attributes:
-        metadata: of the file.
-        clamped: share of the actions' components that were out of the box.
+        metadata: metadata of the file.
+        clamped: share of the action components that were outside the bounds.
 
     Examples:
         >>> import tempfile

@@ -25,7 +25,7 @@ def read_npz_episodes(path: str | Path) -> Iterator[Episode]:
     Give the result to :meth:`DemoStore.from_episodes <torchrl_flow.data.DemoStore.from_episodes>`.
 
     Args:
-        path: as of :func:`~torchrl_flow.data.read_npz`; rows in the order of time.
+        path: file as of :func:`~torchrl_flow.data.read_npz`, with its rows in the order of time.
 
     Yields:
         Episodes with ``observation``, ``action``, ``reward`` and ``terminated``; success is not known.

@@ -43,7 +43,7 @@ def open_npz(path: str | Path) -> Any:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         file.close()
-        raise DataError(f"{path} is damaged: it holds {twice} more than once. Make it anew.")
+        raise DataError(f"{path} is damaged: it holds {twice} more than once. Make it again.")
     try:
         check_zip(file.zip, str(path))
         for member in file.zip.infolist():
@@ -71,12 +71,12 @@ def _require_archive(path: Path) -> None:
     if size == 0:
         raise DataError(f"{path} is empty (0 bytes): copy or download it again.")
     if magic == b"\x93NUMPY":
-        raise DataError(f"{path} is no .npz file: it holds a single array.")
+        raise DataError(f"{path} is not an .npz file: it holds a single array.")
     if is_lfs_pointer(path):
         raise DataError(f"{path} cannot be read as .npz: {LFS_ADVICE}.")
     if magic[:2] != b"PK":
         raise DataError(
-            f"{path} cannot be read as .npz: it is no zip archive but starts with {magic!r}. Give a file of "
+            f"{path} cannot be read as .npz: it is not a zip archive, but starts with {magic!r}. Give a file of "
             "numpy.savez, and copy or download it again if it should be one."
         )
 
@@ -92,11 +92,13 @@ def read_member(path: Path, file: Any, name: str) -> np.ndarray:
         array = file[name]
     except DAMAGE as error:
         if "allow_pickle" in str(error):  # an array of objects, which only pickle can read
-            raise DataError(f"{name!r} in {path} is no plain array: it holds Python objects, not numbers.") from error
+            raise DataError(
+                f"{name!r} in {path} is not a plain array: it holds Python objects, not numbers."
+            ) from error
         reason = _reason(error)
         raise DataError(f"{path} is damaged: {name!r} cannot be read ({reason}). Copy or make it again.") from error
     if not isinstance(array, np.ndarray):  # a member that numpy did not write
-        raise DataError(f"{name!r} in {path} is no array but {len(array)} bytes of something else.")
+        raise DataError(f"{name!r} in {path} is not an array, but {len(array)} bytes of other data.")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Writing an ``.npz`` file that is larger than memory, column by column, so that a stopped writer can go on."""
+"""Writer of ``.npz`` files larger than memory, column by column, which can continue after it was stopped."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class NpzStream:
     """Append rows to the columns of an ``.npz`` file that is put together at the end.
 
     Rows go to one raw file a column in ``<path>.partial``. :meth:`commit` makes what was appended durable, together
-    with a position of the caller's; after a kill, a stream with the same description goes on from the last commit.
-    :meth:`finish` copies the columns, in blocks, into an uncompressed archive that ``numpy.load`` reads, and renames
-    it into place. Columns may have different numbers of rows.
+    with a position that the caller gives. After a kill, a stream with the same description continues from the last
+    commit. :meth:`finish` copies the columns, in blocks, into an uncompressed archive that ``numpy.load`` reads, and
+    renames it into place. Columns may have different numbers of rows.
 
     Args:
-        path: the file to make.
-        columns: for each, the type and the shape of a row: ``{"rewards": ("float32", ())}``.
-        description: what is being written, JSON-able; a partial file of another description is refused.
+        path: file to write.
+        columns: type and row shape of each column: ``{"rewards": ("float32", ())}``.
+        description: JSON-able description of the content; a partial file with another description raises an error.
 
     Raises:
-        DataError: if the file is there already, or a partial one of something else or a damaged one.
+        DataError: if the file exists already, or a partial file is damaged or has another description.
 
     Attributes:
-        position: of the last commit; 0 at the start.
+        position: progress that the caller stored with the last commit; 0 at the start.
 
     Examples:
         >>> import tempfile
@@ -69,7 +69,7 @@ class NpzStream:
         if self.path.exists():
             if self._state().get("description") == self._description:
                 shutil.rmtree(self.partial)  # of a writer that was stopped when the file was in place
-            raise DataError(f"{self.path} is there already: delete it, or name another file.")
+            raise DataError(f"{self.path} exists already: delete it, or give another file.")
         self.rows = dict.fromkeys(self.columns, 0)
         self.position = 0
         self._open()
@@ -80,8 +80,8 @@ class NpzStream:
         if found:
             if found["description"] != self._description:
                 raise DataError(
-                    f"{self.partial} holds a part of something else: {found['description']}, not "
-                    f"{self._description}. Delete it, or name another file."
+                    f"{self.partial} holds a part of another file: {found['description']}, not "
+                    f"{self._description}. Delete it, or give another file."
                 )
             self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
         list_members(self.partial, self.partial)  # through a link another file would be written over
@@ -98,7 +98,7 @@ class NpzStream:
         path.touch()
         if path.stat().st_size < size:
             raise DataError(
-                f"{path} is shorter than the {size} bytes that were written: delete {self.partial} and start anew."
+                f"{path} is shorter than the {size} bytes that were written: delete {self.partial} and start again."
             )
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -107,7 +107,7 @@ class NpzStream:
                 size -= len(piece)
         # Partial files of before there were checksums are without.
         if sha256 is not None and sha256 != digest.hexdigest():
-            raise DataError(f"{path} is damaged: its checksum differs. Delete {self.partial} and start anew.")
+            raise DataError(f"{path} is damaged: its checksum differs. Delete {self.partial} and start again.")
         return digest
 
     def _state(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class NpzStream:
             kept["sha256"] = dict(found.get("sha256", {}))
             return {**kept, "rows": {str(name): int(number) for name, number in found["rows"].items()}}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start anew.") from error
+            raise DataError(f"{state} is damaged ({error}): delete {self.partial} and start again.") from error
 
     def _row_bytes(self, name: str) -> int:
         kind, shape = self.columns[name]

@@ -51,8 +51,8 @@ class _Rows:
         if value is None:
             raise ValueError(
                 f"online data lacks {source!r}, which demonstrations have; it has "
-                f"{sorted(str(k) for k in data.keys(True, True))}. Name what stands for it in online_keys={{{key!r}: "
-                f"...}}, or leave it out of all rows with exclude_keys=[{key!r}]."
+                f"{sorted(str(k) for k in data.keys(True, True))}. Map another entry to it with "
+                f"online_keys={{{key!r}: ...}}, or leave it out of all rows with exclude_keys=[{key!r}]."
             )
         like = self.leaves[key]
         if value.shape[data.ndim :] != shape:

@@ -36,7 +36,7 @@ def split_batch(batch_size: int, online_ratio: float) -> tuple[int, int]:
 
     Args:
         batch_size: rows of the batch.
-        online_ratio: in [0, 1].
+        online_ratio: share of online rows, in [0, 1].
 
     Raises:
         ValueError: if the ratio is outside [0, 1].
@@ -83,30 +83,30 @@ class LinearRatio:
 
 
 class RatioSampler(Sampler):
-    """Draws exactly so many demonstrations and so many online rows for each batch, each by a sampler of its own.
+    """Draws a fixed number of demonstrations and of online rows for each batch, with one sampler for each part.
 
-    It serves any buffer of TorchRL. How the two are told apart:
+    It works with any replay buffer of TorchRL. Demonstrations are told from online rows:
 
     - in a :class:`MixedStorage`, by its parts;
     - in another storage by ``num_demos``: rows 0 ... num_demos - 1 are the demonstrations. Give the buffer a
-      :class:`~torchrl_flow.data.DemoKeepingWriter`, which goes round behind them; a stock writer would replace them
-      once the storage is full, and is refused when it does;
+      :class:`~torchrl_flow.data.DemoKeepingWriter`, which never overwrites them; another writer overwrites them once
+      the storage is full, which raises an error;
     - else by the bool entry ``is_demo_key`` of the rows. The entry is read again whenever the storage was written to.
 
     Args:
-        demo_sampler: sampler of the demonstrations; a ``RandomSampler`` where ``None``.
-        online_sampler: sampler of the online rows; likewise. Where rows tell what they are, a part's rows change their
-            places in it, so that both must be a ``RandomSampler`` or a ``SamplerWithoutReplacement``.
+        demo_sampler: sampler of the demonstrations. Defaults to a ``RandomSampler``.
+        online_sampler: sampler of the online rows. Defaults to a ``RandomSampler``. If ``num_demos`` is None, both must
+            be a ``RandomSampler`` or ``SamplerWithoutReplacement``: indices within a part change.
 
     Keyword Args:
         online_ratio: share of online rows, see :func:`split_batch`; or a function of the number of batches drawn
             before, such as :class:`LinearRatio`.
-        if_empty: what to do while the online part has nothing to draw: ``"demos"`` alone, or ``"error"``.
-        num_demos: number of demonstrations at the start of a storage; ``None`` to ask the rows.
-        is_demo_key: entry that tells demonstrations from online rows.
+        if_empty: behaviour without online rows: ``"demos"`` draws only demonstrations, ``"error"`` raises an error.
+        num_demos: number of demonstrations at the start of the storage; ``None`` reads ``is_demo_key`` instead.
+        is_demo_key: bool entry that is True for demonstrations.
 
     Raises:
-        ValueError: if an argument is outside what is allowed; in sampling, if rows do not say which they are.
+        ValueError: if an argument is outside what is allowed; in sampling, if rows lack ``is_demo_key``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -173,8 +173,9 @@ class RatioSampler(Sampler):
         fixed = self._split.num_demos is not None
         if not fixed and not all(isinstance(own, (RandomSampler, SamplerWithoutReplacement)) for own in samplers):
             raise ValueError(
-                f"where rows say by {self._split.is_demo_key!r} which they are, both samplers must be a RandomSampler "
-                f"or a SamplerWithoutReplacement, got {samplers[0]!r} and {samplers[1]!r}: give num_demos."
+                f"if {self._split.is_demo_key!r} tells demonstrations from online rows, both samplers must be a "
+                f"RandomSampler or a SamplerWithoutReplacement, got {samplers[0]!r} and {samplers[1]!r}: give "
+                "num_demos."
             )
         parts = self._split.of(storage)
         self._written = max(self._written, len(storage))
@@ -189,12 +190,12 @@ class RatioSampler(Sampler):
         if online and drawable(parts[1]) == 0:
             if self.if_empty == "error":
                 raise RuntimeError(
-                    f"{online} of {batch_size} rows are to be online data, and there is none yet: collect first, or "
-                    "make the buffer with if_empty='demos'."
+                    f"{online} of {batch_size} rows must be online data, but there is none yet: collect first, "
+                    "or make the buffer with if_empty='demos'."
                 )
             demos, online = batch_size, 0
         if demos and len(parts[0]) == 0:
-            raise RuntimeError(f"{demos} of {batch_size} rows are to be demonstrations, and the storage holds none.")
+            raise RuntimeError(f"{demos} of {batch_size} rows must be demonstrations, but the storage has none.")
         drawn = _draw(self.demo_sampler, parts[0], demos), _draw(self.online_sampler, parts[1], online)
         self.num_batches += 1
         index = torch.cat([self._to_whole(storage, parts, i, drawn[i][0]) for i in (0, 1)])
@@ -225,7 +226,7 @@ class RatioSampler(Sampler):
     def update_priority(self, index: Any, priority: Any, *, storage: Storage | None = None) -> None:
         """Pass priorities to the samplers of the parts that have priorities."""
         if storage is None:
-            raise TypeError("RatioSampler needs its storage to tell the parts: call the buffer's update_priority.")
+            raise TypeError("RatioSampler needs the storage here: call update_priority of the buffer.")
         found = self._by_offset(storage)
         if found is None:
             return
@@ -245,7 +246,7 @@ class RatioSampler(Sampler):
         """Give new rows the default priority.
 
         Raises:
-            RuntimeError: if a writer went round and replaced demonstrations that ``num_demos`` speaks of.
+            RuntimeError: if a writer has overwritten demonstrations that ``num_demos`` counts.
         """
         found = self._by_offset(storage)
         if storage is None or found is None:
@@ -254,15 +255,15 @@ class RatioSampler(Sampler):
         if isinstance(storage, MixedStorage):
             if rows.numel() and int(rows.min()) < found[0]:
                 raise RuntimeError(
-                    "a MixedStorage is written to by OnlineWriter alone: give the buffer writer=OnlineWriter()."
+                    "only OnlineWriter can write to a MixedStorage: give the buffer writer=OnlineWriter()."
                 )
             self.online_sampler.mark_update(rows - found[0], storage=found[2])
             return
         if storage.ndim == 1 and rows.numel() and int(rows.min()) < min(found[0], self._written):
             raise RuntimeError(
-                f"row {int(rows.min())} was written again, which is one of the {found[0]} demonstrations: the writer "
-                f"has gone round. Give the buffer writer=DemoKeepingWriter({found[0]}), or mark rows by an entry "
-                f"{self._split.is_demo_key!r} and leave num_demos out."
+                f"row {int(rows.min())}, one of the {found[0]} demonstrations, was overwritten. Give the buffer "
+                f"writer=DemoKeepingWriter({found[0]}), or mark rows by an entry {self._split.is_demo_key!r} and "
+                "leave num_demos out."
             )
         self._written = max(self._written, int(rows.max()) + 1 if rows.numel() else 0)
         for own, part, sampler, first in (
@@ -302,7 +303,7 @@ class RatioSampler(Sampler):
         """Restore what :meth:`dumps` wrote.
 
         Raises:
-            DataError: naming directory and member, if a file could run code or is no sampler's.
+            DataError: if a file could run code or is no sampler's. The error names directory and member.
         """
         path = Path(path)
         check_dump(path)

@@ -28,7 +28,7 @@ def _identity(batch: Any) -> Any:
 
 
 class MixedReplayBuffer(CheckedReplayBuffer):
-    """Demonstrations, memory-mapped and read-only, beside a ring of online data; every batch has exactly its share.
+    """Memory-mapped, read-only demonstrations and a ring of online data, with an exact share of each in every batch.
 
     A batch of B rows holds ``round(online_ratio * B)`` online rows (a half is rounded upwards), exactly so each
     time, after its demonstrations. All rows have the entries of demonstrations
@@ -59,19 +59,19 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         demos: the demonstrations, as a buffer or its storage.
 
     Keyword Args:
-        online: the ring: a number of rows, kept in memory, or a ``LazyTensorStorage`` or ``LazyMemmapStorage``
-            (``ndim=2`` for steps). Default: 100 000 rows.
+        online: ring of the online rows: its number of rows, kept in memory, or a ``LazyTensorStorage`` or
+            ``LazyMemmapStorage`` (``ndim=2`` for steps). Defaults to 100 000 rows.
         online_ratio: share of online rows, in [0, 1]; or a function of the number of batches drawn before, such as
-            :class:`~torchrl_flow.data.LinearRatio`. Default: 0.5.
-        if_empty: what ``sample`` does before there is online data to draw: ``"demos"`` gives demonstrations alone,
-            for offline training before the first collection; ``"error"`` raises. Default: ``"demos"``.
-        demo_sampler: sampler of the demonstrations. Default: ``RandomSampler``.
-        online_sampler: sampler of the online part. Default: ``RandomSampler``. Priorities of a
+            :class:`~torchrl_flow.data.LinearRatio`. Defaults to 0.5.
+        if_empty: what ``sample`` does before there are online rows: ``"demos"`` draws only demonstrations, for offline
+            training before the first collection; ``"error"`` raises an error. Defaults to ``"demos"``.
+        demo_sampler: sampler of the demonstrations. Defaults to ``RandomSampler``.
+        online_sampler: sampler of the online part. Defaults to ``RandomSampler``. Priorities of a
             :class:`~torchrl_flow.data.PrioritizedSampler` go through ``update_priority``, or, of a batch with the entry
             ``priority_key``, through ``update_tensordict_priority``.
-        online_keys: where online data keeps an entry under another name: ``{row's key: online key}``.
-        exclude_keys: entries of demonstrations that rows do without.
-        device: where batches go. Default: as ``demos`` says.
+        online_keys: entries that online data has under another name: ``{key of the rows: key of the online data}``.
+        exclude_keys: entries of the demonstrations that are left out of all rows.
+        device: device of the batches. Defaults to the device of ``demos``.
         **options: ``batch_size``, ``transform``, ``prefetch``, ``pin_memory``, ``generator``, as in
             :class:`~torchrl.data.TensorDictReplayBuffer`.
 
@@ -112,7 +112,9 @@ class MixedReplayBuffer(CheckedReplayBuffer):
             raise ValueError(f"demos must be a DemoReplayBuffer or a ChunkStorage, got a {type(demos).__name__}.")
         fixed = sorted({"storage", "sampler", "writer", "collate_fn", "dim_extend"} & set(options))
         if fixed:
-            raise ValueError(f"{fixed} are the buffer's own: see online, demo_sampler and online_sampler.")
+            raise ValueError(
+                f"{fixed} are set by MixedReplayBuffer: give online, demo_sampler and online_sampler instead."
+            )
         ring = _ring(online)
         steps = ring.ndim == 2
         if steps and not isinstance(online_sampler, (RandomSampler, type(None))):
@@ -137,7 +139,7 @@ class MixedReplayBuffer(CheckedReplayBuffer):
 
         Args:
             tensordicts: transitions of any batch shape, or steps ``[*E, T]``; time is the last dimension.
-            update_priority: as in :class:`~torchrl.data.TensorDictReplayBuffer`.
+            update_priority: see :class:`~torchrl.data.TensorDictReplayBuffer`.
 
         Returns:
             The rows written, ``[N]``; of steps ``[T, E]``.
@@ -154,7 +156,8 @@ class MixedReplayBuffer(CheckedReplayBuffer):
             return torch.zeros(0, dtype=torch.int64)
         if rows.shape.numel() > self._mixed.online.max_size:
             raise ValueError(
-                f"{rows.shape.numel()} rows at once into an online part of {self._mixed.online.max_size}: raise online."
+                f"{rows.shape.numel()} rows in one call exceed the online part of {self._mixed.online.max_size}: "
+                "raise online."
             )
         return super().extend(rows, update_priority=update_priority)
 

@@ -38,7 +38,7 @@ class StepRing(Storage):
 
     Args:
         steps: storage with ``ndim=2``; its ``max_size`` counts steps of all environments.
-        demos: the demonstrations, of which the horizons and keys are taken.
+        demos: demonstrations, whose horizons and keys the ring uses.
         leaves: entries of a row.
     """
 
@@ -100,8 +100,8 @@ class StepRing(Storage):
         length, room, envs = self._sizes
         if room and data.shape[1] != envs:
             raise ValueError(
-                f"steps of {data.shape[1]} environments came to a ring of {envs}: write from one collector, or store "
-                "transitions (a storage with ndim=1)."
+                f"steps of {data.shape[1]} environments were written to a ring of {envs}: write from one "
+                "collector, or store transitions (a storage with ndim=1)."
             )
         ids = data.get(TRAJECTORY).to(self.device)
         data = data.exclude(TRAJECTORY).to(self.device)

@@ -40,19 +40,20 @@ class MixedStorage(Storage):
     ChunkStorage there is what identifies the data.
 
     Args:
-        demos: the demonstrations, with all their rows in it; read-only from then on.
-        online: the online part, a ring.
+        demos: storage that already holds all demonstrations. It is read-only from then on.
+        online: online part, a ring.
 
     Keyword Args:
-        exclude_keys: entries of demonstrations that rows do without.
-        device: where batches go. Default: as the demonstrations say, else each part's own.
+        exclude_keys: entries of the demonstrations that are left out of all rows.
+        device: device of the batches. Defaults to the device of the demonstrations; if they have none, rows stay on the
+            device of their part.
 
     Raises:
         ValueError: if there are no demonstrations; in reading, if rows of the parts have different entries.
     """
 
     device = None
-    """Of no meaning: indices are drawn part by part. Where batches go is ``batch_device``."""
+    """Not used, since indices are drawn for each part. The device of batches is ``batch_device``."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class MixedStorage(Storage):
         self.online: Any = online
         self.num_demos = len(self.demos)
         if self.num_demos == 0:
-            raise ValueError("demos holds no rows: write the demonstrations into it before it becomes a part.")
+            raise ValueError("demos holds no rows: write the demonstrations into it before making the MixedStorage.")
         super().__init__(max_size=self.num_demos + online.max_size)
         self._exclude = list(exclude_keys)
         own = getattr(demos, "batch_device", None)
@@ -85,13 +86,13 @@ class MixedStorage(Storage):
         """Read rows.
 
         Args:
-            index: int, slice, sequence, bool mask or int tensor, of one dimension at most.
+            index: int, slice, sequence, bool mask or int tensor, with at most one dimension.
 
         Returns:
             The rows, in the order of ``index``.
 
         Raises:
-            IndexError: when a row does not exist.
+            IndexError: if a row does not exist.
         """
         rows = self._rows(index)
         flat = rows.reshape(-1)
@@ -129,8 +130,8 @@ class MixedStorage(Storage):
         size = len(self)
         if len(self.demos) != self.num_demos:
             raise RuntimeError(
-                f"there were {self.num_demos} demonstrations when they became a part, and there are {len(self.demos)} "
-                "now: write online data through the buffer, and demonstrations before."
+                f"there were {self.num_demos} demonstrations when the MixedStorage was made, and there are "
+                f"{len(self.demos)} now: write online data through the buffer, and demonstrations before."
             )
         if isinstance(index, slice):
             return torch.arange(*index.indices(size))
@@ -152,7 +153,7 @@ class MixedStorage(Storage):
     def __setitem__(self, index: Any, value: Any) -> None:
         rows = self._rows(index)
         if isinstance(self.online, StepRing) or bool((rows < self.num_demos).any()):
-            raise RuntimeError("demonstrations and folded steps are read-only: online rows alone can be assigned to.")
+            raise RuntimeError("demonstrations and folded steps are read-only: only online rows can be assigned to.")
         self.online[rows - self.num_demos] = value
 
     def _max_size_along_dim0(self, *, single_data: Any = None, batched_data: Any = None) -> int:
@@ -226,7 +227,8 @@ class MixedStorage(Storage):
         """Restore what :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: naming directory and member, if something is no plain tensor, missing or of another size.
+            DataError: if something is not a plain tensor, missing or of another size. The error names directory and
+                member.
         """
         path = Path(path)
         require_members(list_members(path, path), ("demos", "online", _METADATA), path, path)
@@ -266,15 +268,15 @@ def _joined(demos: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
     ours, theirs = (set(map(unravel_key, rows.keys(True, True))) for rows in (demos, online))
     if ours != theirs:
         raise ValueError(
-            f"demonstrations have the entries {sorted(map(str, ours - theirs))} that online rows lack, and online rows "
-            f"{sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have the same ones. "
-            "Name those to leave out in exclude_keys, or write the others."
+            f"demonstrations have the entries {sorted(map(str, ours - theirs))} that online rows lack, and "
+            f"online rows {sorted(map(str, theirs - ours))} that demonstrations lack: rows of a batch must have "
+            "the same ones. Leave entries out with exclude_keys, or write the missing ones."
         )
     return cast(TensorDictBase, torch.cat([demos, online]))
 
 
 class OnlineWriter(RoundRobinWriter):
-    """Writes to the online part of a :class:`MixedStorage`, round and round; returns rows of the whole."""
+    """Round-robin writer into the online part of a :class:`MixedStorage`; it returns indices of the whole storage."""
 
     def extend(self, data: Any) -> Tensor:
         """Write rows ``[n]``, or steps ``[n, E]`` of E environments; return where, in the same shape."""

@@ -50,7 +50,8 @@ class StorageParts:
     """Tells the demonstrations of a storage from its online rows.
 
     Args:
-        num_demos: rows 0 ... num_demos - 1 are the demonstrations; ``None`` to ask the rows.
+        num_demos: number of demonstrations, which are the first rows; ``None`` reads ``is_demo_key`` of each row
+            instead.
         is_demo_key: bool entry ``[*]`` or ``[*, 1]`` that is true for demonstrations, where ``num_demos`` is ``None``.
     """
 
@@ -63,10 +64,10 @@ class StorageParts:
         return {**self.__dict__, "_seen": None, "_parts": None}
 
     def of(self, storage: Any) -> tuple[_Part, _Part]:
-        """Return demonstrations and online rows, looked up anew once the storage has changed.
+        """Return demonstrations and online rows, which are determined again after the storage has changed.
 
         Raises:
-            ValueError: if rows do not say which they are.
+            ValueError: if rows lack ``is_demo_key``.
         """
         seen = (id(storage), len(storage), revision_of(storage))
         if self._parts is not None and seen == self._seen:
@@ -112,13 +113,13 @@ def _column(storage: Any, key: NestedKey) -> Tensor:
 
 
 class DemoKeepingWriter(TensorDictRoundRobinWriter):
-    """A round-robin writer that goes round behind the demonstrations and never over them.
+    """A round-robin writer that never overwrites the demonstrations at the start.
 
     Write the demonstrations first; what comes after them is the online data. A stock writer would start again at row 0
     once the storage is full, and replace demonstrations.
 
     Args:
-        num_demos: rows at the start that are kept.
+        num_demos: number of rows at the start that are never overwritten.
 
     Raises:
         ValueError: if it is below 0; when written to, if the storage has no room for online rows, or one call brings
@@ -155,7 +156,7 @@ class DemoKeepingWriter(TensorDictRoundRobinWriter):
         first, room = write_cursor(self), size - self.num_demos
         # A first call may write the demonstrations and online rows; it does not wrap around.
         if rows > (size - first if first < self.num_demos else room):
-            raise ValueError(f"{rows} rows at once into an online part of {room}: make the storage larger.")
+            raise ValueError(f"{rows} rows in one call exceed the online part of {room}: make the storage larger.")
         # One position more than rows: the last one is the cursor of the next call. Past the end of the storage,
         # positions continue behind the demonstrations.
         position = torch.arange(first, first + rows + 1, device=getattr(data, "device", None) or "cpu")

@@ -32,7 +32,7 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
         **kwargs: passed to the task's class.
 
     Raises:
-        BatchUnsupportedError: where the task runs alone and not in a batch.
+        BatchUnsupportedError: if the task runs in a single environment, but not in a batch.
     """
     import gymnasium
     from mani_skill.envs import sapien_env

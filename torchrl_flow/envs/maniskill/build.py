@@ -25,7 +25,7 @@ MAX_EPISODE_STEPS = {
     "LiftPegUpright-v1": 250,
     "PegInsertionSide-v1": 300,
 }
-"""Time limits that leave planner demonstrations room to succeed; the registered ones (50 to 100) do not."""
+"""Time limits within which planned demonstrations succeed; the registered ones (50 to 100) are too short."""
 
 
 def check_arguments(
@@ -129,7 +129,7 @@ def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
     device.
 
     Raises:
-        RenderDeviceError: when they are needed and there is no Vulkan device.
+        RenderDeviceError: if they are needed and there is no Vulkan device.
     """
     if "rgb" in obs_mode:
         require_render_backend(f"obs_mode={obs_mode!r}")

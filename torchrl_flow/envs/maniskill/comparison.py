@@ -78,16 +78,17 @@ def compare_with_single(
 
     Args:
         task: ManiSkill's id.
-        act: from the number of the step and the batch's observation ``[N, D]`` to its action ``[N, A]``.
-        starts: how the episodes start, the first N together and each later one at a partial reset; those that are
-            left over are not played. Where they run out, no more resets take place.
-        num_envs: N.
-        steps: of the batch.
-        reset_probability: with which each sub-environment is reset after a step.
-        fresh: how many episodes are played in a single environment that was made for it alone; the others follow each
-            other in one, which clean resets make the same.
-        seed: of the moments of the resets.
-        **kwargs: of :class:`ManiSkillEnv`, for both.
+        act: function of the number of the step and the batch's observation ``[N, D]`` that returns its action ``[N,
+            A]``.
+        starts: starts of the episodes. The first N start together, each later one at a partial reset; resets stop when
+            no start is left, and starts that remain at the end are not played.
+        num_envs: N, sub-environments of the batch.
+        steps: steps of the batch.
+        reset_probability: probability that a sub-environment is reset after a step.
+        fresh: number of episodes that are each played in a new single environment. All others are played one after the
+            other in one environment, which clean resets make equivalent.
+        seed: seed of the times of the resets.
+        **kwargs: options of :class:`ManiSkillEnv`, for both environments.
     """
     if len(starts) < num_envs:
         raise ValueError(

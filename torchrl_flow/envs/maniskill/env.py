@@ -33,38 +33,38 @@ class ManiSkillEnv(ManiSkillWrapper):
         num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
             On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
             (``torchrl_flow.envs.maniskill.physx_batch``).
-        obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Default: ``"state"``.
-        control_mode: ManiSkill's controller. Default: ``"pd_ee_delta_pose"``.
-        sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Default:
+        obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Defaults to ``"state"``.
+        control_mode: ManiSkill's controller. Defaults to ``"pd_ee_delta_pose"``.
+        sim_backend: ``"physx_cpu"`` or ``"physx_cuda"`` (``"physx_cuda:1"`` for the second GPU). Defaults to
             ``"physx_cpu"``.
-        reward_mode: ``"sparse"``, ``"dense"``, ``"normalized_dense"`` or ``"none"``. Default: ``"sparse"``.
-        max_episode_steps: time limit. Default: 100 for PickCube, PushCube and PullCube, 200 for StackCube,
-            250 for LiftPegUpright, 300 for PegInsertionSide (:data:`MAX_EPISODE_STEPS`: planner
-            demonstrations take so long), and for other tasks the one registered.
-        ignore_terminations: whether episodes end at the time limit alone. Default: ``False``.
-        camera: name of the camera of ``pixels``. Default: ``base_camera``, or the only one. All cameras of
-            the task are rendered: for StackCube ``robot_uids="panda"`` leaves the one at the wrist out and is
-            three times as fast.
-        render_size: height and width of ``pixels``, or one int for both. Default: the camera's own, 128 as a
-            rule.
-        robot_uids: robot. Default: the task's own.
-        reconfiguration_freq: after how many resets the scene is rebuilt, 0 for never. Default: the task's own, which
-            for some (PegInsertionSide) is 1 alone and 0 for many. Many sub-environments on a CPU take that of one
-            where ``ignore_terminations`` ends their episodes together, so that an evaluation plays the same episodes.
-        visuals: whether to build what can be seen, which takes a Vulkan device. Default: ``None``, where the
-            observations have pixels or there is such a device.
-        device: where actions come from and tensors go to. Default: the device of the simulation.
-        threads: CPU threads that step the sub-environments of ``"physx_cpu"``. Default: ``torch.get_num_threads()``.
-        clean_resets: whether a reset leaves nothing of earlier episodes in the simulation, so that an episode depends
-            on its seed and actions alone. Default: yes on a CPU; not possible on a GPU.
-        seed: first seed of the environment's generator. Default: drawn from the operating system.
+        reward_mode: ``"sparse"``, ``"dense"``, ``"normalized_dense"`` or ``"none"``. Defaults to ``"sparse"``.
+        max_episode_steps: time limit in environment steps. Defaults to 100 for PickCube, PushCube and PullCube, 200 for
+            StackCube, 250 for LiftPegUpright, 300 for PegInsertionSide (:data:`MAX_EPISODE_STEPS`: planned
+            demonstrations need them), and the registered limit for other tasks.
+        ignore_terminations: whether episodes end only at the time limit. Defaults to ``False``.
+        camera: name of the camera of ``pixels``. Defaults to ``base_camera``, or to the only camera. All cameras of the
+            task are rendered: for StackCube, ``robot_uids="panda"`` removes the wrist camera and is three times as
+            fast.
+        render_size: height and width of ``pixels``, or one int for both. Defaults to the camera's own size, usually
+            128.
+        robot_uids: robot. Defaults to the robot of the task.
+        reconfiguration_freq: number of resets after which the scene is rebuilt, 0 for never. Defaults to the value of
+            the task, which for some tasks (PegInsertionSide) is 1 for one environment and 0 for several. On a CPU,
+            several sub-environments use the value of one environment if ``ignore_terminations`` ends their episodes
+            together, so that an evaluation plays the same episodes.
+        visuals: whether to build the visuals of the scene, which needs a Vulkan device. Defaults to True if the
+            observations have pixels or there is a Vulkan device.
+        device: device of actions and results. Defaults to the device of the simulation.
+        threads: CPU threads that step the sub-environments of ``"physx_cpu"``. Defaults to ``torch.get_num_threads()``.
+        clean_resets: whether a reset removes all state of earlier episodes from the simulation, so that an episode
+            depends only on its seed and actions. Defaults to True on a CPU; a GPU does not support it.
+        seed: first seed of the environment's generator. Defaults to a seed from the operating system.
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:
-        ManiSkillUnavailableError: when ManiSkill cannot be imported; names the command to run.
-        RenderDeviceError: when rendering was asked for and there is no Vulkan device; names the command to
-            run.
-        ValueError: when an argument is not among those allowed.
+        ManiSkillUnavailableError: if ManiSkill cannot be imported. The error names the command to run.
+        RenderDeviceError: if rendering was asked for and there is no Vulkan device. The error names the command to run.
+        ValueError: if an argument is not among those allowed.
 
     Examples:
         >>> env = ManiSkillEnv("PushCube-v1")  # doctest: +SKIP

@@ -70,7 +70,7 @@ def enable() -> None:
     """Turn visuals off for every ManiSkill scene built from now on; calls nest, see :func:`disable`.
 
     Raises:
-        ManiSkillUnavailableError: when ManiSkill cannot be imported.
+        ManiSkillUnavailableError: if ManiSkill cannot be imported.
     """
     global _depth
     require_maniskill()
@@ -87,7 +87,7 @@ def disable() -> None:
     """Undo one :func:`enable`; the last one restores exactly what was there before the first.
 
     Raises:
-        RuntimeError: when visuals are not off.
+        RuntimeError: if visuals are not off.
     """
     global _depth
     with _lock:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchrl_flow.functional.observation import state_paths
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["state_keys", "task_identity", "time_limit"]
 
@@ -34,12 +35,13 @@ def task_identity(env: Any, device: torch.device) -> dict[str, Any]:
     """Return what tells one task from another, JSON-able."""
     base = env.unwrapped
     spec = getattr(base, "spec", None)
-    return {
-        "task": type(base).__name__ if spec is None else spec.id,
-        "control_mode": getattr(base, "control_mode", None),
-        "obs_mode": base.obs_mode,
-        "reward_mode": getattr(base, "reward_mode", None),
-        "robot_uids": str(getattr(base, "robot_uids", None)),
-        "max_episode_steps": time_limit(env),
-        "sim_backend": "physx_cpu" if device.type == "cpu" else "physx_cuda",
-    }
+    return TaskInfo(
+        task=type(base).__name__ if spec is None else spec.id,
+        control_mode=getattr(base, "control_mode", None),
+        obs_mode=base.obs_mode,
+        reward_mode=getattr(base, "reward_mode", None),
+        robot_uids=str(getattr(base, "robot_uids", None)),
+        max_episode_steps=time_limit(env),
+        sim_backend="physx_cpu" if device.type == "cpu" else "physx_cuda",
+        recorded=frozenset(("control_mode", "reward_mode", "max_episode_steps")),
+    ).to_dict()

@@ -21,8 +21,8 @@ class BatchLayout:
     positions, joint velocities, and position and velocity targets of each joint in turn. All are float32.
 
     Args:
-        scenes: one scene a sub-environment.
-        systems: their systems.
+        scenes: one scene for each sub-environment.
+        systems: systems of ``scenes``.
     """
 
     def __init__(self, scenes: Sequence[Any], systems: Sequence[Any]) -> None:
@@ -114,13 +114,13 @@ class BatchLayout:
         """Read all states.
 
         Args:
-            scenes: as at construction, or others with the same entities in the same order.
-            systems: theirs.
+            scenes: the scenes given at construction, or other scenes with the same entities in the same order.
+            systems: systems of ``scenes``.
             bodies: ``[bodies, 13]`` to write to; position, quaternion, linear and angular velocity. Velocities of an
                 articulation's inner links are left as they are.
             qpos: joint positions ``[articulations, dof]`` to write to.
             qvel: joint velocities ``[articulations, dof]`` to write to.
-            changed: the systems whose state is another than at the last reading; all where ``None``.
+            changed: systems whose state has changed since the last reading. Defaults to all.
         """
         packed = self._packed
         for index in range(len(packed)) if changed is None else changed:
@@ -129,8 +129,8 @@ class BatchLayout:
         state = np.frombuffer(b"".join([*[state for _, state in packed], b"\0\0\0\0"]), np.float32)
         if len(state) != self._size + 1:
             raise RuntimeError(
-                f"PhysxCpuSystem.pack() holds {len(state) - 1} numbers, its layout {self._size}: bodies were added or "
-                "removed while the simulation ran, or this version of SAPIEN packs in another way."
+                f"PhysxCpuSystem.pack() holds {len(state) - 1} numbers, its layout {self._size}: bodies were "
+                "added or removed while the simulation ran, or this version of SAPIEN has another layout."
             )
         bodies[:, :_POSE] = poses[self._pose_at]
         bodies[self._moving, _POSE:] = state[self._velocity_at]
@@ -143,8 +143,8 @@ class BatchLayout:
             pose = body.entity_pose
             if not np.array_equal(bodies[row, :_POSE], [*pose.p, *pose.q], equal_nan=True):
                 raise RuntimeError(
-                    f"Scene.pack_poses() gives {body.entity.name!r} the pose {bodies[row, :_POSE].tolist()}, and its "
-                    f"getter {[*pose.p, *pose.q]}: this version of SAPIEN packs in another way."
+                    f"Scene.pack_poses() gives {body.entity.name!r} the pose {bodies[row, :_POSE].tolist()}, and "
+                    f"its getter {[*pose.p, *pose.q]}: this version of SAPIEN has another layout."
                 )
 
     def set_pose(self, row: int, position: np.ndarray, quaternion: np.ndarray) -> None:

@@ -82,9 +82,9 @@ class PhysxCpuBatch:
     """The simulation of N sub-environments, see the head of this file.
 
     Args:
-        scenes: one ``sapien.Scene`` a sub-environment, each with a ``PhysxCpuSystem`` of its own. The list is shared
-            with ManiSkill's scene, so that a renewed sub-scene is seen by both.
-        threads: how many threads step the systems; ``step`` of SAPIEN releases Python's global lock.
+        scenes: one ``sapien.Scene`` for each sub-environment, each with its own ``PhysxCpuSystem``. The list is shared
+            with ManiSkill's scene, so that both see a renewed sub-scene.
+        threads: number of threads that step the systems; SAPIEN's ``step`` releases Python's global lock.
     """
 
     def __init__(self, scenes: list[Any], threads: int = 1) -> None:

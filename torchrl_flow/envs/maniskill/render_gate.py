@@ -18,7 +18,7 @@ class RenderGate:
 
     Args:
         env: the unwrapped ManiSkill environment.
-        max_episode_steps: step at which episodes are truncated; ``None`` where they are not.
+        max_episode_steps: step at which episodes are truncated; ``None`` for no time limit.
     """
 
     def __init__(self, env: Any, max_episode_steps: int | None) -> None:
@@ -55,7 +55,7 @@ class RenderGate:
         return bool((self._env.elapsed_steps + 1 > self._max_episode_steps - self.history).any())
 
     def after_step(self, observation: dict[str, Any], done: torch.Tensor) -> None:
-        """Render after all where an episode ended at a step whose images were held."""
+        """Render if an episode ended at a step that was not rendered."""
         if self._stale and bool(done.any()):
             self._open = True
             observation["sensor_data"] = self()
@@ -65,7 +65,7 @@ def render_view(env: Any, batch_size: torch.Size) -> np.ndarray:
     """Render the scenes with the task's camera for viewing, uint8 ``[*B, height, width, 3]``.
 
     Raises:
-        RenderDeviceError: when the task has no such camera.
+        RenderDeviceError: if the task has no such camera.
     """
     image = env.unwrapped.render_rgb_array()
     if image is None:

@@ -74,8 +74,8 @@ class EpisodeLog:
         """Repeat the recorded resets and actions.
 
         Args:
-            reset: called with the rows and the arguments of each reset.
-            step: called with each action.
+            reset: function that is called with the rows and the arguments of each reset.
+            step: function that is called with each action.
         """
         waiting = list(self._resets)
         for number in range(len(self._actions) + 1):

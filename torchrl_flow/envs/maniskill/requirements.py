@@ -65,7 +65,7 @@ def require_maniskill() -> None:
     """Import ManiSkill and register its tasks.
 
     Raises:
-        ManiSkillUnavailableError: when a package or a system library is missing; says which, and what to run.
+        ManiSkillUnavailableError: if a package or a system library is missing. The error says which, and what to run.
     """
     if not maniskill_installed():
         raise ManiSkillUnavailableError(f"ManiSkill is not installed: run `{INSTALL_COMMAND}`.")
@@ -77,7 +77,7 @@ def require_motion_planner() -> None:
     """Import ManiSkill's motion planner (``mplib``), which planned demonstrations need.
 
     Raises:
-        ManiSkillUnavailableError: when ``mplib`` is missing, or when the NumPy here would crash it.
+        ManiSkillUnavailableError: if ``mplib`` is missing, or crashes with the installed NumPy.
     """
     require_maniskill()
     if importlib.util.find_spec("mplib") is None:
@@ -128,7 +128,7 @@ def require_render_backend(purpose: str) -> str:
         purpose: what the rendering is for, named in the message.
 
     Raises:
-        RenderDeviceError: when there is no Vulkan device.
+        RenderDeviceError: if there is no Vulkan device.
     """
     backend = detect_render_backend()
     if backend == "none":

@@ -26,7 +26,7 @@ class EpisodeResets:
         env: the environment made by ``gymnasium.make``.
         num_envs: number of its sub-environments.
         device: device of the simulation.
-        renew: called with the rows that are reset before they are, where their scenes are not rebuilt.
+        renew: function that is called with the rows before they are reset, if resets do not rebuild the scenes.
     """
 
     def __init__(
@@ -112,7 +112,10 @@ class EpisodeResets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replay the episodes of :meth:`state_dict` up to their last step."""
         if self.log is None:
-            raise RuntimeError("this environment keeps no log of its episodes to play them again with.")
+            raise RuntimeError(
+                "this environment has no log of its episodes, from which they could be replayed: resume only "
+                "environments with a time limit and clean_resets=True on a CPU."
+            )
         self.log.load_state_dict(state["episodes"])
 
         def reset(rows: list[int] | None, arguments: dict[str, Any]) -> None:

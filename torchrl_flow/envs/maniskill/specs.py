@@ -52,7 +52,7 @@ def choose_camera(space: Any, camera: str | None) -> str:
     """Return the camera to take images from: the one named, else ``base_camera``, else the only one.
 
     Raises:
-        ValueError: when the task has no such camera, or several and none of them is ``base_camera``.
+        ValueError: if the task has no such camera, or several and none of them is ``base_camera``.
     """
     cameras = space["sensor_data"].spaces
     names = [name for name, images in cameras.items() if "rgb" in images.spaces]

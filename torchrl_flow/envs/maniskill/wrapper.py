@@ -62,18 +62,18 @@ class ManiSkillWrapper(EnvWrapper):
         env: the environment; its time limit, if any, is ManiSkill's.
 
     Keyword Args:
-        batch_size: ``[]`` or ``[num_envs]``. Default: ``[]`` for one environment, else ``[num_envs]``.
-        device: where actions come from and tensors go to. Default: the device of the simulation.
-        camera: name of the camera of ``pixels``. Default: ``base_camera``, or the only one.
-        ignore_terminations: when ``True``, ``terminated`` is always false and episodes end at the time limit;
-            this is the protocol of evaluation. Default: ``False``.
-        clean_resets: whether a reset leaves nothing of earlier episodes in the simulation. Without, an episode in
-            contact depends on those before it in the same environment (PhysX keeps contact caches). Default: yes
-            on a CPU, where it takes a third of a millisecond; not possible on a GPU.
-        seed: first seed of the environment's generator. Default: drawn from the operating system.
+        batch_size: ``[]`` or ``[num_envs]``. Defaults to ``[]`` for one environment and to ``[num_envs]`` for several.
+        device: device of actions and results. Defaults to the device of the simulation.
+        camera: name of the camera of ``pixels``. Defaults to ``base_camera``, or to the only camera.
+        ignore_terminations: when ``True``, ``terminated`` is always false and episodes end at the time limit; this is
+            the protocol of evaluation. Defaults to ``False``.
+        clean_resets: whether a reset removes all state of earlier episodes from the simulation. Without it, an episode
+            with contacts depends on earlier episodes in the same environment (PhysX keeps contact caches). Defaults to
+            True on a CPU, where it takes a third of a millisecond; a GPU does not support it.
+        seed: first seed of the environment's generator. Defaults to a seed from the operating system.
 
     Raises:
-        ValueError: when the environment, its observations or an argument do not fit.
+        ValueError: if the environment, its observations or an argument do not fit.
 
     Note:
         GPU simulation (``physx_cuda``) runs through the same code as any batched environment. That code is
@@ -303,8 +303,8 @@ class ManiSkillWrapper(EnvWrapper):
             A uint8 image ``[*B, height, width, 3]``.
 
         Raises:
-            RenderDeviceError: when the environment was built without visuals and has no gripper to draw, or has no
-                camera for viewing.
+            RenderDeviceError: if the environment was built without visuals and has no gripper to draw, or has no camera
+                for viewing.
         """
         if not self.has_visuals and Schematic.can_draw(self._env):
             if self._schematic is None:

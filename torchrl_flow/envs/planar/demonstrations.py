@@ -31,15 +31,15 @@ def collect_demonstrations(
     shake, miss grasps, lose the disc, try the shut gap, pause, and at times end without success.
 
     Args:
-        num_episodes: how many episodes.
+        num_episodes: number of episodes.
 
     Keyword Args:
         quality: a key of :data:`~torchrl_flow.envs.DEMO_QUALITIES`.
         seed: seed of the first episode.
         from_pixels: add ``pixels``.
-        max_episode_steps: longest episode.
+        max_episode_steps: largest number of steps of an episode.
         geometry: sizes of the task.
-        device: where to simulate.
+        device: device of the simulation.
 
     Returns:
         One dict per episode of T steps: ``observation`` ``[T+1, 12]``, ``action`` ``[T, 3]``, ``reward``

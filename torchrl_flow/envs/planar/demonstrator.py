@@ -30,7 +30,7 @@ class DemoStyle:
     Attributes:
         noise: standard deviation of the (correlated) disturbance of dx and dy, in action units.
         aim_error: standard deviation of the first grasp's aim, in sides of the plane; halved by each retry.
-        release_error: standard deviation of where the disc is released, likewise.
+        release_error: standard deviation of the position at which the disc is released, in sides of the plane.
         slowest: the lowest speed, in action units; each episode draws its speed between it and 1.
         wrong_gap: probability of trying the shut gap first.
         drop: probability of losing the disc on the way.

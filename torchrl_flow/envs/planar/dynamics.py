@@ -55,15 +55,15 @@ class PlanarGeometry:
     """Sizes of the planar task, in units of the side of the plane (or per step).
 
     Attributes:
-        max_step: how far the gripper moves at ``dx = 1`` (or ``dy = 1``) in one step.
-        grip_rate: how much the closure changes at ``grip = 1`` in one step.
+        max_step: distance that the gripper moves at ``dx = 1`` (or ``dy = 1``) in one step.
+        grip_rate: change of the closure at ``grip = 1`` in one step.
         gripper_radius: radius of the gripper's body.
         disc_radius: radius of the disc.
         pillar_radius: radius of the pillar.
         grasp_radius: largest distance between gripper and disc centres at which closing grasps the disc.
         goal_radius: largest distance between disc and goal centres at which a released disc is a success.
         wall_x: centre line of the wall.
-        wall_half_width: half its thickness.
+        wall_half_width: half the thickness of the wall.
         gap_half_width: half the width of a gap.
     """
 
@@ -131,7 +131,7 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
 
     Args:
         centre: centres of circles ``[*B, *K, 2]``.
-        radius: their radii, a number or a tensor broadcastable to ``[*B, *K]``.
+        radius: radii of the circles, a number or a tensor broadcastable to ``[*B, *K]``.
         state: states ``[*B, 12]``; wall and pillar are read.
         geometry: the sizes.
 

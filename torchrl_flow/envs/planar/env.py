@@ -25,6 +25,7 @@ from torchrl_flow.envs.planar.dynamics import (
 )
 from torchrl_flow.envs.planar.render import render_planar
 from torchrl_flow.util.signature import InitSignature
+from torchrl_flow.util.task_info import TaskInfo
 
 __all__ = ["PlanarPickPlaceEnv"]
 
@@ -65,18 +66,18 @@ class PlanarPickPlaceEnv(EnvBase):
     save and restore the simulation in mid-episode.
 
     Args:
-        num_envs: how many sub-environments; None makes an env without batch dimension.
+        num_envs: number of sub-environments; None makes an env without batch dimension.
 
     Keyword Args:
         from_pixels: also observe ``pixels``, uint8 ``[*B, 3, 64, 64]``.
         max_episode_steps: steps until truncation.
-        ignore_terminations: go on after a success, until truncation.
-        geometry: sizes of everything; the default is the benchmarked task.
-        seed: as ``set_seed(seed)``; by default drawn from torch's global generator.
-        device: where the simulation runs.
-        observation_key: where the state goes.
-        pixels_key: where the pictures go.
-        success_key: where the success flag goes.
+        ignore_terminations: continue after a success, until truncation.
+        geometry: sizes of all bodies. Defaults to the sizes of the benchmark.
+        seed: seed, as of ``set_seed``. Defaults to a draw from torch's global generator.
+        device: device of the simulation.
+        observation_key: key of the state.
+        pixels_key: key of the images.
+        success_key: key of the success flag.
 
     Raises:
         ValueError: if ``num_envs`` or ``max_episode_steps`` is below 1.
@@ -139,14 +140,14 @@ class PlanarPickPlaceEnv(EnvBase):
     @property
     def task_info(self) -> dict[str, Any]:
         """Identity of this task, JSON-able: task, control, observation and reward mode, longest episode, geometry."""
-        return {
-            "task": "planar",
-            "control_mode": "delta_position",
-            "obs_mode": "rgb+state" if self.from_pixels else "state",
-            "max_episode_steps": self.max_episode_steps,
-            "reward_mode": "sparse",
-            "geometry": asdict(self.geometry),
-        }
+        return TaskInfo(
+            task="planar",
+            control_mode="delta_position",
+            obs_mode="rgb+state" if self.from_pixels else "state",
+            max_episode_steps=self.max_episode_steps,
+            reward_mode="sparse",
+            details={"geometry": asdict(self.geometry)},
+        ).to_dict()
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
@@ -218,7 +219,7 @@ class PlanarPickPlaceEnv(EnvBase):
         """Return observation and done flags; all of them are functions of the state and the elapsed steps.
 
         Args:
-            changed: bool ``[*B]``, which states are new since the last output; None means all.
+            changed: bool ``[*B]``, states that are new since the last output. Defaults to all.
         """
         success = is_placed(self._state, self.geometry)
         terminated = torch.zeros_like(success) if self.ignore_terminations else success.clone()
@@ -270,8 +271,8 @@ class PlanarPickPlaceEnv(EnvBase):
         """Return smooth pictures of the current states, for videos.
 
         Args:
-            resolution: pixels a side.
-            index: picture this sub-environment only.
+            resolution: pixels per side.
+            index: sub-environment to draw. Defaults to all.
 
         Returns:
             uint8 ``[*B, resolution, resolution, 3]``, without ``*B`` if ``index`` is given.

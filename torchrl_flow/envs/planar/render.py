@@ -33,7 +33,7 @@ def pixel_of(point: Tensor, resolution: int) -> Tensor:
 
     Args:
         point: ``[*B, 2]`` (x, y) in the unit square.
-        resolution: pixels a side.
+        resolution: pixels per side.
 
     Returns:
         int64 ``[*B, 2]`` (row, column).
@@ -91,7 +91,7 @@ def render_planar(state: Tensor, geometry: PlanarGeometry, resolution: int = 64,
     Args:
         state: ``[*B, 12]``.
         geometry: the sizes.
-        resolution: pixels a side.
+        resolution: pixels per side.
         oversample: draw at ``oversample`` times the resolution and average, for smooth edges.
 
     Returns:

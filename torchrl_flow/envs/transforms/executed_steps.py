@@ -24,8 +24,8 @@ def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBa
     that the transition before holds under ``"next"``, or where the tensor is part of a larger one.
 
     Args:
-        tensordict: what a step returned, ``[*B]``; changed in place.
-        key: the entry.
+        tensordict: result of a step, ``[*B]``; changed in place.
+        key: key of the entry.
     """
     steps = tensordict.get(unravel_key(("next", key)), None)  # pyright: ignore[reportArgumentType]
     if steps is None:
@@ -53,7 +53,7 @@ def free_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBas
 
 
 def _is_free(root: Tensor | None, like: Tensor) -> bool:
-    """Tell whether a root tensor is no one else's: not of ``"next"``, no view, not memory-mapped."""
+    """Tell whether a root tensor may be written into: not under ``"next"``, not a view, not memory-mapped."""
     return (
         type(root) is Tensor
         and not getattr(root, _IS_NEXT, False)
@@ -73,7 +73,7 @@ class CopyStepsToRoot(Transform):
     - in a :class:`~torchrl.envs.TransformedEnv` around a ``SerialEnv`` or ``ParallelEnv`` of chunk environments.
 
     Keyword Args:
-        steps_key (NestedKey): the entry, as of :class:`~torchrl_flow.envs.SMDPChunk`. Defaults to
+        steps_key (NestedKey): key of the entry, see :class:`~torchrl_flow.envs.SMDPChunk`. Defaults to
             ``"steps_to_next_obs"``.
 
     Raises:

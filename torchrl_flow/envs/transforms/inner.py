@@ -79,7 +79,7 @@ def inner_step(
     Args:
         base_env (EnvBase): the environment to step.
         transforms (list of Transform): innermost first.
-        tensordict (TensorDictBase): what the outermost of the transforms gets to see; may be modified.
+        tensordict (TensorDictBase): input of the outermost transform; may be modified.
         alive (Tensor, optional): bool ``[*B, 1]``, the sub-environments to step. Defaults to all of them.
 
     Returns:

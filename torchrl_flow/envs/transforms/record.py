@@ -92,8 +92,8 @@ class ChunkRecord:
 
         Args:
             gamma (float): discount per step.
-            selected (Tensor, optional): bool ``[*B, 1]``, the rows of which any step was executed at all.
-                Defaults to all of them.
+            selected (Tensor, optional): bool ``[*B, 1]``, rows of which at least one step was executed. Defaults to all
+                of them.
         """
         executed = executed_mask(_over_steps(self._flags[self._done_key]).squeeze(-2))
         if selected is not None:

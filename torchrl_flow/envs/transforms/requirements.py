@@ -44,8 +44,8 @@ def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform])
         )
     if any(isinstance(t, StepCounter) and t.max_steps is not None for t in transforms):
         raise ValueError(
-            "render_last does not go with a StepCounter(max_steps=...) before SMDPChunk, which ends episodes "
-            "without the env's knowledge: place it after, or set the env's own time limit."
+            "render_last cannot be combined with a StepCounter(max_steps=...) before SMDPChunk, which ends "
+            "episodes without the env's knowledge: place it after, or set the env's own time limit."
         )
 
 

@@ -83,9 +83,9 @@ class SMDPChunk(Transform):
         done_key (NestedKey): the flag that ends a chunk. Defaults to ``"done"``.
         latch_keys (sequence of NestedKey): bool observations to latch, where the env has them. Defaults to
             ``("success",)``.
-        steps_key (NestedKey): Defaults to ``"steps_to_next_obs"``.
-        mask_key (NestedKey): Defaults to ``"executed_mask"``.
-        step_rewards_key (NestedKey): Defaults to ``"step_rewards"``.
+        steps_key (NestedKey): key of the number of executed steps. Defaults to ``"steps_to_next_obs"``.
+        mask_key (NestedKey): key of the mask of executed steps. Defaults to ``"executed_mask"``.
+        step_rewards_key (NestedKey): key of the rewards of the steps. Defaults to ``"step_rewards"``.
 
     Raises:
         ValueError: if an argument is out of its range; if the env has a ``done_key`` of another shape than
@@ -185,7 +185,7 @@ class SMDPChunk(Transform):
         """Write ``k`` of an executed transition at its root, beside the action; in place.
 
         Args:
-            tensordict: what ``env.step`` returned, ``[*B]``.
+            tensordict: result of ``env.step``, ``[*B]``.
         """
         return write_root_steps(tensordict, self.steps_key)
 

@@ -32,10 +32,10 @@ class StepRecorder(Transform):
 
     Args:
         obs_keys: observations to keep.
-        step_keys: entries below ``next`` to keep, beside the action.
+        step_keys: entries below ``next`` to keep, in addition to the action.
 
     Keyword Args:
-        action_key: the action.
+        action_key: key of the action.
 
     Examples:
         >>> recorder = StepRecorder(["observation"], ["reward"])

@@ -1,4 +1,4 @@
-"""A policy that samples several action chunks and sends the one that a critic values most."""
+"""A policy that samples several action chunks and executes the one that a critic values most."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class BestOfN(TensorDictModuleBase):
     Actor and critic are held, not copied: give a loss's own networks to follow its training, or averaged copies.
 
     Args:
-        actor: proposes the chunks.
-        critic: values their executed part.
+        actor: flow actor that proposes the chunks.
+        critic: critic of the executed part of the chunks.
 
     Keyword Args:
         num_samples: N.
-        num_steps: K, Euler steps of a sample; ``None`` for the actor's own.
+        num_steps: K, Euler steps of a sample; ``None`` for those of the actor.
 
     Raises:
         ValueError: if the networks do not fit together or an argument is outside what is allowed.
@@ -104,10 +104,10 @@ class BestOfN(TensorDictModuleBase):
         """Return the best chunk ``[B, H, A]`` of those that grow from noise ``[B, N, H, A]``.
 
         Args:
-            tensordict: holds the critic's observations.
+            tensordict: batch with the observations of the critic.
             features: the actor's encoded observations ``[B, C]``.
-            noise: N starting points a row.
-            num_steps: K; the actor's own where ``None``.
+            noise: N starting points for each row.
+            num_steps: sampling steps K. Defaults to those of the actor.
         """
         actor, critic = self.actor, self.critic
         chunks = actor.sample(features, noise, num_steps=num_steps)
@@ -124,7 +124,7 @@ class BestOfN(TensorDictModuleBase):
 
         Args:
             tensordict: batch of any shape ``[*B]``, see the class.
-            num_steps: K for this call.
+            num_steps: sampling steps K of this call. Defaults to those of the policy.
 
         Raises:
             ValueError: if a shape does not fit.

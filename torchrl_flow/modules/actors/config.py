@@ -1,4 +1,4 @@
-"""A flat description of a flow actor from which it can be built again, and the builder."""
+"""Configuration of a flow actor, and the function that builds the actor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"
 
 @dataclasses.dataclass(frozen=True)
 class FlowActorConfig(Config):
-    """All that is needed, beside the weights, to build a :class:`FlowActor`; plain numbers and strings.
+    """Configuration of a :class:`FlowActor`: everything but its weights, as plain numbers and strings.
 
     Raises:
         ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, a name is unknown, or a size is above its
@@ -100,7 +100,7 @@ class FlowActorConfig(Config):
         Args:
             batch: ``observation`` ``[B, T, D]``, ``action_chunk`` ``[B, H, A]``, and ``pixels``
                 ``[B, T, 3, height, width]`` if the policy sees images.
-            **fields: the other fields.
+            **fields: other fields of the configuration.
         """
         pixels = batch.get("pixels", None)
         sizes: dict[str, Any] = {"pixels_size": None if pixels is None else tuple(pixels.shape[-2:])}
@@ -157,12 +157,12 @@ def make_flow_actor(
 
     Args:
         config: the description.
-        statistics: of the data that the actor will be trained on, ``{"observation": ..., "action": ...}``, each with
-            what :meth:`Normalizer.from_statistics` needs; the states' are under ``config.observation_key``, and
-            :func:`~torchrl_flow.data.column_statistics` makes those of any entry. Without, normalisers are the identity
-            until a state dict is loaded.
-        action_low: lower bound of actions, ``[A]``; -inf where ``None``.
-        action_high: upper bound of actions, ``[A]``; inf where ``None``.
+        statistics: statistics of the training data, ``{"observation": ..., "action": ...}``, each as
+            :meth:`Normalizer.from_statistics` reads it. Those of the states are under ``config.observation_key``;
+            :func:`~torchrl_flow.data.column_statistics` computes statistics of any entry. Defaults to None: normalisers
+            are the identity until a state dict is loaded.
+        action_low: lower bound of actions, ``[A]``. Defaults to -inf.
+        action_high: upper bound of actions, ``[A]``. Defaults to inf.
 
     Returns:
         the actor, with the configuration as ``actor.config``.

@@ -35,23 +35,23 @@ class FlowActor(TensorDictModuleBase):
     in the environment's units.
 
     Args:
-        velocity_network: ``(sample, timestep, step_size, global_cond) -> velocity``, with attributes
-            ``pred_horizon``, ``action_dim`` and ``cond_dim``; with ``takes_several_samples = True`` it is given
-            ``[B, N, H, A]`` as it is.
+        velocity_network: network ``(sample, timestep, step_size, global_cond) -> velocity``, with attributes
+            ``pred_horizon``, ``action_dim`` and ``cond_dim``. If it has ``takes_several_samples = True``, it also gets
+            several samples ``[B, N, H, A]`` for each observation.
         encoder: observation encoder with ``out_features == cond_dim``.
 
     Keyword Args:
         act_horizon: H_a, executed steps of a chunk.
         obs_horizon: T, frames of history.
-        action_normalizer: normaliser of size A; identity by default.
+        action_normalizer: normaliser of size A. Defaults to the identity.
         alignment: where the executed slice starts, ``"newest"`` (0) or ``"oldest"`` (``obs_horizon - 1``).
         num_steps: K, sampling steps; a power of two up to ``max_steps`` uses the trained step size, another K asks
             for the instantaneous velocity and warns.
-        max_steps: M of the ShortCut training.
-        action_low: lower bound of actions, ``[A]``; no clamp where ``None``.
-        action_high: upper bound of actions, ``[A]``; no clamp where ``None``.
+        max_steps: M, steps of the finest sampler of the ShortCut training.
+        action_low: lower bound of actions, ``[A]``. Defaults to None: no clamp.
+        action_high: upper bound of actions, ``[A]``. Defaults to None: no clamp.
         noise_key: key of the optional noise.
-        chunk_key: key of the whole prediction.
+        chunk_key: key of the predicted chunk.
         action_key: key of the executed slice.
 
     Raises:
@@ -123,8 +123,8 @@ class FlowActor(TensorDictModuleBase):
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         if not self._is_trained_step(num_steps):
             warnings.warn(
-                f"num_steps={num_steps} is no power of two up to max_steps={self.max_steps}: the network was not "
-                "trained on that step size and is asked for instantaneous velocities (d = 0) instead.",
+                f"num_steps={num_steps} is not a power of two up to max_steps={self.max_steps}: the network was "
+                "not trained on that step size and is asked for instantaneous velocities (d = 0) instead.",
                 stacklevel=3,
             )
         return num_steps
@@ -148,7 +148,7 @@ class FlowActor(TensorDictModuleBase):
             features: encoded observations ``[B, C]``.
             sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
             timestep: flow time ``[B]``.
-            step_size: step size d, ``[B]``; 0 where ``None``.
+            step_size: step size d, ``[B]``. Defaults to 0.
         """
         step_size = torch.zeros_like(timestep) if step_size is None else step_size
         network = self.velocity_network
@@ -163,7 +163,7 @@ class FlowActor(TensorDictModuleBase):
         Args:
             features: encoded observations ``[B, C]``.
             noise: starting points ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``, in normalised units.
-            num_steps: K; the actor's own by default.
+            num_steps: sampling steps K. Defaults to those of the actor.
         """
         num_steps = self.num_steps if num_steps is None else num_steps
 
@@ -200,7 +200,7 @@ class FlowActor(TensorDictModuleBase):
 
         Args:
             tensordict: batch of any shape ``[*B]``, see the class.
-            num_steps: K for this call; the actor's own by default.
+            num_steps: sampling steps K of this call. Defaults to those of the actor.
 
         Raises:
             ValueError: if a shape or the precision of the states does not fit, or ``num_steps`` is below 1.

@@ -21,13 +21,13 @@ class ScaledNoise(TensorDictModuleBase):
     :func:`~torchrl_flow.modules.draws_noise` says so, as the actor's own is.
 
     Args:
-        actor: read for keys and shapes, and not held.
+        actor: flow actor, whose keys and shapes are read; it does not become a submodule.
         scale: standard deviation, at least 0.
 
     Writes ``[*B, H, A]`` under the actor's noise key.
 
     Raises:
-        ValueError: if the scale is negative or not a number; in a call, if the noise that is there has another shape.
+        ValueError: if the scale is negative or not a number; in a call, if the given noise has another shape.
 
     Examples:
         >>> import torch

@@ -25,7 +25,7 @@ class SingleStepActor(TensorDictModuleBase):
 
     Keyword Args:
         observation_key: key of the states ``[*B, D]``.
-        action_key: where the action ``[*B, A]`` goes.
+        action_key: key of the action ``[*B, A]``.
 
     Raises:
         ValueError: if a horizon is not 1.

@@ -1,4 +1,4 @@
-"""Plain policies and values of a state vector, as the offline baselines use them; normalisers inside."""
+"""Policies and critics of a state vector for the offline baselines, with normalisers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_st
 
 @dataclasses.dataclass(frozen=True)
 class StatePolicyConfig(Config):
-    """All that is needed, beside the weights, to build the networks of an offline baseline.
+    """Configuration of the networks of an offline baseline: everything but their weights.
 
     Raises:
         ValueError: if the kind is unknown, or a size is below 1 or above its limit
@@ -33,11 +33,11 @@ class StatePolicyConfig(Config):
     action_dim: int
     """A, size of an action in [-1, 1]."""
     kind: PolicyKind = "deterministic"
-    """A policy that gives an action, or a distribution of them."""
+    """Kind of the policy: deterministic, or a normal distribution."""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers of policy and values."""
     layer_norm: bool = True
-    """Normalise the hidden layers of values, which keeps them from running off where there are no data."""
+    """Normalise the hidden layers of critics, which keeps values from diverging for actions outside the data."""
     obs_horizon: int | None = None
     """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
     act_horizon: int | None = None
@@ -117,9 +117,10 @@ def make_state_policy(
     """Build a policy from ``observation`` ``[*B, D]`` to ``action`` ``[*B, A]`` in [-1, 1].
 
     Args:
-        config: sizes and kind; ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
-            With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability that of the whole chunk.
-        statistics: ``mean`` and ``std`` of the states, which the policy then carries in its state dict.
+        config: sizes and kind. ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
+            With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability is that of the whole
+            chunk.
+        statistics: ``mean`` and ``std`` of the states, which become part of the state dict.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -152,9 +153,10 @@ def make_state_values(
     """Build critics of ``observation`` and ``action``, to be passed to TorchRL's losses as a list.
 
     Args:
-        config: sizes.
-        statistics: of the states.
-        number: critics; a list, and not one to be copied, keeps their initialisation.
+        config: sizes of the networks.
+        statistics: ``mean`` and ``std`` of the states.
+        number: number of critics. They are returned as a list, since TorchRL copies a single critic and draws new
+            weights for it.
     """
     inputs = config.observation_size + config.action_size
     return [

@@ -1,4 +1,4 @@
-"""A flat description of a critic of action chunks from which it can be built again, and the builder."""
+"""Configuration of a critic of action chunks, and the function that builds the critic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CriticConfig", "make_critic"]
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig(Config):
-    """All that is needed, beside the actor and the weights, to build a :class:`QEnsemble`; plain values.
+    """Configuration of a :class:`QEnsemble`, as plain values; the actor and the weights are not part of it.
 
     Raises:
         ValueError: if a size is below 1 or above its limit (:class:`~torchrl_flow.modules.config.Config`).
@@ -25,13 +25,13 @@ class CriticConfig(Config):
     limits: ClassVar[Mapping[str, int]] = {"num_qs": MAX_DEPTH}
 
     num_qs: int = 10
-    """Members."""
+    """Number of members."""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
     activation: EnsembleActivation = "mish"
-    """After each hidden layer's LayerNorm: mish, tanh (as in DSRL) or relu."""
+    """Activation after each hidden layer's LayerNorm: mish, tanh (as in DSRL) or relu."""
     share_encoder: bool = False
-    """Whether the critic reads the actor's own encoder; else it has a copy."""
+    """Whether the critic shares the encoder of the actor; otherwise it has a copy."""
     init: EnsembleInit = "orthogonal"
     """Initial weights; see :class:`QEnsemble`."""
     on_features: bool = False
@@ -54,7 +54,7 @@ def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
 
     Args:
         config: the description.
-        actor: the actor; its device is the critic's.
+        actor: flow actor; the critic is made on its device.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor

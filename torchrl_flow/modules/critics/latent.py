@@ -20,9 +20,9 @@ def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGa
     observations and the latent and writes ``state_action_value`` ``[*B, 1]``.
 
     Args:
-        config: the description; ``share_encoder`` is refused.
-        actor: the flow, for its encoder and device.
-        policy: the latent policy, for the shape and key of the latent.
+        config: description of the critics; ``share_encoder`` must be False.
+        actor: flow actor, which gives encoder and device.
+        policy: latent policy, which gives shape and key of the latent.
 
     Raises:
         ValueError: if the configuration shares the encoder, which is the frozen flow's.

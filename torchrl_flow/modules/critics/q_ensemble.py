@@ -91,23 +91,23 @@ class QEnsemble(TensorDictModuleBase):
     the input.
 
     Args:
-        encoder: observation encoder; the same object as the actor's for a shared one.
+        encoder: observation encoder; pass the actor's own encoder to share it.
 
     Keyword Args:
         action_dim: A.
         act_horizon: H_a, the executed steps of a chunk.
-        num_qs: members.
+        num_qs: number of members.
         hidden_sizes: widths of the hidden layers.
         activation: ``"mish"``, ``"tanh"`` or ``"relu"``.
-        action_normalizer: normaliser of size A; identity by default.
+        action_normalizer: normaliser of size A. Defaults to the identity.
         init: ``"orthogonal"`` (gain sqrt(2), 1 in the last layer, biases 0) or ``"default"`` (that of
             ``nn.Linear``).
         compute: ``"loop"``, one member after the other; ``"batched"``, batched matrix products; ``"auto"``, the loop
             on a CPU, where it is faster, batched elsewhere.
-        reduction: of the output; ``None`` for all members. See
-            :func:`~torchrl_flow.functional.reduce_ensemble`.
-        num_min_qs: members in the random subset of ``"min"``, drawn anew at each call.
-        kappa: of ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
+        reduction: reduction of the output, see :func:`~torchrl_flow.functional.reduce_ensemble`; ``None`` returns all
+            members.
+        num_min_qs: members in the random subset of ``"min"``, which is drawn at each call.
+        kappa: weight of the standard deviation of ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
         action_key: key of the chunk.
         value_key: key of the output.
 
@@ -202,8 +202,8 @@ class QEnsemble(TensorDictModuleBase):
         """Build the critic of an actor's executed chunks, with the actor's normalisers.
 
         Args:
-            actor: the actor.
-            share_encoder: use the actor's encoder itself; else a copy of it, weights included.
+            actor: flow actor.
+            share_encoder: use the actor's encoder itself. False uses a copy of it, including the weights.
             num_qs: see the class.
             hidden_sizes: see the class.
             activation: see the class.

@@ -1,4 +1,4 @@
-"""The value of a state, on the features of a flow actor's encoder, and its flat description."""
+"""The value of a state, on the features of a flow actor's encoder, and its configuration."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StateValue(TensorDictModuleBase):
 
 @dataclasses.dataclass(frozen=True)
 class StateValueConfig(Config):
-    """All that is needed, beside the actor and the weights, to build a :class:`StateValue`; plain values."""
+    """Configuration of a :class:`StateValue`, as plain values; the actor and the weights are not part of it."""
 
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
@@ -90,7 +90,7 @@ def make_state_value(config: StateValueConfig, actor: FlowActor) -> StateValue:
 
     Args:
         config: the description.
-        actor: the actor; its device is the value's.
+        actor: flow actor; the value is made on its device.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor

@@ -38,18 +38,18 @@ class NoisyFlowActor(TensorDictModuleBase):
     actions lie outside of [-1, 1] where they should, and a clamped chain could not reach them.
 
     Args:
-        flow_actor: the actor whose network is fine-tuned; shared, not copied.
-        noise_net: noise levels of the steps.
+        flow_actor: flow actor whose network is fine-tuned. It is shared, not copied.
+        noise_net: network of the noise levels of the steps.
 
     Keyword Args:
-        num_steps: K; the flow actor's own by default.
+        num_steps: sampling steps K. Defaults to those of the flow actor.
         log_prob_reduction: ``"mean"`` over K, H and A, or ``"sum"``; see
             :func:`~torchrl_flow.functional.chain_log_prob`.
-        mean_bound: clamp the steps' means to ``[-mean_bound, mean_bound]``; ``None`` for no clamp.
+        mean_bound: clamp the means of the steps to ``[-mean_bound, mean_bound]``; ``None`` for no clamp.
         train_encoder: let the policy's loss train the encoder.
         chain_noise_key: key of the optional noise of the steps.
-        x_key: key of the points that the steps start from.
-        x_next_key: key of the points that they end at.
+        x_key: key of the points before each step.
+        x_next_key: key of the points after each step.
         log_prob_key: key of the log-probability.
 
     Raises:
@@ -141,7 +141,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         Args:
             features: encoded observations ``[B, C]``.
             noise: starting points ``[B, H, A]``.
-            chain_noise: standard normal noise of the steps ``[B, K, H, A]``; ``None`` for none.
+            chain_noise: standard normal noise of the steps ``[B, K, H, A]``; ``None`` for a chain without noise.
         """
         times = self._times(features)
         sigma = self.noise_net(features, times)

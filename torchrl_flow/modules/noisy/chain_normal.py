@@ -18,8 +18,8 @@ class ChainNormal(Distribution):
     ``Independent(Normal(mean, sigma), 3)``; with ``"mean"`` its log-probability and entropy are divided by K H A.
 
     Args:
-        mean: ``[*B, K, H, A]``.
-        sigma: standard deviation, likewise.
+        mean: mean of each step, ``[*B, K, H, A]``.
+        sigma: standard deviation of each step, ``[*B, K, H, A]``.
         reduction: see :func:`~torchrl_flow.functional.chain_log_prob`.
 
     Examples:

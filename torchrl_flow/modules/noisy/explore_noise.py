@@ -1,4 +1,4 @@
-"""The network that gives the noise level of each step of a denoising chain, and its flat description."""
+"""The network that gives the noise level of each step of a denoising chain, and its configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExploreNoiseNet(nn.Module):
     Keyword Args:
         hidden_sizes: widths of the hidden layers.
         sigma_min: lower bound.
-        sigma_max: upper bound at first; a buffer, which a schedule moves (:meth:`set_sigma_max`).
+        sigma_max: upper bound at the start; a buffer, which a schedule changes (:meth:`set_sigma_max`).
         time_features: length of the time's embedding.
 
     Raises:
@@ -83,7 +83,7 @@ class ExploreNoiseNet(nn.Module):
         self.net = nn.Sequential(*layers, ZeroLinear(hidden_sizes[-1], pred_horizon * action_dim))
 
     def set_sigma_max(self, sigma_max: float) -> None:
-        """Move the upper bound, in place. Do it between two iterations: a chain is scored by the bound that drew it.
+        """Set the upper bound, in place, between two iterations: a chain must be scored with the bound that drew it.
 
         Raises:
             ValueError: if the bounds are not ``0 < sigma_min <= sigma_max``.
@@ -115,7 +115,7 @@ class ExploreNoiseNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseNetConfig(Config):
-    """All that is needed, beside the actor and the weights, to build an :class:`ExploreNoiseNet`; plain values.
+    """Configuration of an :class:`ExploreNoiseNet`, as plain values; actor and weights are not part of it.
 
     Raises:
         ValueError: if the bounds are not ``0 < sigma_min <= sigma_max`` or a size is above its limit
@@ -144,7 +144,7 @@ def make_noise_net(config: NoiseNetConfig, actor: FlowActor) -> ExploreNoiseNet:
 
     Args:
         config: the description.
-        actor: the actor; its device is the network's.
+        actor: flow actor; the network is made on its device.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor

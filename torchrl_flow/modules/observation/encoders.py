@@ -71,7 +71,7 @@ class PixelEncoder(nn.Module):
 
     Keyword Args:
         channels: channels of the stride-2 convolutions.
-        num_keypoints: maps of which the spatial softmax gives the coordinates.
+        num_keypoints: number of feature maps whose coordinates the spatial softmax computes.
         features: size of the output per frame.
 
     Raises:
@@ -133,9 +133,9 @@ class ObservationEncoder(nn.Module):
     see the same augmented observation: :meth:`preprocess` normalises and augments, :meth:`forward` encodes.
 
     Keyword Args:
-        state_shape: ``(T, D)`` of the state history; ``None`` where there is none.
-        pixel_encoder: the encoder of the image history; ``None`` where there is none.
-        state_normalizer: normaliser of states, of size D; identity by default.
+        state_shape: ``(T, D)`` of the state history; ``None`` without states.
+        pixel_encoder: encoder of the image history; ``None`` without images.
+        state_normalizer: normaliser of states, of size D. Defaults to the identity.
         state_noise: scale of the training noise on normalised states. Each row draws one amplitude
             ``|N(0, 1)| * state_noise`` and then Gaussian noise of that amplitude, the same for all frames.
         shift: largest random shift of images in training, in pixels.
@@ -196,7 +196,7 @@ class ObservationEncoder(nn.Module):
         """Read the observations of a batch, flatten it to ``[B]``, normalise and, in training, augment them.
 
         Args:
-            tensordict: holds the ``in_keys``, each ``[*B, T, ...]``.
+            tensordict: batch with the ``in_keys``, each ``[*B, T, ...]``.
             augment: add the state noise and the random shift.
 
         Returns:

@@ -64,8 +64,8 @@ def frozen_features(actor: FlowActor, tensordict: TensorDictBase, *, block_size:
 
     Args:
         actor: the flow.
-        tensordict: holds the encoder's observations.
-        block_size: rows at a time.
+        tensordict: batch with the observations of the encoder.
+        block_size: number of rows that are encoded at a time.
     """
     encoder = actor.encoder
     # An exported program holds for any number of rows, and blocks would fix their number.

@@ -25,10 +25,10 @@ class Normalizer(nn.Module):
         size: D, the length of the last dimension.
 
     Keyword Args:
-        loc: subtracted, ``[D]``; 0 by default.
-        scale: divided by, ``[D]``, above 0; 1 by default.
-        bound: if given, normalised values are clamped to ``[-bound, bound]``, so that an observation far outside
-            the data does not leave the range that the network has seen.
+        loc: value that is subtracted, ``[D]``. Defaults to 0.
+        scale: value that is divided by, ``[D]``, above 0. Defaults to 1.
+        bound: if given, normalised values are clamped to ``[-bound, bound]``, so that an observation far outside the
+            data stays in the range that the network was trained on.
 
     Raises:
         ValueError: if a shape does not fit or a scale is not positive and finite.
@@ -85,7 +85,7 @@ class Normalizer(nn.Module):
             statistics: what the mode needs, each ``[D]``: ``min`` and ``max`` (``"minmax"``: to [-1, 1]), ``q01``
                 and ``q99`` (``"quantile"``: these to [-1, 1], which a few outliers do not squeeze), ``mean`` and
                 ``std`` (``"meanstd"``).
-            mode: which of them; ``"identity"`` leaves values alone.
+            mode: statistics to use; ``"identity"`` does not change values.
             min_scale: a dimension whose scale is smaller counts as constant and gets scale 1.
             bound: see the class.
 
@@ -115,8 +115,8 @@ class Normalizer(nn.Module):
         """Normalise ``[*, D]``.
 
         Args:
-            value: floating-point numbers of no higher precision than the network's, or integers.
-            name: what the error calls it.
+            value: integers, or floating-point numbers whose precision is at most that of the network.
+            name: name of the value in errors.
 
         Raises:
             ValueError: if its precision is higher than the network's.

@@ -39,13 +39,13 @@ class SteeredFlowActor(TensorDictModuleBase):
     tail 0.
 
     Args:
-        policy: the latent policy. Held, not copied.
-        flow: the flow actor, the averaged one where there is one. Held, not copied.
+        policy: latent policy. It is shared, not copied.
+        flow: flow actor, usually the averaged one. It is shared, not copied.
 
     Keyword Args:
-        num_steps: K, Euler steps; ``None`` for the flow's own.
-        noise_key: key of the given draws from N(0, I).
-        flow_noise_key: key of the noise in which the flow started; the flow's own by default.
+        num_steps: K, Euler steps; ``None`` for those of the flow.
+        noise_key: key of draws from N(0, I) that are given.
+        flow_noise_key: key of the noise from which the flow starts. Defaults to the noise key of the flow.
 
     Raises:
         ValueError: if policy and flow do not fit together.
@@ -114,10 +114,10 @@ class SteeredFlowActor(TensorDictModuleBase):
         """Carry latents to noise and action chunk, both ``[*B, H, A]``.
 
         Args:
-            tensordict: holds the flow's observations, or its features where the policy reads those, ``[*B]``.
+            tensordict: batch ``[*B]`` with the flow's observations, or with its features if the policy reads features.
             latent: ``[*B, S, A]``.
-            fill: draws from the prior ``[*B, H, A]`` for what is not steered.
-            num_steps: K; the actor's own by default.
+            fill: draws from the prior ``[*B, H, A]`` for the steps that the latent does not determine.
+            num_steps: sampling steps K. Defaults to those of the actor.
         """
         num_steps = self.num_steps if num_steps is None else num_steps
         noise = expand_latent(latent, fill, self.policy.steer_mode)
@@ -151,7 +151,7 @@ class SteeredFlowActor(TensorDictModuleBase):
 
         Args:
             tensordict: batch of any shape ``[*B]``.
-            num_steps: K for this call.
+            num_steps: sampling steps K of this call.
 
         Raises:
             ValueError: if a shape does not fit.

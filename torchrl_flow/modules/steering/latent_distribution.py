@@ -27,7 +27,7 @@ class LatentNormal(Distribution):
     Args:
         loc: mean of ``u``, ``[*B, S, A]``.
         scale: standard deviation of ``u``, ``[*B, S, A]``.
-        bound: b; ``None`` for none.
+        bound: b; ``None`` for no bound.
 
     Raises:
         ValueError: if a shape does not fit or the bound is not above 0.

@@ -87,17 +87,17 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
     a schedule may set; 0 at first.
 
     Args:
-        encoder: observation encoder of the policy's own.
+        encoder: observation encoder, which belongs to the policy.
 
     Keyword Args:
         pred_horizon: H.
         act_horizon: H_a.
         action_dim: A.
         steer_mode: ``"full"``, ``"act_horizon"`` or ``"tied"``.
-        latent_bound: b of ``w = b tanh(u / b)``; ``None`` for none.
+        latent_bound: b of ``w = b tanh(u / b)``; ``None`` for no bound.
         hidden_sizes: widths of the hidden layers.
         log_std_range: bounds of the logarithm of the scale.
-        prior_mixing: whether the behaviour is the mixture with the prior.
+        prior_mixing: whether actions are drawn from a mixture of the policy and the prior.
         latent_key: key of the latent.
         log_prob_key: key of its log-density.
 
@@ -138,10 +138,13 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         if steer_mode not in steps:
             raise ValueError(f"steer_mode must be one of {tuple(steps)}, got {steer_mode!r}.")
         if min(pred_horizon, act_horizon, action_dim, *hidden_sizes) < 1:
-            raise ValueError("pred_horizon, act_horizon, action_dim and hidden_sizes must be at least 1.")
+            raise ValueError(
+                f"pred_horizon, act_horizon, action_dim and hidden_sizes must be at least 1, got {pred_horizon}, "
+                f"{act_horizon}, {action_dim} and {tuple(hidden_sizes)}."
+            )
         low, high = log_std_range
         if not low < 0 <= high:
-            raise ValueError(f"log_std_range must have 0 inside, where the prior lies, got {log_std_range}.")
+            raise ValueError(f"log_std_range must contain 0, the value of the prior, got {log_std_range}.")
         bound_latent(torch.zeros(()), latent_bound)
         shape = torch.Size([steps[steer_mode], action_dim])
         names = ("loc", "scale", "prior_fraction") if prior_mixing else ("loc", "scale")
@@ -182,10 +185,10 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         """Set the share of draws that come from the prior.
 
         Raises:
-            ValueError: if it is not in [0, 1], or the policy mixes nothing.
+            ValueError: if it is not in [0, 1], or the policy has no prior mixing.
         """
         if not self.prior_mixing:
-            raise ValueError("this policy draws nothing from the prior: make it with prior_mixing=True.")
+            raise ValueError("this policy has no prior mixing: make it with prior_mixing=True.")
         if not 0 <= fraction <= 1:
             raise ValueError(f"prior_fraction must lie in [0, 1], got {fraction}.")
         self.prior_fraction.fill_(fraction)
@@ -195,7 +198,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         return bound_latent(noise, self.latent_bound)
 
     def normal(self, tensordict: TensorDictBase) -> LatentNormal:
-        """Return the policy's own distribution, prior mixing left out, where ``get_dist`` has it in."""
+        """Return the policy's own distribution without prior mixing, which ``get_dist`` includes."""
         parameters = self._network(tensordict.select(*self._network.in_keys))
         loc, scale = (parameters[key] for key in self._network.out_keys[:2])
         return LatentNormal(loc, scale, bound=self.latent_bound)
@@ -207,7 +210,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
 
 @dataclasses.dataclass(frozen=True)
 class LatentPolicyConfig(Config):
-    """All that is needed, beside the actor and the weights, to build a :class:`LatentGaussianPolicy`; plain values."""
+    """Configuration of a :class:`LatentGaussianPolicy`, as plain values, without the actor and the weights."""
 
     steer_mode: SteerMode = "full"
     """What the latent steers: the whole noise, its executed steps, or one vector for all steps."""
@@ -234,7 +237,7 @@ def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGa
 
     Args:
         config: the description.
-        actor: the flow to steer; its device is the policy's.
+        actor: flow actor to steer; the policy is made on its device.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor

@@ -60,7 +60,7 @@ class AliasConfig(Config):
 
 
 class NoiseAliaser(TensorDictModuleBase):
-    """Write a latent that the flow carries to the action of each row, and how near it comes.
+    """Write for each row a latent from which the flow makes its action, and the residual.
 
     Reads the flow's observations and the executed ``action`` ``[*B, H_a, A]``, for ``"reversal"`` the whole
     ``action_chunk`` ``[*B, H, A]``, since it runs all of it backwards; where there is none, the tail is a draw of the
@@ -70,10 +70,10 @@ class NoiseAliaser(TensorDictModuleBase):
 
     Args:
         flow: the frozen flow.
-        policy: gives steer mode, bound and key of the latents; its weights play no part.
+        policy: latent policy, which gives steer mode, bound and key of the latents; its weights are not used.
 
     Keyword Args:
-        config: which search, and its numbers.
+        config: method of the search and its hyper-parameters.
         num_steps: K of the flow; ``None`` for its own.
         residual_key: key of the residual.
 
@@ -128,7 +128,7 @@ class NoiseAliaser(TensorDictModuleBase):
 
         Args:
             tensordict: batch of any shape ``[*B]``.
-            generator: of the draws, on the CPU; the global one by default.
+            generator: generator of the draws, on the CPU. Defaults to the global one.
         """
         flow = self.flow
         batch = flow.encoder.batch_shape(tensordict)

@@ -52,7 +52,7 @@ class ShortCutVelocityDiT(nn.Module):
         width: token width, a multiple of ``num_heads``.
         depth: number of blocks.
         num_heads: attention heads.
-        mlp_ratio: hidden width of a block's MLP over ``width``.
+        mlp_ratio: hidden width of a block's MLP divided by ``width``.
 
     Raises:
         ValueError: if a size does not fit.
@@ -80,7 +80,10 @@ class ShortCutVelocityDiT(nn.Module):
     ) -> None:
         super().__init__()
         if min(action_dim, pred_horizon, cond_dim, width, depth, num_heads, mlp_ratio) < 1:
-            raise ValueError("every size of ShortCutVelocityDiT must be at least 1.")
+            raise ValueError(
+                "action_dim, pred_horizon, cond_dim, width, depth, num_heads and mlp_ratio must be at least 1, got "
+                f"{action_dim}, {pred_horizon}, {cond_dim}, {width}, {depth}, {num_heads} and {mlp_ratio}."
+            )
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}.")
         self.action_dim, self.pred_horizon, self.cond_dim = action_dim, pred_horizon, cond_dim

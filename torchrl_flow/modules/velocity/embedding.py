@@ -83,14 +83,14 @@ def check_velocity_inputs(
     """Check the shapes of a velocity network's inputs, which it would otherwise broadcast or misread.
 
     Args:
-        sample: must be ``[B, H, A]``.
-        timestep: must be ``[B]``.
-        step_size: must be ``[B]``.
-        global_cond: must be ``[B, C]``.
+        sample: points, which must be ``[B, H, A]``.
+        timestep: times, which must be ``[B]``.
+        step_size: step sizes, which must be ``[B]``.
+        global_cond: conditions, which must be ``[B, C]``.
         shape: the network's ``(H, A, C)``.
 
     Raises:
-        ValueError: naming the tensor, what it should be and what it is.
+        ValueError: if the check fails. The error names the tensor, what it should be and what it is.
     """
     horizon, action_dim, cond_dim = shape
     batch = sample.shape[0] if sample.ndim else 0

@@ -94,8 +94,8 @@ class ShortCutVelocityMLP(nn.Module):
         """Return the velocity, in the shape of ``sample``.
 
         Args:
-            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``: what depends on the
-                observation, two thirds of the work, is then computed once for its N points.
+            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``. The part that depends
+                only on the observation, two thirds of the work, is then computed once for its N points.
             timestep: flow time in [0, 1], ``[B]``.
             step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
             global_cond: encoded observation, ``[B, C]``.
