@@ -94,9 +94,7 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
         if not self.na and any(getattr(self, name) != getattr(Args, name) for name in distilling):
             raise SystemExit(f"{', '.join(map(option_name, distilling))} have no effect without --na.")
         if self.buffer_size < self.batch_size:
-            raise SystemExit(
-                f"--buffer-size must be at least --batch-size {self.batch_size}, got {self.buffer_size}: raise it."
-            )
+            raise SystemExit(f"--buffer-size must be at least --batch-size {self.batch_size}, got {self.buffer_size}.")
         if self.warm_up >= self.iterations:
             raise SystemExit(f"--warm-up must be below --iterations {self.iterations}, got {self.warm_up}: lower it.")
 
