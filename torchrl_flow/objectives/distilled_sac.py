@@ -57,8 +57,8 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         within_state_weight: weight of the differences between a row's pairs; 1 is the plain squared error.
         **kwargs: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
 
-    Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation. If a row has
-    several pairs, also ``within_state_correlation``, of both critics' values of a row's pairs, less their mean.
+    Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation. If a row
+    has several pairs, also ``within_state_correlation``, of both critics' values of a row's pairs, less their mean.
 
     Raises:
         ValueError: if the teacher does not have one head for each critic, an argument is outside what is allowed, or
