@@ -66,7 +66,7 @@ class CompileArgs:
     """Compilation of the loss."""
 
     compile: bool = False
-    """compile the loss with torch.compile, which takes one to three minutes first; pays in long runs, not for td3_bc"""
+    """compile the loss with torch.compile, which takes minutes first: for long runs; made td3_bc no faster on a CPU"""
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what computes the loss, compiled where that is asked for; it draws the same random numbers."""
