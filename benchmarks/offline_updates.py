@@ -1,19 +1,20 @@
-"""What an update of TD3+BC, IQL and CQL costs: TorchRL's losses as the recipes use them against plain PyTorch.
+"""What an update of TD3+BC, IQL and CQL costs: the recipes' against the plain PyTorch of CORL's single files.
 
     python benchmarks/offline_updates.py
-    python benchmarks/offline_updates.py --no-compiled --algorithms td3_bc --results benchmarks/results.csv
+    python benchmarks/offline_updates.py --compiled --algorithms td3_bc --results benchmarks/results.csv
 
-`plain` is the usual single-file form: two critics as two modules, torch.minimum, one Adam a network, a loop for the
-targets. Both forms take the same steps on networks of the same sizes, in turns; printed are the median times of an
-update in milliseconds and the median ratio of neighbouring measurements with its quartiles: below 1, ours is faster.
+`ours` is what the loop of a recipe does with a batch: the loss, `gradient_step` with its checks, one fused Adam, the
+targets. `plain` restates CORL's update: a module for each network, one Adam for each, losses in its order, its log's
+`.item()`, a loop over the parameters of the targets. Both have networks of the same sizes and the same equations, and
+their first losses are compared. An update of TD3+BC is one of two, of which the second trains the policy too. Printed
+are the median CPU time, the median ratio of neighbouring measurements with its quartiles (below 1, ours is faster),
+the numbers of parameters, and the floor: the time of the matrix products alone, at the rate measured in this process.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,17 @@ import tyro
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Bounded
-from torchrl.objectives import IQLLoss, LossModule, SoftUpdate, TD3BCLoss
+from torchrl.objectives import LossModule
 
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
-from torchrl_flow.objectives import ConservativeQLoss
+from torchrl_flow.objectives import ConservativeQLoss, DirectIQLLoss, DirectSoftUpdate, DirectTD3BCLoss
 from torchrl_flow.reports import append_benchmark
+from torchrl_flow.training import gradient_step
+from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
 
 Algorithm = Literal["td3_bc", "iql", "cql"]
-Update = Callable[[TensorDict], Any]
-GAMMA, TAU = 0.8, 0.005
+Update = Callable[[], Any]
+GAMMA, TAU, LR = 0.8, 0.005, 3e-4
 
 
 @dataclass
@@ -45,14 +48,12 @@ class Args:
     state_dim: int = 20
     action_dim: int = 32
     hidden_sizes: tuple[int, ...] = (256, 256)
-    rounds: int = 20
+    rounds: int = 30
     """Number of measurements of each form, taken in turns, after three that do not count."""
     repeats: int = 4
-    """Updates in a measurement."""
-    eager: bool = True
-    """Measure eager updates."""
-    compiled: bool = True
-    """Measure updates whose losses are compiled."""
+    """Updates in a measurement; even, for TD3+BC trains its policy at every second."""
+    compiled: bool = False
+    """Measure our losses compiled too, against the plain form as it is."""
     threads: int = 1
     """Number of CPU threads."""
     device: str = "cpu"
@@ -75,197 +76,264 @@ def make_batch(args: Args) -> TensorDict:
     return TensorDict({"observation": observation[0], "action": action, "next": following}, [rows], device=device)
 
 
-def ours(args: Args, algorithm: Algorithm, compiled: bool) -> Update:
-    """An update as the recipes make it."""
+def networks(args: Args, algorithm: Algorithm) -> tuple[nn.Module, list[nn.Module], nn.Module]:
+    """Policy, two critics and a value, the same at each call."""
+    torch.manual_seed(0)
     sizes = config(args, algorithm)
-    policy, values = make_state_policy(sizes).to(args.device), [v.to(args.device) for v in make_state_values(sizes)]
-    loss: LossModule
-    terms: list[Callable[[TensorDict], Tensor]]
-    if algorithm == "td3_bc":
-        td3: Any = TD3BCLoss(policy, values, bounds=(-1.0, 1.0), loss_function="l2")  # pyright: ignore
-        loss, terms = td3, [lambda batch: td3.qvalue_loss(batch)[0], lambda batch: td3.actor_loss(batch)[0]]
-    else:
-        value = make_observation_value(sizes).to(args.device)
-        spec = Bounded(-1.0, 1.0, torch.Size([args.action_dim]), args.device)
-        options: Any = {"loss_function": "l2"}
-        whole: Any = (
-            IQLLoss(policy, values, value, expectile=0.7, temperature=3.0, **options)  # pyright: ignore
-            if algorithm == "iql"
-            else ConservativeQLoss(policy, values, action_spec=spec, min_q_weight=5.0, **options)  # pyright: ignore
-        )
-        names = ["loss_actor", "loss_qvalue"]
-        names += ["loss_value"] if algorithm == "iql" else ["loss_cql", "loss_alpha"]
+    policy, values, value = make_state_policy(sizes), make_state_values(sizes), make_observation_value(sizes)
+    return policy.to(args.device), [one.to(args.device) for one in values], value.to(args.device)
 
-        def total(batch: TensorDict) -> Tensor:
-            found = whole(batch)
-            return torch.stack([found[name] for name in names]).sum()
 
-        loss, terms = whole, [total]
-    loss.make_value_estimator(gamma=GAMMA)
-    target = SoftUpdate(loss, tau=TAU)
-    groups = [loss.qvalue_network_params, loss.actor_network_params] if len(terms) == 2 else [loss]
-    optimizers = [torch.optim.Adam(group.parameters(), 3e-4) for group in groups]  # pyright: ignore
-    if compiled:
-        terms = [torch.compile(term) for term in terms]
+class Ours:
+    """An update as the recipes make it."""
 
-    def update(batch: TensorDict) -> None:
-        for term, optimizer in zip(terms, optimizers):
-            optimizer.zero_grad()
-            term(batch.clone(False)).backward()
-            optimizer.step()
-        target.step()
+    def __init__(self, args: Args, algorithm: Algorithm, batch: TensorDict, *, compiled: bool = False) -> None:
+        policy, values, value = networks(args, algorithm)
+        self.algorithm, self.batch, self.steps = algorithm, batch, 0
+        options: dict[str, Any] = {"loss_function": "l2"}
+        nets: list[Any] = [policy, values]
+        self.loss: LossModule
+        if algorithm == "td3_bc":
+            self.loss = DirectTD3BCLoss(*nets, bounds=(-1.0, 1.0), **options)  # pyright: ignore
+        elif algorithm == "iql":
+            self.loss = DirectIQLLoss(*nets, value, expectile=0.7, temperature=3.0, **options)  # pyright: ignore
+        else:
+            spec = Bounded(-1.0, 1.0, torch.Size([args.action_dim]), args.device)
+            self.loss = ConservativeQLoss(*nets, action_spec=spec, min_q_weight=5.0, **options)
+        self.loss.make_value_estimator(gamma=GAMMA)
+        self.target = DirectSoftUpdate(self.loss, tau=TAU)
+        loss: Any = self.loss
+        groups = [loss.qvalue_network_params, loss.actor_network_params] if algorithm == "td3_bc" else [loss]
+        self.optimizers = [torch.optim.Adam(group.parameters(), LR, fused=True) for group in groups]
+        self.call: Any = torch.compile(loss) if compiled else loss
+        self.critics: Any = torch.compile(loss.qvalue_loss) if compiled and algorithm == "td3_bc" else None
+        self.critics = self.critics or getattr(loss, "qvalue_loss", None)
+        self.actor: Any = torch.compile(loss.actor_loss) if compiled else loss.actor_loss
 
-    return update
+    def first_loss(self) -> Tensor:
+        """Return the critics' loss of the batch at the start, which both forms compute alike."""
+        loss: Any = self.loss
+        torch.manual_seed(1)
+        name = "q_loss" if self.algorithm == "cql" else "qvalue_loss"
+        return getattr(loss, name)(self.batch.clone(False))[0].detach()
+
+    def update(self) -> None:
+        """Do one update; TD3+BC one of its two."""
+        self.steps += 1
+        batch = self.batch.clone(False)
+        if self.algorithm != "td3_bc":
+            losses = self.call(batch)
+            names = ["loss_actor", "loss_qvalue"]
+            names += ["loss_value"] if self.algorithm == "iql" else ["loss_cql", "loss_alpha"]
+            due = {name: losses[name] for name in names}
+            gradient_step(due, {"adam": self.optimizers[0]}, step=self.steps, batch=batch)
+            self.target.step()
+            return
+        critic, actor = ({name: one} for name, one in zip(("value", "actor"), self.optimizers))
+        gradient_step({"loss_qvalue": self.critics(batch)[0]}, critic, step=self.steps, batch=batch)
+        if self.steps % 2 == 0:
+            gradient_step({"loss_actor": self.actor(batch)[0]}, actor, step=self.steps, batch=batch)
+            self.target.step()
+
+
+def soft_update(target: nn.Module, source: nn.Module) -> None:
+    for target_param, param in zip(target.parameters(), source.parameters()):
+        target_param.data.copy_((1 - TAU) * target_param.data + TAU * param.data)
+
+
+class PlainMLP(nn.Module):
+    """A multi-layer perceptron of a state, or of a state and an action."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*network.layers)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Return the output of the parts side by side."""
+        return self.layers(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+
+
+class PlainPolicy(nn.Module):
+    """An action, or location and scale of a normal distribution before its hyperbolic tangent."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.gaussian = not isinstance(network, nn.Sequential)
+        self.net = PlainMLP(network.net if self.gaussian else network[0])
+
+    def forward(self, state: Tensor) -> Any:
+        """Return the action, or location and scale."""
+        out = self.net(state)
+        if not self.gaussian:
+            return out.tanh()
+        loc, log_scale = out.chunk(2, -1)
+        return loc, log_scale.clamp(-5.0, 2.0).exp()
 
 
 class _Plain:
-    """The textbook form of the three algorithms."""
+    """The updates of CORL's single files."""
 
-    def __init__(self, args: Args, algorithm: Algorithm) -> None:
-        sizes = config(args, algorithm)
-        self.policy = make_state_policy(sizes).to(args.device)
-        self.q1, self.q2 = (value.module.to(args.device) for value in make_state_values(sizes))
-        self.v = make_observation_value(sizes).module.to(args.device)
-        self.sources = [self.policy, self.q1, self.q2] if algorithm == "td3_bc" else [self.q1, self.q2]
-        self.targets = [copy.deepcopy(network) for network in self.sources]
+    def __init__(self, args: Args, algorithm: Algorithm, batch: TensorDict) -> None:
+        policy, values, value = networks(args, algorithm)
+        self.algorithm, self.steps, self.log = algorithm, 0, {}
+        following: Any = batch["next"]
+        self.s, self.a, self.next_s = batch["observation"], batch["action"], following["observation"]
+        self.r, self.not_done = following["reward"], 1.0 - following["terminated"].float()
+        # Without normalisers: the files normalise the data set once.
+        self.policy: Any = PlainPolicy(policy.module if algorithm == "td3_bc" else policy[0].module)  # pyright: ignore
+        self.q1, self.q2, self.v = (PlainMLP(one.module) for one in (*values, value))
+        self.q1_target, self.q2_target, self.policy_target = map(copy.deepcopy, (self.q1, self.q2, self.policy))
         self.log_alpha = nn.Parameter(torch.zeros((), device=args.device))
 
-    def act(self, observation: Tensor, network: nn.Module) -> Tensor:
-        return network.module(observation)  # pyright: ignore
+        def adam(*modules: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.Adam([p for module in modules for p in module.parameters()], LR)
 
-    def draw(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        loc, scale = self.policy[0].module(observation)  # pyright: ignore
-        x = torch.distributions.Normal(loc, scale).rsample()
-        log_prob = torch.distributions.Normal(loc, scale).log_prob(x) - 2 * (math.log(2) - x - F.softplus(-2 * x))
+        # IQL's critics are one module there, with one optimiser.
+        self.of_critics = [adam(self.q1, self.q2)] if algorithm == "iql" else [adam(self.q1), adam(self.q2)]
+        self.of_policy, self.of_value = adam(self.policy), adam(self.v)
+        self.of_alpha = torch.optim.Adam([self.log_alpha], LR)
+
+    def parameters(self) -> list[Tensor]:
+        """Return what the update trains."""
+        modules = [self.policy, self.q1, self.q2, *([self.v] if self.algorithm == "iql" else [])]
+        alpha = [self.log_alpha] if self.algorithm == "cql" else []
+        return [*(p for module in modules for p in module.parameters()), *alpha]
+
+    def step(self, loss: Tensor, *optimizers: torch.optim.Optimizer, retain: bool = False) -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward(retain_graph=retain)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def td_loss(self, next_q: Tensor) -> Tensor:
+        y = self.r + self.not_done * GAMMA * next_q
+        return F.mse_loss(self.q1(self.s, self.a), y) + F.mse_loss(self.q2(self.s, self.a), y)
+
+    def smallest(self, q1: nn.Module, q2: nn.Module, s: Tensor, a: Tensor) -> Tensor:
+        return torch.min(q1(s, a), q2(s, a))
+
+    def draw(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        loc, scale = self.policy(s)
+        normal = torch.distributions.Normal(loc, scale)
+        x = normal.rsample()
+        log_prob = normal.log_prob(x) - 2 * (math.log(2) - x - F.softplus(-2 * x))
         return x.tanh(), log_prob.sum(-1, keepdim=True)
 
-    def td_loss(self, batch: TensorDict, next_q: Tensor) -> Tensor:
-        y = batch["next", "reward"] + GAMMA * (~batch["next", "terminated"]) * next_q
-        s, a = batch["observation"], batch["action"]
-        return F.mse_loss(self.q1(s, a), y) + F.mse_loss(self.q2(s, a), y)
-
-    def td3_bc_value(self, batch: TensorDict) -> Tensor:
-        a, next_s = batch["action"], batch["next", "observation"]
+    def td3_bc_critic_loss(self) -> Tensor:
         with torch.no_grad():
-            noise = (torch.randn_like(a) * 0.2).clamp(-0.5, 0.5)
-            next_a = (self.act(next_s, self.targets[0]) + noise).clamp(-1, 1)
-            next_q = torch.minimum(self.targets[1](next_s, next_a), self.targets[2](next_s, next_a))
-        return self.td_loss(batch, next_q)
+            noise = (torch.randn_like(self.a) * 0.2).clamp(-0.5, 0.5)
+            next_a = (self.policy_target(self.next_s) + noise).clamp(-1, 1)
+            next_q = self.smallest(self.q1_target, self.q2_target, self.next_s, next_a)
+        return self.td_loss(next_q)
 
-    def td3_bc_actor(self, batch: TensorDict) -> Tensor:
-        s = batch["observation"]
-        pi = self.act(s, self.policy)
-        q = self.q1(s, pi)
-        return -2.5 / q.abs().mean().detach() * q.mean() + F.mse_loss(pi, batch["action"])
+    def td3_bc(self) -> None:
+        critic_loss = self.td3_bc_critic_loss()
+        self.log["critic_loss"] = critic_loss.item()
+        self.step(critic_loss, *self.of_critics)
+        if self.steps % 2 == 0:
+            pi = self.policy(self.s)
+            q = self.q1(self.s, pi)
+            actor_loss = -2.5 / q.abs().mean().detach() * q.mean() + F.mse_loss(pi, self.a)
+            self.log["actor_loss"] = actor_loss.item()
+            self.step(actor_loss, self.of_policy)
+            soft_update(self.q1_target, self.q1)
+            soft_update(self.q2_target, self.q2)
+            soft_update(self.policy_target, self.policy)
 
-    def iql(self, batch: TensorDict) -> Tensor:
-        s, a, next_s = batch["observation"], batch["action"], batch["next", "observation"]
+    def iql_critic_loss(self) -> Tensor:
         with torch.no_grad():
-            target = torch.minimum(self.targets[0](s, a), self.targets[1](s, a))
-            next_v = self.v(next_s)
-        u = target - self.v(s)
-        value = (torch.where(u > 0, 0.7, 0.3) * u.square()).mean()
-        loc, scale = self.policy[0].module(s)  # pyright: ignore
-        log_prob = torch.distributions.Normal(loc, scale).log_prob(torch.atanh(a)) - torch.log1p(-a.square())
-        actor = -((3.0 * u.detach()).exp().clamp(max=100.0) * log_prob.sum(-1, keepdim=True)).mean()
-        return value + actor + self.td_loss(batch, next_v)
+            next_v = self.v(self.next_s)
+        return self.td_loss(next_v)
 
-    def cql(self, batch: TensorDict) -> Tensor:
-        s, a, next_s = batch["observation"], batch["action"], batch["next", "observation"]
+    def iql(self) -> None:
         with torch.no_grad():
-            next_a, _ = self.draw(next_s)
-            next_q = torch.minimum(self.targets[0](next_s, next_a), self.targets[1](next_s, next_a))
-            many_s, many_next = (x[:, None].expand(-1, 10, -1) for x in (s, next_s))
-            uniform = torch.rand(*many_s.shape[:2], a.shape[-1], device=a.device) * 2 - 1
-            here, there = self.draw(many_s), self.draw(many_next)
-            actions = torch.cat([uniform, here[0], there[0]], 1)
-            density = torch.full((*many_s.shape[:2], 1), -a.shape[-1] * math.log(2.0), device=a.device)
-            density = torch.cat([density, here[1], there[1]], 1)
-        states = s[:, None].expand(-1, 30, -1)
-        loss = self.td_loss(batch, next_q)
+            next_v = self.v(self.next_s)
+            target = self.smallest(self.q1_target, self.q2_target, self.s, self.a)
+        adv = target - self.v(self.s)
+        value_loss = (torch.abs(0.7 - (adv < 0).float()) * adv**2).mean()
+        self.log["value_loss"] = value_loss.item()
+        self.step(value_loss, self.of_value)
+        critic_loss = self.td_loss(next_v)
+        self.log["q_loss"] = critic_loss.item()
+        self.step(critic_loss, *self.of_critics)
+        soft_update(self.q1_target, self.q1)
+        soft_update(self.q2_target, self.q2)
+        loc, scale = self.policy(self.s)
+        x = torch.atanh(self.a)
+        log_prob = torch.distributions.Normal(loc, scale).log_prob(x) - torch.log1p(-self.a.square())
+        weight = (3.0 * adv.detach()).exp().clamp(max=100.0)
+        actor_loss = -(weight * log_prob.sum(-1, keepdim=True)).mean()
+        self.log["actor_loss"] = actor_loss.item()
+        self.step(actor_loss, self.of_policy)
+
+    def cql_critic_loss(self) -> Tensor:
+        with torch.no_grad():
+            next_a, _ = self.draw(self.next_s)
+            next_q = self.smallest(self.q1_target, self.q2_target, self.next_s, next_a)
+        return self.td_loss(next_q)
+
+    def cql(self) -> None:
+        new_a, log_pi = self.draw(self.s)
+        alpha_loss = -(self.log_alpha * (log_pi - self.a.shape[-1]).detach()).mean()
+        alpha = self.log_alpha.exp().detach()
+        policy_loss = (alpha * log_pi - self.smallest(self.q1, self.q2, self.s, new_a)).mean()
+        critic_loss = self.cql_critic_loss()
+        states = self.s[:, None].expand(-1, 10, -1)
+        uniform = self.a.new_empty((*states.shape[:2], self.a.shape[-1])).uniform_(-1, 1)
+        here, log_here = (part.detach() for part in self.draw(states))
+        there, log_there = (part.detach() for part in self.draw(self.next_s[:, None].expand(-1, 10, -1)))
         for q in (self.q1, self.q2):
-            loss = loss + 5.0 * (torch.logsumexp(q(states, actions) - density, 1) - q(s, a)).mean()
-        pi, log_pi = self.draw(s)
-        frozen = [p for q in (self.q1, self.q2) for p in q.parameters()]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        actor = (self.log_alpha.exp().detach() * log_pi - torch.minimum(self.q1(s, pi), self.q2(s, pi))).mean()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        return loss + actor - self.log_alpha * (log_pi.detach() - a.shape[-1]).mean()
+            parts = [
+                q(states, uniform) + self.a.shape[-1] * math.log(2.0),
+                q(states, there) - log_there,
+                q(states, here) - log_here,
+            ]
+            spread = torch.logsumexp(torch.cat(parts, 1), 1)
+            critic_loss = critic_loss + 5.0 * (spread - q(self.s, self.a)).mean()
+        self.log |= {"policy_loss": policy_loss.item(), "qf_loss": critic_loss.item(), "alpha": alpha.item()}
+        self.step(alpha_loss, self.of_alpha)
+        self.of_policy.zero_grad()
+        policy_loss.backward()
+        self.of_policy.step()
+        self.step(critic_loss, *self.of_critics, retain=True)
+        soft_update(self.q1_target, self.q1)
+        soft_update(self.q2_target, self.q2)
 
-    @torch.no_grad()
-    def move_targets(self) -> None:
-        for source, target in zip(self.sources, self.targets):
-            for p, q in zip(source.parameters(), target.parameters()):
-                q.lerp_(p, TAU)
+    def first_loss(self) -> Tensor:
+        """Return the critics' loss of the batch at the start."""
+        torch.manual_seed(1)
+        return getattr(self, f"{self.algorithm}_critic_loss")().detach()
 
-
-def plain(args: Args, algorithm: Algorithm, compiled: bool) -> Update:
-    form = _Plain(args, algorithm)
-    values = [*form.q1.parameters(), *form.q2.parameters()]
-    if algorithm == "td3_bc":
-        terms, groups = [form.td3_bc_value, form.td3_bc_actor], [values, [*form.policy.parameters()]]
-    else:
-        others = [*form.v.parameters()] if algorithm == "iql" else [form.log_alpha]
-        terms, groups = [getattr(form, algorithm)], [[*values, *form.policy.parameters(), *others]]
-    optimizers = [torch.optim.Adam(group, 3e-4) for group in groups]
-    if compiled:
-        terms = [torch.compile(term) for term in terms]
-
-    def update(batch: TensorDict) -> None:
-        for term, optimizer in zip(terms, optimizers):
-            optimizer.zero_grad()
-            term(batch).backward()
-            optimizer.step()
-        form.move_targets()
-
-    return update
-
-
-def measure(args: Args, forms: dict[str, Update], batch: TensorDict) -> dict[str, list[float]]:
-    """Milliseconds per update, `[form][round]`, the forms taking turns."""
-    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(args.rounds + 3):
-        for name, update in forms.items():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(args.repeats):
-                update(batch)
-            synchronize()
-            times[name].append(1e3 * (time.perf_counter() - start) / args.repeats)
-    return {name: values[3:] for name, values in times.items()}
+    def update(self) -> None:
+        """Do one update."""
+        self.steps += 1
+        getattr(self, self.algorithm)()
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     batch = make_batch(args)
-    modes = [name for name, wanted in (("eager", args.eager), ("compiled", args.compiled)) if wanted]
+    rate = gemm_rate(args.device)
+    print(f"matrix products of 256: {rate / 1e9:.0f} GFLOP/s")
     for algorithm in args.algorithms:
-        for mode in modes:
-            forms = {
-                name: make(args, algorithm, mode == "compiled") for name, make in (("ours", ours), ("plain", plain))
-            }
-            times = measure(args, forms, batch)
-            ratios = [a / b for a, b in zip(times["ours"], times["plain"])]
-            low, ratio, high = statistics.quantiles(ratios, n=4)
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            shown = ", ".join(f"{name} {value:.2f} ms" for name, value in medians.items())
-            print(f"{algorithm} {mode}: {shown}, ratio {ratio:.2f} ({low:.2f} to {high:.2f})", flush=True)
+        ours, plain = Ours(args, algorithm, batch), _Plain(args, algorithm, batch)
+        torch.testing.assert_close(ours.first_loss(), plain.first_loss(), rtol=1e-4, atol=1e-5)
+        forms: dict[str, Update] = {"ours": ours.update, "plain": plain.update}
+        if args.compiled:
+            forms["ours compiled"] = Ours(args, algorithm, batch, compiled=True).update
+        pair = {name: lambda form=form: (form(), form()) for name, form in forms.items() if "compiled" not in name}
+        floors = [1e3 * count_flops(form) / 2 / rate for form in pair.values()]
+        times = alternate(forms, rounds=args.rounds, repeats=args.repeats, device=args.device)
+        numbers = [num_parameters(form.parameters()) for form in (ours.loss, plain)]
+        for name in [name for name in forms if name != "plain"]:
+            columns = ratio_of(times[name], times["plain"])
+            mode = f"{'compiled' if 'compiled' in name else 'eager'}, {args.batch_size} rows"
+            mode += f", {numbers[0]} / {numbers[1]} parameters, floor {floors[0]:.2f} / {floors[1]:.2f} ms"
+            print(algorithm, mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
             if args.results is not None:
-                append_benchmark(
-                    args.results,
-                    pair=f"offline_updates {algorithm} ours / plain",
-                    mode=mode,
-                    device=args.device,
-                    threads=args.threads,
-                    ours_ms=medians["ours"],
-                    reference_ms=medians["plain"],
-                    ratio=ratio,
-                    ratio_low=low,
-                    ratio_high=high,
-                )
+                title = {"pair": f"{algorithm} recipe / CORL's update", "mode": mode}
+                append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import dataclasses
 import torch
 from tensordict.nn import TensorDictModule
 from torchrl.data import Bounded
-from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
-from torchrl_flow.objectives import ConservativeQLoss
+from torchrl_flow.objectives import ConservativeQLoss, DirectSoftUpdate
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
+    CompileArgs,
     Count,
     Fraction,
     NonNegative,
@@ -40,7 +40,7 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OfflineArgs):
+class Args(OfflineArgs, CompileArgs):
     """What the recipe can be told on the command line."""
 
     min_q_weight: NonNegative = 5.0
@@ -80,13 +80,14 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
 
 def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: ConservativeQLoss) -> None:
     """Train; all of the loop is here."""
-    target = SoftUpdate(loss, tau=args.tau)
+    target = DirectSoftUpdate(loss, tau=args.tau)
     # One optimiser is as three: each term reaches the parameters of its own network alone.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
+    compute = args.compiled(loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = task.data.sample()
-        losses = loss(batch)
+        losses = compute(batch)
         actor = "loss_actor_bc" if step <= args.bc_updates else "loss_actor"
         due = {name: losses[name] for name in (actor, "loss_qvalue", "loss_cql", "loss_alpha")}
         norms = gradient_step(due, {"adam": optimizer}, step=step, batch=batch)

@@ -1,4 +1,4 @@
-"""IQL on logged slates: an expectile of values, and a policy weighted by advantage, with TorchRL's own loss.
+"""IQL on logged slates: an expectile of values, and a policy weighted by advantage, with TorchRL's loss.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
@@ -16,12 +16,13 @@ from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule
-from torchrl.objectives import IQLLoss, SoftUpdate
 
 from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
+from torchrl_flow.objectives import DirectIQLLoss, DirectSoftUpdate
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
+    CompileArgs,
     Fraction,
     NonNegative,
     OfflineArgs,
@@ -38,7 +39,7 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OfflineArgs):
+class Args(OfflineArgs, CompileArgs):
     """What the recipe can be told on the command line."""
 
     expectile: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.7
@@ -57,12 +58,12 @@ class Args(OfflineArgs):
     """normalise the hidden layers of the critics, against divergence outside the data"""
 
 
-def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, IQLLoss]:
-    """Build the policy, and TorchRL's loss of it, two critics and a value, with the paper's squared error."""
+def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, DirectIQLLoss]:
+    """Build the policy, and the loss of it, two critics and a value, with the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
     critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
-    loss = IQLLoss(
+    loss = DirectIQLLoss(
         policy,  # pyright: ignore[reportArgumentType]
         critics,  # pyright: ignore[reportArgumentType]
         make_observation_value(config, statistics).to(args.device),
@@ -74,15 +75,16 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
     return policy, loss
 
 
-def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: IQLLoss) -> None:
+def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: DirectIQLLoss) -> None:
     """Train; all of the loop is here."""
-    target = SoftUpdate(loss, tau=args.tau)
+    target = DirectSoftUpdate(loss, tau=args.tau)
     # One optimiser is as three: each term reaches the parameters of its own network alone.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
+    compute = args.compiled(loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = task.data.sample()
-        losses = loss(batch)
+        losses = compute(batch)
         due = {name: losses[name] for name in ("loss_actor", "loss_qvalue", "loss_value")}
         norms = gradient_step(due, {"adam": optimizer}, step=step, batch=batch)
         target.step()

@@ -15,15 +15,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torchrl.envs import EnvBase
-from torchrl.objectives import SoftUpdate
 
 from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.demos import DemoSource
 from torchrl_flow.envs import ObsMode, TaskInfo, action_bounds, make_evaluation_env, task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
-from torchrl_flow.objectives import ShortCutFlowLoss
+from torchrl_flow.objectives import DirectSoftUpdate, ShortCutFlowLoss
 from torchrl_flow.options import (
+    CompileArgs,
     Count,
     Decay,
     DemonstrationArgs,
@@ -50,7 +50,7 @@ from torchrl_flow.training import gradient_step, warmup_cosine
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(TrainingArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
+class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
     """What the recipe can be told on the command line."""
 
     task: TaskName = "PushCube-v1"
@@ -145,16 +145,17 @@ def make_env(args: Args, source: DemoSource) -> EnvBase:
 
 def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
     """Train the policy; all of the loop is here."""
-    ema = SoftUpdate(loss_module, eps=args.ema)
+    ema = DirectSoftUpdate(loss_module, eps=args.ema)
     optimizer = torch.optim.AdamW(
         loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True
     )
     modules = {"policy": loss_module.actor_network, "ema_policy": loss_module.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer})
+    compute = args.compiled(loss_module)
     for step in run.steps(args.iterations, save_every=args.save_every):
         optimizer.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
-        losses = loss_module(batch)
+        losses = compute(batch)
         total = {"loss_flow": losses["loss_flow"]}
         norms = gradient_step(total, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         ema.eps = min(args.ema, (1 + step) / (10 + step))

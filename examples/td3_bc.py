@@ -1,4 +1,4 @@
-"""TD3+BC on logged slates: a deterministic policy of latents, with TorchRL's own loss; alpha 0 is behaviour cloning.
+"""TD3+BC on logged slates: a deterministic policy of latents, with TorchRL's loss; alpha 0 is behaviour cloning.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
@@ -16,12 +16,13 @@ from typing import Annotated
 
 import torch
 from tensordict.nn import TensorDictModule
-from torchrl.objectives import SoftUpdate, TD3BCLoss
 
 from torchrl_flow.evaluation import OfflineTask
 from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
+from torchrl_flow.objectives import DirectSoftUpdate, DirectTD3BCLoss
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
+    CompileArgs,
     Count,
     Fraction,
     NonNegative,
@@ -39,7 +40,7 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OfflineArgs):
+class Args(OfflineArgs, CompileArgs):
     """What the recipe can be told on the command line."""
 
     alpha: NonNegative = 2.5
@@ -62,12 +63,12 @@ class Args(OfflineArgs):
     """normalise the hidden layers of the critics, against divergence outside the data"""
 
 
-def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, TD3BCLoss]:
-    """Build the policy, and TorchRL's loss of it and two critics, with the paper's squared error."""
+def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, DirectTD3BCLoss]:
+    """Build the policy, and the loss of it and two critics, with the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
     critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
-    loss = TD3BCLoss(
+    loss = DirectTD3BCLoss(
         policy,
         critics,  # pyright: ignore[reportArgumentType]
         bounds=(-1.0, 1.0),  # pyright: ignore[reportArgumentType]
@@ -80,18 +81,19 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
     return policy, loss
 
 
-def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: TD3BCLoss) -> None:
+def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: DirectTD3BCLoss) -> None:
     """Train; all of the loop is here."""
-    target = SoftUpdate(loss, tau=args.tau)
+    target = DirectSoftUpdate(loss, tau=args.tau)
     actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), args.lr, fused=True)
     value_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"actor": actor_optimizer, "value": value_optimizer})
+    qvalue_loss, actor_loss = args.compiled(loss.qvalue_loss), args.compiled(loss.actor_loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = task.data.sample()
-        losses = {"loss_qvalue": loss.qvalue_loss(batch)[0]}
+        losses = {"loss_qvalue": qvalue_loss(batch)[0]}
         norms = gradient_step(losses, {"value": value_optimizer}, step=step, batch=batch)
         if step % args.policy_freq == 0:
-            losses["loss_actor"], details = loss.actor_loss(batch)
+            losses["loss_actor"], details = actor_loss(batch)
             norms |= gradient_step(
                 {"loss_actor": losses["loss_actor"]}, {"actor": actor_optimizer}, step=step, batch=batch
             )

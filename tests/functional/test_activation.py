@@ -9,7 +9,7 @@ from torchrl_flow.functional import activation, mish
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_those_of_pytorch(dtype):
-    x = torch.cat([torch.linspace(-120, 120, 4001, dtype=dtype), torch.tensor([0.0, -0.0, 1e-8], dtype=dtype)])
+    x = torch.cat([torch.linspace(-120, 120, 6001, dtype=dtype), torch.tensor([0.0, -0.0, 1e-8], dtype=dtype)])
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     upstream = torch.linspace(-2, 2, x.numel(), dtype=dtype)
     torch.testing.assert_close(mish(ours), F.mish(theirs), rtol=1e-6, atol=1e-6)
@@ -19,8 +19,9 @@ def test_values_and_gradients_are_those_of_pytorch(dtype):
     )
 
 
-def test_gradients_of_first_and_second_order_pass_finite_differences():
+def test_gradients_of_first_and_second_order_pass_finite_differences(monkeypatch):
     x = torch.tensor([-3.0, -1.0, -0.2, 0.3, 2.0, 9.0], dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(activation, "_SMALL", 0)
     assert torch.autograd.gradcheck(mish, x)
     assert torch.autograd.gradgradcheck(mish, x)
 

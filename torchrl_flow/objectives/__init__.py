@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchrl_flow.objectives.chunk_td3_bc import ChunkTD3BCLoss
     from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm
     from torchrl_flow.objectives.cql import ConservativeQLoss
+    from torchrl_flow.objectives.direct_losses import DirectIQLLoss, DirectTD3BCLoss
     from torchrl_flow.objectives.distilled_sac import DistillationMode, DistilledSACLoss
     from torchrl_flow.objectives.flow_anchor import FlowAnchorLoss
     from torchrl_flow.objectives.flow_loss import AveragedNetwork, FlowLossModule
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torchrl_flow.objectives.shortcut_flow import ShortCutFlowLoss
     from torchrl_flow.objectives.shortcut_term import ShortCutTerm
     from torchrl_flow.objectives.smdp_loss import SMDPLossModule
-    from torchrl_flow.objectives.target_update import NetworkSoftUpdate
+    from torchrl_flow.objectives.target_update import DirectSoftUpdate, NetworkSoftUpdate
     from torchrl_flow.objectives.weight_term import AdvantageSource, AdvantageWeightTerm, Baseline
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
     "ChunkTD3BCLoss",
     "ChunkTDTerm",
     "ConservativeQLoss",
+    "DirectIQLLoss",
+    "DirectSoftUpdate",
+    "DirectTD3BCLoss",
     "DistillationMode",
     "DistilledSACLoss",
     "EncoderGrad",

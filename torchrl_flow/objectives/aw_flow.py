@@ -16,6 +16,7 @@ from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
+from torchrl_flow.objectives.chunk_advantages import ChunkAdvantages
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
 from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic, EncoderGrad, SharedEncoder
 from torchrl_flow.objectives.held_networks import HeldNetworks
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["AWFlowLoss", "EncoderGrad"]
 
 
-class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMDPLossModule):
+class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
     Actor: the mean of ``w * error``, with the error of each row by :class:`~torchrl_flow.objectives.ShortCutTerm` and
@@ -51,7 +52,8 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
 
     Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')``, with
     ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R is the return of the chunk and k
-    its number of executed steps. ``truncated`` bootstraps.
+    its number of executed steps. ``truncated`` bootstraps. Where advantages by ``"td"`` need as many chunks of the next
+    state, both have the same ones.
 
     With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
     (A against the whole batch), and the weights have mean 1 over these rows; the critic learns from all rows. With
@@ -175,10 +177,10 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         check_one_of("advantage_reduction", advantage_reduction, REDUCTIONS)
         check_one_of("extraction", extraction, ("weights", "q_gradient"))
         check_one_of("anchor", anchor, ("start", "average"))
-        check_at_least("clone_coeff", clone_coeff, 0)
         check_one_of("baseline", baseline, ("batch", "policy"))
         check_one_of("advantage", advantage, ("critic", "td"))
         check_one_of("encoder_grad", encoder_grad, ("actor", "critic", "both"))
+        check_at_least("clone_coeff", clone_coeff, 0)
         check_at_least("num_baseline_samples", num_baseline_samples, 1)
         if advantage == "td" and baseline != "policy":
             raise ValueError("advantage='td' is relative to the policy's value: give baseline='policy' with it.")
@@ -233,9 +235,9 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         """
         # In this order the actor's term draws first, and thus what ShortCutFlowLoss would draw.
         cloning = self._flow_errors(tensordict)
-        q = self._chunk_values(tensordict)
-        loss_actor, actor_metrics = self.actor_loss(tensordict, cloning, q.detach())
-        loss_qvalue, critic_metrics = self.qvalue_loss(tensordict, q)
+        q, chunks = self._chunk_values(tensordict), self._shared_chunks(tensordict)
+        loss_actor, actor_metrics = self.actor_loss(tensordict, cloning, q.detach(), chunks)
+        loss_qvalue, critic_metrics = self.qvalue_loss(tensordict, q, chunks)
         metrics = {**actor_metrics, **critic_metrics}
         out = TensorDict({"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, **metrics})
         names = ("actor_network_params", "critic_network_params")
@@ -247,19 +249,19 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         tensordict: TensorDictBase,
         cloning: tuple[Tensor, dict[str, Tensor]] | None = None,
         q: Tensor | None = None,
+        chunks: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the actor's loss alone, the mean of ``w * error`` over the rows that are kept, and its metrics.
 
-        Args:
-            tensordict: a batch.
-            cloning: what ``self.shortcut`` has made of it, where that is known.
-            q: the critic's values of its chunks, ``[num_qs, B]``, likewise.
+        Each argument but the batch is what ``forward`` has computed of it already: the output of ``self.shortcut``, the
+        critic's values ``[num_qs, B]``, the averaged actor's chunks of the next states ``[B, N, H_a, A]``.
         """
         errors, error_metrics = self._flow_errors(tensordict) if cloning is None else cloning
         valid = self._valid_rows(tensordict, errors)
         demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
         if self.extraction == "weights":
-            value = self.td.reduce(self._relative_values(tensordict, q), self.advantage_reduction)
+            known = () if chunks is None else (chunks,)
+            value = self.td.reduce(self._relative_values(tensordict, q, *known), self.advantage_reduction)
             weights, counted, metrics = self.weights(value, valid, demos)
             row_weights = self._row_weights(tensordict, errors.shape)
             if row_weights is not None:
@@ -286,15 +288,18 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         rows, metrics = self.q_gradient(self.td.reduce(q, self.advantage_reduction), distance, valid)
         return self._reduce_rows(tensordict, rows.reshape(actor.encoder.batch_shape(tensordict))), metrics
 
-    def qvalue_loss(self, tensordict: TensorDictBase, q: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, q: Tensor | None = None, chunks: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the critic's loss alone, ``mean_i (Q_i(s, a) - y)^2``, and its metrics.
 
-        Args:
-            tensordict: a batch.
-            q: the critic's values of its chunks, ``[num_qs, B]``, where they are known.
+        The arguments are those of :meth:`actor_loss`.
         """
         q = self._chunk_values(tensordict) if q is None else q
-        return self._td_loss(tensordict, q)
+        if chunks is None:
+            return self._td_loss(tensordict, q)
+        following: Any = tensordict["next"]
+        return self._td_loss(tensordict, q, self.discounted(tensordict, self.next_value(following, chunks)))
 
     def _flow_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the ShortCut error of each row ``[*B]``, and its metrics."""
@@ -303,46 +308,16 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         detach = self.shared_encoder and self.encoder_grad == "critic"
         return self.shortcut(self.actor_network, *params, *data, detach_features=detach)
 
-    def _chunk_values(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the critic's values ``[num_qs, B]`` of the chunks that were sent."""
-        action = tensordict[self.tensor_keys.action]
-        data = (tensordict, action.reshape(-1, *action.shape[-2:]))
-        detach = self.shared_encoder and self.encoder_grad == "actor"
-        return self.td.values(self.critic_network, self.critic_network_params, *data, detach_features=detach)
+    def _shared_chunks(self, tensordict: TensorDictBase) -> Tensor | None:
+        """Draw the chunks of the next states once, where advantages and targets of values need as many of them."""
+        needed = self.extraction == "weights" and self.advantage == "td"
+        if not needed or self.num_baseline_samples != self.td.num_action_samples:
+            return None
+        return self._averaged_chunks(tensordict["next"], self.num_baseline_samples)
 
     @torch.no_grad()
-    def next_value(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for a state.
-
-        Args:
-            tensordict: the observations that follow, ``[*B]``.
-        """
-        actor, params = self.actor_network, self.target_actor_network_params
-        chunks = self.td.chunks(actor, params, tensordict, self.td.num_action_samples)
-        q = self.td.values(self.critic_network, self.target_critic_network_params, tensordict, chunks)
-        return self.td.bootstrap(q).reshape(*actor.encoder.batch_shape(tensordict), 1)
-
-    @torch.no_grad()
-    def advantages(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the advantages ``[B]`` before ``advantage_norm``, for inspection."""
-        value = self.td.reduce(self._relative_values(tensordict, None), self.advantage_reduction)
-        return value - value.mean() if self.baseline == "batch" else value
-
-    @torch.no_grad()
-    def _relative_values(self, tensordict: TensorDictBase, q: Tensor | None) -> Tensor:
-        """Return each member's values ``[num_qs, B]`` of the rows' chunks, less its baseline."""
-        if self.advantage == "td":
-            following: Any = tensordict["next"]
-            batch = self.actor_network.encoder.batch_shape(tensordict)
-            values = self._policy_values(following)
-            q = torch.stack([self.discounted(tensordict, v.reshape(*batch, 1)).reshape(-1) for v in values])
-        elif q is None:
-            q = self._chunk_values(tensordict)
-        return q if self.baseline == "batch" else q - self._policy_values(tensordict)
-
-    @torch.no_grad()
-    def _policy_values(self, tensordict: TensorDictBase) -> Tensor:
-        """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
-        params = self.target_actor_network_params
-        chunks = self.td.chunks(self.actor_network, params, tensordict, self.num_baseline_samples)
-        return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)
+    def next_value(self, tensordict: TensorDictBase, chunks: Tensor | None = None) -> Tensor:
+        """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for states."""
+        chunks = self._averaged_chunks(tensordict, self.td.num_action_samples) if chunks is None else chunks
+        value = self.td.next_value(self.critic_network, self.target_critic_network_params, tensordict, chunks)
+        return value.reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)

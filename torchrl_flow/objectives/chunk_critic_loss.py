@@ -135,8 +135,8 @@ class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
             tensordict: the observations that follow, ``[*B]``.
         """
         chunks = self.sample_targets(tensordict, self.td.num_action_samples)
-        q = self.td.values(self.critic_network, self.target_critic_network_params, tensordict, chunks)
-        return self.td.bootstrap(q).reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)
+        value = self.td.next_value(self.critic_network, self.target_critic_network_params, tensordict, chunks)
+        return value.reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)
 
     def sample_targets(self, tensordict: TensorDictBase, num: int) -> Tensor:
         """Return ``num`` executed chunks ``[B, num, H_a, A]`` of the flow for each state of a batch."""

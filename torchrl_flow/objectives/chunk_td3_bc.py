@@ -13,6 +13,7 @@ from torchrl.objectives import TD3BCLoss
 
 from torchrl_flow.functional.checks import check_one_of
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
+from torchrl_flow.objectives.network_calls import running
 
 __all__ = ["ChunkTD3BCLoss"]
 
@@ -114,12 +115,12 @@ class ChunkTD3BCLoss(TD3BCLoss):
         """
         weights = self._maybe_get_priority_weight(tensordict)
         data = tensordict.select(*self.actor_network.in_keys, strict=False)
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with running(self.actor_network_params, self.actor_network):
             data = self.actor_network(data)
         errors = self._clone_errors(tensordict, data[self.tensor_keys.action])
         critic_params = self._cached_detach_qvalue_network_params[0]
         inputs = data.select(*self.qvalue_network.in_keys, strict=False)
-        with critic_params.to_module(self.qvalue_network, preserve_module_state=False):
+        with running(critic_params, self.qvalue_network):
             value = self.qvalue_network(inputs)[self.tensor_keys.state_action_value].squeeze(-1)
         scale = self.alpha / value.abs().mean().detach()
         loss = self._reduce_loss(errors - scale * value, tensordict=tensordict, weights=weights)

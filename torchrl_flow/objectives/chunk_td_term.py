@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction, reduce_ensemble, take_best
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, QEnsemble
@@ -100,6 +101,7 @@ class ChunkTDTerm:
         action: Tensor,
         *,
         detach_features: bool = False,
+        members: Tensor | None = None,
     ) -> Tensor:
         """Return the members' values of executed chunks.
 
@@ -109,13 +111,14 @@ class ChunkTDTerm:
             tensordict: batch ``[*B]`` with the observations.
             action: ``[B, H_a, A]`` of the flattened batch, or S for each row, ``[B, S, H_a, A]``.
             detach_features: stop the gradient before the encoder.
+            members: indices of the members to compute. Defaults to all.
 
         Returns:
             ``[num_qs, B]`` or ``[num_qs, B, S]``.
         """
-        with params.to_module(critic, preserve_module_state=False):
+        with running(params, critic):
             features = critic.encoder(*critic.encoder.preprocess(tensordict, augment=self.augment))
-            return critic.q_values(features.detach() if detach_features else features, action).squeeze(-1)
+            return critic.q_values(features.detach() if detach_features else features, action, members).squeeze(-1)
 
     @torch.no_grad()
     def chunks(
@@ -139,7 +142,7 @@ class ChunkTDTerm:
         Returns:
             ``[B, num, H_a, A]``.
         """
-        with params.to_module(actor, preserve_module_state=False):
+        with running(params, actor):
             features = actor.features(tensordict, augment=self.augment)
             # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
             shape = (features.shape[0], num, *actor.noise_shape)
@@ -152,6 +155,19 @@ class ChunkTDTerm:
         """Reduce the members' values ``[num_qs, B]`` to ``[B]``."""
         draws = torch.rand(q.shape[0], device=q.device)
         return reduce_ensemble(q, reduction, draws=draws, num_min_qs=self.num_min_qs, kappa=self.kappa)
+
+    def next_value(
+        self, critic: QEnsemble, params: TensorDictParams, tensordict: TensorDictBase, chunks: Tensor
+    ) -> Tensor:
+        """Return the value ``[B]`` of the best of N candidates ``[B, N, H_a, A]``, by the target critic.
+
+        The minimum over a random subset of members needs no others where there is one candidate to choose from.
+        """
+        if self.target_reduction == "min" and chunks.shape[1] == 1:
+            draws = torch.rand(critic.num_qs, device=chunks.device)
+            members = draws.topk(self.num_min_qs).indices
+            return self.values(critic, params, tensordict, chunks, members=members).amin(0).squeeze(-1)
+        return self.bootstrap(self.values(critic, params, tensordict, chunks))
 
     def bootstrap(self, q: Tensor) -> Tensor:
         """Return the value ``[B]`` of the best of N candidates, by the members' values ``[num_qs, B, N]``."""

@@ -11,7 +11,15 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl.objectives import CQLLoss
+from torchrl.objectives.utils import distance_loss
+
+from torchrl_flow.objectives.network_calls import (
+    distribution,
+    entries_of_next,
+    evaluate_members,
+)
 
 __all__ = ["ConservativeQLoss"]
 
@@ -93,7 +101,34 @@ class ConservativeQLoss(CQLLoss):
         """
         if tensordict[self.tensor_keys.action].ndim > tensordict.ndim + 1:
             tensordict[self.value_estimator.tensor_keys.steps_to_next_obs]
-        return super().q_loss(tensordict)
+        keys, params = self.tensor_keys, self.qvalue_network_params
+        with torch.no_grad():
+            target = self._target(tensordict)
+        values = evaluate_members(self.qvalue_network, params, tensordict, keys.state_action_value)
+        tensordict.set(keys.pred_q1, values[0])
+        tensordict.set(keys.pred_q2, values[1])
+        values = values.squeeze(-1)
+        rows = distance_loss(values, target.expand_as(values), loss_function=self.loss_function).sum(0)
+        loss = self._reduce_loss(rows, tensordict=tensordict)
+        self._clear_weakrefs(tensordict, *_NETWORKS)
+        return loss, {"td_error": (values.detach() - target).square()}
+
+    def _target(self, tensordict: TensorDictBase) -> Tensor:
+        """Return ``r + gamma^k (1 - terminated) (min_i Q_i(s', a') - alpha log pi(a' | s'))``, by target critics."""
+        if self.max_q_backup:
+            return self._get_value_v(
+                tensordict.copy(), self._alpha, self.actor_network_params, self.target_qvalue_network_params
+            )
+        keys = self.tensor_keys
+        following = entries_of_next(tensordict, [*self.actor_network.in_keys, *self.qvalue_network.in_keys])
+        policy = distribution(self.actor_network, self.actor_network_params, tensordict, following)
+        action, log_prob = rsample_and_log_prob(policy)
+        params, following[keys.action] = self.target_qvalue_network_params, action
+        values = evaluate_members(self.qvalue_network, params, tensordict, keys.state_action_value, following)
+        value = values.amin(0)
+        if not self.deterministic_backup:
+            value = value - self._alpha * log_prob.reshape(value.shape)
+        return self.value_estimator.value_estimate(tensordict, next_value=value).squeeze(-1)
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
         # State dicts of before the estimator was made at construction may lack it: it stays as it is then.
@@ -122,6 +157,39 @@ class ConservativeQLoss(CQLLoss):
         tensordict.set(keys.cql_q2_loss, terms[1])
         return self._reduce_loss(terms.sum(0), tensordict=tensordict), {}  # pyright: ignore[reportArgumentType]
 
+    def actor_bc_loss(self, tensordict: TensorDictBase, policy: Any = None) -> tuple[Tensor, dict[str, Any]]:
+        """Compute the loss of a policy that clones, ``alpha log pi(a' | s) - log pi(a | s)`` with ``a'`` drawn from it.
+
+        Args:
+            tensordict: a batch.
+            policy: the policy's distribution in its states, where that is known.
+        """
+        policy = distribution(self.actor_network, self.actor_network_params, tensordict) if policy is None else policy
+        _, log_prob = rsample_and_log_prob(policy)
+        cloned = policy.log_prob(tensordict[self.tensor_keys.action])
+        loss = self._reduce_loss(self._alpha * log_prob - cloned, tensordict=tensordict)
+        self._clear_weakrefs(tensordict, *_NETWORKS)
+        return loss, {"bc_log_prob": cloned.mean().detach()}
+
+    def actor_loss(self, tensordict: TensorDictBase, policy: Any = None) -> tuple[Tensor, dict[Any, Any]]:
+        """Compute the policy's loss, ``alpha log pi(a | s) - min_i Q_i(s, a)`` with ``a`` drawn from it.
+
+        Args:
+            tensordict: a batch.
+            policy: the policy's distribution in its states, where that is known.
+        """
+        keys = self.tensor_keys
+        policy = distribution(self.actor_network, self.actor_network_params, tensordict) if policy is None else policy
+        action, log_prob = rsample_and_log_prob(policy)
+        params, given = self._cached_detach_qvalue_params, {keys.action: action}
+        values = evaluate_members(self.qvalue_network, params, tensordict, keys.state_action_value, given)
+        value = values.amin(0).squeeze(-1)
+        if log_prob.shape != value.shape:
+            raise RuntimeError(f"Losses shape mismatch: {log_prob.shape} and {value.shape}")
+        loss = self._reduce_loss(self._alpha * log_prob - value, tensordict=tensordict)
+        self._clear_weakrefs(tensordict, *_NETWORKS)
+        return loss, {keys.log_prob: log_prob.detach()}
+
     @torch.no_grad()
     def _sampled_actions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Draw actions ``[*B, 3 * num_random, ...]``, or chunks, with their log-densities ``[*B, 3 * num_random]``."""
@@ -130,27 +198,30 @@ class ConservativeQLoss(CQLLoss):
         shape = torch.Size([*batch, number])
         actions = [data.new_empty([*shape, *event]).uniform_(-1.0, 1.0)]
         densities = [data.new_full(shape, -event.numel() * math.log(2.0))]
-        following: Any = tensordict["next"]
-        for source in (tensordict, following):
-            drawn, log_prob = self._get_policy_actions(source.copy(), self.actor_network_params, num_actions=number)
+        for given in ({}, entries_of_next(tensordict, self.actor_network.in_keys)):
+            # The policy's network runs once a state, and not once for each action.
+            policy = distribution(self.actor_network, self.actor_network_params, tensordict, given, number)
+            drawn, log_prob = rsample_and_log_prob(policy)
             if log_prob.numel() != shape.numel():
                 raise ValueError(
                     f"the policy must give one log-probability for each action {list(event)}, got "
                     f"{list(log_prob.shape)} for {shape.numel()} actions: a distribution of chunks needs event_dims=2."
                 )
-            actions.append(drawn[self.tensor_keys.action].reshape(*shape, *event))
+            actions.append(drawn.reshape(*shape, *event))
             densities.append(log_prob.reshape(shape))
         return torch.cat(actions, len(batch)), torch.cat(densities, -1)
 
     def _values(self, tensordict: TensorDictBase, action: Tensor) -> Tensor:
         """Return the critics' values ``[2, *B, M]`` of M actions ``[*B, M, ...]`` of each state."""
-        batch, number = tensordict.batch_size, action.shape[tensordict.ndim]
-        shape = torch.Size([*batch, number])
-        inputs = {}
+        keys, batch = self.tensor_keys, tensordict.batch_size
+        shape = torch.Size([*batch, action.shape[len(batch)]])
+        data = {keys.action: action}
         for key in self.actor_network.in_keys:
             value = tensordict[key]
-            inputs[key] = value.unsqueeze(len(batch)).expand(*shape, *value.shape[len(batch) :])
-        data = TensorDict({**inputs, self.tensor_keys.action: action}, batch_size=shape, device=action.device)
-        critics: Any = self._vmap_qvalue_networkN0
-        values = critics(data, self.qvalue_network_params)
-        return values[self.tensor_keys.state_action_value].squeeze(-1)
+            data[key] = value.unsqueeze(len(batch)).expand(*shape, *value.shape[len(batch) :])
+        params, entries = self.qvalue_network_params, TensorDict(data, shape, device=action.device)
+        return evaluate_members(self.qvalue_network, params, entries, keys.state_action_value).squeeze(-1)
+
+
+_NETWORKS = ("actor_network_params", "qvalue_network_params", "target_qvalue_network_params")
+"""Parameters whose weak references TorchRL's losses clear where they are compiled."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_flow.functional.chain import chunk_transport_cost
 from torchrl_flow.functional.checks import check_shape
 from torchrl_flow.objectives.flow_loss import FlowLossModule
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
@@ -111,5 +112,5 @@ class FlowAnchorLoss(FlowLossModule):
 
     def _chunk(self, params: TensorDictParams, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
         actor = self.actor_network
-        with params.to_module(actor, preserve_module_state=False):
+        with running(params, actor):
             return actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)

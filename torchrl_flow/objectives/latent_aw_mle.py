@@ -17,6 +17,7 @@ from torchrl_flow.functional.ensemble import upper_confidence_bound
 from torchrl_flow.functional.latent import candidate_weights
 from torchrl_flow.objectives.flow_loss import FlowLossModule
 from torchrl_flow.objectives.held_networks import HeldNetworks
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import LatentGaussianPolicy
@@ -126,7 +127,7 @@ class LatentAWMLELoss(HeldNetworks, FlowLossModule):
         spread = scores.std(-1, keepdim=True, unbiased=False)
         scaled = scores / spread.clamp(min=1e-6) if self.standardize_scores else scores
         omega = candidate_weights(scaled, beta=self.beta)
-        with self.latent_policy_params.to_module(self.latent_policy, preserve_module_state=False):
+        with running(self.latent_policy_params, self.latent_policy):
             dist = self.latent_policy.normal(tensordict)
             batch = dist.batch_shape
             candidates = latent.movedim(1, 0).reshape(self.num_candidates, *batch, *latent.shape[2:])

@@ -15,6 +15,7 @@ from torchrl.objectives.utils import distance_loss
 
 from torchrl_flow.functional.checks import check_one_of
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
@@ -122,7 +123,7 @@ class LatentSACLoss(SACLoss):
 
     def _next_state_value(self, tensordict: TensorDictBase) -> Tensor:
         """Return the smallest target value ``[*B, 1]`` of a draw, without the entropy."""
-        with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
+        with running(self.actor_network_params, self.actor_network):
             latent = self.actor_network.get_dist(tensordict).sample()
         tensordict.set(self.tensor_keys.action, latent)
         values = self._vmap_qnetworkN0(tensordict, self.target_qvalue_network_params)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchrl_flow.functional.chain import chunk_transport_cost
 from torchrl_flow.functional.checks import check_at_least
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
@@ -99,7 +100,7 @@ class QGradientTerm:
         Returns:
             executed chunks ``[B, H_a, A]`` in the environment's units and within its bounds, and distances ``[B]``.
         """
-        with params.to_module(actor, preserve_module_state=False):
+        with running(params, actor):
             features = actor.features(tensordict, augment=self.augment)
             features = features.detach() if detach_features else features
             noise = torch.randn((features.shape[0], *actor.noise_shape), device=features.device, dtype=features.dtype)
@@ -108,7 +109,7 @@ class QGradientTerm:
         with torch.no_grad():
             # Not augmented: the reference says what it does in the state that is.
             if isinstance(reference, TensorDictParams):
-                with reference.to_module(actor, preserve_module_state=False):
+                with running(reference, actor):
                     target = actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)
             else:
                 target = reference.sample_normalised(reference.features(tensordict), noise, num_steps=self.num_steps)

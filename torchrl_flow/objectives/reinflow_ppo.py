@@ -17,6 +17,7 @@ from torchrl_flow.functional.chain import NoiseSchedule, chunk_transport_cost, m
 from torchrl_flow.functional.checks import check_at_least, check_one_of, check_positive, check_shape
 from torchrl_flow.objectives.flow_loss import REDUCTIONS
 from torchrl_flow.objectives.held_networks import HeldNetworks
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -235,7 +236,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         if start is None:
             raise ValueError("this loss has no anchor: build it with anchor_coeff above 0.")
         batch = actor.flow_actor.encoder.batch_shape(tensordict)
-        with self.actor_network_params.to_module(actor, preserve_module_state=False):
+        with running(self.actor_network_params, actor):
             features = actor.features(tensordict)
             noise = self._anchor_noise(tensordict, batch, features)
             chunk = actor.flow_actor.sample_normalised(features, noise, num_steps=actor.num_steps)

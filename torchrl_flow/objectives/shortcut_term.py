@@ -19,6 +19,7 @@ from torchrl_flow.functional.flow import (
     shortcut_times,
     velocity_target,
 )
+from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
@@ -85,7 +86,7 @@ class ShortCutTerm:
             ValueError: if a shape does not fit.
         """
         # All of it on the loss's own parameters and buffers, normalisers too, also after the loss was moved or cast.
-        with params.to_module(actor, preserve_module_state=False):
+        with running(params, actor):
             batch = actor.encoder.batch_shape(tensordict)
             check_shape("action_chunk", chunk, (*batch, *actor.noise_shape), "[*B, pred_horizon, action_dim]")
             mask = None if mask is None else mask.reshape(-1, actor.pred_horizon)
@@ -119,7 +120,7 @@ class ShortCutTerm:
         d: Tensor,
     ) -> Tensor:
         """Return the mean velocity of the teacher's two half steps."""
-        with params.to_module(actor, preserve_module_state=False):
+        with running(params, actor):
             features = actor.encoder(*observed)
             return shortcut_target(
                 lambda x, time, step: actor.velocity(features, x, time, step),

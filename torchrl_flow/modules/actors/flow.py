@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,9 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.functional.chunk import ChunkAlignment, executed_slice
-from torchrl_flow.functional.flow import integrate, is_power_of_two
+from torchrl_flow.functional.flow import euler_step, is_power_of_two
 from torchrl_flow.modules.actors.exploration import draws_noise
 from torchrl_flow.modules.observation.encoders import ObservationEncoder
 from torchrl_flow.modules.observation.normalizer import Normalizer
@@ -166,11 +168,41 @@ class FlowActor(TensorDictModuleBase):
             num_steps: sampling steps K. Defaults to those of the actor.
         """
         num_steps = self.num_steps if num_steps is None else num_steps
+        check_at_least("num_steps", num_steps, 1)
+        times = torch.arange(num_steps, device=noise.device, dtype=noise.dtype) / num_steps
+        velocity = self.velocities(features, times, 1.0 / num_steps if self._is_trained_step(num_steps) else 0.0)
+        x = noise
+        for i in range(num_steps):
+            x = euler_step(x, velocity(x, i), 1.0 / num_steps)
+        return x
 
-        def field(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
-            return self.velocity(features, x, t, d)
+    def velocities(self, features: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
+        """Return :meth:`velocity` at each of K times that all rows share, as a function of points and index.
 
-        return integrate(field, noise, num_steps=num_steps, shortcut=self._is_trained_step(num_steps))
+        Without an index (``None``) points are ``[B, K, H, A]``, those of a row each at its own time.
+
+        A network with a method ``steps`` computes what depends on time or observation alone once.
+
+        Args:
+            features: encoded observations ``[B, C]``.
+            times: flow times ``[K]``.
+            step_size: step size d of all of them.
+        """
+        network = self.velocity_network
+        steps = getattr(network, "steps", None)
+        # Hooks are on the call of the network itself.
+        if steps is not None and not network._forward_hooks and not network._forward_pre_hooks:
+            return steps(features, times, step_size)
+        rows = features.shape[0]
+
+        def velocity(sample: Tensor, i: int | None) -> Tensor:
+            if i is not None:
+                return self.velocity(features, sample, times[i].expand(rows), features.new_full((rows,), step_size))
+            t = times.repeat(rows)
+            points, repeated = sample.flatten(0, 1), features.repeat_interleave(len(times), 0)
+            return self.velocity(repeated, points, t, torch.full_like(t, step_size)).view_as(sample)
+
+        return velocity
 
     def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
         """As :meth:`sample_normalised`, but in the environment's units and within its bounds."""

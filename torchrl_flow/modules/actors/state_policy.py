@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
@@ -14,6 +15,7 @@ from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.normalizer import Normalizer
 
+Weights = Mapping[str, Any]
 PolicyKind = Literal["deterministic", "gaussian"]
 
 __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_state_policy", "make_state_values"]
@@ -88,11 +90,59 @@ class _StateMLP(nn.Module):
         self.layers = MLP(inputs, outputs, num_cells=hidden, activation_class=nn.ReLU, **options)
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        state = self.normalizer(observation, repr(self.observation_key))
+        return self.layers(self._inputs(self.normalizer(observation, repr(self.observation_key)), action))
+
+    def _inputs(self, state: Tensor, action: Tensor | None) -> Tensor:
         state = state.flatten(-2) if self.history else state
+        if action is None:
+            return state
+        return torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
+
+    def with_weights(self, weights: Weights, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """Compute :meth:`forward` with other parameters and buffers, and without the calls of a module for each layer.
+
+        Args:
+            weights: by name, as in the state dict, those of a submodule in a mapping of their own; of N networks
+                where all have a dimension ``[N]`` in front.
+            observation: see the class.
+            action: likewise.
+
+        Returns:
+            the output ``[*B, out]``, or ``[N, *B, out]`` of N networks.
+        """
+        loc, scale = weights["normalizer"]["loc"], weights["normalizer"]["scale"]
+        normalise, name = self.normalizer.with_statistics, repr(self.observation_key)
+        if loc.ndim == 1:
+            return self._layers_with(weights["layers"], self._inputs(normalise(observation, loc, scale, name), action))
+        num, ends = loc.shape[0], 2 if self.history else 1
+        batch = observation.shape[:-ends]
+        states = observation.reshape(-1, *observation.shape[-ends:])
+        shape = (num, *([1] * ends), loc.shape[-1])
+        states = normalise(states, loc.view(shape), scale.view(shape), name)
         if action is not None:
-            state = torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
-        return self.layers(state)
+            action = action.reshape(-1, *action.shape[len(batch) :])
+            action = action.expand(num, *action.shape)
+        return self._layers_with(weights["layers"], self._inputs(states, action)).unflatten(1, batch)
+
+    def _layers_with(self, weights: Weights, hidden: Tensor) -> Tensor:
+        layers: dict[str, Any] = self.layers._modules  # pyright: ignore[reportAssignmentType]
+        for name, layer in layers.items():
+            own, kind = weights.get(name), type(layer)
+            if kind is nn.Linear:
+                weight, bias = own["weight"], own["bias"]  # pyright: ignore[reportOptionalSubscript]
+                single = weight.ndim == 2
+                hidden = F.linear(hidden, weight, bias) if single else torch.baddbmm(bias[:, None], hidden, weight.mT)
+            elif kind is nn.LayerNorm:
+                weight, bias = own["weight"], own["bias"]  # pyright: ignore[reportOptionalSubscript]
+                size = hidden.shape[-1:]
+                if weight.ndim == 1:
+                    hidden = F.layer_norm(hidden, size, weight, bias, layer.eps)
+                else:
+                    hidden = torch.addcmul(bias[:, None], F.layer_norm(hidden, size, eps=layer.eps), weight[:, None])
+            else:
+                # The layers before keep their inputs for the backward pass, and not this, their output.
+                hidden = F.relu_(hidden)
+        return hidden
 
 
 class _GaussianHead(nn.Module):
@@ -105,10 +155,29 @@ class _GaussianHead(nn.Module):
         self.net, self.chunk, self.low, self.high = net, chunk, low, high
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self.net(observation).chunk(2, -1)
+        return self._split(self.net(observation))
+
+    def with_weights(self, weights: Weights, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`forward` with other parameters, see :meth:`_StateMLP.with_weights`."""
+        return self._split(self.net.with_weights(weights["net"], observation))
+
+    def _split(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = out.chunk(2, -1)
         if self.chunk is not None:
             loc, log_scale = loc.unflatten(-1, self.chunk), log_scale.unflatten(-1, self.chunk)
         return loc, log_scale.clamp(self.low, self.high).exp()
+
+
+class _BoundedMLP(nn.Sequential):
+    """A multi-layer perceptron with a hyperbolic tangent after it, and for chunks the shape of one."""
+
+    def with_weights(self, weights: Weights, observation: Tensor) -> Tensor:
+        """Compute :meth:`forward` with other parameters, see :meth:`_StateMLP.with_weights`."""
+        net: Any = self[0]
+        out = net.with_weights(weights["0"], observation)
+        for layer in list(self)[1:]:
+            out = layer(out)
+        return out
 
 
 def make_state_policy(
@@ -136,7 +205,7 @@ def make_state_policy(
         layers: list[nn.Module] = [net, nn.Tanh()]
         if chunk is not None:
             layers.append(nn.Unflatten(-1, chunk))
-        return TensorDictModule(nn.Sequential(*layers), in_keys=[config.observation_key], out_keys=["action"])
+        return TensorDictModule(_BoundedMLP(*layers), in_keys=[config.observation_key], out_keys=["action"])
     return ProbabilisticActor(
         TensorDictModule(_GaussianHead(net, chunk), in_keys=[config.observation_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],

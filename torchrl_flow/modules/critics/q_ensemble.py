@@ -55,10 +55,6 @@ class _StackedLinear(nn.Module):
                     weight.uniform_(-bound, bound)
                     bias.uniform_(-bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[num, B, in]`` to ``[num, B, out]``."""
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
-
 
 class _StackedLayerNorm(nn.Module):
     """N layer normalisations whose parameters are stacked."""
@@ -73,10 +69,10 @@ class _StackedLayerNorm(nn.Module):
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[num, B, size]``."""
-        x = F.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(self.bias.unsqueeze(1), x, self.weight.unsqueeze(1))
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Map ``[num, B, in]`` to ``[num, B, out]`` by a layer of each member."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class QEnsemble(TensorDictModuleBase):
@@ -223,15 +219,16 @@ class QEnsemble(TensorDictModuleBase):
             action_key=actor.action_key,
         )
 
-    def q_values(self, features: Tensor, action: Tensor) -> Tensor:
-        """Return the values of all members.
+    def q_values(self, features: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
+        """Return the values of all members, or of some.
 
         Args:
             features: encoded observations ``[B, C]``.
             action: executed chunks ``[B, H_a, A]``, or several for each observation, ``[B, S, H_a, A]``.
+            members: indices of those to compute, ``[M]``; all where ``None``.
 
         Returns:
-            ``[num_qs, B, 1]`` or ``[num_qs, B, S, 1]``.
+            ``[num_qs, B, 1]`` or ``[num_qs, B, S, 1]``, with M in the place of ``num_qs`` where members are given.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -247,23 +244,30 @@ class QEnsemble(TensorDictModuleBase):
             features = features.unsqueeze(1).expand(*lead, -1)
         x = torch.cat([features, self.action_normalizer(action).flatten(-2)], -1).flatten(0, -2)
         loop = self.compute == "loop" or (self.compute == "auto" and x.device.type == "cpu")
-        return (self._loop(x) if loop else self._batched(x)).unflatten(1, lead)
+        params: list[tuple[Tensor, Tensor]] = [
+            (layer.weight, layer.bias)  # pyright: ignore[reportAssignmentType]
+            for layer in (*self.linears, *self.norms, self.head)
+        ]
+        if members is not None:
+            params = [(weight.index_select(0, members), bias.index_select(0, members)) for weight, bias in params]
+        return (self._loop if loop else self._batched)(x, params).unflatten(1, lead)
 
-    def _batched(self, x: Tensor) -> Tensor:
+    def _batched(self, x: Tensor, params: list[tuple[Tensor, Tensor]]) -> Tensor:
+        depth = len(self.norms)
         activation = _ACTIVATIONS[self.activation]
-        x = x.expand(self.num_qs, *x.shape)
-        for linear, norm in zip(self.linears, self.norms):
-            x = activation(norm(linear(x)))
-        return self.head(x)
+        x = x.expand(params[0][0].shape[0], *x.shape)
+        for linear, (scale, shift) in zip(params[:depth], params[depth:-1]):
+            x = F.layer_norm(_linear(x, *linear), scale.shape[-1:])
+            x = activation(torch.addcmul(shift.unsqueeze(1), x, scale.unsqueeze(1)))
+        return _linear(x, *params[-1])
 
-    def _loop(self, x: Tensor) -> Tensor:
-        layers = [*self.linears, *self.norms, self.head]
+    def _loop(self, x: Tensor, stacked: list[tuple[Tensor, Tensor]]) -> Tensor:
         # One unbind per parameter: its backward stacks the members' gradients once.
-        params = [(layer.weight.unbind(0), layer.bias.unbind(0)) for layer in layers]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        params = [(weight.unbind(0), bias.unbind(0)) for weight, bias in stacked]
         depth = len(self.norms)
         activation = _ACTIVATIONS[self.activation]
         values = []
-        for member in range(self.num_qs):
+        for member in range(len(params[0][0])):
             hidden = x
             for (weight, bias), (scale, shift) in zip(params[:depth], params[depth:-1]):
                 hidden = F.linear(hidden, weight[member], bias[member])

@@ -110,12 +110,12 @@ class NoisyFlowActor(TensorDictModuleBase):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
-    def _means(self, features: Tensor, x: Tensor, times: Tensor) -> Tensor:
-        """Return means of steps from points ``x`` ``[N, H, A]`` at times ``[N]``, features ``[N, C]``."""
-        dt = 1.0 / self.num_steps
-        shortcut = self.flow_actor._is_trained_step(self.num_steps)
-        step_size = torch.full_like(times, dt if shortcut else 0.0)
-        mean = x + dt * self.flow_actor.velocity(features, x, times, step_size)
+    def _step_size(self) -> float:
+        return 1.0 / self.num_steps if self.flow_actor._is_trained_step(self.num_steps) else 0.0
+
+    def _mean(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """Return means of steps from points, within the bound where there is one."""
+        mean = x + velocity * (1.0 / self.num_steps)
         return mean if self.mean_bound is None else mean.clamp(-self.mean_bound, self.mean_bound)
 
     def _times(self, reference: Tensor) -> Tensor:
@@ -145,9 +145,10 @@ class NoisyFlowActor(TensorDictModuleBase):
         """
         times = self._times(features)
         sigma = self.noise_net(features, times)
+        velocity = self.flow_actor.velocities(features, times, self._step_size())
         points, means = [noise], []
         for k in range(self.num_steps):
-            means.append(self._means(features, points[-1], times[k].expand(features.shape[0])))
+            means.append(self._mean(points[-1], velocity(points[-1], k)))
             points.append(means[-1] if chain_noise is None else means[-1] + sigma[:, k] * chain_noise[:, k])
         return torch.stack(points, 1), torch.stack(means, 1), sigma
 
@@ -164,12 +165,8 @@ class NoisyFlowActor(TensorDictModuleBase):
             raise ValueError(f"{self.x_key!r} must have shape [*B, K, H, A] = {list(shape)}, got {list(x.shape)}.")
         features = self.features(tensordict)
         times = self._times(features)
-        rows = features.shape[0]
-        mean = self._means(
-            features.repeat_interleave(self.num_steps, 0),
-            x.reshape(-1, *self.flow_actor.noise_shape),
-            times.repeat(rows),
-        )
+        points = x.reshape(-1, *shape[len(batch) :])
+        mean = self._mean(points, self.flow_actor.velocities(features, times, self._step_size())(points, None))
         sigma = self.noise_net(features, times)
         return ChainNormal(mean.reshape(shape), sigma.reshape(shape), reduction=self.log_prob_reduction)
 

@@ -121,13 +121,12 @@ class Normalizer(nn.Module):
         Raises:
             ValueError: if its precision is higher than the network's.
         """
-        if value.dtype == torch.float64 != self.loc.dtype:
-            raise ValueError(
-                f"{name} is {value.dtype} and the network is {self.loc.dtype}: convert the data once, in the "
-                "environment by TorchRL's transform DoubleToFloat(), in a batch by .to(torch.float32); or the network, "
-                "by .to(torch.float64)."
-            )
-        value = (value - self.loc) / self.scale
+        return self.with_statistics(value, self.loc, self.scale, name)
+
+    def with_statistics(self, value: Tensor, loc: Tensor, scale: Tensor, name: str) -> Tensor:
+        """Normalise as :meth:`forward` does, by other statistics."""
+        _check_precision(value, loc, name)
+        value = (value - loc) / scale
         return value if self.bound is None else value.clamp(-self.bound, self.bound)
 
     def inverse(self, value: Tensor) -> Tensor:
@@ -140,3 +139,13 @@ class Normalizer(nn.Module):
     def extra_repr(self) -> str:
         """Name the size and the bound."""
         return f"size={self.loc.shape[0]}, bound={self.bound}"
+
+
+def _check_precision(value: Tensor, loc: Tensor, name: str) -> None:
+    """Refuse numbers of a higher precision than the network's, whose ``loc`` is given."""
+    if value.dtype == torch.float64 != loc.dtype:
+        raise ValueError(
+            f"{name} is {value.dtype} and the network is {loc.dtype}: convert the data once, in the environment by "
+            "TorchRL's transform DoubleToFloat(), in a batch by .to(torch.float32); or the network, by "
+            ".to(torch.float64)."
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,14 +91,43 @@ class ShortCutVelocityConcatMLP(nn.Module):
             ValueError: if a shape does not fit.
         """
         shape = (self.pred_horizon, self.action_dim, self.cond_dim)
-        several = sample.ndim == 4
-        check_velocity_inputs(sample[:, 0] if several else sample, timestep, step_size, global_cond, shape=shape)
-        times = torch.cat([self.sinusoid(timestep), self.sinusoid(step_size)], -1)
-        embedding = self.time(times) + self.cond(global_cond)
-        embedding = embedding.unsqueeze(1) if several else embedding
-        sample = sample.flatten(-2)
-        # One product in two parts: the points often need no gradient, and are several for each embedding.
-        weights = self.linear_in.weight.split([sample.shape[-1], embedding.shape[-1]], -1)
-        hidden = F.linear(sample, weights[0], self.linear_in.bias) + F.linear(embedding, weights[1])
-        out = self.linear_out(self.blocks(hidden))
-        return out.unflatten(-1, (self.pred_horizon, self.action_dim))
+        check_velocity_inputs(
+            sample[:, 0] if sample.ndim == 4 else sample, timestep, step_size, global_cond, shape=shape
+        )
+        return self._velocity(sample, self._embed(timestep, step_size) + self.cond(global_cond))
+
+    def _embed(self, timestep: Tensor, step_size: Tensor) -> Tensor:
+        return self.time(torch.cat([self.sinusoid(timestep), self.sinusoid(step_size)], -1))
+
+    def _velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+        several, sample = sample.ndim == 4, sample.flatten(-2)
+        if several:
+            # One product in two parts: the points often need no gradient, and are several for each embedding.
+            weights = self.linear_in.weight.split([sample.shape[-1], embedding.shape[-1]], -1)
+            hidden = F.linear(sample, weights[0], self.linear_in.bias)
+            hidden = hidden + F.linear(embedding, weights[1]).unsqueeze(1)
+        else:
+            hidden = self.linear_in(torch.cat([sample, embedding], -1))
+        return self.linear_out(self.blocks(hidden)).unflatten(-1, (self.pred_horizon, self.action_dim))
+
+    def steps(self, global_cond: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
+        """Return the velocity at each of K times that all rows share; what depends on one of both is computed once.
+
+        Args:
+            global_cond: encoded observation, ``[B, C]``.
+            times: flow times, ``[K]``.
+            step_size: step size d of all of them.
+
+        Returns:
+            the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at the time of an index; for ``None`` in its place,
+            of points ``[B, K, H, A]`` at each of the times.
+        """
+        embedded, cond = self._embed(times, torch.full_like(times, step_size)), self.cond(global_cond)
+
+        def velocity(sample: Tensor, i: int | None) -> Tensor:
+            if i is not None:
+                return self._velocity(sample, embedded[i] + cond)
+            embedding = (embedded + cond.unsqueeze(1)).flatten(0, 1)
+            return self._velocity(sample.flatten(0, 1), embedding).view_as(sample)
+
+        return velocity

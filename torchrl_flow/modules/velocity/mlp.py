@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -104,12 +106,39 @@ class ShortCutVelocityMLP(nn.Module):
             ValueError: if a shape does not fit.
         """
         shape = (self.pred_horizon, self.action_dim, self.cond_dim)
-        several = sample.ndim == 4
-        check_velocity_inputs(sample[:, 0] if several else sample, timestep, step_size, global_cond, shape=shape)
-        cond = self.activation(self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
-        cond = cond.unsqueeze(1) if several else cond
+        check_velocity_inputs(
+            sample[:, 0] if sample.ndim == 4 else sample, timestep, step_size, global_cond, shape=shape
+        )
+        return self._velocity(sample, self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
+
+    def _velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+        cond = self.activation(embedding)
+        cond = cond.unsqueeze(1) if sample.ndim == 4 else cond
         hidden = self.linear_in(sample.flatten(-2))
         for block in self.blocks:
             hidden = block(hidden, cond)
         out = self.linear_out(self.activation(self.norm_out(hidden)))
         return out.unflatten(-1, (self.pred_horizon, self.action_dim))
+
+    def steps(self, global_cond: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
+        """Return the velocity at each of K times that all rows share; what depends on one of both is computed once.
+
+        Args:
+            global_cond: encoded observation, ``[B, C]``.
+            times: flow times, ``[K]``.
+            step_size: step size d of all of them.
+
+        Returns:
+            the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at the time of an index; for ``None`` in its place,
+            of points ``[B, K, H, A]`` at each of the times.
+        """
+        embedded = self.time_embedding(times, torch.full_like(times, step_size))
+        cond = self.cond_embedding(global_cond)
+
+        def velocity(sample: Tensor, i: int | None) -> Tensor:
+            if i is not None:
+                return self._velocity(sample, embedded[i] + cond)
+            embedding = (embedded + cond.unsqueeze(1)).flatten(0, 1)
+            return self._velocity(sample.flatten(0, 1), embedding).view_as(sample)
+
+        return velocity

@@ -1,0 +1,142 @@
+"""What drawing action chunks costs, and the log-probability of a denoising chain: ours against plain PyTorch.
+
+    python benchmarks/flow_sampling.py --results benchmarks/results.csv
+
+`ours` is `FlowActor` on a TensorDict, normalisers and bounds included, by the network that users get (mlp) and by
+`--network concat_mlp`; `plain` is a loop over the K Euler steps of the published network for states (a residual MLP of
+512 units) on tensors. The chain's log-probability is that of `NoisyFlowActor` against the published loop with one call
+of the network for each step and torch's Normal. Printed are medians of CPU time, ratios with quartiles (below 1, ours
+is faster), the numbers of parameters, and the floor: the time of the matrix products alone at the rate measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from flow_updates import A, D, H, PublishedNetwork, make_actor
+from tensordict import TensorDict
+from torch import Tensor
+from torch.distributions import Normal
+
+from torchrl_flow.modules import NoiseNetConfig, NoisyFlowActor, make_noise_net
+from torchrl_flow.reports import append_benchmark
+from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
+
+
+@dataclass
+class Args:
+    """What to measure."""
+
+    networks: tuple[str, ...] = ("mlp", "concat_mlp", "published")
+    """Velocity networks of ours; published is concat_mlp of the published width and depth."""
+    batch_sizes: tuple[int, ...] = (256, 1)
+    num_steps: tuple[int, ...] = (1, 4, 16)
+    rounds: int = 20
+    """Number of measurements of each form, taken in turns, after three that do not count."""
+    threads: int = 1
+    device: str = "cpu"
+    results: Path | None = None
+    """A CSV file to append the pairs to."""
+
+
+def plain_sample(network: PublishedNetwork, state: Tensor, steps: int) -> Tensor:
+    x, dt = torch.randn(state.shape[0], H, A, device=state.device), 1.0 / steps
+    for i in range(steps):
+        t = torch.full((state.shape[0],), i * dt, device=state.device)
+        x = x + dt * network(x, t, torch.full_like(t, dt), state)
+    return x.clamp(-1, 1)
+
+
+def plain_log_prob(network: PublishedNetwork, noise: Any, x: Tensor, x_next: Tensor, state: Tensor) -> Tensor:
+    steps, rows = x.shape[1], x.shape[0]
+    dt = 1.0 / steps
+    means, sigmas = torch.zeros_like(x), torch.zeros_like(x)
+    for i in range(steps):
+        t = torch.full((rows,), i * dt, device=x.device)
+        means[:, i] = x[:, i] + dt * network(x[:, i], t, torch.full_like(t, dt), state)
+        sigmas[:, i] = noise(state, t[:1])[:, 0]
+    return Normal(means.clamp(-1, 1), sigmas).log_prob(x_next).flatten(1).sum(-1)
+
+
+def sampling(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+    data = TensorDict(observation=torch.randn(rows, 1, D, device=args.device), batch_size=[rows])
+    forms: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, int] = {}
+
+    def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
+        return torch.no_grad()(run)
+
+    for name in args.networks:
+        actor = make_actor(args, name)  # pyright: ignore[reportArgumentType]
+        forms[name] = no_grad(lambda actor=actor: actor(data, num_steps=steps))
+        sizes[name] = num_parameters(actor.parameters())
+    network = PublishedNetwork(A, H, D, width=512, depth=1, embedding=16).to(args.device)
+    state = data["observation"].flatten(1)
+    forms["plain"], sizes["plain"] = (
+        no_grad(lambda: plain_sample(network, state, steps)),
+        num_parameters(network.parameters()),
+    )
+    return forms, sizes
+
+
+def chain(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+    data = TensorDict(observation=torch.randn(rows, 1, D, device=args.device), batch_size=[rows])
+    forms: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, int] = {}
+    noise: Any = None
+    batch: Any = None
+    for name in args.networks:
+        flow = make_actor(args, name)  # pyright: ignore[reportArgumentType]
+        flow.num_steps = steps
+        noisy = NoisyFlowActor(flow, make_noise_net(NoiseNetConfig(), flow), mean_bound=1.0)
+        with torch.no_grad():
+            batch = noisy(data.clone())
+        noise = noisy.noise_net
+
+        def ours(noisy: Any = noisy, batch: Any = batch) -> None:
+            noisy.get_dist(batch).log_prob(batch["flow", "x_next"]).sum().backward()
+            noisy.zero_grad()
+
+        forms[name], sizes[name] = ours, num_parameters(noisy.parameters())
+    network = PublishedNetwork(A, H, D, width=512, depth=1, embedding=16).to(args.device)
+    state = data["observation"].flatten(1)
+
+    def plain() -> None:
+        plain_log_prob(network, noise, batch["flow", "x"], batch["flow", "x_next"], state).sum().backward()
+        network.zero_grad()
+        noise.zero_grad()
+
+    forms["plain"], sizes["plain"] = plain, num_parameters([*network.parameters(), *noise.parameters()])
+    return forms, sizes
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    rate = gemm_rate(args.device)
+    print(f"matrix products of 256: {rate / 1e9:.0f} GFLOP/s")
+    works = [
+        (f"sampling, B {rows}, K {steps}", sampling, rows, steps)
+        for rows in args.batch_sizes
+        for steps in args.num_steps
+    ]
+    works.append(("log-probability of a chain and its gradient, B 256, K 4", chain, 256, 4))
+    for work, make, rows, steps in works:
+        forms, sizes = make(args, rows, steps)
+        floors = {name: 1e3 * count_flops(form) / rate for name, form in forms.items()}
+        times = alternate(forms, rounds=args.rounds, repeats=20 if rows == 1 else 1, device=args.device)
+        for name in args.networks:
+            columns = ratio_of(times[name], times["plain"])
+            mode = f"{sizes[name]} / {sizes['plain']} parameters, floor {floors[name]:.3g} / {floors['plain']:.3g} ms"
+            print(work, name, mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
+            if args.results is not None:
+                title = {"pair": f"{work}, {name} / the published network", "mode": mode}
+                append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

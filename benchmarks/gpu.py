@@ -1,0 +1,224 @@
+"""What a GPU makes of this library, in one command of at most ten minutes.
+
+    python benchmarks/gpu.py --results benchmarks/results.csv
+    python benchmarks/gpu.py --device cpu          # a reduced form, which says so
+
+Measured are loss, backward pass and optimiser's step of each update in float32, TF32 and bfloat16 (autocast), eager,
+compiled, and compiled with CUDA graphs; the latency of a chunk; QEnsemble's loop against its batched form; and the
+planar task with 4,096 environments. A row's reference is the eager float32 form, and the loop of QEnsemble. A form that
+cannot be measured is printed with its error, and the others go on. After `--minutes` what is left is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import offline_updates
+import torch
+import tyro
+from flow_updates import Args as FlowArgs
+from flow_updates import make_actor, make_batch
+from tensordict import TensorDict
+
+from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.modules import QEnsemble
+from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
+from torchrl_flow.reports import append_benchmark
+from torchrl_flow.util.timing import alternate, gemm_rate, ratio_of
+
+Form = Callable[[], Any]
+
+
+@dataclass
+class Args:
+    """What to measure."""
+
+    device: str = "auto"
+    """cuda, cpu, or auto: cuda where there is one"""
+    rounds: int = 20
+    """Number of measurements of each form, taken in turns."""
+    batch_size: int = 256
+    num_envs: int = 4096
+    """Environments of the planar task."""
+    minutes: float = 9.0
+    """What has not begun by then is left out."""
+    compiled: bool = True
+    """Also measure compiled forms."""
+    results: Path | None = None
+    """A CSV file to append the pairs to."""
+
+
+PRECISIONS = ("float32", "TF32", "bfloat16")
+MODES = {"eager": None, "compiled": "default", "CUDA graph": "reduce-overhead"}
+
+
+@contextmanager
+def precision(name: str, device: str) -> Iterator[None]:
+    """Compute in a precision inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "TF32" else "highest")
+    try:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=name == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def losses(args: Args) -> dict[str, tuple[Any, TensorDict, list[str]]]:
+    """Each update's loss, a batch, and the names of what is minimised."""
+    flow = FlowArgs(batch_size=args.batch_size, device=args.device)
+    batch, actor = make_batch(flow), make_actor(flow, "mlp")
+    critic = QEnsemble.for_actor(actor).to(args.device)
+    made: dict[str, tuple[Any, TensorDict, list[str]]] = {
+        "ShortCutFlowLoss": (ShortCutFlowLoss(make_actor(flow, "mlp")), batch, ["loss_flow"]),
+        "ShortCutFlowLoss, concat_mlp": (ShortCutFlowLoss(make_actor(flow, "concat_mlp")), batch, ["loss_flow"]),
+        "AWFlowLoss": (AWFlowLoss(actor, critic), batch, ["loss_actor", "loss_qvalue"]),
+    }
+    offline = offline_updates.Args(batch_size=args.batch_size, device=args.device)
+    transitions = offline_updates.make_batch(offline)
+    names = {"td3_bc": ["loss_actor", "loss_qvalue"], "iql": ["loss_actor", "loss_qvalue", "loss_value"]}
+    names["cql"] = ["loss_actor", "loss_qvalue", "loss_cql", "loss_alpha"]
+    for algorithm in ("td3_bc", "iql", "cql"):
+        update = offline_updates.Ours(offline, algorithm, transitions)
+        made[type(update.loss).__name__] = (update.loss, transitions, names[algorithm])
+    return made
+
+
+def update_of(loss: Any, batch: TensorDict, names: list[str], mode: str | None, kind: str, device: str) -> Form:
+    """Return an update in one precision, eager or compiled."""
+
+    def total(batch: TensorDict) -> torch.Tensor:
+        found = loss(batch)
+        return torch.stack([found[name] for name in names]).sum()
+
+    compute: Any = total if mode is None else torch.compile(total, mode=mode)
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-5, fused=True)
+
+    def update() -> None:
+        if mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        optimizer.zero_grad(set_to_none=True)
+        with precision(kind, device):
+            value = compute(batch.clone(False))
+        value.backward()
+        optimizer.step()
+
+    return update
+
+
+class Report:
+    """Prints pairs, appends them to the table, and knows when time is up."""
+
+    def __init__(self, args: Args) -> None:
+        self.args, self.end = args, time.monotonic() + 60 * args.minutes
+
+    def pair(self, title: str, mode: str, ours: list[float], reference: list[float]) -> None:
+        """Print and keep one pair."""
+        columns = ratio_of(ours, reference)
+        print(f"{title}, {mode}:", {key: round(value, 4) for key, value in columns.items()}, flush=True)
+        if self.args.results is not None:
+            threads, device = torch.get_num_threads(), self.args.device
+            append_benchmark(self.args.results, pair=title, mode=mode, device=device, threads=threads, **columns)
+
+    def has_time(self, what: str) -> bool:
+        """Tell whether there is time for more."""
+        if time.monotonic() < self.end:
+            return True
+        print(f"{what}: left out, {self.args.minutes} minutes are over", flush=True)
+        return False
+
+    def measure(self, what: str, reference: Form, form: Form) -> None:
+        """Measure a form against its reference; an error is printed."""
+        if not self.has_time(what):
+            return
+        title, mode = what.split(": ")
+        try:
+            times = alternate({"reference": reference, "form": form}, rounds=self.args.rounds, device=self.args.device)
+        except Exception as error:
+            print(f"{title}, {mode}: failed, {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            return
+        self.pair(title, mode, times["form"], times["reference"])
+
+
+def updates(args: Args, report: Report) -> None:
+    cuda = args.device.startswith("cuda")
+    modes = {name: mode for name, mode in MODES.items() if mode is None or (args.compiled and cuda)}
+    for title, (loss, batch, names) in losses(args).items():
+        eager = update_of(loss, batch, names, None, "float32", args.device)
+        for kind in PRECISIONS if cuda else ("float32", "bfloat16"):
+            for name, mode in modes.items():
+                form = update_of(loss, batch, names, mode, kind, args.device)
+                report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form)
+        torch.compiler.reset()
+
+
+def latency(args: Args, report: Report) -> None:
+    for network in ("mlp", "concat_mlp"):
+        actor = make_actor(FlowArgs(device=args.device), network)
+        for rows in (1, args.batch_size):
+            data = TensorDict(observation=torch.randn(rows, 1, 23, device=args.device), batch_size=[rows])
+
+            def sample(steps: int, actor: Any = actor, data: TensorDict = data) -> Form:
+                return torch.no_grad()(lambda: actor(data, num_steps=steps))
+
+            for steps in (4, 16):
+                report.measure(f"a chunk of {network}, B {rows}: K {steps} / K 1", sample(1), sample(steps))
+
+
+def ensembles(args: Args, report: Report) -> None:
+    critic = QEnsemble.for_actor(make_actor(FlowArgs(device=args.device), "mlp")).to(args.device)
+    features = torch.randn(args.batch_size, 23, device=args.device)
+    action = torch.randn(args.batch_size, 8, 7, device=args.device)
+
+    def form(compute: Any) -> Form:
+        def run() -> None:
+            critic.compute = compute
+            critic.q_values(features, action).square().mean().backward()
+            critic.zero_grad()
+
+        return run
+
+    report.measure("QEnsemble of ten, forward and backward: batched / loop", form("loop"), form("batched"))
+
+
+def planar(args: Args, report: Report) -> None:
+    if not report.has_time("planar"):
+        return
+    env = PlanarPickPlaceEnv(args.num_envs, seed=0, device=args.device)
+    data = [env.reset()]
+    action = env.full_action_spec.rand()["action"]
+
+    def step() -> None:
+        data[0] = env.step_and_maybe_reset(data[0].set("action", action))[1]
+
+    times = alternate({"step": step}, rounds=args.rounds, device=args.device)["step"]
+    rate = args.num_envs / (1e-3 * statistics.median(times))
+    print(f"planar, {args.num_envs} environments: {statistics.median(times):.2f} ms a step, {rate:,.0f} steps a second")
+
+
+def main(args: Args) -> None:
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = Report(args)
+    if args.device.startswith("cuda"):
+        print(f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}")
+        for dtype in (torch.float32, torch.bfloat16):
+            print(f"matrix products of 4096, {dtype}: {gemm_rate(args.device, dtype, size=4096) / 1e12:.1f} TFLOP/s")
+    else:
+        torch.set_num_threads(1)
+        args.rounds, args.batch_size, args.num_envs = min(args.rounds, 3), min(args.batch_size, 32), 64
+        print(
+            "no GPU: a reduced form of few rows, without TF32, compiled forms and CUDA graphs; nothing to compare with"
+        )
+    for part in (updates, latency, ensembles, planar):
+        part(args, report)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
