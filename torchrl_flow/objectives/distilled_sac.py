@@ -40,10 +40,9 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
     :meth:`distillation_pairs` makes the pairs of several steps in one pass of the flow; what it returns is a batch for
     :meth:`qvalue_loss`, whose rows are pairs.
 
-    The latent moves ``Q(s, a)`` far less than the state does: on PickCube-v1 the standard deviation within a state is
-    0.012, between states 0.31. A critic that is distilled by squared errors therefore learns the states first, while
-    the policy needs the differences between the latents of one state. With several pairs of a row,
-    ``within_state_weight`` multiplies the squared differences of their errors from the row's mean error.
+    The latent changes ``Q(s, a)`` far less than the state does. A critic that is distilled by squared errors therefore
+    learns the states first, but the policy needs the differences between the latents of one state. With several pairs
+    of a row, ``within_state_weight`` multiplies the squared differences of their errors from the row's mean error.
 
     Args:
         latent_policy: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
