@@ -58,6 +58,8 @@ class NamedLossStepper(OptimizationStepper):
         start_after: rows to be written before the first update that ``utd_ratio`` counts.
         pretrain_steps: updates before the first collection, in a Trainer.
         delay_in_pretraining: whether ``every`` also holds in pretraining. Default: there every group is due each time.
+        compute: called with a batch and the name of a method, or ``None``, in the place of the loss module, such as a
+            :class:`~torchrl_flow.training.DataParallelLoss` of it.
         guard: how many updates that are not finite may be skipped. Default: that of the run, which
             :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run none may.
 
@@ -90,9 +92,10 @@ class NamedLossStepper(OptimizationStepper):
         start_after: int = 0,
         pretrain_steps: int = 0,
         delay_in_pretraining: bool = False,
+        compute: Compute | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
-        self.loss_module, self.groups, self.guard = loss_module, list(groups), guard
+        self.loss_module, self.groups, self.compute, self.guard = loss_module, list(groups), compute, guard
         self.target_updater, self.utd_ratio, self.start_after = target_updater, utd_ratio, start_after
         self.pretrain_steps, self.delay_in_pretraining = pretrain_steps, delay_in_pretraining
         self.num_updates = 0
@@ -169,6 +172,8 @@ class NamedLossStepper(OptimizationStepper):
         return max(0, math.floor(self.utd_ratio * rows + 1e-9) - self.num_updates + self.num_pretrain_updates)
 
     def _compute(self, batch: TensorDictBase, method: str | None = None) -> Any:
+        if self.compute is not None:
+            return self.compute(batch, method)
         return self.loss_module(batch) if method is None else getattr(self.loss_module, method)(batch)
 
     def _update(self, batch: TensorDictBase, compute: Compute, *, pretraining: bool = False) -> Metrics:
