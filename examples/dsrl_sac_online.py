@@ -87,6 +87,7 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
+        super().check()
         if not self.na and (self.distillation != Args.distillation or self.distill_steps != Args.distill_steps):
             raise SystemExit("--distillation and --distill-steps are for --na: without it nothing is distilled.")
         if self.buffer_size < self.batch_size:
@@ -141,7 +142,7 @@ def train(
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = rollouts.collect()
         buffer.extend(macro_transitions(data, flow=actor.flow if actor.reads_features else None))
-        metrics: dict[str, Any] = finished_success(data) | run.count_env_steps(data)
+        metrics: dict[str, Any] = finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
                 run.counters["updates"] = run.counters.get("updates", 0) + 1
