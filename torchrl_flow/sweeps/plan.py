@@ -322,7 +322,7 @@ def _run_with_ray(
 ) -> None:
     import ray
 
-    connect_ray(address, None if workers is None else workers * cpus)
+    connected = connect_ray(address, None if workers is None else workers * cpus)
     try:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_execute)
         waiting = [remote.remote(run, cpus) for run in todo]  # pyright: ignore[reportAttributeAccessIssue]
@@ -331,4 +331,5 @@ def _run_with_ray(
             _, waiting = ray.wait(waiting, timeout=poll_s)
             show()
     finally:
-        disconnect_ray()
+        if connected:
+            disconnect_ray()

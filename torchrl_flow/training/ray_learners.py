@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tensordict import TensorDictBase
 
 from torchrl_flow.training.data_parallel import DataParallelLoss
+from torchrl_flow.training.finite import NonFiniteError
 from torchrl_flow.training.steppers import Metrics, NamedLossStepper
 from torchrl_flow.util.randomness import mix_seeds, seed_everything
 from torchrl_flow.util.ray_cluster import RayError, connect_ray, disconnect_ray, require_cpus
@@ -40,7 +41,12 @@ class _Learner:
         stepper.compute = DataParallelLoss(stepper.loss_module)
 
     def update(self, batch: TensorDictBase) -> None:
-        self._stepper.update(batch)
+        try:
+            self._stepper.update(batch)
+        except Exception:
+            # The others would wait for this one's gradients.
+            dist.destroy_process_group()
+            raise
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach() for name, value in self._stepper.loss_module.state_dict().items()}
@@ -68,7 +74,8 @@ class RayLearners:
     Raises:
         ValueError: if there are fewer than two learners, or the loss is not on the CPU; in updating, if a batch cannot
             be dealt out evenly.
-        LearnerError: in updating, if a learner cannot start or has ended.
+        LearnerError: in updating, if a learner cannot start, fails or has ended.
+        NonFiniteError: in updating, if this one's share gives a loss or gradient that is not finite.
     """
 
     def __init__(self, stepper: NamedLossStepper, learners: int, *, seed: int = 0) -> None:
@@ -95,14 +102,16 @@ class RayLearners:
             raise ValueError(f"{self.learners} learners cannot share {batch.shape[0]} rows: make them a multiple.")
         self._start()
         import ray
-        from ray.exceptions import RayError as Failed
+        from ray.exceptions import RayError as RayTaskFailed
 
         shares: list[Any] = [batch[rank :: self.learners] for rank in range(self.learners)]
         tasks = [actor.update.remote(share) for actor, share in zip(self._actors, shares[1:], strict=True)]
         try:
             metrics = self.stepper.update(shares[0])
             ray.get(tasks)
-        except (Failed, dist.DistBackendError, RuntimeError) as error:
+        except NonFiniteError:
+            raise
+        except (RayTaskFailed, RuntimeError) as error:
             raise self._ended(tasks, error) from error
         return metrics
 
@@ -166,27 +175,34 @@ class RayLearners:
         try:
             _join(store.port, 0, self.learners, store)
             self.stepper.compute = DataParallelLoss(self.stepper.loss_module)
-        except (dist.DistError, RuntimeError) as error:
+        except RuntimeError as error:
             raise self._ended([actor.weights.remote() for actor in self._actors], error) from error
 
-    def _ended(self, tasks: list[Any], error: Exception) -> Exception:
-        """Return the error that says which learner has ended; the error itself where none has."""
+    def _ended(self, tasks: list[Any], error: Exception) -> LearnerError:
+        """Return the error that names the learner that has ended or failed."""
         import ray
-        from ray.exceptions import RayActorError
-        from ray.exceptions import RayError as Failed
+        from ray import exceptions
 
+        reason = f"the learners have lost each other ({_line(error)})"
         for rank, task in enumerate(tasks, 2):
             try:
                 ray.get(task, timeout=10)
-            except Failed as failed:
-                # A learner that fails because another one has gone tells nothing.
-                if isinstance(failed, RayActorError):
-                    reason = str(failed).strip().rsplit("\n", 1)[-1]
-                    return LearnerError(
-                        f"Update {self.stepper.num_updates + 1}: learner {rank} of {self.learners} has ended "
-                        f"({reason}). Go on from the last checkpoint (--resume)."
-                    )
-        return error
+            except exceptions.RayActorError as ended:
+                last = str(ended).strip().rsplit("\n", 1)[-1]
+                reason = f"learner {rank} of {self.learners} has ended ({last})"
+                break
+            except exceptions.RayTaskError as failed:
+                # It may have failed because another one has gone, which is named then.
+                reason = f"learner {rank} of {self.learners} has failed ({_line(failed.cause or failed)})"
+            except exceptions.RayError:
+                continue
+        return LearnerError(
+            f"Update {self.stepper.num_updates + 1}: {reason}. Go on from the last checkpoint (--resume)."
+        )
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
 
 
 def _join(port: int, rank: int, learners: int, store: Any = None) -> None:
