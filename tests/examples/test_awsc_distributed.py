@@ -18,22 +18,11 @@ from torchrl_flow.runs import load_checkpoint, read_metrics
 
 pytest.importorskip("ray")
 
-BC = [
-    "--task",
-    "planar",
-    "--num-demos",
-    "4",
-    "--iterations",
-    "3",
-    "--width",
-    "16",
-    "--depth",
-    "1",
-    "--batch-size",
-    "16",
-]
+BC = ["--task", "planar", "--num-demos", "4", "--iterations", "3", "--width", "16", "--depth", "1"]
+BC += ["--batch-size", "16"]
 BC += ["--pred-horizon", "8", "--act-horizon", "4", "--num-steps", "1", "--compare-steps", "--name", "bc"]
-AW = ["--policy", "runs/bc", "--name", "aw", "--iterations", "2", "--critic-hidden", "16", "--num-qs", "2"]
+AW = ["--policy", "runs/bc", "--name", "aw", "--iterations", "2", "--critic-warmup", "1"]
+AW += ["--critic-hidden", "16", "--num-qs", "2"]
 SMALL = ["--eval-episodes", "2", "--num-videos", "0", "--results", "r.csv"]
 CHUNKS = 4
 """Chunks of a rollout of one worker."""
