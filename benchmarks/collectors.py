@@ -2,11 +2,12 @@
 
     python benchmarks/collectors.py
     python benchmarks/collectors.py --num-envs 64 --processes 2 --results benchmarks/results.csv
+    python benchmarks/collectors.py --task planar --ray
 
 Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
 ``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
-(``CollectorRollouts``), in turns. The time of the processes includes sending them the weights and bringing the
-data together. Two ratios are printed, each of the same turn:
+(``CollectorRollouts``, or ``RayRollouts`` with ``--ray``), in turns. The time of the processes includes sending them
+the weights and bringing the data together. Two ratios are printed, each of the same turn:
 
 - of the clock. It depends on how many cores are free: the load of the machine is printed too;
 - of CPU time on the longest path, that of this process and of the busiest collector. It is what the clock shows on a
@@ -25,10 +26,10 @@ from typing import Any
 import torch
 import tyro
 
-from torchrl_flow.envs import CollectorEnvs, ManiSkillEnv, make_chunk_env
+from torchrl_flow.envs import PLANAR, CollectorEnvs, ManiSkillEnv, PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.modules import FlowActorConfig, NoiseNetConfig, NoisyFlowActor, make_flow_actor, make_noise_net
 from torchrl_flow.reports import append_benchmark
-from torchrl_flow.training import CollectorRollouts, make_rollouts
+from torchrl_flow.training import CollectorRollouts, RayRollouts, make_rollouts
 
 
 @dataclasses.dataclass
@@ -36,11 +37,13 @@ class Args:
     """What to measure."""
 
     task: str = "PickCube-v1"
-    """ManiSkill id"""
+    """ManiSkill id, or planar"""
     num_envs: int = 64
     """environments, all together"""
     processes: int = 2
     """collector processes"""
+    ray: bool = False
+    """collect with Ray workers"""
     rollout_steps: int = 16
     """chunks per environment and rollout"""
     rounds: int = 7
@@ -52,7 +55,7 @@ class Args:
 def make_env(task: str, num_envs: int) -> Any:
     """Make chunks of four steps of a batch of environments."""
     limits: dict[str, Any] = {"max_episode_steps": 100, "control_mode": "pd_ee_delta_pose", "visuals": False}
-    env = ManiSkillEnv(task, num_envs=num_envs, **limits)
+    env = PlanarPickPlaceEnv(num_envs) if task == PLANAR else ManiSkillEnv(task, num_envs=num_envs, **limits)
     return make_chunk_env(env, obs_horizon=2, act_horizon=4, gamma=0.99)
 
 
@@ -73,8 +76,11 @@ def cpu_s(pid: int) -> float:
 
 def measure(rollouts: Any) -> tuple[float, float]:
     """Collect once; returns milliseconds an environment step, of the clock and of CPU time on the longest path."""
-    collector = rollouts.collector if isinstance(rollouts, CollectorRollouts) else None
-    pids = [] if collector is None else [process.pid for process in collector.procs]
+    pids = []
+    if isinstance(rollouts, CollectorRollouts) and rollouts.collector is not None:
+        pids = [process.pid for process in rollouts.collector.procs]
+    elif isinstance(rollouts, RayRollouts):
+        pids = [place[1] for place in rollouts.places if place is not None]
     before = [cpu_s(pid) for pid in pids]
     clock, cpu = time.perf_counter(), time.process_time()
     data = rollouts.collect()
@@ -91,7 +97,7 @@ def main(args: Args) -> None:
     each = args.num_envs // args.processes
     env = make_env(args.task, args.num_envs)
     policy = make_policy(env)
-    makers = CollectorEnvs(functools.partial(make_env, args.task, each), args.processes, each)
+    makers = CollectorEnvs(functools.partial(make_env, args.task, each), args.processes, each, on_ray=args.ray)
     one, several = (make_rollouts(what, policy, args.rollout_steps, seed=0) for what in (env, makers))
     for rollouts in (one, several):  # warms up
         rollouts.collect()
@@ -111,7 +117,7 @@ def main(args: Args) -> None:
         if args.results is not None:
             append_benchmark(
                 args.results,
-                pair=f"CollectorRollouts, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
+                pair=f"{type(several).__name__}, {args.processes} processes of {each} / ChunkRollouts, 1 process of "
                 f"{args.num_envs}, {args.task}",
                 mode=f"{name}, an env step" + (f", {load}" if name == "clock" else ""),
                 device="cpu",

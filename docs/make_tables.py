@@ -22,7 +22,7 @@ from torchrl_flow.functional import wilson_interval
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 FILES = ROOT / "docs" / "concepts" / "files.md"
-_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview")
+_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview", "tutorials/distributed")
 WITH_TABLES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 HEAD = """# Results and timings
 

@@ -86,7 +86,7 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
     make_aw_flow_stepper(loss_module, **own.stepper_options())  # It holds the averages, which are to be filled too.
     warm_start(loss_module, checkpoint, critic=True)
     checkpoint_env(checkpoint)  # It refuses a task that is another one by now.
-    buffer = awsc_online.make_buffer(own, checkpoint, DemoSource.of_checkpoint(checkpoint, own.demos))
+    buffer = awsc_online.make_buffer(own, checkpoint, DemoSource.of_checkpoint(checkpoint, own.demos), own.collectors)
     checkpoint.restore(state={"buffer": buffer})
     return checkpoint, own, loss_module, buffer
 

@@ -156,7 +156,7 @@ def train(
         # Episodes that the rollout's end cuts go on: their last value is bootstrapped, their advantage not ended.
         with torch.no_grad():
             advantage(data)
-        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data)
+        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data) | rollouts.metrics()
         metrics |= run.count_env_steps(data) | {"prior_fraction": policy.prior_fraction}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})

@@ -90,6 +90,7 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
 
     def check(self) -> None:
         """Refuse options that contradict each other or have no effect."""
+        super().check()
         distilling = ("distillation", "distill_steps", "distill_latents", "within_state_weight")
         if not self.na and any(getattr(self, name) != getattr(Args, name) for name in distilling):
             raise SystemExit(f"{', '.join(map(option_name, distilling))} have no effect without --na.")
@@ -146,7 +147,7 @@ def train(
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = rollouts.collect()
         buffer.extend(macro_transitions(data, flow=actor.flow if actor.reads_features else None))
-        metrics: dict[str, Any] = finished_success(data) | run.count_env_steps(data)
+        metrics: dict[str, Any] = finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
                 run.counters["updates"] = run.counters.get("updates", 0) + 1

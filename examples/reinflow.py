@@ -154,7 +154,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, 
         data = rollouts.collect().to(args.device)
         gae(data)
         metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
-        metrics |= finished_success(data) | run.count_env_steps(data)
+        metrics |= finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})

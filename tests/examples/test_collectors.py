@@ -86,8 +86,8 @@ def test_a_simulation_on_a_gpu_is_collected_from_in_one_process(monkeypatch):
     from torchrl_flow.policies.training_env import _cpu_backend
 
     with pytest.raises(SystemExit, match=r"--collectors 2 simulates on the CPU: leave out --sim-backend physx_cuda"):
-        _cpu_backend("PickCube-v1", "physx_cuda", 2)
-    assert _cpu_backend("PickCube-v1", None, 2) == "physx_cpu"
+        _cpu_backend("PickCube-v1", "physx_cuda", "--collectors 2")
+    assert _cpu_backend("PickCube-v1", None, "--collectors 2") == "physx_cpu"
     with pytest.raises(SystemExit, match="--sim-backend physx_cpu applies only to ManiSkill"):
         play("dsrl_ppo", **SIZES, name="refused", sim_backend="physx_cpu")
     with pytest.raises(SystemExit, match="--collectors must be at least 1, got 0"):

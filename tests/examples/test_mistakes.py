@@ -212,6 +212,13 @@ MISTAKES = [
     ("dsrl_sac_online", "--policy runs/bc --buffer-size 9", "--buffer-size must be at least --batch-size 256, got 9"),
     ("dsrl_sac_online", "--policy runs/bc --utd 1e-5", "--utd 1e-05 of 3200 chunks an iteration makes no update"),
     ("reinflow", "--policy runs/bc --sigma-min 0.5", "--sigma-min must be at most --sigma-max 0.3, got 0.5."),
+    ("awsc_distributed", "--policy runs/bc --workers 0", "--workers must be at least 1, got 0."),
+    ("awsc_distributed", "--policy runs/bc --batch-size 15 --learners 2", "--batch-size 15", "--learners 2"),
+    ("awsc_distributed", "--policy runs/bc --skip-updates 1 --learners 2", "--skip-updates 0", "got cpu, 1 and None"),
+    ("reinflow", "--policy runs/bc --ray-workers 0", "--ray-workers must be at least 1, got 0."),
+    ("reinflow", "--policy runs/bc --ray-workers 3 --collectors 2", "Give --collectors 2 or --ray-workers 3, not both"),
+    ("reinflow", "--policy runs/bc --ray-address auto", "--ray-address auto has no effect without --ray-workers"),
+    ("dsrl_sac_online", "--policy runs/bc --ray-address a", "--ray-address a has no effect without --ray-workers"),
     # Programs that start others, and commands.
     ("awsc_pipeline", "--scale 0", "--scale must be above 0, got 0.0."),
     ("awsc_pipeline", "--seeds 0 0", "--seeds must name 0 once, got 0 0."),
@@ -370,7 +377,15 @@ def test_every_number_of_every_recipe_says_what_it_may_be(recipe, here):
 
 ROBOTS = (
     *("shortcut_flow_bc", "aw_shortcut_flow_offline", "awsc_online", "awsc_pipeline", "awsc_ablations"),
-    *("dsrl_offline", "dsrl_ppo", "dsrl_sac_offline", "dsrl_sac_online", "reinflow", "reinflow_sweep"),
+    *(
+        "awsc_distributed",
+        "dsrl_offline",
+        "dsrl_ppo",
+        "dsrl_sac_offline",
+        "dsrl_sac_online",
+        "reinflow",
+        "reinflow_sweep",
+    ),
 )
 TRAINERS = [recipe for recipe in RECIPES if recipe not in ("awsc_diagnose", "dsrl_compare", "offline_grid")]
 

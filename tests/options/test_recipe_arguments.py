@@ -42,6 +42,8 @@ def test_environment_options_are_those_of_make_training_envs():
         "num_envs": 5,
         "sim_backend": None,
         "collectors": 2,
+        "ray_workers": None,
+        "ray_address": None,
         "max_episode_steps": 7,
         "after_success": "continue",
         "gamma": 0.5,

@@ -53,12 +53,14 @@ class _Need:
 
 Need = tuple[str, tuple[str, ...]]
 _TASKS: tuple[Need, ...] = (_Need.PLANAR, _Need.STATE, _Need.PIXELS)
+_RAY_TASKS: tuple[Need, ...] = tuple((what, (*needed, "Ray")) for what, needed in _TASKS)
 _LOGGED: tuple[Need, ...] = (_Need.SLATES, _Need.SARDINE)
 RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "quickstart": (_Need.PLANAR,),
     "shortcut_flow_bc": (*_TASKS, _Need.PLANNED),
     "aw_shortcut_flow_offline": _TASKS,
     "awsc_online": _TASKS,
+    "awsc_distributed": _RAY_TASKS,
     "awsc_rounds": _TASKS,
     "awsc_pipeline": (*_TASKS, _Need.PLANNED),
     "awsc_ablations": (*_TASKS, _Need.PARALLEL),
@@ -295,7 +297,7 @@ def _optional(found: Mapping[str, Outcome]) -> list[Check]:
         check("ffmpeg", "imageio_ffmpeg", "plot", videos, lambda outcome: outcome.detail),
         check("TensorBoard", "tensorboard", "plot", "no --tensorboard"),
         check("W&B", "wandb", "wandb", "no --wandb"),
-        check("Ray", "ray", "sweep", "sweeps do one run after the other"),
+        check("Ray", "ray", "sweep", "sweeps do one run after the other; no awsc_distributed and no --ray-workers"),
         check("SARDINE", "sardine", "sardine", "no sardine/ environments"),
     ]
 

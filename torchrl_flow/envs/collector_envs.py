@@ -20,6 +20,8 @@ class CollectorEnvs:
             :func:`functools.partial` of a function.
         processes: number of processes.
         num_envs: sub-environments that ``make`` makes; ``None`` for one environment without a batch dimension.
+        on_ray: whether the processes are Ray's, which may be on other machines, and not children of this one.
+        ray_address: address of a Ray cluster. Defaults to a Ray on this machine alone.
 
     Raises:
         ValueError: if a number is below 1.
@@ -34,6 +36,8 @@ class CollectorEnvs:
     make: Callable[[], EnvBase]
     processes: int
     num_envs: int | None
+    on_ray: bool = False
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_flow.options.advantage_weights import AdvantageWeightArgs
+    from torchrl_flow.options.advantage_weights import AdvantageWeightArgs, OnlineAdvantageWeightArgs
     from torchrl_flow.options.chain_ppo import ChainPPOArgs
     from torchrl_flow.options.checks import check_demonstrations, check_images, check_network, check_task
     from torchrl_flow.options.names import (
@@ -86,6 +86,7 @@ __all__ = [
     "NotEmpty",
     "OfflineArgs",
     "OneOf",
+    "OnlineAdvantageWeightArgs",
     "OnlineArgs",
     "OnlineSteeringArgs",
     "PolicyArgs",

@@ -1,4 +1,4 @@
-"""The options of advantage-weighted cloning, which its offline and its online recipe have in common."""
+"""The options of advantage-weighted cloning, which its offline and its online recipes have in common."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torchrl_flow.options.names import DemoPath
 from torchrl_flow.options.recipe_arguments import PolicyOfTaskArgs, SimulationArgs, TrainingArgs
-from torchrl_flow.options.types import Count, Decay, Fraction, NonNegative, Positive, Rate, Sizes
+from torchrl_flow.options.types import Count, Decay, Fraction, NonNegative, NonNegativeInt, Positive, Rate, Sizes
 
-__all__ = ["AdvantageWeightArgs"]
+__all__ = ["AdvantageWeightArgs", "OnlineAdvantageWeightArgs"]
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {"gamma": 0.99, "beta": 20.0, "weight_clip": 20.0, "baseline": "policy"},
@@ -111,3 +111,59 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
             raise SystemExit(
                 "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."
             )
+
+
+@dataclasses.dataclass(kw_only=True)
+class OnlineAdvantageWeightArgs(AdvantageWeightArgs):
+    """Options of stage 3 of AWSC, which trains online with demonstrations in every batch."""
+
+    recipe: str = "awsc"
+    """name of the recipe in the table of results"""
+    load_critic: bool = True
+    """start with the critic of the checkpoint, not with a new critic"""
+    chunks: Count = 4000
+    """chunks to execute online"""
+    num_envs: NonNegativeInt | None = None
+    """environments that run side by side, 0 for one without batch dimension; by default 64 of the planar task and one
+    of ManiSkill"""
+    chunks_per_batch: Count | None = None
+    """chunks that each environment executes between updates; by default 8 of one environment, one of several"""
+    return_chunks: Count = 1
+    """number of executed chunks whose rewards a target of the critic sums before it bootstraps; at most
+    --chunks-per-batch"""
+    utd_ratio: Positive = 1.0
+    """updates of the critic per executed chunk"""
+    actor_every: Count = 2
+    """updates of the critic per update of the policy"""
+    critic_warmup: NonNegativeInt = 0
+    """updates of the critic before the first update of the policy; a new critic needs a few hundred"""
+    online_ratio: Fraction = 0.5
+    """share of online chunks in a batch"""
+    filter_policy_data: bool = True
+    """train the policy only on demonstrations and on online chunks with a positive advantage"""
+    buffer_size: Count = 100_000
+    """capacity for online chunks"""
+    act_best_of: Count = 1
+    """candidates of the policy that collects data, of which it executes the one with the highest value"""
+    act_noise_scale: NonNegative = 1.0
+    """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
+    eval_every: NonNegativeInt = 50
+    log_every: Count = 1
+    save_every: Count = 50
+
+    def check(self) -> None:
+        """Refuse options that contradict each other or have no effect."""
+        super().check()
+        if self.act_best_of > 1 and self.act_noise_scale != 1:
+            raise SystemExit("Give --act-best-of or --act-noise-scale, not both: a policy collects in one way.")
+        if self.return_chunks > (self.chunks_per_batch or 1):
+            raise SystemExit(
+                f"--return-chunks {self.return_chunks} needs rollouts of as many chunks: give --chunks-per-batch "
+                f"{self.return_chunks} or more."
+            )
+        if self.utd_ratio * self.chunks < 1:
+            raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
+
+    def update_options(self) -> dict[str, Any]:
+        """Return when :func:`~torchrl_flow.policies.make_aw_flow_stepper` updates what."""
+        return {name: getattr(self, name) for name in ("actor_every", "critic_warmup", "utd_ratio")}

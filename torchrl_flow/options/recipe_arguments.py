@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torchrl_flow.envs.names import AfterSuccess
 from torchrl_flow.options.names import (
     DemoPath,
     ExistingFile,
+    Installed,
     LoggedData,
     RunSource,
     TaskName,
@@ -130,15 +131,32 @@ class OnlineArgs(TrainingArgs, SimulationArgs):
     collectors: Count = 1
     """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
     run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
+    ray_workers: Annotated[Count | None, Installed("ray", "sweep")] = None
+    """workers of Ray that collect in the place of --collectors, with --num-envs environments and one CPU each; one that
+    dies is replaced. --resume starts new episodes"""
+    ray_address: str | None = None
+    """with --ray-workers, address of the Ray cluster of this machine (auto, HEAD:6379); by default it alone"""
     after_success: AfterSuccess = "end"
     """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
     step at the goal, and the policy learns to stay there"""
     gamma: Fraction = 0.99
     """discount of one environment step"""
 
+    def check(self) -> None:
+        """Refuse options of processes that contradict each other or have no effect."""
+        super().check()
+        if self.ray_workers is not None and self.collectors > 1:
+            raise SystemExit(
+                f"Give --collectors {self.collectors} or --ray-workers {self.ray_workers}, not both: the first are "
+                "processes of this machine, the second are Ray's."
+            )
+        if self.ray_address is not None and self.ray_workers is None:
+            raise SystemExit(f"--ray-address {self.ray_address} has no effect without --ray-workers: give both.")
+
     def env_options(self) -> dict[str, Any]:
         """Return the arguments of :func:`~torchrl_flow.policies.make_training_envs` that are given here."""
-        names = ("num_envs", "sim_backend", "collectors", "max_episode_steps", "after_success", "gamma")
+        names = ("num_envs", "sim_backend", "collectors", "ray_workers", "ray_address", "max_episode_steps")
+        names += ("after_success", "gamma")
         return {"episodes": self.eval_episodes, **{name: getattr(self, name) for name in names}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -169,6 +170,8 @@ def make_training_envs(
     episodes: int | None = None,
     after_success: AfterSuccess = "end",
     collectors: int = 1,
+    ray_workers: int | None = None,
+    ray_address: str | None = None,
     **kwargs: Any,
 ) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
@@ -185,6 +188,8 @@ def make_training_envs(
         episodes: episodes of the evaluation.
         after_success: see :func:`make_training_env`. The environment of evaluation always continues.
         collectors: number of processes that collect; 1 collects in this process.
+        ray_workers: number of Ray workers that collect in their place. Defaults to none.
+        ray_address: address of the Ray cluster. Defaults to this machine.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
@@ -193,23 +198,29 @@ def make_training_envs(
     task, obs_mode = str(checkpoint.task.task), checkpoint.task.obs_mode
     asked: dict[str, Any] = {"num_envs": num_envs, "sim_backend": sim_backend, "planar_envs": planar_envs}
     asked["maniskill_envs"] = maniskill_envs
-    if collectors > 1:
-        asked["sim_backend"] = _cpu_backend(task, sim_backend, collectors)
+    elsewhere = collectors > 1 or ray_workers is not None
+    if elsewhere:
+        given = f"--collectors {collectors}" if ray_workers is None else f"--ray-workers {ray_workers}"
+        asked["sim_backend"] = _cpu_backend(task, sim_backend, given)
     found = training_env_options(task, obs_mode=obs_mode, **asked)
-    if collectors > 1:
-        train_env = _collector_envs(checkpoint, collectors, asked, found, after_success=after_success, **kwargs)
+    if elsewhere:
+        ray = {"on_ray": ray_workers is not None, "ray_address": ray_address}
+        envs = _collector_envs(
+            checkpoint, ray_workers or collectors, asked, found, after_success=after_success, **kwargs
+        )
+        train_env = dataclasses.replace(envs, **ray)
     else:
         train_env = make_training_env(checkpoint, **asked, after_success=after_success, **kwargs)
     on_gpu = found.get("sim_backend", "physx_cpu") != "physx_cpu"
     return train_env, checkpoint_env(checkpoint, episodes=episodes, **(found if on_gpu else {}), **kwargs)
 
 
-def _cpu_backend(task: str, sim_backend: str | None, collectors: int) -> str | None:
+def _cpu_backend(task: str, sim_backend: str | None, given: str) -> str | None:
     """Return the simulation of collector processes, None for the planar task's only one."""
     if sim_backend not in (None, "physx_cpu"):
         raise SystemExit(
-            f"--collectors {collectors} simulates on the CPU: leave out --sim-backend {sim_backend}, or collect in one "
-            "process (--collectors 1), which steps all environments of a GPU together."
+            f"{given} simulates on the CPU: leave out --sim-backend {sim_backend}, or collect in one process "
+            "(--collectors 1), which steps all environments of a GPU together."
         )
     return sim_backend if task == PLANAR or is_own_task(task) else "physx_cpu"
 

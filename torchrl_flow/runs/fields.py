@@ -21,10 +21,10 @@ AFTER_TRAINING = (
 )
 #: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
 LENGTH = ("iterations", "chunks", "total_env_steps")
-#: Fields of bookkeeping: where the run lies, what is saved, measured and logged, and how often.
+#: Fields of bookkeeping: where the run lies, where Ray collects, what is saved, measured and logged, and how often.
 BOOKKEEPING = (
     *("name", "runs", "save_every", "eval_every", "log_every"),
-    *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group"),
+    *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group", "workers", "ray_address"),
 )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib.util
 import os
 import platform
 import shlex
@@ -27,12 +26,13 @@ from torchrl_flow.data.checks.json import read_object
 from torchrl_flow.runs.run import EVALUATION
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.platform import is_alive
+from torchrl_flow.util.ray_cluster import connect_ray, disconnect_ray, has_ray
 
 RunState = Literal["waiting", "running", "finished", "crashed"]
 
 __all__ = ["RunStatus", "SweepRun", "Variant", "gpu_share", "plan_sweep", "run_status", "run_sweep", "select_variants"]
 
-_has_ray = importlib.util.find_spec("ray") is not None
+_has_ray = has_ray()
 _LOG_LINES = 5
 _ORPHAN_S = 120.0
 # Loaded here: between fork and exec little more than a system call is safe.
@@ -325,8 +325,7 @@ def _run_with_ray(
 ) -> None:
     import ray
 
-    where = {"address": address} if address else {"num_cpus": None if workers is None else workers * cpus}
-    ray.init(include_dashboard=False, log_to_driver=False, **where)  # pyright: ignore[reportArgumentType]
+    connected = connect_ray(address, None if workers is None else workers * cpus)
     try:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_execute)
         waiting = [remote.remote(run, cpus) for run in todo]  # pyright: ignore[reportAttributeAccessIssue]
@@ -335,4 +334,5 @@ def _run_with_ray(
             _, waiting = ray.wait(waiting, timeout=poll_s)
             show()
     finally:
-        ray.shutdown()
+        if connected:
+            disconnect_ray()

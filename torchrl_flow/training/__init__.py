@@ -11,7 +11,8 @@ from torchrl_flow._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_flow.training.chain_rollouts import noisy_rollouts
-    from torchrl_flow.training.collectors import CollectorError, CollectorRollouts, make_rollouts
+    from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
+    from torchrl_flow.training.data_parallel import DataParallelLoss
     from torchrl_flow.training.features import append_features
     from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
     from torchrl_flow.training.guard import UpdateGuard, guarding
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
         steered_rollouts,
     )
     from torchrl_flow.training.multi_chunk import multi_chunk_transitions
-    from torchrl_flow.training.rollouts import ChunkRollouts, finished_success, minibatches
+    from torchrl_flow.training.ray_learners import LearnerError, RayLearners
+    from torchrl_flow.training.ray_rollouts import RayRollouts
+    from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, finished_success, minibatches
     from torchrl_flow.training.schedules import warmup_cosine
     from torchrl_flow.training.steppers import NamedLossStepper
     from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector
@@ -34,9 +37,13 @@ __all__ = [
     "ChunkRollouts",
     "CollectorError",
     "CollectorRollouts",
+    "DataParallelLoss",
+    "LearnerError",
     "LossGroup",
     "NamedLossStepper",
     "NonFiniteError",
+    "RayLearners",
+    "RayRollouts",
     "ReplayState",
     "SteeredCollector",
     "UpdateGuard",

@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.modules import NoisyFlowActor
 from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
+from torchrl_flow.training.ray_rollouts import RayRollouts
 from torchrl_flow.training.rollouts import ChunkRollouts
 
 __all__ = ["noisy_rollouts"]
@@ -24,7 +25,7 @@ def noisy_rollouts(
     *,
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
-) -> ChunkRollouts | CollectorRollouts:
+) -> ChunkRollouts | CollectorRollouts | RayRollouts:
     """Collect the observations that the noisy flow reads, its chain and the outcome of each chunk, and nothing else.
 
     Args:

@@ -18,14 +18,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
-from torchrl_flow.training.rollouts import ChunkRollouts, kept_entries
+from torchrl_flow.training.ray_rollouts import RayRollouts
+from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, kept_entries
 from torchrl_flow.util.randomness import mix_seeds
 
-__all__ = ["CollectorError", "CollectorRollouts", "make_rollouts"]
-
-
-class CollectorError(RuntimeError):
-    """A process that collects could not start, or has ended; the message names it."""
+__all__ = ["CollectorRollouts", "make_rollouts"]
 
 
 class CollectorRollouts:
@@ -109,6 +106,10 @@ class CollectorRollouts:
         if self._prepare is None:
             return self._kept(data)
         return lazy_stack([self._kept(self._prepare(step)) for step in data.unbind(-1)], -1).contiguous()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what there is to log about the processes: nothing, for the end of one ends the run."""
+        return {}
 
     def close(self) -> None:
         """End the processes; they also end with this object and with the program."""
@@ -218,8 +219,8 @@ def make_rollouts(
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
     **options: Any,
-) -> ChunkRollouts | CollectorRollouts:
-    """Make the rollouts of an environment of this process, or of collector processes.
+) -> ChunkRollouts | CollectorRollouts | RayRollouts:
+    """Make the rollouts of an environment of this process, of collector processes, or of Ray workers.
 
     Args:
         env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
@@ -228,10 +229,11 @@ def make_rollouts(
         num_steps: chunks per sub-environment and rollout.
         seed: seed of the first episodes.
         policy_device: device of the policy, if it is not that of the environment; collector processes act on the CPU.
-        **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`.
+        **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`; for
+            Ray workers also ``wait_for_all`` of :class:`RayRollouts`.
     """
     if isinstance(env, CollectorEnvs):
-        return CollectorRollouts(env, policy, num_steps, seed=seed, **options)
+        return (RayRollouts if env.on_ray else CollectorRollouts)(env, policy, num_steps, seed=seed, **options)
     return ChunkRollouts(env, policy, num_steps, seed=seed, policy_device=policy_device, **options)
 
 

@@ -15,6 +15,7 @@ from torchrl_flow.data import DemoReplayBuffer
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.modules import FEATURES_KEY, FlowActor, SteeredFlowActor, write_features
 from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
+from torchrl_flow.training.ray_rollouts import RayRollouts
 from torchrl_flow.training.rollouts import ChunkRollouts
 
 __all__ = ["ReplayState", "macro_replay", "macro_transitions", "replay_demonstrations", "steered_rollouts"]
@@ -34,7 +35,7 @@ def steered_rollouts(
     *,
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
-) -> ChunkRollouts | CollectorRollouts:
+) -> ChunkRollouts | CollectorRollouts | RayRollouts:
     """Collect with a steered flow what losses over latents read, and nothing else.
 
     Where the policy reads the features of the frozen flow, those are kept in place of the observations.

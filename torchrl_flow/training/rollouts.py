@@ -16,7 +16,11 @@ from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
 from torchrl_flow.util.randomness import mix_seeds
 from torchrl_flow.util.torchrl_compat import can_set_state
 
-__all__ = ["ChunkRollouts", "finished_success", "minibatches"]
+__all__ = ["ChunkRollouts", "CollectorError", "finished_success", "minibatches"]
+
+
+class CollectorError(RuntimeError):
+    """A process that collects could not start, or has ended; the message names it."""
 
 
 class ChunkRollouts:
@@ -112,6 +116,10 @@ class ChunkRollouts:
                 "environment, or the policy if 'action' is among them, and continue from the last checkpoint "
                 "(--resume)."
             )
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what there is to log about the processes that collect: nothing of this one."""
+        return {}
 
     def close(self) -> None:
         """Close the environment."""

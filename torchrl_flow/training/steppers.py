@@ -59,6 +59,8 @@ class NamedLossStepper(OptimizationStepper):
         pretrain_steps: updates before the first collection, in a Trainer.
         delay_in_pretraining: whether ``every`` also applies in pretraining. Defaults to False: every group is updated
             each time.
+        compute: function of a batch and the name of a method, or ``None``, that is called in place of the loss module,
+            for example a :class:`~torchrl_flow.training.DataParallelLoss` of it.
         guard: decides how many non-finite updates may be skipped. Defaults to the guard of the current run, which
             :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run, none may be skipped.
 
@@ -91,9 +93,10 @@ class NamedLossStepper(OptimizationStepper):
         start_after: int = 0,
         pretrain_steps: int = 0,
         delay_in_pretraining: bool = False,
+        compute: Compute | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
-        self.loss_module, self.groups, self.guard = loss_module, list(groups), guard
+        self.loss_module, self.groups, self.compute, self.guard = loss_module, list(groups), compute, guard
         self.target_updater, self.utd_ratio, self.start_after = target_updater, utd_ratio, start_after
         self.pretrain_steps, self.delay_in_pretraining = pretrain_steps, delay_in_pretraining
         self.num_updates = 0
@@ -170,6 +173,8 @@ class NamedLossStepper(OptimizationStepper):
         return max(0, math.floor(self.utd_ratio * rows + 1e-9) - self.num_updates + self.num_pretrain_updates)
 
     def _compute(self, batch: TensorDictBase, method: str | None = None) -> Any:
+        if self.compute is not None:
+            return self.compute(batch, method)
         return self.loss_module(batch) if method is None else getattr(self.loss_module, method)(batch)
 
     def _update(self, batch: TensorDictBase, compute: Compute, *, pretraining: bool = False) -> Metrics:

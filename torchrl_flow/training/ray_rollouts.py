@@ -1,0 +1,322 @@
+"""Rollouts of Ray workers, on this machine or on a cluster; a worker that dies is replaced by a new one.
+
+TorchRL's ``RayCollector`` (0.14.1) does not do this. Its iterator is a generator that calls ``ray.get`` for the
+rollouts of its actors. Where one of them has died, the error ends the generator, and the rollouts that the others are
+at are lost with its local variables. ``add_collectors`` adds actors, and the dead one stays in the list that weights
+are sent to and rollouts are asked from; the scheme that sends weights knows the actors of the start alone. Ray's own
+restarts (``max_restarts`` in ``remote_configs``) would begin with the weights and the seeds of the start. So the actors
+here are this library's, around :class:`~torchrl_flow.training.ChunkRollouts`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from torch import nn
+
+from torchrl_flow.envs import CollectorEnvs
+from torchrl_flow.training.finite import NonFiniteError
+from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, kept_entries
+from torchrl_flow.util.randomness import mix_seeds, seed_everything
+from torchrl_flow.util.ray_cluster import RayError, connect_ray, disconnect_ray, require_cpus
+
+__all__ = ["RayRollouts"]
+
+_log = logging.getLogger(__name__)
+
+DEATHS_IN_A_ROW = 3
+"""Times that a worker may die before it has delivered a rollout; the next time ends the run."""
+PATIENCE_S = 60.0
+"""Seconds without a rollout after which a warning says so."""
+
+
+class _Collector:
+    """What runs in a worker: an environment, a copy of the policy, and rollouts of them."""
+
+    def __init__(self, parts: tuple[Any, nn.Module], num_steps: int, seed: int, options: Mapping[str, Any]) -> None:
+        torch.set_num_threads(1)
+        seed_everything(seed)
+        make, self._policy = parts
+        self._rollouts = ChunkRollouts(make(), self._policy, num_steps, seed=seed, **options)
+
+    def collect(self, weights: TensorDictBase) -> tuple[TensorDictBase, tuple[str, int]]:
+        """Return a rollout by these weights, and the machine and process in which it was made."""
+        held: Any = TensorDict.from_module(self._policy)
+        held.data.update_(weights)
+        return self._rollouts.collect(), (platform.node(), os.getpid())
+
+
+@dataclass
+class _Worker:
+    """An actor and what it is at."""
+
+    number: int
+    actor: Any
+    task: Any = None
+    place: tuple[str, int] | None = None
+    deaths: int = 0
+    """Deaths since its last rollout, those of the actors before it included."""
+
+    @property
+    def where(self) -> str:
+        """Where it runs, as far as is known."""
+        return f"process {self.place[1]} on {self.place[0]}" if self.place else "before its first rollout"
+
+    def start(self, weights: Any) -> None:
+        self.task = self.actor.collect.remote(weights)
+
+
+class RayRollouts:
+    """Collects what :class:`ChunkRollouts` collects, in Ray workers of some environments each.
+
+    Each worker is a Ray actor with one CPU, that has environments and a copy of the policy, and gets the weights and
+    buffers of ``policy`` through Ray's object store before each rollout. Episodes go on from one rollout to the next.
+    The workers start at the first :meth:`collect`.
+
+    With ``wait_for_all`` a rollout is that of all workers, which collect together and wait while this process learns:
+    data are as on-policy as in one process, and two runs in which no worker dies are equal to the bit. Without it a
+    rollout is that of the worker which is ready first; it then goes on at once with the weights of that time, while
+    this process learns. Its data are by weights of one or more updates before, and which worker comes first differs
+    from run to run.
+
+    A worker whose process or machine has ended is replaced: a new one, with other seeds and the newest weights,
+    collects its rollout again, and ``replaced`` counts it. What the dead one had not delivered is lost; what
+    :meth:`collect` has returned is not touched. A worker that dies four times without a rollout ends the run, and so
+    does an error that the environment or the policy raises: a new worker would raise it again.
+
+    The state is the number of rollouts and of replaced workers alone: a resumed run starts new episodes.
+
+    Args:
+        envs: makes the environment of each worker.
+        policy: the learner's, on any device; workers act on the CPU.
+        num_steps: T, chunks per sub-environment.
+
+    Keyword Args:
+        wait_for_all: see above.
+        keep: root entries to keep; all where ``None``.
+        keep_next: entries below ``"next"`` to keep; all where ``None``.
+        prepare: done to each transition before it is kept, in this process.
+        seed: of the first episodes and of what the copies of the policy draw; drawn where ``None``.
+
+    Raises:
+        ValueError: if ``num_steps`` is below 1.
+        CollectorError: in collecting, if Ray cannot be reached or has too few CPUs, if a worker cannot start or dies
+            too often, or if its environment raises an error.
+        NonFiniteError: in collecting, if an environment gives a number that is not finite.
+    """
+
+    def __init__(
+        self,
+        envs: CollectorEnvs,
+        policy: nn.Module,
+        num_steps: int,
+        *,
+        wait_for_all: bool = True,
+        keep: Sequence[NestedKey] | None = None,
+        keep_next: Sequence[NestedKey] | None = None,
+        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        self.envs, self.policy, self.num_steps, self.wait_for_all = envs, policy, num_steps, wait_for_all
+        self._keep, self._keep_next, self._prepare = keep, keep_next, prepare
+        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._workers: list[_Worker] = []
+        self._parts: Any = None
+        self._connected = False
+        self._collected = 0
+        self.replaced = 0
+        """Workers that have died and were replaced, those before a resumption included."""
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a rollout: those of all workers with ``wait_for_all``, and else those of one."""
+        return (self.envs.processes if self.wait_for_all else 1) * self.envs.batch_size.numel() * self.num_steps
+
+    @property
+    def places(self) -> list[tuple[str, int] | None]:
+        """Machine and process of each worker, by its last rollout; ``None`` for one that has delivered none."""
+        return [worker.place for worker in sorted(self._workers, key=lambda worker: worker.number)]
+
+    def collect(self) -> TensorDictBase:
+        """Return the next transitions.
+
+        They are ``[workers * N, T]`` with ``wait_for_all`` (``[workers, T]`` where no environment is batched), and else
+        those of one worker, ``[*N, T]``.
+
+        Raises:
+            CollectorError: if a worker cannot start, dies too often or raises an error, naming it.
+            NonFiniteError: if a number is not finite, naming the worker.
+        """
+        import ray
+
+        self._start()
+        weights = ray.put(self._weights())
+        for worker in self._workers:
+            if worker.task is None:
+                worker.start(weights)
+        try:
+            data = self._all(weights) if self.wait_for_all else self._first(weights)
+        except BaseException:
+            self.close()
+            raise
+        self._collected += 1
+        if self._prepare is None:
+            return data
+        steps = [kept_entries(self._prepare(step), self._keep, self._keep_next) for step in data.unbind(-1)]
+        return lazy_stack(steps, -1).contiguous()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return ``replaced_workers``, how many have been so far."""
+        return {"replaced_workers": self.replaced}
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started here."""
+        for worker in self._workers:
+            _kill(worker.actor)
+        self._workers, self._parts = [], None
+        if self._connected:
+            disconnect_ray()
+            self._connected = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of rollouts, and of replaced workers, so far."""
+        return {"collected": self._collected, "replaced": self.replaced}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set these numbers; new workers start new episodes."""
+        self.close()
+        self._collected, self.replaced = int(state.get("collected", 0)), int(state.get("replaced", 0))
+
+    def _weights(self) -> TensorDictBase:
+        weights: Any = TensorDict.from_module(self.policy)
+        return weights.data.to("cpu")
+
+    def _start(self) -> None:
+        if self._workers:
+            return
+        import ray
+
+        try:
+            self._connected = connect_ray(self.envs.ray_address, self.envs.processes)
+            require_cpus(self.envs.processes)
+        except RayError as error:
+            self.close()
+            raise CollectorError(f"The {self.envs.processes} Ray workers cannot start. {error}") from error
+        acting = copy.deepcopy(self.policy).to("cpu").requires_grad_(False)
+        self._parts = ray.put((self.envs.make, acting))
+        self._workers = [_Worker(number, self._actor(number)) for number in range(self.envs.processes)]
+
+    def _actor(self, number: int) -> Any:
+        """Start an actor; its seed is that of no other, those of before a resumption included."""
+        import ray
+
+        seed = mix_seeds([self._seed, self._collected, number, self.replaced]) % 2**31
+        # What is prepared here may need entries that are not kept.
+        options = {} if self._prepare is not None else {"keep": self._keep, "keep_next": self._keep_next}
+        # Ray would restart an actor with the weights and the seed that it began with.
+        remote: Any = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Collector)
+        return remote.remote(self._parts, self.num_steps, seed, options)
+
+    def _all(self, weights: Any) -> TensorDictBase:
+        """Return the rollouts of all workers, in their order."""
+        rollouts: dict[int, TensorDictBase] = {}
+        while len(rollouts) < len(self._workers):
+            worker = self._ready([worker for worker in self._workers if worker.number not in rollouts])
+            data = self._delivered(worker, weights)
+            if data is not None:
+                rollouts[worker.number] = data
+                worker.task = None
+        parts: list[Any] = [rollouts[worker.number] for worker in self._workers]
+        joined: Any = (torch.stack if self.envs.num_envs is None else torch.cat)(parts, 0)
+        return joined
+
+    def _first(self, weights: Any) -> TensorDictBase:
+        """Return the rollout that is ready first; its worker goes on with the newest weights."""
+        while True:
+            worker = self._ready(self._workers)
+            data = self._delivered(worker, weights)
+            if data is not None:
+                # To the end of the line: of several that are ready, the one that has waited longest comes first.
+                self._workers.remove(worker)
+                self._workers.append(worker)
+                worker.start(weights)
+                return data
+
+    def _ready(self, workers: Sequence[_Worker]) -> _Worker:
+        import ray
+
+        tasks, waited = {worker.task: worker for worker in workers}, 0.0
+        while True:
+            ready, _ = ray.wait(list(tasks), num_returns=1, timeout=PATIENCE_S, fetch_local=True)
+            if ready:
+                return tasks[ready[0]]
+            waited += PATIENCE_S
+            names = ", ".join(f"{worker.number + 1} ({worker.where})" for worker in workers)
+            _log.warning("Rollout %d: no word from Ray workers %s for %.0f s.", self._collected + 1, names, waited)
+
+    def _delivered(self, worker: _Worker, weights: Any) -> TensorDictBase | None:
+        """Return what a worker has collected; None where it has died and a new one is at it."""
+        import ray
+        from ray import exceptions
+
+        gone = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.NodeDiedError,
+                exceptions.OutOfMemoryError)  # fmt: skip
+        name = f"Rollout {self._collected + 1}, Ray worker {worker.number + 1} of {len(self._workers)}"
+        kept = "Nothing of this rollout is kept: go on from the last checkpoint (--resume)."
+        try:
+            data, worker.place = ray.get(worker.task)
+        except exceptions.RayTaskError as error:
+            cause: Any = error.cause or error
+            if isinstance(cause, NonFiniteError):
+                raise NonFiniteError(f"{name}: {cause}") from error
+            raise CollectorError(f"{name} ({worker.where}) failed ({_line(cause)}). {kept}") from error
+        except gone as error:
+            if getattr(error, "actor_init_failed", False):
+                raise CollectorError(f"{name} could not start: {_last_line(error)}") from error
+            self._replace(worker, weights, f"{name} ({worker.where})", error)
+            return None
+        except exceptions.RayError as error:
+            raise CollectorError(f"{name}: Ray has failed ({_line(error)}). {kept}") from error
+        worker.deaths = 0
+        return data
+
+    def _replace(self, worker: _Worker, weights: Any, name: str, error: Exception) -> None:
+        """Start a new actor in the place of one that has died, at the same rollout with the newest weights."""
+        worker.deaths += 1
+        if worker.deaths > DEATHS_IN_A_ROW:
+            raise CollectorError(
+                f"{name} has died {worker.deaths} times without a rollout ({_line(error)}). Look at the memory of its "
+                "machine and at Ray's logs, and go on from the last checkpoint (--resume)."
+            ) from error
+        _kill(worker.actor)
+        self.replaced += 1
+        _log.warning("%s has ended; a new one takes its place (%d so far).", name, self.replaced)
+        worker.actor, worker.place = self._actor(worker.number), None
+        worker.start(weights)
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):  # it is dead already, or Ray is
+        ray.kill(actor, no_restart=True)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the last line of a traceback in a message, the error that it ends with."""
+    return str(error).strip().rsplit("\n", 1)[-1]
