@@ -6,8 +6,7 @@
 The first takes a quarter of an hour on one CPU core, the second a few minutes. With --na a critic learns from executed
 actions, and the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay
 buffer, with latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The
-flow's weights do not change, which is checked at the end. Episodes go on from one iteration to the next. A stopped run
-goes on with --resume, to the same bits, and becomes longer with more --iterations.
+flow's weights do not change, which is checked at the end. A stopped run goes on with --resume, to the same bits.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def update(args: Args, losses: LatentLosses, adam: Optimizers, batch: TensorDict
         for pairs in sac.distillation_pairs(args.distillation_rows(batch), args.distill_steps).unbind(0):
             distillation, details = sac.qvalue_loss(pairs)
             minimise({"loss_qvalue": distillation}, "critics")
-            within = {key: value for key, value in details.items() if key == "within_state_correlation"}
+            within = {key: details[key] for key in ("within_state_correlation",) if key in details}
             metrics |= {"distillation_error": details["td_error"], **within}
     if improves(args, number):
         terms = dict(sac.policy_loss(batch).items())
