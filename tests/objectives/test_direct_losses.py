@@ -11,6 +11,7 @@ from torch import nn
 from torchrl.modules import ValueOperator
 from torchrl.objectives import IQLLoss, SoftUpdate, TD3BCLoss
 
+from tests.contract.kit import as_double
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.modules.actors.state_policy import StatePolicyConfig as Config
 from torchrl_flow.objectives import ConservativeQLoss, DirectIQLLoss, DirectSoftUpdate, DirectTD3BCLoss
@@ -102,8 +103,8 @@ def test_a_copied_and_cast_loss_uses_its_own_weights():
     with torch.no_grad():
         for one in moved.parameters():
             one.mul_(2)
-    assert moved(batch().double())["loss_qvalue"].dtype == torch.float64
-    assert moved(batch().double())["loss_qvalue"] != loss(batch())["loss_qvalue"]
+    assert moved(as_double(batch()))["loss_qvalue"].dtype == torch.float64
+    assert moved(as_double(batch()))["loss_qvalue"] != loss(batch())["loss_qvalue"]
 
 
 def test_soft_updates_are_torchrls():

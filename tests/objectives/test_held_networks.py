@@ -18,11 +18,13 @@ import tests.objectives
 from tests.contract.kit import MoveContract
 from tests.objectives.latent_fixtures import make_batch, make_networks
 from torchrl_flow import objectives
-from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_state_values
+from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.objectives import (
     ActionScorer,
     ChunkCriticLoss,
     ConservativeQLoss,
+    DirectIQLLoss,
+    DirectTD3BCLoss,
     DistilledSACLoss,
     LatentAWMLELoss,
     LatentSACLoss,
@@ -188,6 +190,20 @@ class TestMovesConservativeQ(MoveContract):
         return TensorDict(
             {"observation": torch.randn(8, 5), "action": torch.rand(8, 3) - 0.5, "next": following}, batch_size=[8]
         )
+
+
+class TestMovesDirectTD3BC(TestMovesConservativeQ):
+    def make_loss(self, **kwargs):
+        torch.manual_seed(0)
+        config = StatePolicyConfig(5, 3, "deterministic", (16,))
+        return DirectTD3BCLoss(make_state_policy(config), make_state_values(config), bounds=(-1.0, 1.0))
+
+
+class TestMovesDirectIQL(TestMovesConservativeQ):
+    def make_loss(self, **kwargs):
+        torch.manual_seed(0)
+        config = StatePolicyConfig(5, 3, "gaussian", (16,))
+        return DirectIQLLoss(make_state_policy(config), make_state_values(config), make_observation_value(config))
 
 
 def test_every_loss_is_under_the_contract():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ class _CriticCalls:
 
     qvalue_network: Any
     tensor_keys: Any
+    make_value_estimator: Any
+    value_estimator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        self.make_value_estimator()
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        # TorchRL's state dicts from before the first use lack the estimator: it stays as it is then.
+        for name, value in self.value_estimator.state_dict(prefix=f"{prefix}_value_estimator.").items():
+            state_dict.setdefault(name, value)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _critic_values(self, params: Any, tensordict: TensorDictBase, given: Entries | None = None) -> Tensor:
         """Return the critics' values ``[num, *B]``, by their stacked parameters; ``given`` replaces entries."""
@@ -38,9 +52,9 @@ class _CriticCalls:
 class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
     """TorchRL's :class:`~torchrl.objectives.TD3BCLoss` in three quarters of its time.
 
-    The values, keys, arguments and state dicts are TorchRL's, and so is what it draws. It calls its networks on tensors
-    and not on TensorDicts, one critic after the other and not by ``torch.vmap``, and in the policy's loss the first
-    critic alone, which is the one that TorchRL's loss uses of all.
+    The values, keys and arguments are TorchRL's, and so is what it draws. The value estimator is made at once. The loss
+    calls its networks on tensors and not on TensorDicts, one critic after the other and not by ``torch.vmap``. The
+    policy's loss computes only the first critic, the one that TorchRL's loss uses of all.
 
     Args:
         *args: see TorchRL's loss.
@@ -97,9 +111,9 @@ class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
 class DirectIQLLoss(_CriticCalls, IQLLoss):
     """TorchRL's :class:`~torchrl.objectives.IQLLoss` in two thirds of its time.
 
-    The values, keys, arguments and state dicts are TorchRL's. :meth:`forward` computes the target critics' values of
-    the batch and the value of its states once each, and TorchRL's loss twice; its networks are called on tensors and
-    not on TensorDicts, one critic after the other and not by ``torch.vmap``.
+    The values, keys and arguments are TorchRL's. The value estimator is made at once. :meth:`forward` computes the
+    target critics' values of the batch and the value of its states once each, and TorchRL's loss twice. The loss calls
+    its networks on tensors and not on TensorDicts, one critic after the other and not by ``torch.vmap``.
 
     Args:
         *args: see TorchRL's loss.
