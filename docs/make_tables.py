@@ -147,6 +147,8 @@ STAGES = {
     ("dsrl_sac", "2"): "DSRL, online SAC",
     ("reinflow", "K=4"): "ReinFlow",
     ("dsrl_sac", "2 64 envs, gamma .99"): "DSRL, online SAC, 64 environments",
+    ("dsrl_na", "1"): "DSRL, noise aliasing, offline",
+    ("dsrl_na", "2"): "DSRL, noise aliasing, online",
     ("dsrl_na", "2 64 envs, gamma .99"): "DSRL, noise aliasing, 64 environments",
     ("dsrl_ppo", "2 64 envs, tied"): "DSRL, online PPO, 64 environments",
     ("reinflow", "K=4, 64 envs, defaults"): "ReinFlow, 64 environments",
