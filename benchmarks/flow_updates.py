@@ -196,7 +196,8 @@ def weighted(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]
             adam.step()
         update_average(average, network, 0.995)
         update_average(targets, critics, 0.995)
-        loss_critic.item(), loss_actor.item()
+        for term in (loss_critic, loss_actor):
+            term.item()
 
     sizes = {"AWFlowLoss": num_parameters(loss.parameters())}
     sizes["plain"] = num_parameters([*network.parameters(), *critics.parameters()])

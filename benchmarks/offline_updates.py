@@ -150,7 +150,8 @@ class PlainMLP(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Return the output of the parts side by side."""
-        return self.layers(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+        inputs = torch.cat(parts, -1) if len(parts) > 1 else next(iter(parts))
+        return self.layers(inputs)
 
 
 class PlainPolicy(nn.Module):

@@ -19,7 +19,7 @@ from torchrl_flow.runs import load_checkpoint, read_metrics
 
 SHORT = {"runs": "runs", "results": "r.csv", "eval_episodes": 2, "num_videos": 0, "num_envs": 4, "collectors": 2}
 SIZES = {"policy": "runs/bc", "hidden_sizes": (16, 16), "rollout": 2, "iterations": 3, "eval_every": 0}
-NA = {**SIZES, "batch_size": 16, "policy_delay": 1, "na": True}
+NA = {**SIZES, "batch_size": 16, "policy_delay": 1, "warm_up": 1, "na": True}
 STAGE_3 = {"policy": "runs/aw", "chunks": 24, "batch_size": 16, "act_best_of": 2, "eval_every": 0}
 
 

@@ -189,7 +189,7 @@ def test_every_row_of_the_replay_says_whether_it_is_a_demonstration(monkeypatch)
         return out.fill_(True) if out.dtype == torch.bool else out
 
     monkeypatch.setattr(torch, "empty", filled)
-    run = play("dsrl_sac_online", **{**NA, "name": "demo", "rollout": 3, "iterations": 2})
+    run = play("dsrl_sac_online", **{**NA, "name": "demo", "rollout": 3, "iterations": 2, "warm_up": 1})
     flags = made[0][:]["is_demo"].flatten()
     online = 4 * 3 * 2
     assert flags[:-online].all()
