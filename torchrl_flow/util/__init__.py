@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from torchrl_flow.util.files import write_json, write_text
     from torchrl_flow.util.progress import Progress
     from torchrl_flow.util.randomness import isolated_rng, mix_seeds, seed_everything
-    from torchrl_flow.util.task_info import TaskInfo
     from torchrl_flow.util.versions import collect_versions, command_line, git_commit, today
 
 __all__ = [
     "Progress",
-    "TaskInfo",
     "collect_versions",
     "command_line",
     "git_commit",

@@ -24,7 +24,7 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
     """Identity of a task.
 
     A checkpoint, a run and a demo store keep one. It is compared with that of the environment before a policy or
-    demonstrations are used (:func:`~torchrl_flow.util.differences.differing_fields` lists the fields that differ).
+    demonstrations are used (``differing_fields`` of ``torchrl_flow.util.differences`` lists the fields that differ).
 
     Every field may be None: the value is unknown, or the task has none (``pixels_size`` of a task without images).
     ``recorded`` tells these apart. Comparisons skip a field that is not recorded.
