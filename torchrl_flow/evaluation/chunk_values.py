@@ -36,7 +36,7 @@ def values_and_returns(
     with bar, set_exploration_type(ExplorationType.RANDOM):
         for first in range(0, episodes, parallel):
             steps = []
-            data = reset_with_seeds(env, list(evaluation_seeds(first + parallel))[first:])
+            data = reset_with_seeds(env, list(evaluation_seeds(first + parallel)[first:]))
             alive = torch.arange(first, first + parallel) < episodes
             while alive.any():
                 data = env.step(actor(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,12 @@ from torchrl_flow.objectives.network_calls import (
     entries_of_next,
     evaluate_members,
 )
+from torchrl_flow.objectives.ready_estimator import ReadyEstimator
 
 __all__ = ["ConservativeQLoss"]
 
 
-class ConservativeQLoss(CQLLoss):
+class ConservativeQLoss(ReadyEstimator, CQLLoss):
     """TorchRL's :class:`~torchrl.objectives.CQLLoss` with the conservative term of the paper, CQL(H).
 
     The term of a state is ``log sum_a exp Q(s, a) - Q(s, a_data)``, its sum estimated with ``num_random`` uniform
@@ -129,12 +129,6 @@ class ConservativeQLoss(CQLLoss):
         if not self.deterministic_backup:
             value = value - self._alpha * log_prob.reshape(value.shape)
         return self.value_estimator.value_estimate(tensordict, next_value=value).squeeze(-1)
-
-    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
-        # State dicts of before the estimator was made at construction may lack it: it stays as it is then.
-        for name, value in self.value_estimator.state_dict(prefix=f"{prefix}_value_estimator.").items():
-            state_dict.setdefault(name, value)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
         """Compute the conservative term; :meth:`q_loss` has written the values of the data's actions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -20,28 +19,21 @@ from torchrl_flow.objectives.network_calls import (
     evaluate_members,
     members,
 )
+from torchrl_flow.objectives.ready_estimator import ReadyEstimator
 
 __all__ = ["DirectIQLLoss", "DirectTD3BCLoss"]
 
 
-class _CriticCalls:
+class _CriticCalls(ReadyEstimator):
     """Mixin of losses with stacked critics ``qvalue_network``: their values of a batch, one critic after the other."""
 
     qvalue_network: Any
     tensor_keys: Any
-    make_value_estimator: Any
-    value_estimator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Made here and not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator()
-
-    def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
-        # TorchRL's state dicts from before the first use lack the estimator: it stays as it is then.
-        for name, value in self.value_estimator.state_dict(prefix=f"{prefix}_value_estimator.").items():
-            state_dict.setdefault(name, value)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _critic_values(self, params: Any, tensordict: TensorDictBase, given: Entries | None = None) -> Tensor:
         """Return the critics' values ``[num, *B]``, by their stacked parameters; ``given`` replaces entries."""

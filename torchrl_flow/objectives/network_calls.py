@@ -131,9 +131,7 @@ def distribution(network: Any, params: Any, tensordict: Any, given: Entries | No
         given: entries that take the place of the batch's.
         repeat: each row's distribution that often, ``[*B, repeat]``; as it is where 0.
     """
-    data = tensordict.select(*network.in_keys, strict=False)
-    for one, value in (given or {}).items():
-        data.set(one, value)
+    data = _inputs(network, tensordict, given)
     batch, last = data.batch_size, network[-1]
     if len(network) == 2 and _takes_weights(network[0]):
         first = network[0]
@@ -187,7 +185,7 @@ def evaluate_members(
         return torch.stack([evaluate(network, one, tensordict, key, given) for one in members(params)])
     if rows <= _ROWS_AT_ONCE:
         return _with_weights(network, params, tensordict, key, given)
-    data = tensordict.select(*network.in_keys, strict=False).update(given or {}).reshape(rows)
+    data = _inputs(network, tensordict, given).reshape(rows)
     pieces = data.split(_ROWS_AT_ONCE)
     values = [torch.cat([_with_weights(network, one, piece, key, None) for piece in pieces]) for one in members(params)]
     return torch.stack(values).unflatten(1, batch)
@@ -222,10 +220,12 @@ def call(network: Any, tensordict: Any, key: NestedKey, given: Entries | None = 
     if _calls_its_module_alone(network):
         found = network.module(*(given[one] if one in given else tensordict[one] for one in network.in_keys))
         return found[network.out_keys.index(key)] if isinstance(found, tuple) else found
-    data = tensordict.select(*network.in_keys, strict=False)
-    for one, value in given.items():
-        data.set(one, value)
-    return network(data)[key]
+    return network(_inputs(network, tensordict, given))[key]
+
+
+def _inputs(network: Any, tensordict: Any, given: Entries | None) -> Any:
+    """Return what a module reads of a batch, with the entries that take the place of the batch's."""
+    return tensordict.select(*network.in_keys, strict=False).update(given or {})
 
 
 def _calls_its_module_alone(network: Any) -> bool:

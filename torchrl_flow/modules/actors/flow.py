@@ -134,6 +134,10 @@ class FlowActor(TensorDictModuleBase):
     def _is_trained_step(self, num_steps: int) -> bool:
         return is_power_of_two(num_steps) and num_steps <= self.max_steps
 
+    def step_size(self, num_steps: int) -> float:
+        """Return the step size d that the network is asked for with K steps; 0 for one it was not trained on."""
+        return 1.0 / num_steps if self._is_trained_step(num_steps) else 0.0
+
     def features(self, tensordict: TensorDictBase, *, augment: bool = False) -> Tensor:
         """Encode the observations of a batch of any shape, flattened, as features ``[B, C]``."""
         return self.encoder(*self.encoder.preprocess(tensordict, augment=augment))
@@ -170,7 +174,7 @@ class FlowActor(TensorDictModuleBase):
         num_steps = self.num_steps if num_steps is None else num_steps
         check_at_least("num_steps", num_steps, 1)
         times = torch.arange(num_steps, device=noise.device, dtype=noise.dtype) / num_steps
-        velocity = self.velocities(features, times, 1.0 / num_steps if self._is_trained_step(num_steps) else 0.0)
+        velocity = self.velocities(features, times, self.step_size(num_steps))
         x = noise
         for i in range(num_steps):
             x = euler_step(x, velocity(x, i), 1.0 / num_steps)

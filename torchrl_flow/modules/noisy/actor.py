@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
@@ -110,8 +112,8 @@ class NoisyFlowActor(TensorDictModuleBase):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
-    def _step_size(self) -> float:
-        return 1.0 / self.num_steps if self.flow_actor._is_trained_step(self.num_steps) else 0.0
+    def _velocities(self, features: Tensor, times: Tensor) -> Callable[[Tensor, int | None], Tensor]:
+        return self.flow_actor.velocities(features, times, self.flow_actor.step_size(self.num_steps))
 
     def _mean(self, x: Tensor, velocity: Tensor) -> Tensor:
         """Return means of steps from points, within the bound where there is one."""
@@ -145,7 +147,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         """
         times = self._times(features)
         sigma = self.noise_net(features, times)
-        velocity = self.flow_actor.velocities(features, times, self._step_size())
+        velocity = self._velocities(features, times)
         points, means = [noise], []
         for k in range(self.num_steps):
             means.append(self._mean(points[-1], velocity(points[-1], k)))
@@ -166,7 +168,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         features = self.features(tensordict)
         times = self._times(features)
         points = x.reshape(-1, *shape[len(batch) :])
-        mean = self._mean(points, self.flow_actor.velocities(features, times, self._step_size())(points, None))
+        mean = self._mean(points, self._velocities(features, times)(points, None))
         sigma = self.noise_net(features, times)
         return ChainNormal(mean.reshape(shape), sigma.reshape(shape), reduction=self.log_prob_reduction)
 

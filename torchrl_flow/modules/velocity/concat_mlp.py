@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.modules.activation import Mish
-from torchrl_flow.modules.velocity.embedding import SinusoidalEmbedding, ZeroLinear, check_velocity_inputs
+from torchrl_flow.modules.velocity.embedded import EmbeddedVelocity
+from torchrl_flow.modules.velocity.embedding import SinusoidalEmbedding, ZeroLinear
 
 __all__ = ["ShortCutVelocityConcatMLP"]
 
@@ -24,7 +23,7 @@ class _ReLUResidualBlock(nn.Module):
         return hidden + self.linear_out(F.relu(self.linear_in(F.relu(hidden))))
 
 
-class ShortCutVelocityConcatMLP(nn.Module):
+class ShortCutVelocityConcatMLP(EmbeddedVelocity):
     """Velocity of a flattened action chunk by a residual MLP whose first layer reads chunk, time and condition.
 
     The form of ReinFlow's network for states. Time and condition enter the first layer alone, by one small embedding,
@@ -54,8 +53,6 @@ class ShortCutVelocityConcatMLP(nn.Module):
         torch.Size([5, 16, 7])
     """
 
-    takes_several_samples = True
-
     def __init__(
         self,
         action_dim: int,
@@ -78,28 +75,16 @@ class ShortCutVelocityConcatMLP(nn.Module):
         self.blocks = nn.Sequential(*(_ReLUResidualBlock(width) for _ in range(depth)))
         self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
 
-    def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
-        """Return the velocity, in the shape of ``sample``.
-
-        Args:
-            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``.
-            timestep: flow time in [0, 1], ``[B]``.
-            step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
-            global_cond: encoded observation, ``[B, C]``.
-
-        Raises:
-            ValueError: if a shape does not fit.
-        """
-        shape = (self.pred_horizon, self.action_dim, self.cond_dim)
-        check_velocity_inputs(
-            sample[:, 0] if sample.ndim == 4 else sample, timestep, step_size, global_cond, shape=shape
-        )
-        return self._velocity(sample, self._embed(timestep, step_size) + self.cond(global_cond))
-
-    def _embed(self, timestep: Tensor, step_size: Tensor) -> Tensor:
+    def embed_time(self, timestep: Tensor, step_size: Tensor) -> Tensor:
+        """Embed times ``[B]`` and step sizes ``[B]`` as ``[B, E]``."""
         return self.time(torch.cat([self.sinusoid(timestep), self.sinusoid(step_size)], -1))
 
-    def _velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+    def embed_observation(self, global_cond: Tensor) -> Tensor:
+        """Embed encoded observations ``[B, C]`` as ``[B, E]``."""
+        return self.cond(global_cond)
+
+    def embedded_velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+        """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, E]``."""
         several, sample = sample.ndim == 4, sample.flatten(-2)
         if several:
             # One product in two parts: the points often need no gradient, and are several for each embedding.
@@ -109,25 +94,3 @@ class ShortCutVelocityConcatMLP(nn.Module):
         else:
             hidden = self.linear_in(torch.cat([sample, embedding], -1))
         return self.linear_out(self.blocks(hidden)).unflatten(-1, (self.pred_horizon, self.action_dim))
-
-    def steps(self, global_cond: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
-        """Return the velocity at each of K times that all rows share; what depends on one of both is computed once.
-
-        Args:
-            global_cond: encoded observation, ``[B, C]``.
-            times: flow times, ``[K]``.
-            step_size: step size d of all of them.
-
-        Returns:
-            the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at the time of an index; for ``None`` in its place,
-            of points ``[B, K, H, A]`` at each of the times.
-        """
-        embedded, cond = self._embed(times, torch.full_like(times, step_size)), self.cond(global_cond)
-
-        def velocity(sample: Tensor, i: int | None) -> Tensor:
-            if i is not None:
-                return self._velocity(sample, embedded[i] + cond)
-            embedding = (embedded + cond.unsqueeze(1)).flatten(0, 1)
-            return self._velocity(sample.flatten(0, 1), embedding).view_as(sample)
-
-        return velocity

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.modules.activation import Mish
-from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, ZeroLinear, check_velocity_inputs
+from torchrl_flow.modules.velocity.embedded import EmbeddedVelocity
+from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, ZeroLinear
 
 __all__ = ["ShortCutVelocityMLP"]
 
@@ -32,7 +31,7 @@ class _FiLMResidualBlock(nn.Module):
         return hidden + self.linear_out(self.dropout(self.activation(update)))
 
 
-class ShortCutVelocityMLP(nn.Module):
+class ShortCutVelocityMLP(EmbeddedVelocity):
     """Velocity of a flattened action chunk by a residual MLP with FiLM conditioning.
 
     The chunk is what the layers carry; time, step size and condition modulate every one of them, and enter nowhere
@@ -92,26 +91,16 @@ class ShortCutVelocityMLP(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = ZeroLinear(width, pred_horizon * action_dim)
 
-    def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
-        """Return the velocity, in the shape of ``sample``.
+    def embed_time(self, timestep: Tensor, step_size: Tensor) -> Tensor:
+        """Embed times ``[B]`` and step sizes ``[B]`` as ``[B, width]``."""
+        return self.time_embedding(timestep, step_size)
 
-        Args:
-            sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``. The part that depends
-                only on the observation, two thirds of the work, is then computed once for its N points.
-            timestep: flow time in [0, 1], ``[B]``.
-            step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
-            global_cond: encoded observation, ``[B, C]``.
+    def embed_observation(self, global_cond: Tensor) -> Tensor:
+        """Embed encoded observations ``[B, C]`` as ``[B, width]``: two thirds of the work, once for several points."""
+        return self.cond_embedding(global_cond)
 
-        Raises:
-            ValueError: if a shape does not fit.
-        """
-        shape = (self.pred_horizon, self.action_dim, self.cond_dim)
-        check_velocity_inputs(
-            sample[:, 0] if sample.ndim == 4 else sample, timestep, step_size, global_cond, shape=shape
-        )
-        return self._velocity(sample, self.time_embedding(timestep, step_size) + self.cond_embedding(global_cond))
-
-    def _velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+    def embedded_velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
+        """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, width]``."""
         cond = self.activation(embedding)
         cond = cond.unsqueeze(1) if sample.ndim == 4 else cond
         hidden = self.linear_in(sample.flatten(-2))
@@ -119,26 +108,3 @@ class ShortCutVelocityMLP(nn.Module):
             hidden = block(hidden, cond)
         out = self.linear_out(self.activation(self.norm_out(hidden)))
         return out.unflatten(-1, (self.pred_horizon, self.action_dim))
-
-    def steps(self, global_cond: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
-        """Return the velocity at each of K times that all rows share; what depends on one of both is computed once.
-
-        Args:
-            global_cond: encoded observation, ``[B, C]``.
-            times: flow times, ``[K]``.
-            step_size: step size d of all of them.
-
-        Returns:
-            the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at the time of an index; for ``None`` in its place,
-            of points ``[B, K, H, A]`` at each of the times.
-        """
-        embedded = self.time_embedding(times, torch.full_like(times, step_size))
-        cond = self.cond_embedding(global_cond)
-
-        def velocity(sample: Tensor, i: int | None) -> Tensor:
-            if i is not None:
-                return self._velocity(sample, embedded[i] + cond)
-            embedding = (embedded + cond.unsqueeze(1)).flatten(0, 1)
-            return self._velocity(sample.flatten(0, 1), embedding).view_as(sample)
-
-        return velocity
