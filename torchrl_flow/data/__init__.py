@@ -1,6 +1,6 @@
-"""Demonstrations: read, stored memory-mapped, sampled as action chunks, and mixed with online data.
+"""Readers, memory-mapped stores and chunk samplers of demonstrations, and replay buffers that add online data.
 
-Importing this makes
+Importing this package makes
 ``torchrl.data.datasets.load_dataset("maniskill:<.h5 or store>", pred_horizon=..., act_horizon=...)`` work.
 """
 
@@ -71,5 +71,5 @@ __all__ = [
 
 __getattr__, __dir__ = lazy_exports(__name__)
 
-# `replace`, because a module that is imported anew (a notebook's reload) registers again.
+# `replace`, because a module that is imported again (a notebook's reload) registers a second time.
 register_dataset("maniskill", "torchrl_flow.data.demos.replay:load_demonstrations", replace=True)

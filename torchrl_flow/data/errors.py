@@ -8,15 +8,15 @@ __all__ = ["DataError", "DataWarning"]
 
 
 class DataError(ValueError):
-    """A file, a store or an episode that cannot be used; the message names it, the reason and what to do."""
+    """A file, store or episode that cannot be used; the message names it, the reason and a remedy."""
 
 
 class DataWarning(UserWarning):
-    """Some of the data were not read, or may be wrong."""
+    """Warning that some data were not read or may be wrong."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Tell whether a file is a Git LFS pointer to a large file that was not downloaded."""
+    """Return whether a file is a Git LFS pointer to a large file that was not downloaded."""
     with path.open("rb") as file:
         return file.read(40).startswith(b"version https://git-lfs")
 

@@ -1,4 +1,4 @@
-"""Latents of demonstrated actions, found once and kept on disk."""
+"""Cache on disk of the latents of demonstrated actions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _METADATA, _ROWS, _DIGESTS = "cache.json", "rows", "digests.json"
 def data_digest(data: DemoReplayBuffer) -> str:
     """Return the SHA-256 of the files of a demo buffer and of its chunk options.
 
-    The discount is no part of it: it folds rewards alone.
+    The discount is not included, since it affects only rewards.
     """
     columns = data.store.metadata["columns"]
     sums = {f"{table}/{key}": entry["sha256"] for table, keys in columns.items() for key, entry in keys.items()}
@@ -45,11 +45,11 @@ def data_digest(data: DemoReplayBuffer) -> str:
 class NoiseCache:
     """A memory-mapped table of one latent and one residual for each row of a data set.
 
-    It is filled block by block; what a kill leaves is gone on with, and gives the same table as one go, since each
-    block draws from a generator of its own. The identity of what it was computed from (data, flow, search) is stored
-    beside it, and a table of another one is refused, not used. So are the SHA-256 of the blocks: all of the table is
-    read when it is opened, and a block that has changed since it was written is missing again, with a
-    :class:`DataWarning`. A table from before there were any gets them then, of the blocks that are finite.
+    It is filled block by block. After a kill the remaining blocks are computed; the table equals that of an
+    uninterrupted run, since each block has its own generator. The identity of its inputs (data, flow, search) is stored
+    beside the table, and a table with another identity is refused. The SHA-256 of each block is stored too: opening
+    reads the whole table, and a block that was changed counts as missing, with a :class:`DataWarning`. In an older
+    table without checksums they are added for all finite blocks.
 
     Args:
         root: directory of the cache; it is created if it is missing.
@@ -63,7 +63,7 @@ class NoiseCache:
         seed: seed of the blocks' generators.
 
     Raises:
-        DataError: if the directory holds another cache, or a damaged one. The error names what differs.
+        DataError: if the directory holds another or a damaged cache. The error names the difference.
 
     Examples:
         >>> import tempfile, torch
@@ -116,14 +116,14 @@ class NoiseCache:
     def _create(self, latent_shape: Sequence[int]) -> None:
         rows = self.num_rows
         if os.path.lexists(self.root / _ROWS):
-            # What a kill left is written over; through a link another file would be.
+            # Files left by a kill are overwritten, so links, which would lead to another file, raise an error.
             list_members(self.root, self.root)
             list_members(self.root / _ROWS, self.root)
         entries = {"latent": torch.zeros(rows, *latent_shape), "residual": torch.full((rows,), torch.nan)}
         table = TensorDict({**entries, "done": torch.zeros(rows, dtype=torch.bool)}, batch_size=[rows])
         self.root.mkdir(parents=True, exist_ok=True)
         table.memmap(str(self.root / _ROWS))
-        # Last and whole: a directory without it is one that was never finished being made.
+        # Written last and atomically: a directory without it is incomplete.
         write_json(self.root / _METADATA, self.identity)
 
     def _open(self) -> TensorDict:
@@ -190,7 +190,7 @@ class NoiseCache:
 
     @property
     def missing(self) -> int:
-        """Rows that are still to be computed."""
+        """Rows that are not yet computed."""
         return int((~self._column("done")).sum())
 
     def _column(self, key: str) -> Tensor:
@@ -224,7 +224,7 @@ class NoiseCache:
                     f"{rows.stop - 1}: look at the flow's weights and at these rows of the demonstrations."
                 )
             self._digests[str(first)] = self._digest(first)
-            # After the rows: a kill in between leaves a block that is computed again.
+            # Written after the rows: a kill in between leaves a block that is computed again.
             write_json(self.root / _DIGESTS, self._digests, indent=None)
             yield self.num_rows - self.missing
 

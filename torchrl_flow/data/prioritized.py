@@ -1,4 +1,4 @@
-"""Prioritised replay that does not need TorchRL's compiled extension."""
+"""Prioritised replay without TorchRL's compiled extension."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class PrioritizedSampler(CompiledSampler):
     """TorchRL's :class:`~torchrl.data.PrioritizedSampler`, which needs no compiled extension.
 
     A row of priority p is drawn with probability ``(p + eps)^alpha / sum_j (p_j + eps)^alpha``. Its importance weight,
-    the entry ``priority_weight`` of a batch, is ``(P(i) / min_j P(j))^-beta``, as in TorchRL: that of the rarest row
-    is 1. A row that was written, and not yet given a priority, has the largest priority so far.
+    the entry ``priority_weight`` of a batch, is ``(P(i) / min_j P(j))^-beta``, as in TorchRL: the weight of the least
+    probable row is 1. A written row without a priority has the largest priority so far.
 
-    TorchRL's class keeps its sums in a tree of its C++ extension, and cannot be made where the wheel of TorchRL does
-    not fit that of torch; ``torchrl-flow doctor`` tells. Here they are NumPy arrays of float64. All else is TorchRL's:
-    arguments, annealing of ``alpha`` and ``beta``, ``update_priority``, files. It is an instance of TorchRL's class, so
-    that buffers and trainers treat it as one. Draws come from torch's global generator, or from that of the buffer,
-    where TorchRL takes NumPy's; and the state holds tensors and numbers alone.
+    TorchRL's class stores its sums in a tree of its C++ extension, and cannot be constructed if the wheels of TorchRL
+    and torch do not match; ``torchrl-flow doctor`` reports this. This class uses NumPy arrays of float64. Arguments,
+    annealing of ``alpha`` and ``beta``, ``update_priority`` and files are TorchRL's. It is a subclass of TorchRL's
+    class, so buffers and trainers treat it alike. Draws come from torch's global generator or the buffer's, whereas
+    TorchRL uses NumPy's; the state holds only tensors and numbers.
 
-    It serves a ``TensorDictReplayBuffer(priority_key=...)``, and :class:`~torchrl_flow.data.MixedReplayBuffer` and
-    :class:`~torchrl_flow.data.RatioSampler` as sampler of either part. Losses of this package write ``td_error`` into
-    their batch, which ``buffer.update_tensordict_priority(batch)`` reads.
+    Use it in a ``TensorDictReplayBuffer(priority_key=...)``, or as the sampler of either part of a
+    :class:`~torchrl_flow.data.MixedReplayBuffer` or :class:`~torchrl_flow.data.RatioSampler`. Losses of this package
+    write ``td_error`` into their batch, which ``buffer.update_tensordict_priority(batch)`` reads.
 
     Args:
         max_capacity (int): capacity of the storage in rows.
         alpha (float): exponent of the priorities; 0 draws uniformly.
-        beta (float): exponent of the importance weights; 1 corrects the sampling entirely.
+        beta (float): exponent of the importance weights; 1 corrects the bias of the sampling fully.
         eps (float): constant added to every priority. Defaults to 1e-8.
         **options: options of TorchRL's class, except ``device``: the trees are on the CPU.
 
@@ -104,7 +104,7 @@ class PrioritizedSampler(CompiledSampler):
         return found, {"priority_weight": weight.to(self.dtype)}
 
     def _give_priorities(self, size: int) -> None:
-        """Give rows without a priority the priority of new rows."""
+        """Set the priority of new rows for rows without a priority."""
         if size > self._max_capacity:
             raise ValueError(f"the storage has {size} rows, and max_capacity is {self._max_capacity}: raise it.")
         if size <= self._rows_seen:
@@ -125,7 +125,7 @@ class PrioritizedSampler(CompiledSampler):
             storage: storage; required if it has several dimensions.
 
         Raises:
-            ValueError: if a priority is below 0 or not finite; none is set then.
+            ValueError: if a priority is below 0 or not finite; no priority is then set.
         """
         values = torch.as_tensor(priority).detach().cpu()
         if not bool((values.isfinite() & (values >= 0)).all()):
@@ -170,10 +170,10 @@ class PrioritizedSampler(CompiledSampler):
         return {**self._values(), "_sum_tree": sums, "_min_tree": minima}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the state that :meth:`state_dict` returned.
 
         Raises:
-            RuntimeError: if it is of another ``max_capacity``.
+            RuntimeError: if the state has another ``max_capacity``.
         """
         self._restore(state_dict["_sum_tree"], state_dict["_min_tree"], state_dict)
 
@@ -187,10 +187,11 @@ class PrioritizedSampler(CompiledSampler):
         (path / METADATA).write_text(json.dumps(self._values()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restore what :meth:`dumps` wrote.
+        """Restore the state that :meth:`dumps` wrote.
 
         Raises:
-            DataError: if a file is missing, of another size, or no sampler's. The error names directory and member.
+            DataError: if a file is missing, has another size, or does not belong to a sampler. The error names
+                directory and member.
         """
         path = Path(path)
         check_dump(path)
@@ -240,12 +241,12 @@ class _Tree:
             self._nodes[nodes] = self._combine(self._nodes[2 * nodes], self._nodes[2 * nodes + 1])
 
     def find(self, mass: np.ndarray) -> np.ndarray:
-        """Return for each mass the row at which the sum of all rows up to it exceeds the mass."""
+        """Return, for each mass, the first row at which the cumulative sum exceeds the mass."""
         node, mass = np.ones(mass.shape, dtype=np.int64), mass.copy()
-        # All leaves are at one depth: the descents reach them together.
+        # All leaves have the same depth, so all descents end in the same iteration.
         while node[0] < self._first if len(node) else False:
             left = self._nodes[2 * node]
-            # Rounding may leave some mass where nothing is right of a node.
+            # Rounding may leave some mass at a node whose right subtree is empty.
             right = (mass >= left) & (self._nodes[2 * node + 1] > 0)
             mass -= np.where(right, left, 0.0)
             node = 2 * node + right
@@ -254,7 +255,7 @@ class _Tree:
 
 @contextmanager
 def _without_warning_of_the_extension() -> Iterator[None]:
-    """Suppress the warnings of TorchRL about its extension, which this sampler does not need."""
+    """Suppress TorchRL's warnings about its extension, which this sampler does not need."""
     logger = logging.getLogger("torchrl")
 
     def keep(record: logging.LogRecord) -> bool:

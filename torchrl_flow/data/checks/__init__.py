@@ -1,1 +1,1 @@
-"""Checks of files before a loader reads them: archives, JSON, HDF5, memory maps, replay buffers."""
+"""Checks of files before a loader reads them: archives, JSON, HDF5, memory maps and replay buffers."""

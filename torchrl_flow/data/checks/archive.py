@@ -1,4 +1,4 @@
-"""Zip archives and files of ``torch.save``, checked before anything is unpacked."""
+"""Checks of zip archives and ``torch.save`` files before any member is unpacked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torchrl_flow.data.errors import DataError
 __all__ = ["check_torch_stream", "check_zip", "load_torch"]
 
 MAX_RATIO = 100
-"""How many times its own size an archive may hold once its members are unpacked."""
+"""Largest allowed ratio of an archive's unpacked size to its file size."""
 SMALL = 64 * 2**20
-"""Bytes below which the ratio does not matter."""
+"""Unpacked size in bytes up to which the ratio is not checked."""
 _MAX_MEMBERS = 100_000
 _TORCH_MEMBERS = re.compile(
     r"(data\.pkl|byteorder|version|data/\d+|\.data/serialization_id|\.format_version|\.storage_alignment)"
@@ -46,9 +46,9 @@ def check_zip(
         The members by name.
 
     Raises:
-        DataError: if a member's name is absolute, leads out of the archive or occurs twice; if a member is a link, a
-            directory, encrypted, or compressed by a method other than deflate; or if its content is too large for its
-            size (a zip bomb). The error names archive and member.
+        DataError: if a member's name is absolute, points outside the archive or occurs twice; if a member is a link, a
+            directory, encrypted, or compressed by a method other than deflate; or if the unpacked size is too large for
+            the file size (a zip bomb). The error names archive and member.
     """
     infos = archive.infolist()
     if len(infos) > _MAX_MEMBERS:
@@ -82,7 +82,7 @@ def check_zip(
 def _check_member(info: zipfile.ZipInfo, name: str, compressed: bool) -> None:
     member = info.filename
     shown = f"{name} has the member {member[:120]!r}"
-    # ZipInfo cuts names at a null byte, and turns separators of other systems into slashes only there.
+    # ZipInfo cuts names at a null byte, and replaces path separators by slashes only on some systems.
     if info.orig_filename != member or "\\" in member or not member.isprintable():
         raise DataError(f"{shown} ({info.orig_filename[:120]!r} in the file), which is not a plain name.")
     if member.startswith("/") or re.match(r"[A-Za-z]:", member) or any(p in ("", ".", "..") for p in member.split("/")):
@@ -102,7 +102,7 @@ def _check_member(info: zipfile.ZipInfo, name: str, compressed: bool) -> None:
 
 
 def check_torch_stream(stream: IO[bytes], name: str) -> None:
-    """Check that a seekable stream is a file of ``torch.save``: a zip archive, uncompressed, of tensors and a table.
+    """Check that a seekable stream is a ``torch.save`` file: an uncompressed zip archive with the expected members.
 
     Raises:
         DataError: if the check fails. The error names the file.
@@ -130,8 +130,8 @@ def load_torch(path: Path, *, map_location: Any = "cpu") -> Any:
     """Check a file of ``torch.save`` and read it without running code from it.
 
     Raises:
-        DataError: if it is something else, damaged, or holds more than tensors and plain values. The error names the
-            file.
+        DataError: if the file has another format, is damaged, or holds objects other than tensors and plain values. The
+            error names the file.
     """
     if path.is_symlink() or not path.is_file():
         raise DataError(f"{path} is not a regular file: give the file itself, not a link or a device.")
@@ -139,6 +139,6 @@ def load_torch(path: Path, *, map_location: Any = "cpu") -> Any:
         check_torch_stream(stream, str(path))
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever torch's restricted unpickler meets in a file that it refuses
+    except Exception as error:  # torch's restricted unpickler raises errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as plain tensors: {reason}") from error

@@ -1,4 +1,4 @@
-"""HDF5 files, checked so that reading one reads no other file."""
+"""Checks of HDF5 files, so that reading one file cannot read another one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SMALL = 64 * 2**20
 
 @contextmanager
 def reading_hdf5(path: Path) -> Iterator[None]:
-    """Name the file where HDF5 fails over its bytes.
+    """Turn HDF5's errors about damaged content into errors that name the file.
 
     Raises:
-        DataError: in place of whatever h5py raises.
+        DataError: instead of the errors that h5py raises.
     """
     try:
         yield
@@ -42,17 +42,17 @@ def reading_hdf5(path: Path) -> Iterator[None]:
 
 
 def check_hdf5(file: h5py.File, path: Path) -> None:
-    """Refuse a file whose links or data sets lead to other files, or that claims far more data than it stores.
+    """Refuse a file whose links or data sets refer to other files, or that declares far more data than it stores.
 
-    Soft links within the file are fine: what they lead to is met by its own link.
+    Soft links within the file are accepted: their target is also reached, and checked, through its own link.
 
     Args:
         file: file, open for reading; only its structure is read.
         path: path of the file, for the error.
 
     Raises:
-        DataError: naming file and data set or link, for external links, external storage, virtual data sets, links of
-            a kind that a plug-in defines, or a data set that cannot hold what it claims; or if the file is damaged.
+        DataError: naming file and data set or link, for external links, external storage, virtual data sets, links of a
+            kind that a plug-in defines, or a data set larger than its stored bytes allow; or if the file is damaged.
     """
     with reading_hdf5(path):
         _check_links(file, path)
@@ -75,7 +75,7 @@ def _check_links(file: h5py.File, path: Path) -> None:
                 raise _leads_out(path, name, f"is a link to {inside!r} in the file {target!r}")
             if kind != h5l.TYPE_HARD:
                 raise _leads_out(path, name, "is a link of a kind that a plug-in defines")
-            address = link.u  # of a hard link, where its object lies
+            address = link.u  # the address of a hard link's object
             if address in seen:
                 continue
             seen.add(address)

@@ -24,8 +24,8 @@ def read_json(path: Path) -> Any:
         path: path of a regular file, not of a link.
 
     Raises:
-        DataError: if it is missing, a link, too large, not UTF-8, not JSON or nested too deeply. The error names the
-            file.
+        DataError: if the file is missing, a link, too large, not UTF-8, not JSON or nested too deeply. The error names
+            the file.
     """
     try:
         found = path.lstat()
@@ -43,7 +43,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        DataError: as :func:`read_json`; or if the file holds something else.
+        DataError: as :func:`read_json`; or if the content is not an object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -59,7 +59,7 @@ def parse_json(content: bytes, name: str) -> Any:
         name: name of the text in errors.
 
     Raises:
-        DataError: if it is too large, no text, not JSON or nested too deeply.
+        DataError: if the content is too large, not text, not JSON or nested too deeply.
 
     Examples:
         >>> parse_json(b'{"rows": [3]}', "meta.json")

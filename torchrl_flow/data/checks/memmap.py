@@ -1,7 +1,7 @@
-"""Directories of memory-mapped TensorDicts, checked before TensorDict reads them.
+"""Checks of directories of memory-mapped TensorDicts before TensorDict reads them.
 
-TensorDict's own loader builds whatever class the directory names and unpickles what is no tensor, so that a
-directory from elsewhere could run code. What is checked here holds plain tensors in plain containers, nothing else,
+TensorDict's own loader builds any class that the directory names and unpickles every entry that is not a tensor, so an
+untrusted directory could run code. A directory that passes these checks holds only plain tensors in plain containers,
 and no file that could be read past its end.
 """
 
@@ -32,7 +32,7 @@ _NON_TENSOR = "<class 'tensordict.tensorclass.NonTensorData'>"
 _NULL = {"_type": _NON_TENSOR, "data": None, "_is_non_tensor": True, "_metadata": None}
 _PICKLES = (".pkl", ".pickle", ".pck", ".pt", ".pth", ".bin", ".dill", ".joblib", ".npy", ".npz", ".t")
 _DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that desktop programs create in directories; nothing reads them."""
+"""Files that desktop programs create in directories; they are ignored."""
 _DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -45,7 +45,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class MemmapEntry:
-    """Shape and type of a tensor on disk, as its header says and its file's size confirms."""
+    """Shape and type of a tensor on disk, from its header, checked against the size of its file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -76,7 +76,7 @@ def check_memmap(
     Args:
         folder: the directory.
         root: directory that errors name; members are named relative to it. Defaults to ``folder``.
-        beside: names of further files that the directory may hold, which the caller checks.
+        beside: names of further files that the directory may hold; the caller checks them.
         allow_null: accept entries that are None, as TorchRL's samplers write before the first draw.
 
     Returns:
@@ -95,14 +95,15 @@ def check_memmap(
 def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
     """Return the members of a directory by name; links and special files raise an error.
 
-    What desktops and killed writers leave is not among them; nothing reads it.
+    Files left by desktop programs and killed writers are not listed.
 
     Args:
         folder: the directory.
         root: directory that errors name; members are named relative to it.
 
     Raises:
-        DataError: if the check fails. The error names the member, or the directory where it cannot be listed.
+        DataError: if a member is refused or the directory cannot be listed. The error names the member or the
+            directory.
     """
     try:
         with os.scandir(folder) as entries:
@@ -119,7 +120,7 @@ def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
 
 
 def require_members(members: Collection[str], allowed: Collection[str], folder: Path, root: Path) -> None:
-    """Refuse members of a directory that do not belong there, saying why a pickle does not."""
+    """Refuse unknown members of a directory; the error for a pickle gives the reason."""
     for name in sorted(set(members) - set(allowed)):
         where = (folder / name).relative_to(root).as_posix()
         if name.endswith(_PICKLES):
@@ -130,7 +131,7 @@ def require_members(members: Collection[str], allowed: Collection[str], folder: 
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
-    """Return a shape read from JSON, or None if it is no list of counts."""
+    """Return a shape read from JSON, or None if it is not a list of non-negative integers."""
     if not isinstance(value, list) or len(value) > MAX_DEPTH:
         return None
     counts = all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**48 for size in value)
@@ -138,7 +139,7 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def dtype_of(name: Any) -> torch.dtype | None:
-    """Return the type of tensor elements that a text such as ``"torch.float32"`` names, or None."""
+    """Return the tensor dtype for a name such as ``"torch.float32"``, or None if the name is unknown."""
     return _DTYPES.get(name) if isinstance(name, str) else None
 
 
@@ -204,8 +205,8 @@ def _check_header(header: Any, where: str, root: Path) -> tuple[int, ...]:
 
 
 def _is_written_since_0_15(key: str, value: Any) -> bool:
-    """Tell whether an entry is one of the two that TensorDict 0.15 adds; another class or version is none of them."""
-    # True is no version, though it equals 1.
+    """Return whether an entry is one of the two that TensorDict 0.15 adds, with the expected class or version."""
+    # True equals 1 but is not a version.
     return (key == "_format_version" and type(value) is int and value == 1) or (key == "_class" and value == _CLASS)
 
 
@@ -213,7 +214,7 @@ def _member_name(key: str, suffix: str, members: Mapping[str, Any]) -> str:
     """Return the file name of a key: TensorDict encodes characters that a file name cannot have."""
     encoded = file_name_of(key) + suffix
     plain = key + suffix
-    # Written before keys were encoded; a member's name, so it cannot lead out of the directory.
+    # Written before keys were encoded. It is the name of a member, so it cannot point outside the directory.
     return plain if encoded not in members and plain in members else encoded
 
 
@@ -226,7 +227,7 @@ def _require_container(entry: Mapping[str, Any], key: str, where: str, root: Pat
 
 
 def _is_null(entry: Mapping[str, Any], folder: Path, root: Path, allow_null: bool) -> bool:
-    """Tell whether an entry is None, stored as JSON: the only value beside tensors that is accepted."""
+    """Return whether an entry is None, stored as JSON: the only accepted value that is not a tensor."""
     if not allow_null or entry != {"type": "NonTensorData"} or folder.is_symlink() or not folder.is_dir():
         return False
     return set(list_members(folder, root)) == {HEADER} and read_json(folder / HEADER) == _NULL

@@ -1,7 +1,7 @@
-"""Directories to which TorchRL's replay buffers dump themselves, checked before they are read.
+"""Checks of the directories that TorchRL's replay buffers dump, before they are read.
 
-TorchRL unpickles ``prefetch.pkl``, reads ``torch.save`` files of samplers and transforms, and maps files by sizes that
-JSON gives. Each file is checked by its kind, and a file of another kind is refused.
+TorchRL unpickles ``prefetch.pkl``, reads ``torch.save`` files of samplers and transforms, and maps files with the sizes
+given in JSON files. Each file is checked by its kind, and a file of another kind is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PREFETCH", "check_dump", "is_empty_prefetch"]
 PREFETCH = "prefetch.pkl"
 _TORCH = (".pt", ".t")
 _BESIDE = ("storage_metadata.json",)
-"""What TorchRL writes into the directory of a memory-mapped TensorDict beside it."""
+"""Further files that TorchRL writes into the directory of a memory-mapped TensorDict."""
 
 
 def check_dump(root: str | Path) -> None:
@@ -43,7 +43,7 @@ def check_dump(root: str | Path) -> None:
 
 
 def is_empty_prefetch(path: Path) -> bool:
-    """Tell whether a ``prefetch.pkl`` is, byte for byte, what an empty queue is pickled to."""
+    """Return whether a ``prefetch.pkl`` is, byte for byte, the pickle of an empty queue."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > 256:
         return False
     content = path.read_bytes()
@@ -83,7 +83,7 @@ def _check_folder(folder: Path, root: Path, depth: int) -> None:
 
 
 def _sizes_from_json(folder: Path, files: set[str]) -> dict[str, int]:
-    """Return sizes of the files that TorchRL maps by what its JSON says."""
+    """Return the sizes, from TorchRL's JSON files, of the files that TorchRL maps."""
     sizes: dict[str, int] = {}
     if "sampler_metadata.json" in files:
         sampler = read_json(folder / "sampler_metadata.json")
@@ -110,7 +110,7 @@ def _size(name: str, shape: Any, dtype: Any) -> dict[str, int]:
 
 
 def _check_json(path: Path, root: Path) -> None:
-    """Refuse JSON whose types TorchRL's storage of compressed items would hand to ``eval``."""
+    """Refuse JSON with unknown type names, which TorchRL's storage of compressed items would pass to ``eval``."""
     level = [read_json(path)]
     while level:
         for item in level:

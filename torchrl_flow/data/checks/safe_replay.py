@@ -1,4 +1,4 @@
-"""A replay buffer whose dump holds no pickle, and that checks a dump before it reads it."""
+"""A replay buffer that writes dumps without pickles and checks a dump before reading it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _QUEUE = "prefetch.pt"
 class CheckedReplayBuffer(TensorDictReplayBuffer):
     """A :class:`~torchrl.data.TensorDictReplayBuffer` that pickles nothing and unpickles nothing.
 
-    TorchRL keeps the queue of prefetched batches as a pickle. Here it is a ``torch.save`` file of tensors, which is
-    read with ``weights_only=True``, and there is none while the queue is empty.
+    TorchRL keeps the queue of prefetched batches as a pickle. This class writes a ``torch.save`` file of tensors, reads
+    it with ``weights_only=True``, and writes no file while the queue is empty.
     """
 
     def dumps(self, path: str | Path) -> None:
@@ -37,7 +37,7 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
         write_json(Path(path) / DIGESTS, _digests(Path(path)))
 
     def loads(self, path: str | Path) -> None:
-        """Restore what :meth:`dumps` wrote, after checking every file of it.
+        """Restore the state that :meth:`dumps` wrote, after checking every file.
 
         Raises:
             DataError: if a file could run code, is of an unknown kind, does not have the size in its header, is
@@ -58,7 +58,7 @@ class CheckedReplayBuffer(TensorDictReplayBuffer):
             torch.save({**prefetch_state, "queue": queue}, path / _QUEUE)
 
     def _load_prefetch_state(self, path: Path) -> dict[str, Any] | None:
-        # A `prefetch.pkl` has been checked to hold an empty queue, which is what there is without one.
+        # A `prefetch.pkl` has been checked to hold an empty queue, so it can be ignored.
         if not os.path.lexists(path / _QUEUE):
             return None
         state = load_torch(path / _QUEUE)
@@ -74,7 +74,7 @@ def _digests(root: Path) -> dict[str, str]:
 
 
 def _check_digests(root: Path) -> None:
-    if not os.path.lexists(root / DIGESTS):  # dumped before there were checksums
+    if not os.path.lexists(root / DIGESTS):  # dumped by a version without checksums
         return
     wanted = read_json(root / DIGESTS)
     if not isinstance(wanted, dict):

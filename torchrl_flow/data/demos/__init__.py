@@ -1,1 +1,1 @@
-"""Demonstrations: episodes, trajectory files, memory-mapped stores, samples of action chunks."""
+"""Demonstrations: episodes, trajectory files, memory-mapped stores and action chunks."""

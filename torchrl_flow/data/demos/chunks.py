@@ -52,21 +52,20 @@ class ChunkStorage(Storage):
       of the episode the first is repeated (as the environment's history does after a reset);
     - ``action_chunk`` ``[H, A]``: the actions from step t on (``alignment="newest"``) or from step t-T+1 on
       (``"oldest"``);
-    - ``action_mask`` ``[H]``: which of them are to be imitated: not padding (see ``padding``), and before the
-      first step at which the demonstrator was disturbed on purpose;
+    - ``action_mask`` ``[H]``: which actions of the chunk are to be imitated: those that are not padding (see
+      ``padding``) and come before the first step at which the demonstrator was disturbed on purpose;
     - ``action`` ``[H_a, A]``: the executed slice of the chunk, which starts at step t;
-    - under ``next``, what executing it leads to, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
-      execution ends after k steps, at the first success, failure or other end of the task (``terminated``), at
-      the last step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is
-      sum_{i<k} gamma^i r_i, and the observations are the history at step t+k. ``success`` is whether any of the k
-      steps was successful;
-    - ``steps_to_next_obs`` at the root too, where TorchRL's value estimators look for it;
+    - under ``next``, the result of executing that slice, in the SMDP form of :class:`~torchrl_flow.envs.SMDPChunk`:
+      execution ends after k steps, at the first success, failure or other end of the task (``terminated``), at the last
+      step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i,
+      and the observations are the history at step t+k. ``success`` is whether any of the k steps was successful;
+    - ``steps_to_next_obs`` also at the root, where TorchRL's value estimators read it;
     - ``is_demo``: true.
 
     An episode that ends in success or failure is terminated, not truncated. Recorded steps after a success are items
     too; a chunk that starts at a step that is (still) successful has k = 1. Windows never cross episodes.
-    Indexing with ``[*B]`` indices gathers just the rows needed, so the cost does not depend on the size of
-    the store, and images that are not asked for are not read.
+    Indexing with ``[*B]`` indices gathers only the rows needed, so the cost does not depend on the size of the store,
+    and images outside ``obs_keys`` are not read.
 
     Args:
         store: the demonstrations.
@@ -75,22 +74,22 @@ class ChunkStorage(Storage):
         pred_horizon: H, actions in a chunk.
         act_horizon: H_a, actions that are executed.
         obs_horizon: T, frames in a history. Defaults to 1.
-        gamma: discount per step, with which rewards are folded. Defaults to 0.99.
+        gamma: discount per step, used to sum the rewards of a chunk. Defaults to 0.99.
         alignment: see :func:`~torchrl_flow.functional.chunk.executed_slice`. Defaults to ``"newest"``.
-        padding: actions beyond either end of the episode. ``"last"`` repeats the nearest action; ``"hold"`` has zeros,
-            no motion for delta controllers, except in ``hold_dims``, which repeat the nearest one. Defaults to
-            ``"last"``.
+        padding: actions before the start and after the end of the episode. ``"last"`` repeats the nearest action;
+            ``"hold"`` has zeros, no motion for delta controllers, except in ``hold_dims``, which repeat the nearest
+            one. Defaults to ``"last"``.
         hold_dims: entries of the action that ``"hold"`` keeps; the gripper command is ManiSkill's last. Defaults to
             ``(-1,)``.
         mask_padding: ``False`` marks padding as valid in ``action_mask``, so that a policy also learns the padding
             (with ``"hold"``: to hold still after the end of a demonstration). Defaults to ``True``.
         terminate_on_success: ``False`` continues transitions after successes, failures and other ends, as an
             environment with ``ignore_terminations`` does. Defaults to ``True``.
-        rewards: ``"recorded"`` folds the store's rewards, ``"sparse"`` success less failure in their place. Defaults to
+        rewards: ``"recorded"`` sums the store's rewards; ``"sparse"`` sums success minus failure instead. Defaults to
             ``"recorded"``.
         obs_keys: frames to return. Defaults to all but ``env_state``.
-        next_obs: ``False`` leaves out the frames under ``next``, which cloning does not need and which are half the
-            cost with images. Defaults to ``True``.
+        next_obs: ``False`` leaves out the frames under ``next``. Behaviour cloning does not need them, and with images
+            they are half of the cost. Defaults to ``True``.
         keys: names of the other entries. Defaults to :class:`ChunkKeys`.
         device: device of the batches. Defaults to the CPU.
 
@@ -146,10 +145,10 @@ class ChunkStorage(Storage):
         self.batch_device = None if device is None else torch.device(device)
         self.obs_keys, self.next_obs = _frame_keys(store, obs_keys), next_obs
         self._hold = _hold_mask(store.steps["action"].shape[-1], hold_dims) if padding == "hold" else None
-        # Plain views of the same memory: a MemoryMappedTensor goes through Python at every operation.
+        # Plain views of the same memory: a MemoryMappedTensor runs Python code at every operation.
         self._action = store.steps["action"].as_subclass(Tensor)
         self._frames = {key: store.frames.get(key).as_subclass(Tensor) for key in self.obs_keys}
-        # The index tables are read at every batch and small, 15 bytes a step: these are copies in memory.
+        # The index tables are small (15 bytes a step) and read at every batch, so they are copied into memory.
         self._episode = store.steps["episode"].clone()
         self._start, self._length = store.episodes["start"].clone(), store.episodes["length"].clone()
         self._success, self._perturbed = store.step_flag("success"), store.step_flag("perturbed")
@@ -158,10 +157,10 @@ class ChunkStorage(Storage):
         self._reward = recorded.clone() if rewards == "recorded" else store.sparse_reward()
 
     device = torch.device("cpu")
-    """Device of the indices: the store is on the CPU."""
+    """Device of the indices: the CPU, as for the store."""
 
     def get(self, index: Any) -> TensorDict:
-        """Fold the chunks of the given steps.
+        """Return the chunks of the given steps.
 
         Args:
             index: int, slice, sequence, bool mask or int tensor of shape ``[*B]``.
@@ -198,9 +197,9 @@ class ChunkStorage(Storage):
         return _tensordict(root, size).set("next", _tensordict(outcome, size))
 
     def _outcome(self, rows: Tensor, end: Tensor) -> tuple[Tensor, dict[NestedKey, Tensor]]:
-        """Return the number of executed steps, and everything under ``next`` but the frames."""
+        """Return the number of executed steps, and the entries under ``next`` except the frames."""
         window = rows[:, None] + torch.arange(self.act_horizon)
-        # Steps past the end of the episode read its last step, and the mask of executed steps leaves them out.
+        # Steps past the end of the episode read its last step; the mask of executed steps excludes them.
         last = window >= end[:, None] - 1
         window = torch.minimum(window, end[:, None] - 1)
         success = self._success[window]
@@ -227,12 +226,12 @@ class ChunkStorage(Storage):
         chunk = _gather(self._action, inside)
         if self._hold is not None:
             chunk = torch.where(exists[..., None] | self._hold, chunk, 0.0)
-        # What follows a disturbance answers a state that the chunk's observation does not show.
+        # Actions after a disturbance respond to a state that the chunk's observation does not contain.
         known = self._perturbed[inside].cumsum(-1) == 0
         return chunk, known & exists if self.mask_padding else known
 
     def _history(self, frames: Tensor, first: Tensor) -> dict[NestedKey, Tensor]:
-        """Return the frames up to the given ones, not before the first of their episode."""
+        """Return the histories that end at the given frames, limited to their episodes."""
         # At the start of an episode the history repeats the first frame.
         window = torch.maximum(frames[:, None] + torch.arange(1 - self.obs_horizon, 1), first[:, None])
         return {key: _gather(table, window) for key, table in self._frames.items()}
@@ -261,13 +260,13 @@ class ChunkStorage(Storage):
         raise RuntimeError("ChunkStorage is read-only and cannot be emptied.")
 
     def contains(self, item: Any) -> Tensor | bool:
-        """Tell which indices are within the store."""
+        """Return which indices are within the store."""
         rows = torch.as_tensor(item)
         inside = (rows >= -len(self)) & (rows < len(self))
         return bool(inside) if inside.ndim == 0 else inside
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the identity of the data and not the data, so that a checkpoint stays small."""
+        """Return the identity of the data instead of the data, so that a checkpoint stays small."""
         return {
             "num_steps": len(self),
             "key": self.store.metadata.get("key"),
@@ -282,7 +281,7 @@ class ChunkStorage(Storage):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that this storage has the data and the folding of the one that was saved.
+        """Check that this storage has the same data and chunk options as the saved one.
 
         Raises:
             RuntimeError: if the check fails. The error names what differs.
@@ -298,10 +297,10 @@ class ChunkStorage(Storage):
         (Path(path) / "chunk_storage.json").write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Check against what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+        """Compare with the state that :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: if it is missing or not a JSON object. The error names the file.
+            DataError: if the file is missing or not a JSON object. The error names the file.
         """
         file = Path(path) / "chunk_storage.json"
         content = read_json(file)
@@ -326,7 +325,7 @@ def _tensordict(entries: dict[NestedKey, Tensor], size: int) -> TensorDict:
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
-    """Return ``table[rows]``, by the operation that copies whole rows."""
+    """Return ``table[rows]``, with ``index_select``, which copies whole rows."""
     return table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, *table.shape[1:])
 
 

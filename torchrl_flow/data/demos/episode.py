@@ -1,4 +1,4 @@
-"""One recorded episode, validated when it is made and trimmed on request."""
+"""One recorded episode, validated on construction, and functions that shorten it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torchrl_flow.util.numbers import first_implausible
 __all__ = ["Episode", "cut_after_success", "drop_idle_steps", "first_steps"]
 
 STEP_KEYS = ("action", "reward", "success", "perturbed", "fail", "terminated")
-"""Entries of a step, all but ``action`` one number each."""
+"""Entries of a step; each except ``action`` is one number."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps between T + 1 frames, validated when it is made.
+    """T steps between T + 1 frames, validated on construction.
 
-    Floating-point entries of any precision become float32, as environments give them; so does ``observation`` of
-    integers or flags.
+    Floating-point entries of any precision become float32, the type that environments return; so does an
+    ``observation`` of integers or flags.
 
     Args:
-        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones). Frame t is the observation that action t was
-            chosen from.
+        frames: tensors ``[T + 1, ...]`` by key (tuples for nested ones). Frame t is the observation from which action t
+            was chosen.
         action: ``[T, A]`` float32.
         reward: ``[T]`` float32, received after action t.
         success: ``[T]`` bool, whether the task is solved after action t; not latched.
@@ -45,7 +45,7 @@ class Episode:
             holding a pose.
 
     Raises:
-        DataError: if something is missing, not finite or above 1e9 in size, or of another length or type, or an episode
+        DataError: if an entry is missing, not finite, above 1e9 in size, or of another length or type, or an episode
             continues after it was truncated.
     """
 
@@ -62,7 +62,7 @@ class Episode:
     success_terminates: bool = True
 
     def __post_init__(self) -> None:
-        """Convert and check."""
+        """Convert and check the fields."""
         action = _actions(self.action, self.name)
         steps = action.shape[0]
         success = _flags(self.success, "success", steps, self.name)
@@ -96,13 +96,13 @@ class Episode:
         Args:
             data: ``action`` ``[T, A]``; optionally ``success`` ``[T]`` or ``[T, 1]`` (default: never), and, of the same
                 shape, ``fail`` (default: never), ``terminated`` (default: at success and failure), ``truncated``
-                (default: the last step, unless it is terminated), ``reward`` (default: success less failure),
+                (default: the last step, unless it is terminated), ``reward`` (default: success minus failure),
                 ``perturbed`` (default: never), ``seed``, and ``success_terminates``, whether a success ends the task
                 (default: it does); every other entry, nested ones too, holds frames ``[T + 1, ...]``.
             name: name of the episode in errors.
 
         Raises:
-            DataError: if something is missing, not finite, or of another length or type.
+            DataError: if an entry is missing, not finite, or of another length or type.
 
         Examples:
             >>> episode = Episode.from_mapping({"observation": torch.zeros(4, 2), "action": torch.ones(3, 1)})
@@ -151,7 +151,7 @@ class Episode:
 
 
 def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
-    """End an episode ``keep`` steps after its first successful one; an unsuccessful one is returned whole.
+    """End an episode ``keep`` steps after its first success; an unsuccessful episode is returned unchanged.
 
     Raises:
         ValueError: if ``keep`` is negative.
@@ -165,7 +165,7 @@ def cut_after_success(episode: Episode, keep: int = 0) -> Episode:
 
 
 def first_steps(episode: Episode, number: int) -> Episode:
-    """Return the first steps of an episode, all of them where it has no more.
+    """Return the first ``number`` steps of an episode, or all of them if it is shorter.
 
     Raises:
         ValueError: if ``number`` is below 1.
@@ -179,13 +179,13 @@ def first_steps(episode: Episode, number: int) -> Episode:
 
 
 def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: float = 0.002) -> Episode:
-    """Leave out steps in which the action commands no motion and the observation does not change.
+    """Remove steps in which the action commands no motion and the observation does not change.
 
     Step t is idle when each entry of its action but the last (the gripper command) is at most ``motion_tol``
-    in size, the gripper command is that of the step before, and ``observation`` changes by at most
-    ``frame_tol`` in any entry. A step that changes ``success``, ``fail`` or ``terminated``, or that carries a reward
-    its predecessor did not, is always kept, and so is the first one that follows a change of the gripper command.
-    Frame t goes with step t: the action after the gap stays with the frame it was chosen from.
+    in size, the gripper command is the same as in the previous step, and ``observation`` changes by at most
+    ``frame_tol`` in any entry. A step that changes ``success``, ``fail`` or ``terminated``, or whose reward differs
+    from the previous one, is always kept, and so is the first step after a change of the gripper command. Frame t is
+    removed with step t, so each remaining action keeps the frame from which it was chosen.
 
     Args:
         episode: episode with an ``observation``.
@@ -194,7 +194,7 @@ def drop_idle_steps(episode: Episode, *, motion_tol: float = 0.02, frame_tol: fl
             and so on).
 
     Raises:
-        DataError: if there is no ``observation`` to see a change in.
+        DataError: if there is no ``observation``.
     """
     observation = episode.frames.get("observation")
     if observation is None:

@@ -1,4 +1,4 @@
-"""Reads ManiSkill trajectory files into demo stores."""
+"""Reader of ManiSkill trajectory files into demo stores."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ __all__ = ["read_maniskill"]
 
 
 def read_maniskill(path: str | Path, root: str | Path | None = None, **options: Any) -> DemoStore:
-    """Read a trajectory ``.h5`` (with its ``.json``) into a demo store, or reopen the one made of it
-    before.
+    """Read a trajectory ``.h5`` (with its ``.json``) into a demo store, or reopen the store made from it before.
 
-    ``observation`` ``[T + 1, D]`` is the flat vector of state mode as it is, or the nested entries joined by
-    :func:`~torchrl_flow.functional.observation.flatten_state`; ``pixels`` ``[T + 1, 3, h, w]`` uint8 are the
-    images of one camera. ``terminated`` and ``truncated`` of the file are ignored: demonstrations outlast the
-    task's registered time limit, and carry flags in mid-trajectory. What ends a transition is rebuilt from
-    ``success`` and ``fail``, as ManiSkill does, by :class:`~torchrl_flow.data.ChunkStorage`. ``reward`` is what was
-    recorded, or ManiSkill's sparse reward, success less failure. A file without ``success`` is read for its recorded
-    rewards or its failures, with a :class:`DataWarning`, and no step of it counts as a success.
+    ``observation`` ``[T + 1, D]`` is the flat vector of state mode, unchanged, or the nested entries joined by
+    :func:`~torchrl_flow.functional.observation.flatten_state`; ``pixels`` ``[T + 1, 3, h, w]`` uint8 are the images of
+    one camera. ``terminated`` and ``truncated`` of the file are ignored: demonstrations exceed the task's registered
+    time limit, and have flags set in mid-trajectory. :class:`~torchrl_flow.data.ChunkStorage` computes the end of a
+    transition from ``success`` and ``fail``, as ManiSkill does. ``reward`` is the recorded reward, or ManiSkill's
+    sparse reward, success minus failure. A file without ``success`` is read if it has recorded rewards or failures,
+    with a :class:`DataWarning`; none of its steps counts as a success.
 
     Args:
         path: the ``.h5`` file.
@@ -42,13 +41,13 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
         **options: fields of :class:`ReadOptions`.
 
     Returns:
-        The store. An episode that cannot be used (not finite, of another length or shape, incomplete) is left
-        out, with a :class:`DataWarning` and its reason in ``store.skipped``; so are depth and point clouds. Fewer
-        good episodes than ``max_episodes`` are a :class:`DataWarning` too.
+        The store. An episode that cannot be used (not finite, of another length or shape, incomplete) is left out, with
+        a :class:`DataWarning` and its reason in ``store.skipped``; depth and point clouds are left out too. Fewer valid
+        episodes than ``max_episodes`` also give a :class:`DataWarning`.
 
     Raises:
         DataError: if the file is refused (see :class:`TrajectoryFile`), was changed since make-demos made it, has no
-            observations, no good episode, or ``root`` holds something else.
+            observations or no valid episode, or ``root`` holds other content.
     """
     chosen = ReadOptions(**options)
     with TrajectoryFile(path) as source:
@@ -59,7 +58,7 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
         if target.exists():
             store = _reopen(target, key, source.path)
             if "reward_mode" not in store.metadata or "doubts" not in store.metadata:
-                # Made before these were kept: the file tells.
+                # The store is older than these entries: read them from the file.
                 store.metadata.update(_about(EpisodeReader(source, chosen)))
             else:
                 warn_doubts(store.metadata["doubts"])
@@ -114,12 +113,12 @@ def _build(
     except OSError:
         if not target.exists():
             raise
-        # Another process read the same file meanwhile and was first.
+        # Another process has created the store from the same file in the meantime.
         return _reopen(target, key, path)
 
 
 def _store_key(sha256: list[str], options: ReadOptions, *, fails: bool) -> str:
-    # Stores made before failures were kept are not those of a file that has any.
+    # Older stores lack failures: a file with failures gets another key.
     content = json.dumps([VERSION, sha256, asdict(options), *(["fail"] if fails else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 

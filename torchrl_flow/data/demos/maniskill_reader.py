@@ -1,4 +1,4 @@
-"""Turns the trajectories of a ManiSkill file into episodes."""
+"""Conversion of the trajectories of a ManiSkill file to episodes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReadOptions:
 
 
 class EpisodeReader:
-    """Yields the good episodes of a file, and keeps the reasons of the others in ``skipped``."""
+    """Reader of the valid episodes of a file; ``skipped`` has the reasons for leaving out the others."""
 
     def __init__(self, source: TrajectoryFile, options: ReadOptions) -> None:
         self.source, self.options = source, options
@@ -82,7 +82,7 @@ class EpisodeReader:
         return self.source.env_field("reward_mode") if "rewards" in self.layout else "sparse"
 
     def episodes(self) -> Iterator[Episode]:
-        """Yield them in the order of the file; raise when there is none."""
+        """Yield the valid episodes in the order of the file; raise an error if there is none."""
         count = 0
         for number in range(len(self.source.episodes)):
             if count == self.options.max_episodes:
@@ -146,7 +146,7 @@ class EpisodeReader:
         return frames
 
     def _read_layout(self, number: int) -> dict[str, tuple[int, ...]]:
-        """Return the layout of an entry, empty where its part of the file is damaged."""
+        """Return the layout of an entry, empty if its part of the file is damaged."""
         try:
             return _layout(self.source.group(number))
         except DAMAGE as error:
@@ -154,7 +154,7 @@ class EpisodeReader:
             return {}
 
     def _common_layout(self) -> dict[str, tuple[int, ...]]:
-        """Return the entries and row shapes that most trajectories have; the others are bad."""
+        """Return the entries and row shapes of most trajectories; trajectories with other layouts are invalid."""
         layouts = list(self._layouts.values())
         counts = Counter(json.dumps(layout, sort_keys=True) for layout in layouts if layout)
         most = counts.most_common(1)[0][0] if counts else None
@@ -196,7 +196,7 @@ class EpisodeReader:
                 )
 
     def _left_out(self) -> Iterator[str]:
-        """Return the entries of the observations that are not read, other than cameras that were not chosen."""
+        """Return the entries of the observations that are not read, except cameras that were not chosen."""
         lost = sorted(entry for entry in self.layout if entry.startswith("obs/") and not _is_read(entry))
         if lost:
             shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
@@ -221,13 +221,13 @@ class EpisodeReader:
 
 
 def warn_doubts(doubts: Iterable[str]) -> None:
-    """Warn of doubts about a file, at each reading and reopening."""
+    """Warn of possible errors in a file, each time it is read or its store is reopened."""
     for doubt in doubts:
         warnings.warn(doubt, DataWarning, stacklevel=5)
 
 
 def _is_read(entry: str) -> bool:
-    """Return whether an entry of the observations has a place in a store (images: of the camera that is chosen)."""
+    """Return whether an entry of the observations is stored (of images, those of the chosen camera)."""
     parts = entry.split("/")
     return parts[1] in ("agent", "extra", "state") or (parts[1] == "sensor_data" and parts[-1] == "rgb")
 

@@ -26,12 +26,12 @@ def _identity(batch: Any) -> Any:
 
 
 class DemoReplayBuffer(CheckedReplayBuffer):
-    """Samples action chunks from a demo store; read-only, otherwise a stock replay buffer.
+    """A read-only replay buffer of action chunks from a demo store.
 
-    Samplers draw step indices, so ``len(buffer)`` is the number of steps, ``RandomSampler`` gives each step
-    equal probability and ``SamplerWithoutReplacement`` visits each once an epoch. Indices come from torch's
-    global generator (or ``generator``): seed or restore that to repeat batches exactly. ``state_dict()``
-    holds the sampler's state and what identifies the data, not the data.
+    Samplers draw step indices, so ``len(buffer)`` is the number of steps, ``RandomSampler`` gives each step equal
+    probability and ``SamplerWithoutReplacement`` draws each step once per epoch. Indices come from torch's global
+    generator (or ``generator``): seed or restore it to repeat batches exactly. ``state_dict()`` holds the sampler's
+    state and the identity of the data, not the data.
 
     Args:
         store: the demonstrations, or the directory of their store.
@@ -90,24 +90,24 @@ class DemoReplayBuffer(CheckedReplayBuffer):
 
     @property
     def write_count(self) -> int:
-        """Number of steps, which never changes."""
+        """Number of steps; it is constant."""
         return len(self.store)
 
 
 def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **options: Any) -> DemoReplayBuffer:
-    """Make a buffer of a ManiSkill ``.h5`` file or of a demo store's directory.
+    """Make a replay buffer from a ManiSkill ``.h5`` file or the directory of a demo store.
 
     This is what ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls.
 
     Args:
         path: trajectory ``.h5`` (with its ``.json``), or directory of a store.
         root: directory of the store of an ``.h5`` file; see :func:`~torchrl_flow.data.read_maniskill`.
-        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store only ``max_episodes``, its
-            first episodes), and options of :class:`DemoReplayBuffer`.
+        **options: reading options (:class:`~torchrl_flow.data.ReadOptions`; for a store only ``max_episodes``, which
+            selects its first episodes), and options of :class:`DemoReplayBuffer`.
 
     Raises:
         DataError: if the file or store is refused.
-        ValueError: if another reading option is given for a store, which is read already.
+        ValueError: if another reading option is given for a store.
     """
     reading = {name: options.pop(name) for name in READ_OPTIONS if name in options}
     return DemoReplayBuffer(open_demonstrations(path, root=root, **reading), **options)

@@ -1,4 +1,4 @@
-"""Statistics of the columns of a table that need not fit in memory."""
+"""Statistics of the columns of a table that may be larger than memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ STATISTICS = ("min", "max", "mean", "std", "q01", "q99")
 def column_statistics(table: Tensor, rows: Tensor | None = None, *, block_elements: int = 2**22) -> dict[str, Tensor]:
     """Compute min, max, mean, std (population), 1 % and 99 % quantile of each column.
 
-    The first four are accumulated in float64 over blocks of rows, by Chan's update, so that neither size
-    nor offset costs precision; the quantiles (linear interpolation) are exact, over blocks of columns. At
-    most ``block_elements`` values, or one column, are in memory at a time.
+    The first four are accumulated in float64 over blocks of rows, by Chan's update, so that precision does not depend
+    on the number of rows or the offset; the quantiles (linear interpolation) are exact, over blocks of columns. At most
+    ``block_elements`` values, or one column, are in memory at a time.
 
     Args:
         table: ``[N, D]`` or ``[N]``, on the CPU, typically memory-mapped.
@@ -27,7 +27,7 @@ def column_statistics(table: Tensor, rows: Tensor | None = None, *, block_elemen
         float32 tensors ``[D]`` under the names of :data:`STATISTICS`.
 
     Raises:
-        ValueError: if there is no row, or the table has another number of dimensions.
+        ValueError: if there is no row, or the table does not have one or two dimensions.
 
     Examples:
         >>> column_statistics(torch.tensor([[0.0], [2.0]]))["mean"]

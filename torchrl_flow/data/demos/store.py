@@ -1,4 +1,4 @@
-"""Demonstrations on disk, memory-mapped. Every reader writes this format, and every buffer reads it."""
+"""The memory-mapped format of demonstrations on disk, written by every reader and read by every buffer."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class DemoStore:
     - ``frames`` ``[N + E]``: ``observation``, ``pixels`` and other frames, T + 1 rows for an episode of T
       steps;
     - ``steps`` ``[N]``: ``action`` ``[N, A]``, ``reward``, ``success``, ``perturbed``, ``fail`` and ``terminated``
-      ``[N, 1]`` (the last two are missing in stores made before there were any, and never true there but with
-      success), ``episode`` and ``step`` ``[N]``;
+      ``[N, 1]`` (older stores lack the last two: they have no failure, and terminate only at success), ``episode`` and
+      ``step`` ``[N]``;
     - ``episodes`` ``[E]``: ``start`` (its first row of ``steps``), ``length``, ``seed``, ``success``.
 
-    The frame of step row i is row ``i + steps["episode"][i]``. Nothing is read before it is indexed, and
-    nothing is pickled. Make one with :meth:`from_episodes`, or with
-    :func:`~torchrl_flow.data.read_maniskill` from ManiSkill's files; open one with :meth:`open`.
+    The frame of step row i is row ``i + steps["episode"][i]``. Rows are read only when indexed, and nothing is pickled.
+    Make a store with :meth:`from_episodes`, or with :func:`~torchrl_flow.data.read_maniskill` from ManiSkill's files;
+    open an existing store with :meth:`open`.
 
     Examples:
         >>> import tempfile, torch
@@ -54,15 +54,15 @@ class DemoStore:
 
     @classmethod
     def open(cls, root: str | Path, *, verify: bool | None = None) -> DemoStore:
-        """Open a store, after checking that its files are what its metadata says.
+        """Open a store, after checking its files against its metadata.
 
         Args:
             root: directory of the store.
-            verify: True reads all files and compares their checksums, False compares none, and None compares those of
-                files that have changed since the last check (after a copy, all of them once).
+            verify: True reads all files and compares their checksums, False compares none, and None compares the
+                checksums of files that changed since the last check (after a copy, all files once).
 
         Raises:
-            DataError: if it is missing, something else, of another version, or damaged.
+            DataError: if the store is missing, has another format or version, or is damaged.
         """
         root = Path(root)
         metadata = read_metadata(root)
@@ -90,13 +90,12 @@ class DemoStore:
         """Write episodes to a new store, one after the other, and open it.
 
         Args:
-            episodes: episodes, as :meth:`Episode.from_mapping` takes them. A generator is allowed; one episode at a
-                time is in memory.
+            episodes: episodes in the form of :meth:`Episode.from_mapping`. With a generator, only one episode at a time
+                is in memory.
             root: directory of the store; it must not exist.
-            task_info: identity of the task, a :class:`~torchrl_flow.envs.TaskInfo` or a mapping of its fields, as far
-                as they are known.
+            task_info: identity of the task, a :class:`~torchrl_flow.envs.TaskInfo` or a mapping of its known fields.
             metadata: further JSON-able entries; ``skipped`` lists episodes that a reader left out.
-            overwrite: replace an existing demo store; nothing else is ever removed.
+            overwrite: replace an existing demo store. Other files and directories are never removed.
             skip_bad: leave out episodes that do not fit, with a warning, instead of raising.
 
         Raises:
@@ -108,7 +107,7 @@ class DemoStore:
                 raise DataError(f"{root} already exists: open it with DemoStore.open, or pass overwrite=True.")
             read_metadata(root)
         content = {**dict.fromkeys(TASK_KEYS), **TaskInfo.of(task_info), **(metadata or {})}
-        skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it meanwhile
+        skipped: list[str] = content.pop("skipped", [])  # the reader behind a generator may add to it
         with StoreWriter(root) as writer:
             for number, data in enumerate(episodes):
                 try:
@@ -151,7 +150,7 @@ class DemoStore:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """``state_dim``, ``pixels_size`` (``[h, w]``) and ``action_dim`` of the rows; None for what is not there."""
+        """``state_dim``, ``pixels_size`` (``[h, w]``) and ``action_dim`` of the rows; None for missing entries."""
         state, pixels = self.frames.get("observation", None), self.frames.get("pixels", None)
         return {
             "state_dim": None if state is None else state.shape[-1],
@@ -168,18 +167,18 @@ class DemoStore:
 
     @property
     def has_success(self) -> bool:
-        """Whether ``success`` was recorded; it is false throughout where it was not."""
+        """Whether ``success`` was recorded; otherwise it is false at every step."""
         return bool(self.metadata.get("has_success", True))
 
     def sparse_reward(self) -> Tensor:
-        """Return what ManiSkill's sparse mode gives at each step, success less failure, float32 ``[N]``."""
+        """Return the reward of ManiSkill's sparse mode at each step, success minus failure, float32 ``[N]``."""
         return self.step_flag("success").to(torch.float32) - self.step_flag("fail").to(torch.float32)
 
     def first(self, num_episodes: int) -> DemoStore:
-        """Return the store of the first episodes alone, over the same files and with their own statistics.
+        """Return a store of the first episodes only, over the same files, with the statistics of these episodes.
 
         Args:
-            num_episodes: number of episodes. A store that has no more is returned as it is.
+            num_episodes: number of episodes. A store with at most this number is returned unchanged.
 
         Raises:
             ValueError: if it is below 1.
@@ -201,7 +200,7 @@ class DemoStore:
 
     @property
     def skipped(self) -> list[str]:
-        """Reasons of the episodes that were left out, one entry each."""
+        """Reasons why episodes were left out, one entry for each episode."""
         return list(self.metadata.get("skipped", []))
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
@@ -215,7 +214,7 @@ class DemoStore:
         }
 
     def episode(self, index: int) -> TensorDict:
-        """Return one episode, in memory, as :meth:`from_episodes` takes it.
+        """Return one episode, in memory, in the form that :meth:`from_episodes` accepts.
 
         Args:
             index: number of the episode; a negative number counts from the end.
@@ -272,7 +271,7 @@ def _warn_skipped(root: Path, skipped: list[str]) -> None:
 
 
 def warn_if_fewer(source: str | Path, found: int, wanted: int) -> None:
-    """Warn if there are fewer episodes than were asked for."""
+    """Warn if there are fewer episodes than requested."""
     if found < wanted:
         warnings.warn(
             f"{source}: {wanted} demonstrations were asked for and there are {found}; all of them are used.",

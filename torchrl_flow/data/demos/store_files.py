@@ -1,4 +1,4 @@
-"""The files of a demo store, checked against its metadata before they are mapped."""
+"""Checks of a demo store's files against its metadata before they are mapped."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from torchrl_flow.util.files import write_json
 __all__ = ["TABLES", "check_files", "damaged", "read_metadata"]
 
 TABLES = ("frames", "steps", "episodes")
-"""Directories of a store."""
+"""Names of a store's directories."""
 
 
 def read_metadata(root: Path) -> dict[str, Any]:
-    """Return what a store's metadata says.
+    """Return the metadata of a store.
 
     Raises:
-        DataError: if it is missing, of something else or of another version, or was changed.
+        DataError: if the metadata is missing, belongs to another format or version, or was changed.
     """
     if not root.is_dir():
         raise DataError(f"{root}: there is no such directory: make the store first, or correct the path.")
@@ -51,7 +51,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
             f"{root} is a demo store of version {metadata.get('version')!r}, and this library reads {VERSION}: "
             "make it again."
         )
-    # Stores made before metadata had one are without.
+    # Older stores have no digest of their metadata.
     if "digest" in metadata and metadata["digest"] != json_digest(metadata, without=("digest", "changed_ns")):
         raise damaged(root, f"{METADATA} was changed since it was written")
     return metadata
@@ -61,7 +61,7 @@ def check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) ->
     """Check a store's files against its metadata; see :meth:`DemoStore.open <torchrl_flow.data.DemoStore.open>`.
 
     Raises:
-        DataError: if the check fails. The error names the store and what is wrong.
+        DataError: if the check fails. The error names the store and the reason.
     """
     with _named(root):
         _check_files(root, metadata, verify)
@@ -80,7 +80,7 @@ def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) -
         if _digest(root, name) != sha256:
             raise damaged(root, f"the checksum of {name}.memmap differs")
     if any(known.get(name) != changed for name, changed in before.items()):
-        # The next to open it need not read these files again. A store that cannot be written to is read each time.
+        # Opening the store again then skips these files. A store without write permission is read each time.
         with contextlib.suppress(OSError):
             write_json(root / METADATA, {**metadata, "changed_ns": {**known, **before}}, indent=1)
 
@@ -92,12 +92,12 @@ def _changed_ns(root: Path, name: str) -> int:
 
 def _digest(root: Path, name: str) -> str:
     path = root / f"{name}.memmap"
-    # Of nothing there may be no file.
+    # An empty tensor may have no file.
     return file_digest(path) if path.exists() else hashlib.sha256().hexdigest()
 
 
 def _check_shapes(root: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Check names, shapes and sizes; returns the checksum that each file should have."""
+    """Check names, shapes and sizes; return the expected checksum of each file."""
     columns, sums = metadata.get("columns"), {}
     if not isinstance(columns, dict) or set(columns) != set(TABLES):
         raise damaged(root, f"{METADATA} does not list its columns")
@@ -129,7 +129,7 @@ def _described(entry: Any) -> MemmapEntry | None:
 
 @contextlib.contextmanager
 def _named(root: Path) -> Iterator[None]:
-    """Have an error of the file system name the store."""
+    """Turn an error of the file system into one that names the store."""
     try:
         yield
     except OSError as error:
@@ -137,5 +137,5 @@ def _named(root: Path) -> Iterator[None]:
 
 
 def damaged(root: Path, reason: str) -> DataError:
-    """Return the error over a damaged store."""
+    """Return the error for a damaged store."""
     return DataError(f"{root} is a damaged demo store: {reason}. Remove the directory and make it anew.")

@@ -1,4 +1,4 @@
-"""Checks that demonstrations belong to a task, and the padding of their chunks past the end of an episode."""
+"""Check that demonstrations belong to a task, and padding of their chunks after the end of an episode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl_flow.util.task_info import TaskInfo
 __all__ = ["SIZES", "padding_of", "require_demonstrations_of"]
 
 SIZES = ("state_dim", "pixels_size", "action_dim")
-"""Fields of a task's identity that its environment's specs give."""
+"""Fields of a task's identity that are taken from the environment's specs."""
 
 
 def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
@@ -23,7 +23,7 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
         task: identity of the task (:func:`~torchrl_flow.envs.task_info`). The reward mode and the sizes are compared
             if they are recorded.
         found: identity of the demonstrations, ``{**store.task_info, **store.sizes}``. Fields that are None are unknown
-            and are not compared, sizes excepted.
+            and, except for sizes, are not compared.
         source: path of the demonstrations, for the message.
 
     Raises:
@@ -43,10 +43,10 @@ def require_demonstrations_of(task: Mapping[str, Any], found: Mapping[str, Any],
 
 
 def padding_of(control_mode: str | None) -> Literal["hold", "last"]:
-    """Return the padding of chunks past the end of a demonstration that makes the arm hold still.
+    """Return the padding of chunks after the end of a demonstration that makes the arm hold still.
 
-    Zeros are no motion for controllers of differences and velocities (``"hold"``); to controllers of absolute
-    positions they are a target, so that the last action is repeated (``"last"``).
+    For delta and velocity controllers, zeros command no motion (``"hold"``). For controllers of absolute positions
+    zeros are a target, so the last action is repeated (``"last"``).
 
     Examples:
         >>> padding_of("pd_ee_delta_pose"), padding_of("pd_joint_vel"), padding_of("pd_joint_pos")

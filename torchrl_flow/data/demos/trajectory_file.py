@@ -1,4 +1,4 @@
-"""ManiSkill's trajectory files, an ``.h5`` and a ``.json``: opened and validated together."""
+"""Reader of ManiSkill's trajectory files, an ``.h5`` and a ``.json`` that are opened and validated together."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["TrajectoryFile"]
 
 
 class TrajectoryFile:
-    """A trajectory file whose parts belong together; a context manager.
+    """A trajectory file with matching ``.h5`` and ``.json``; a context manager.
 
-    ``episodes`` are the entries of the ``.json`` in its order; ``bad`` maps the number of an entry to the
-    reason why its trajectory cannot be read, as far as names and lengths tell.
+    ``episodes`` are the entries of the ``.json`` in its order; ``bad`` maps the number of an entry to the reason why
+    its trajectory cannot be read, from a check of names and lengths.
 
     Args:
         path: path of the ``.h5`` file; the ``.json`` file has the same name.
@@ -65,16 +65,16 @@ class TrajectoryFile:
         return self.info["env_info"]
 
     def env_field(self, name: str) -> str | None:
-        """Return a text among the arguments that the environment was made with (``obs_mode``, ...); None where unknown.
+        """Return a string argument with which the environment was made (``obs_mode``, ...); None if unknown.
 
         Raises:
-            DataError: if it is something else.
+            DataError: if the argument is not a string.
         """
         return text_field(self.json_path, f"env_info.env_kwargs.{name}", self.env_kwargs.get(name))
 
     @property
     def max_episode_steps(self) -> int | None:
-        """The recorded environment's time limit; None where unknown."""
+        """The recorded environment's time limit; None if unknown."""
         return as_whole_number(self.env_info.get("max_episode_steps"))
 
     def name(self, number: int) -> str:
@@ -96,7 +96,7 @@ class TrajectoryFile:
             sha256: checksum of the ``.h5`` file. Files of make-demos record it; files of ManiSkill do not.
 
         Raises:
-            DataError: if it is another one.
+            DataError: if the checksums differ.
         """
         made = self.info.get("make_demos")
         wanted = made.get("h5_sha256") if isinstance(made, dict) else None
@@ -136,7 +136,7 @@ class TrajectoryFile:
         return text_field(self.json_path, field, self.episodes[number].get("control_mode"))
 
     def _match(self) -> dict[int, str]:
-        """Return reasons of entries without a fitting trajectory; raise an error if they are the majority."""
+        """Return the reasons of entries without a matching trajectory; raise an error if they are the majority."""
         present = {name for name in map(str, self.file) if name.startswith("traj_")}
         if not present:
             found = sorted(self.file)[:4]

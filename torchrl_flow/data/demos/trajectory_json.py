@@ -1,4 +1,4 @@
-"""Read the ``.json`` of a ManiSkill recording; errors name the field that is wrong."""
+"""Reader of the ``.json`` of a ManiSkill recording; errors name the invalid field."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HOW_TO_MAKE = "make one with `python -m torchrl_flow make-demos` or ManiSkill's 
 
 
 def read_trajectory_json(path: Path) -> dict[str, Any]:
-    """Read and validate the fields that the reader uses.
+    """Read the file, and validate the fields that the episode reader uses.
 
     Raises:
-        DataError: if the check fails. The error names the field and what it holds.
+        DataError: if the check fails. The error names the field and its value.
     """
     try:
-        # From bytes: JSON is UTF-8 whatever the locale is, and a byte order mark is passed over.
+        # Read as bytes: JSON is UTF-8 in every locale, and a byte order mark is skipped.
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
@@ -43,7 +43,7 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path.name} is not of ManiSkill: `env_info` must have the text `env_id`, the task's name.")
     if not episodes:
         raise DataError(f"{path.name} lists no episode: the recording is empty; {HOW_TO_MAKE}.")
-    # Files of make-demos carry a checksum of their content.
+    # Files of make-demos contain a checksum of their content.
     if "digest" in info and info["digest"] != json_digest(info):
         raise DataError(
             f"{path.name} was changed since it was made, or is damaged: its content does not match its `digest`. "
@@ -60,10 +60,10 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
 
 
 def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the environment was made with; none where they are null.
+    """Return the arguments with which the environment was made; an empty mapping if they are null.
 
     Raises:
-        DataError: if they are something else than an object.
+        DataError: if they are not an object.
     """
     kwargs = env_info.get("env_kwargs")
     if kwargs is not None and not isinstance(kwargs, dict):
@@ -75,10 +75,10 @@ def env_kwargs(path: Path, env_info: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_field(path: Path, field: str, value: Any) -> str | None:
-    """Return the text in a field, or None where it is null.
+    """Return the string in a field, or None if it is null.
 
     Raises:
-        DataError: if it is something else. The error names the field.
+        DataError: if the field is neither. The error names the field.
     """
     if value is not None and (not isinstance(value, str) or not value):
         raise DataError(f"{path.name}: `{field}` must be a text or null, got {_shown(value)}. Correct it.")
@@ -86,13 +86,13 @@ def text_field(path: Path, field: str, value: Any) -> str | None:
 
 
 def episode_id(episode: dict[str, Any]) -> int | str | None:
-    """Return the name of the episode's group: a whole number, or its text."""
+    """Return the name of the episode's group: an integer, or a string of one."""
     value = episode.get("episode_id")
     return value if isinstance(value, str) and value.isdecimal() else as_whole_number(value)
 
 
 def as_whole_number(value: Any) -> int | None:
-    """Return a whole number, also where it is written as 3.0, "3" or [3]; None for anything else."""
+    """Return an integer, also if it is written as 3.0, "3" or [3]; None for other values."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

@@ -89,7 +89,7 @@ class _Table:
             self.columns[key].append(value)
 
     def close(self) -> dict[str, Any]:
-        """Turn the files into a memory-mapped TensorDict in place; return what to check them by."""
+        """Turn the files into a memory-mapped TensorDict in place; return the metadata to check them."""
         columns = {key: column.close() for key, column in self.columns.items()}
         rows = next(iter(self.columns.values())).rows
         tensordict = TensorDict({}, batch_size=[rows]).memmap_(str(self.root))
@@ -101,10 +101,10 @@ class _Table:
 
 
 class StoreWriter:
-    """Builds a store in a hidden directory beside its place and moves it there when complete.
+    """Writer that builds a store in a hidden directory beside its path and renames it when complete.
 
-    An exception inside the context removes what was written; a killed process leaves a directory
-    ``.<name>.<random>.tmp`` behind, which nothing ever reads.
+    An exception inside the context removes the written files. A killed process leaves a directory
+    ``.<name>.<random>.tmp``, which is never read.
 
     Args:
         root: path of the store.
@@ -132,7 +132,7 @@ class StoreWriter:
         """Write one episode.
 
         Raises:
-            DataError: if its entries differ from those of earlier episodes. Nothing is written then.
+            DataError: if its entries differ from those of earlier episodes. The episode is then not written.
         """
         number, steps = self.num_episodes, len(episode)
         outcomes = {key: getattr(episode, key)[:, None] for key in STEP_KEYS if key != "action"}
@@ -162,7 +162,7 @@ class StoreWriter:
         self.num_episodes += 1
 
     def _note_same(self, episode: Episode) -> None:
-        """Note an episode whose actions, first and last frames are those of an earlier one, bit for bit."""
+        """Record an episode whose actions and first and last frames equal those of an earlier one, bit for bit."""
         digest = hashlib.sha256(episode.action.contiguous().numpy().tobytes())
         for frames in episode.frames.values():
             digest.update(frames[[0, -1]].contiguous().numpy().tobytes())
@@ -171,7 +171,7 @@ class StoreWriter:
             self._twice.append(f"{episode.name} is {earlier} again")
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
-        """Write the metadata and move the store to its place.
+        """Write the metadata and move the store to its path.
 
         Args:
             metadata: JSON-able entries of the caller. Format, counts, columns and statistics are added.
@@ -209,7 +209,7 @@ class StoreWriter:
 
 
 def describe_files(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store's metadata with when its files were last changed, and their own digest.
+    """Return a store's metadata with the modification times of its files and a digest of the metadata.
 
     Args:
         root: directory of the files.
@@ -223,7 +223,7 @@ def describe_files(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def store_statistics(frames: TensorDictBase, steps: TensorDictBase) -> dict[str, dict[str, list[float]]]:
     """Compute the statistics of observations and actions for the metadata of a store."""
-    # The frame after an episode's last action is one that no action was chosen from.
+    # No action was chosen from the frame after an episode's last action.
     rows = torch.arange(steps.shape[0]) + steps["episode"].as_subclass(Tensor)
     tables = {
         key: (steps[key], None) if key in STEP_KEYS else (frames[key], rows)

@@ -1,4 +1,4 @@
-"""Logged transitions in ``.npz`` files, of the slate recommender or of D4RL's shape, as a TorchRL replay buffer."""
+"""TorchRL replay buffer of logged transitions in ``.npz`` files, from the slate recommender or in D4RL's format."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ __all__ = ["NpzReplayBuffer", "read_npz", "read_npz_metadata"]
 REQUIRED = ("observations", "actions", "rewards")
 OPTIONAL = ("terminals", "next_observations", "timeouts")
 ALIASES = {"terminated": "terminals", "truncated": "timeouts"}
-"""Gymnasium's names of arrays."""
+"""Alternative names of arrays, as in Gymnasium."""
 VECTORS = ("rewards", "terminals", "timeouts")
-"""Arrays with one number a row."""
+"""Arrays with one number per row."""
 
 
 def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tuple[TensorDict, dict[str, Any]]:
-    """Read transitions, checked, with nothing unpickled.
+    """Read and check transitions without unpickling.
 
-    Numbers of any type become float32. What a file does not tell is said in a :class:`DataWarning`: without
-    ``terminals`` no state counts as terminal, and without both ``next_observations`` and ``timeouts`` nothing marks
-    the ends of episodes that are not terminal.
+    Numbers of any type become float32. A :class:`DataWarning` reports missing information: without ``terminals`` no
+    state counts as terminal, and without both ``next_observations`` and ``timeouts`` the ends of truncated episodes are
+    unknown.
 
     Args:
-        path: file with ``observations [N, D]``, ``actions [N, A]``, ``rewards [N]`` (or ``[N, 1]``) and, where there
-            are any, ``terminals [N]`` (or ``terminated``), ``next_observations [N, D]`` and ``timeouts [N]`` (or
-            ``truncated``). Without ``next_observations`` the following row is taken, and rows whose following one is
-            of another episode are left out unless they are terminal.
+        path: file with ``observations [N, D]``, ``actions [N, A]``, ``rewards [N]`` (or ``[N, 1]``) and, optionally,
+            ``terminals [N]`` (or ``terminated``), ``next_observations [N, D]`` and ``timeouts [N]`` (or ``truncated``).
+            Without ``next_observations`` the observation of the following row is used, and rows followed by another
+            episode are left out unless they are terminal.
         hashes: hashes of the models of the environment; the file must have the same ones.
 
     Returns:
@@ -76,10 +76,10 @@ def read_npz(path: str | Path, *, hashes: Mapping[str, str] | None = None) -> tu
 
 
 def read_npz_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata of a file alone; empty where it has none.
+    """Read only the metadata of a file; return an empty mapping if it has none.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the metadata cannot be read.
     """
     with open_npz(path) as file:
         return npz_metadata(Path(path), file)
@@ -110,7 +110,7 @@ def _array(path: Path, file: Any, name: str) -> Tensor:
         if not np.isin(array, (0, 1)).all():
             raise DataError(f"{name!r} in {path} must hold 0 and 1 alone.")
         return torch.from_numpy(array.astype(bool))
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused by its row
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite; the error then names their row
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).reshape(array.shape)
     found = first_implausible(tensor)
     if found is not None:
@@ -144,7 +144,7 @@ def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
 
 
 def _warn_unknown(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Warn of what is unknown because arrays are missing."""
+    """Warn of information that is unknown because arrays are missing."""
     if "terminals" not in arrays:
         warnings.warn(
             f"{path} has no terminals: no state counts as an end of the task, and values are bootstrapped at "
@@ -193,7 +193,7 @@ def _transitions(path: Path, arrays: dict[str, Tensor]) -> TensorDict:
 
 
 class NpzReplayBuffer(CheckedReplayBuffer):
-    """Transitions of an ``.npz`` file as TorchRL's own replay buffer, over the arrays themselves, without a copy.
+    """TorchRL replay buffer of the transitions of an ``.npz`` file; it uses the arrays without a copy.
 
     Args:
         path: see :func:`read_npz`.

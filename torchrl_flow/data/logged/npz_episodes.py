@@ -1,4 +1,4 @@
-"""The episodes of logged transitions, as demonstrations that can be cut into chunks."""
+"""Conversion of logged transitions to episodes, from which action chunks are sampled."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ __all__ = ["read_npz_episodes"]
 def read_npz_episodes(path: str | Path) -> Iterator[Episode]:
     """Read the episodes of an ``.npz`` file of transitions, such as those of D4RL, one after the other.
 
-    An episode ends at a row of ``terminals`` or ``timeouts``, and where the next observation is not the observation
-    of the row that follows. Terminal rows are terminated, such as a robot that has fallen; other ends are truncated.
-    Without ``next_observations``, the last observation of a truncated episode is that of its last row, whose action is
-    left out, since what it led to is not known; a terminal row's is repeated, and no value is asked of it.
+    An episode ends at a row of ``terminals`` or ``timeouts``, and where the next observation differs from the
+    observation of the following row. Terminal rows (such as the fall of a robot) are terminated; other ends are
+    truncated. Without ``next_observations``, a truncated episode ends with the observation of its last row, whose
+    action is left out because its result is unknown; the observation of a terminal row is repeated, since TD targets do
+    not use it.
 
     Give the result to :meth:`DemoStore.from_episodes <torchrl_flow.data.DemoStore.from_episodes>`.
 
     Args:
-        path: file as of :func:`~torchrl_flow.data.read_npz`, with its rows in the order of time.
+        path: file in the format of :func:`~torchrl_flow.data.read_npz`, with rows in temporal order.
 
     Yields:
         Episodes with ``observation``, ``action``, ``reward`` and ``terminated``; success is not known.
@@ -50,7 +51,7 @@ def read_npz_episodes(path: str | Path) -> Iterator[Episode]:
     goes_on = torch.zeros(len(rows), dtype=torch.bool)
     goes_on[:-1] = (following[:-1] == observation[1:]).all(-1)
     ends = rows["next", "done"].squeeze(-1) | ~goes_on
-    # At a terminal row "following" is the first observation of another episode, where the file does not tell it.
+    # Without next observations, "following" of a terminal row is the first observation of another episode.
     unknown = (terminated & goes_on).unsqueeze(-1)
     following = torch.where(unknown, observation, following)
     first = 0

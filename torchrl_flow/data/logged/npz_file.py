@@ -1,4 +1,4 @@
-"""Reader of ``.npz`` files; errors name the file or the member that is damaged."""
+"""Reader of ``.npz`` files; errors name the damaged file or member."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
 
 __all__ = ["npz_metadata", "open_npz", "read_member"]
 
-# What zipfile, zlib and numpy raise over bytes that are not what was written.
+# Errors that zipfile, zlib and numpy raise for damaged bytes.
 DAMAGE = (
     *(OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError, RuntimeError, SyntaxError),
     *(MemoryError, OverflowError, RecursionError, NotImplementedError),
@@ -27,11 +27,11 @@ DAMAGE = (
 
 
 def open_npz(path: str | Path) -> Any:
-    """Open a file; a context manager, whose members :func:`read_member` reads.
+    """Open a file as a context manager; :func:`read_member` reads its members.
 
     Raises:
-        DataError: if it is missing, a directory, empty, damaged or something else than an ``.npz`` file, or would
-            unpack to far more than its own size.
+        DataError: if the file is missing, a directory, empty, damaged or not an ``.npz`` file, or its unpacked size is
+            far above its file size.
     """
     path = Path(path)
     _require_archive(path)
@@ -47,7 +47,7 @@ def open_npz(path: str | Path) -> Any:
     try:
         check_zip(file.zip, str(path))
         for member in file.zip.infolist():
-            # Its name stands at two places: where they differ, an array would be passed over as one of another name.
+            # A zip file stores each name twice: if the two differ, an array would be skipped as one of another name.
             file.zip.open(member).close()
     except DAMAGE as error:
         file.close()
@@ -85,7 +85,7 @@ def read_member(path: Path, file: Any, name: str) -> np.ndarray:
     """Read one array of an open file.
 
     Raises:
-        DataError: if it is damaged, or an array of Python objects.
+        DataError: if the member is damaged or an array of Python objects.
     """
     try:
         _require_size(file, name)
@@ -103,7 +103,7 @@ def read_member(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 def _require_size(file: Any, name: str) -> None:
-    """Refuse a member whose header claims an array of another size than there is, before memory is taken for it."""
+    """Refuse a member whose size differs from that in its header, before memory is allocated."""
     member = name if name in file.zip.namelist() else f"{name}.npy"
     with file.zip.open(member) as stream:
         if stream.read(6) != b"\x93NUMPY":
@@ -117,10 +117,10 @@ def _require_size(file: Any, name: str) -> None:
 
 
 def npz_metadata(path: Path, file: Any) -> dict[str, Any]:
-    """Read the member ``metadata``, the text of a JSON object; empty where there is none.
+    """Read the member ``metadata``, a JSON object; return an empty mapping if it is missing.
 
     Raises:
-        DataError: if it is something else.
+        DataError: if it is not a JSON object.
     """
     if "metadata" not in file.files:
         return {}

@@ -1,4 +1,4 @@
-"""Writer of ``.npz`` files larger than memory, column by column, which can continue after it was stopped."""
+"""Writer of ``.npz`` files larger than memory, column by column, that can be resumed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _BLOCK = 2**24
 
 
 class NpzStream:
-    """Append rows to the columns of an ``.npz`` file that is put together at the end.
+    """Writer that appends rows to the columns of an ``.npz`` file and assembles the file at the end.
 
-    Rows go to one raw file a column in ``<path>.partial``. :meth:`commit` makes what was appended durable, together
-    with a position that the caller gives. After a kill, a stream with the same description continues from the last
+    Each column is written to a raw file in ``<path>.partial``. :meth:`commit` makes the appended rows durable, together
+    with a position given by the caller. After a kill, a stream with the same description continues from the last
     commit. :meth:`finish` copies the columns, in blocks, into an uncompressed archive that ``numpy.load`` reads, and
     renames it into place. Columns may have different numbers of rows.
 
@@ -68,7 +68,7 @@ class NpzStream:
         self._description = json.loads(json.dumps({**description, "columns": sorted(columns)}))
         if self.path.exists():
             if self._state().get("description") == self._description:
-                shutil.rmtree(self.partial)  # of a writer that was stopped when the file was in place
+                shutil.rmtree(self.partial)  # left by a writer that was stopped after the file was renamed
             raise DataError(f"{self.path} exists already: delete it, or give another file.")
         self.rows = dict.fromkeys(self.columns, 0)
         self.position = 0
@@ -84,17 +84,17 @@ class NpzStream:
                     f"{self._description}. Delete it, or give another file."
                 )
             self.position, self.rows = found["position"], {**self.rows, **found["rows"]}
-        list_members(self.partial, self.partial)  # through a link another file would be written over
+        list_members(self.partial, self.partial)  # writing through a link would overwrite another file
         self._files, self._sums = {}, {}
         for name in self.columns:
             path, size = self.partial / f"{name}.bin", self.rows[name] * self._row_bytes(name)
             self._sums[name] = self._checked(path, size, found.get("sha256", {}).get(name))
-            # What was appended after the last commit may be half a row.
+            # Bytes after the last commit may be an incomplete row.
             os.truncate(path, size)
             self._files[name] = path.open("ab")
 
     def _checked(self, path: Path, size: int, sha256: str | None) -> Any:
-        """Return the running checksum of the bytes that were committed, after comparing it."""
+        """Return the running checksum of the committed bytes, after comparing it with the stored one."""
         path.touch()
         if path.stat().st_size < size:
             raise DataError(
@@ -105,7 +105,7 @@ class NpzStream:
             while size and (piece := file.read(min(size, _BLOCK))):
                 digest.update(piece)
                 size -= len(piece)
-        # Partial files of before there were checksums are without.
+        # Older partial files have no checksums.
         if sha256 is not None and sha256 != digest.hexdigest():
             raise DataError(f"{path} is damaged: its checksum differs. Delete {self.partial} and start again.")
         return digest
@@ -158,7 +158,7 @@ class NpzStream:
         self.position = position
 
     def finish(self, metadata: Mapping[str, Any]) -> Path:
-        """Put the file together, with ``metadata`` as a JSON string beside the columns, and remove the parts."""
+        """Assemble the file, with ``metadata`` as a JSON string beside the columns, and remove the parts."""
         self.close()
         staged = self.partial / "archive.npz"
         with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -1,1 +1,1 @@
-"""Replay of demonstrations beside online data, with a fixed ratio in each batch."""
+"""Replay of demonstrations and online data with a given ratio in each batch."""

@@ -20,14 +20,14 @@ TRAJECTORY = ("collector", "traj_ids")
 
 
 class _Rows:
-    """Takes the entries that demonstrations have, under their names, and refuses those of another shape."""
+    """Selection of the entries that demonstrations have, under their names; other shapes raise an error."""
 
     def __init__(
         self, demos: ChunkStorage, online_keys: Mapping[NestedKey, NestedKey], exclude_keys: Sequence[NestedKey]
     ) -> None:
         keys = demos.keys
         self.demos, self.keys = demos, keys
-        # The root entry of k is made when rows are read, of the one under "next".
+        # The root entry of k is copied from the one under "next" when rows are read.
         example = demos.get([0]).to("cpu").exclude(*exclude_keys, keys.steps_to_next_obs)
         self.leaves = {unravel_key(key): value[0] for key, value in example.items(True, True)}
         unknown = [key for key in map(unravel_key, online_keys) if key not in self.leaves]
@@ -70,10 +70,10 @@ class _Rows:
 class TransitionRows(_Rows):
     """SMDP transitions of any batch shape, as rows ``[N]``.
 
-    ``action_chunk`` is what the policy predicted, with the executed actions in their place (they differ where
-    noise was added to them); without a prediction (random actions, another kind of policy) the executed
-    actions, the first and the last repeated. ``action_mask`` is True for the k steps that were executed and for
-    no other: nothing tells whether the rest of the prediction would have been any good.
+    ``action_chunk`` is the policy's prediction, in which the executed actions replace the predicted ones (they differ
+    if noise was added). Without a prediction (random actions, another kind of policy) it is the executed actions, with
+    the first and the last repeated. ``action_mask`` is True only for the k executed steps: the quality of the other
+    predicted actions is unknown.
     """
 
     advice = "collect with history_transforms and SMDPChunk of the same horizons (make_chunk_env makes both)."

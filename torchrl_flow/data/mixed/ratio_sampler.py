@@ -1,4 +1,4 @@
-"""A sampler that draws an exact share of every batch from one part of a mixed storage, and the rest from the other."""
+"""A sampler that draws an exact share of every batch from each of the two parts of a mixed storage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def split_batch(batch_size: int, online_ratio: float) -> tuple[int, int]:
     """
     if not 0.0 <= online_ratio <= 1.0:
         raise ValueError(f"online_ratio must lie in [0, 1], got {online_ratio}.")
-    # The small number keeps a product such as 50 * 0.29 from being rounded below the half it stands for.
+    # The small constant keeps a product such as 50 * 0.29 from being rounded down because of its rounding error.
     online = min(batch_size, math.floor(online_ratio * batch_size + 0.5 + 1e-9))
     return batch_size - online, online
 
@@ -83,15 +83,15 @@ class LinearRatio:
 
 
 class RatioSampler(Sampler):
-    """Draws a fixed number of demonstrations and of online rows for each batch, with one sampler for each part.
+    """Sampler of a fixed number of demonstrations and of online rows per batch, with one sampler for each part.
 
-    It works with any replay buffer of TorchRL. Demonstrations are told from online rows:
+    It works with any replay buffer of TorchRL. Demonstrations are distinguished from online rows:
 
     - in a :class:`MixedStorage`, by its parts;
     - in another storage by ``num_demos``: rows 0 ... num_demos - 1 are the demonstrations. Give the buffer a
       :class:`~torchrl_flow.data.DemoKeepingWriter`, which never overwrites them; another writer overwrites them once
       the storage is full, which raises an error;
-    - else by the bool entry ``is_demo_key`` of the rows. The entry is read again whenever the storage was written to.
+    - otherwise by the bool entry ``is_demo_key`` of the rows. The entry is read again after each write to the storage.
 
     Args:
         demo_sampler: sampler of the demonstrations. Defaults to a ``RandomSampler``.
@@ -106,7 +106,7 @@ class RatioSampler(Sampler):
         is_demo_key: bool entry that is True for demonstrations.
 
     Raises:
-        ValueError: if an argument is outside what is allowed; in sampling, if rows lack ``is_demo_key``.
+        ValueError: if an argument is out of range; in sampling, if rows lack ``is_demo_key``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -208,7 +208,7 @@ class RatioSampler(Sampler):
         return parts[which].to_whole(index)
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
-        """Tell whether a batch can be drawn."""
+        """Return whether a batch can be drawn."""
         parts = self._parts(storage)
         demos, online = split_batch(batch_size, self.online_ratio)
         if online and drawable(parts[1]) == 0:
@@ -216,7 +216,7 @@ class RatioSampler(Sampler):
         return demos == 0 or len(parts[0]) > 0
 
     def _by_offset(self, storage: Storage | None) -> tuple[int, Any, Any] | None:
-        """Return the number of demonstrations and both parts if the rows of a part keep their indices; else None."""
+        """Return the number of demonstrations and both parts if rows keep their indices; otherwise None."""
         if isinstance(storage, MixedStorage):
             return storage.num_demos, storage.demos, storage.online
         if storage is None or self._split.num_demos is None:
@@ -286,7 +286,7 @@ class RatioSampler(Sampler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.demo_sampler.load_state_dict(state_dict["demos"])
         self.online_sampler.load_state_dict(state_dict["online"])
         self.num_batches = int(state_dict["num_batches"])
@@ -300,10 +300,10 @@ class RatioSampler(Sampler):
         (path / "ratio_sampler.json").write_text(json.dumps({"num_batches": self.num_batches}), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restore what :meth:`dumps` wrote.
+        """Restore the state that :meth:`dumps` wrote.
 
         Raises:
-            DataError: if a file could run code or is no sampler's. The error names directory and member.
+            DataError: if a file could run code or does not belong to a sampler. The error names directory and member.
         """
         path = Path(path)
         check_dump(path)
@@ -320,7 +320,7 @@ class RatioSampler(Sampler):
 
 
 def _draw(sampler: Sampler, storage: Storage, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw ``count`` indices and their metadata, in several calls if the epoch of a sampler ends before."""
+    """Draw ``count`` indices and their metadata, in several calls if a sampler reaches the end of its epoch."""
     parts, infos, missing = [torch.zeros(0, dtype=torch.int64)], [], count
     while missing > 0:
         index, info = sampler.sample(storage, missing)
@@ -340,7 +340,7 @@ def _as_index(storage: Storage, rows: Tensor) -> Any:
 
 
 def _join_infos(infos: list[dict[str, Tensor]], sizes: tuple[int, int]) -> dict[str, Any]:
-    """Return the metadata of the rows from both samplers, such as weights; 1 for a sampler without them."""
+    """Join the metadata from both samplers, such as weights; 1 for a sampler without them."""
     joined: dict[str, Any] = {}
     for key in {key for info in infos for key in info}:
         dtype = next(info[key].dtype for info in infos if key in info)

@@ -28,32 +28,33 @@ def _identity(batch: Any) -> Any:
 
 
 class MixedReplayBuffer(CheckedReplayBuffer):
-    """Memory-mapped, read-only demonstrations and a ring of online data, with an exact share of each in every batch.
+    """Replay buffer of read-only demonstrations and a ring of online data, with an exact share of each per batch.
 
-    A batch of B rows holds ``round(online_ratio * B)`` online rows (a half is rounded upwards), exactly so each
-    time, after its demonstrations. All rows have the entries of demonstrations
-    (:class:`~torchrl_flow.data.ChunkStorage`); ``is_demo`` tells the two apart. In every other respect this is a
-    :class:`~torchrl.data.TensorDictReplayBuffer`: ``extend`` and ``add`` write online data,
-    ``write_count`` counts it, ``len`` and indexing span both parts, demonstrations first.
+    Every batch of B rows ends with exactly ``round(online_ratio * B)`` online rows (a half is rounded upwards); the
+    rows before are demonstrations. All rows have the entries of demonstrations
+    (:class:`~torchrl_flow.data.ChunkStorage`); ``is_demo`` distinguishes the two kinds. Otherwise this is a
+    :class:`~torchrl.data.TensorDictReplayBuffer`: ``extend`` and ``add`` write online data, ``write_count`` counts it,
+    ``len`` and indexing cover both parts, demonstrations first.
 
-    Two kinds of online data are understood, told apart by the ring:
+    Two kinds of online data are supported; ``ndim`` of the ring selects one:
 
-    - ``ndim=1``, the default: **transitions** of an env with :class:`~torchrl_flow.envs.SMDPChunk`, any
-      batch shape, such as a collector gives. ``action_chunk`` is the policy's prediction, with the executed actions
-      in their place; ``action_mask`` is True for the k executed steps only, since the rest of the prediction was
-      never tried. The rows need no context, so nothing can cross an episode.
+    - ``ndim=1``, the default: **transitions** of an env with :class:`~torchrl_flow.envs.SMDPChunk`, of any batch shape,
+      as a collector returns them. ``action_chunk`` is the policy's prediction, in which the executed actions replace
+      the predicted ones; ``action_mask`` is True only for the k executed steps, since the other predicted actions were
+      not executed. Each row is complete by itself, so no chunk crosses an episode.
     - ``ndim=2``: **steps** ``[*E, T]`` of an env with the observation history but without SMDPChunk (the policy in a
-      :class:`~torchrl.modules.MultiStepActorWrapper`), stored time first and folded when they are drawn, as
-      demonstrations are: ``act_horizon`` times as many chunks, all H steps of a chunk to imitate, for a gather
-      per batch. Chunks never cross episodes or environments. Draws are uniform (``RandomSampler``) over the chunks
-      of which ``act_horizon`` steps are known.
+      :class:`~torchrl.modules.MultiStepActorWrapper`), stored time first and folded into chunks when they are drawn, as
+      demonstrations are. This gives ``act_horizon`` times as many chunks, and all H steps of a chunk can be imitated,
+      at the cost of one gather per batch. Chunks never cross episodes or environments. Draws are uniform
+      (``RandomSampler``) over the chunks with at least ``act_horizon`` known steps.
 
-    Sampling costs the same whatever the size of either part. ``state_dict()`` and ``dumps()`` hold the online rows
-    written so far, the writer, the samplers, the number of batches drawn and the generator, if one was given (else
-    restore torch's global one): batches go on bit for bit. The demonstrations are only checked to be the same.
+    The cost of sampling does not depend on the size of either part. ``state_dict()`` and ``dumps()`` hold the online
+    rows written so far, the writer, the samplers, the number of batches drawn and the generator, if one was given
+    (otherwise restore torch's global one): the following batches are then bit-identical. Demonstrations are not saved;
+    loading checks that they are the same.
 
     .. note:: With TorchRL's :class:`~torchrl.trainers.ReplayBufferTrainer`, leave ``flatten_tensordicts`` at False:
-        where it is True, as in ``SACTrainer``, the hook marks every row as truncated before it is written.
+        if it is True, as in ``SACTrainer``, the hook marks every row as truncated before writing it.
 
     Args:
         demos: the demonstrations, as a buffer or its storage.
@@ -63,12 +64,12 @@ class MixedReplayBuffer(CheckedReplayBuffer):
             ``LazyMemmapStorage`` (``ndim=2`` for steps). Defaults to 100 000 rows.
         online_ratio: share of online rows, in [0, 1]; or a function of the number of batches drawn before, such as
             :class:`~torchrl_flow.data.LinearRatio`. Defaults to 0.5.
-        if_empty: what ``sample`` does before there are online rows: ``"demos"`` draws only demonstrations, for offline
-            training before the first collection; ``"error"`` raises an error. Defaults to ``"demos"``.
+        if_empty: behaviour of ``sample`` while there are no online rows: ``"demos"`` draws only demonstrations, for
+            offline training before the first collection; ``"error"`` raises an error. Defaults to ``"demos"``.
         demo_sampler: sampler of the demonstrations. Defaults to ``RandomSampler``.
-        online_sampler: sampler of the online part. Defaults to ``RandomSampler``. Priorities of a
-            :class:`~torchrl_flow.data.PrioritizedSampler` go through ``update_priority``, or, of a batch with the entry
-            ``priority_key``, through ``update_tensordict_priority``.
+        online_sampler: sampler of the online part. Defaults to ``RandomSampler``. Set the priorities of a
+            :class:`~torchrl_flow.data.PrioritizedSampler` with ``update_priority``, or, for a batch with the entry
+            ``priority_key``, with ``update_tensordict_priority``.
         online_keys: entries that online data has under another name: ``{key of the rows: key of the online data}``.
         exclude_keys: entries of the demonstrations that are left out of all rows.
         device: device of the batches. Defaults to the device of ``demos``.
@@ -76,7 +77,7 @@ class MixedReplayBuffer(CheckedReplayBuffer):
             :class:`~torchrl.data.TensorDictReplayBuffer`.
 
     Raises:
-        ValueError: if an argument is out of its range; in ``extend``, if online data does not fit.
+        ValueError: if an argument is out of range; in ``extend``, if online data lacks an entry or has another shape.
 
     Examples:
         >>> import tempfile, torch
@@ -162,17 +163,17 @@ class MixedReplayBuffer(CheckedReplayBuffer):
         return super().extend(rows, update_priority=update_priority)
 
     def add(self, data: TensorDictBase) -> Any:
-        """Write one transition, or one step of every environment; return the row, or one for each."""
+        """Write one transition, or one step of every environment; return its row or rows."""
         index = self.extend(data.unsqueeze(-1))
         return index if data.ndim else int(index.reshape(-1)[0])
 
     def update_tensordict_priority(self, data: TensorDictBase) -> None:
-        """Pass the priorities of a sampled batch to the samplers of its parts that have priorities.
+        """Pass the priorities of a sampled batch to the prioritised samplers of its parts.
 
         Args:
             data: rows with their ``index`` and the entry ``priority_key``, such as the ``td_error`` of a loss.
         """
-        # TorchRL's own does nothing unless the sampler of the whole buffer is a PrioritizedSampler.
+        # TorchRL's method does nothing unless the sampler of the whole buffer is a PrioritizedSampler.
         if any(isinstance(own, PrioritizedSampler) for own in (self._ratio.demo_sampler, self._ratio.online_sampler)):
             self.update_priority(data["index"].reshape(-1), data[self.priority_key].reshape(-1))
 
@@ -191,7 +192,7 @@ class MixedReplayBuffer(CheckedReplayBuffer):
 
     @property
     def num_online_rows(self) -> int:
-        """Number of online rows there are now."""
+        """Current number of online rows."""
         return len(self._mixed.online)
 
     @property

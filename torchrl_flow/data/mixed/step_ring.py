@@ -30,11 +30,11 @@ END = ("collector", "end")
 class StepRing(Storage):
     """The steps ``[T, E]`` of E environments in a TorchRL storage, time first, folded when they are read.
 
-    Item ``t * E + e`` is the chunk that starts at step t of environment e, in the form that
-    :class:`~torchrl_flow.data.ChunkStorage` gives to demonstrations. A chunk ends with its episode, also where
-    a collector began another one without a done flag (its trajectory ids tell), and never crosses to another
-    environment or from the newest step to the oldest. Steps of which fewer than ``act_horizon`` steps are known
-    to follow are not drawn before those have come; read by index, they end where knowledge ends.
+    Item ``t * E + e`` is the chunk that starts at step t of environment e, in the form of
+    :class:`~torchrl_flow.data.ChunkStorage`. A chunk ends with its episode, also if a collector began another episode
+    without a done flag (detected by the trajectory ids), and never continues in another environment or from the newest
+    step to the oldest. A chunk is not drawn until ``act_horizon`` of its steps are known; read by index, it ends at the
+    newest step.
 
     Args:
         steps: storage with ``ndim=2``; its ``max_size`` counts steps of all environments.
@@ -55,12 +55,12 @@ class StepRing(Storage):
 
     @property
     def device(self) -> torch.device:
-        """Where the steps lie."""
+        """Device of the steps."""
         return torch.device("cpu" if self.steps.device == "auto" else self.steps.device)
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
-        """Known steps in time, room for them, environments; all 0 before the first write."""
+        """Number of stored time steps, capacity in time steps, and number of environments; 0 before the first write."""
         shape = self.steps.shape
         if shape is None:
             return 0, 0, 0
@@ -73,18 +73,18 @@ class StepRing(Storage):
         return max(0, length - self.act_horizon + 1) * envs
 
     def _column(self, key: NestedKey) -> Tensor:
-        """Return one entry of all steps, ``[T, E, ...]``: reading a chunk must not gather the others."""
+        """Return one entry of all steps, ``[T, E, ...]``, so that reading a chunk does not gather other entries."""
         return stored_rows(self.steps).get(key)
 
     def _oldest(self) -> int:
         length, room, _ = self._sizes
-        # In a full ring the oldest step follows the newest one; before that it is at time 0.
+        # In a full ring the oldest step follows the newest one; otherwise it is at time 0.
         return (self.newest + 1) % room if length == room else 0
 
     def _rand_given_ndim(self, batch_size: int) -> Tensor:
         length, room, envs = self._sizes
         options: dict[str, Any] = {"generator": generator_of(self), "device": self.device}
-        # A chunk that starts later would need steps that are still to come.
+        # A chunk that starts later would need future steps.
         age = torch.randint(length - self.act_horizon + 1, (batch_size,), **options)
         env = torch.randint(envs, (batch_size,), **options)
         # Items count environments first: item = time * envs + env.
@@ -106,7 +106,7 @@ class StepRing(Storage):
         ids = data.get(TRAJECTORY).to(self.device)
         data = data.exclude(TRAJECTORY).to(self.device)
         end = data.get(("next", self._keys.done)).squeeze(-1).clone()
-        # A collector may cut an episode without a done: then only the number of the trajectory changes.
+        # A collector may end an episode without a done flag: then only the trajectory id changes.
         end[:-1] |= ids[1:] != ids[:-1]
         if length:
             self.mark_end(self.newest, ids[0] != self._last_ids if self._last_ids is not None else True)
@@ -137,12 +137,12 @@ class StepRing(Storage):
         ends = at(END, ages.clamp(0, length - 1)) & exists
         mask = exists & _same_episode(ends, self._executed.start)
         past, future = mask[:, : self._executed.start].sum(1), mask[:, self._executed.start :].sum(1)
-        # Outside of the episode, and of the ring, a chunk repeats its nearest step inside.
+        # Outside of the episode or the ring, a chunk repeats the nearest step inside.
         nearest = torch.minimum(torch.maximum(offsets, -past[:, None]), future[:, None] - 1)
         chunk = at(self._keys.action, age[:, None] + nearest)
 
         window, ended = ages[:, self._executed], ends[:, self._executed]
-        # The newest step cuts a chunk as an end does: what follows it is not known yet.
+        # The newest step ends a chunk as the end of an episode does: the following steps are unknown.
         executed = executed_mask(ended | (window >= length - 1))
         count = executed_steps(ended | (window >= length - 1))
         known = window.clamp(max=length - 1)
@@ -155,7 +155,7 @@ class StepRing(Storage):
             found[unravel_key(key)] = at(key, age, env[:, 0])
             after: NestedKey = unravel_key(("next", key))
             if after in self._leaves:
-                # What is observed after the last executed step, which is `count - 1` steps after the first.
+                # The observation after the last executed step, which is `count - 1` steps after the first.
                 found[after] = at(after, age + count[:, 0] - 1, env[:, 0])
         out = TensorDict({}, batch_size=index.shape)
         for key in self._leaves:
@@ -163,7 +163,7 @@ class StepRing(Storage):
         return out
 
     def _outcome(self, read: Any, ended: Tensor, executed: Tensor, count: Tensor) -> dict[NestedKey, Tensor]:
-        """Return everything under ``next`` but the observations."""
+        """Return the entries under ``next`` except the observations."""
         keys = self._keys
         done = latch(ended, executed)
         flags = {
@@ -188,7 +188,7 @@ class StepRing(Storage):
         self.newest, self._last_ids = -1, None
 
     def contains(self, item: Any) -> Any:
-        """Tell which items have been written."""
+        """Return which items have been written."""
         return (torch.as_tensor(item) >= 0) & (torch.as_tensor(item) < len(self))
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ class StepRing(Storage):
     def restore(self, rows: TensorDictBase, newest: int) -> None:
         """Restore the steps that :meth:`rows` returned.
 
-        What is written next is taken for other episodes: whoever restores a buffer has reset the environments.
+        Steps written afterwards count as new episodes, since the environments are reset when a buffer is restored.
         """
         self._empty()
         cursor: Any = torch.arange(rows.shape[0])

@@ -30,17 +30,17 @@ def drawable(storage: Any) -> int:
 
 
 class MixedStorage(Storage):
-    """Rows 0 ... D - 1 are the demonstrations, rows from D on those of the online part.
+    """Storage whose rows 0 ... D - 1 are the demonstrations and whose further rows are the online part.
 
     The parts are a :class:`~torchrl_flow.data.ChunkStorage` and a ring of online data, as in
     :class:`~torchrl_flow.data.MixedReplayBuffer`, or any two storages of TorchRL whose rows have the same entries, such
-    as a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it takes a
+    as a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it needs a
     :class:`~torchrl_flow.data.RatioSampler`, an :class:`~torchrl_flow.data.OnlineWriter` and
-    ``collate_fn=lambda rows: rows``. A stock storage of demonstrations is part of the state, with its rows; of a
-    ChunkStorage there is what identifies the data.
+    ``collate_fn=lambda rows: rows``. The state includes the rows of a stock storage of demonstrations; of a ChunkStorage it includes only the
+    identity of the data.
 
     Args:
-        demos: storage that already holds all demonstrations. It is read-only from then on.
+        demos: storage that already holds all demonstrations. It must not be written to afterwards.
         online: online part, a ring.
 
     Keyword Args:
@@ -53,7 +53,7 @@ class MixedStorage(Storage):
     """
 
     device = None
-    """Not used, since indices are drawn for each part. The device of batches is ``batch_device``."""
+    """Unused, since indices are drawn for each part. ``batch_device`` is the device of batches."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class MixedStorage(Storage):
             batch = self._read_online(flat)
         else:
             batch = _joined(self._read_demos(flat[of_demos]), self._read_online(flat[~of_demos]))
-            # The ratio sampler draws demonstrations first: then the joined rows are in the order of the index already.
+            # The ratio sampler draws demonstrations first, so its joined rows are already in the order of the index.
             if not bool(of_demos[:count].all()):
                 # Row i of the joined rows belongs to place[i]; the inverse permutation restores the order.
                 place = torch.cat([of_demos.nonzero(), (~of_demos).nonzero()]).squeeze(-1)
@@ -144,7 +144,7 @@ class MixedStorage(Storage):
         return torch.where(rows < 0, rows + size, rows)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Write rows into the online part, at places counted within it."""
+        """Write rows into the online part, at positions within that part."""
         if not isinstance(self.online, StepRing):
             set_last_cursor(self, cursor)
         self.online.set(cursor, data, set_cursor=set_cursor)
@@ -163,7 +163,7 @@ class MixedStorage(Storage):
         clear(self.online)
 
     def contains(self, item: Any) -> Any:
-        """Tell which rows exist."""
+        """Return which rows exist."""
         rows = torch.as_tensor(item)
         inside = (rows >= -len(self)) & (rows < len(self))
         return bool(inside) if inside.ndim == 0 else inside
@@ -196,7 +196,7 @@ class MixedStorage(Storage):
         self.max_size = self.num_demos + self.online.max_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the online rows, and what identifies the demonstrations."""
+        """Return a copy of the online rows, and the identity of the demonstrations."""
         rows, newest = self._content()
         online = None if rows is None else rows.to("cpu").clone().to_dict()
         return {"demos": self.demos.state_dict(), "online": online, "shape": self._shape(rows), "newest": newest}
@@ -205,7 +205,7 @@ class MixedStorage(Storage):
         """Restore the online rows.
 
         Raises:
-            RuntimeError: if the demonstrations are others, or there is no room for the rows.
+            RuntimeError: if the demonstrations differ, or the rows exceed the capacity.
         """
         self.demos.load_state_dict(state_dict["demos"])
         online = state_dict["online"]
@@ -224,10 +224,10 @@ class MixedStorage(Storage):
         (path / _METADATA).write_text(json.dumps(content), encoding="utf-8")
 
     def loads(self, path: str | Path) -> None:
-        """Restore what :meth:`dumps` wrote; see :meth:`load_state_dict`.
+        """Restore the state that :meth:`dumps` wrote; see :meth:`load_state_dict`.
 
         Raises:
-            DataError: if something is not a plain tensor, missing or of another size. The error names directory and
+            DataError: if an entry is not a plain tensor, is missing or has another size. The error names directory and
                 member.
         """
         path = Path(path)
@@ -253,7 +253,7 @@ class MixedStorage(Storage):
 
 
 def _on_device_of(storage: Any, rows: Tensor) -> Any:
-    """Move rows to where a storage is indexed; "auto" and none are the CPU."""
+    """Move rows to the device on which a storage is indexed; "auto" and None mean the CPU."""
     device = getattr(storage, "device", None)
     return rows.to(device) if isinstance(device, torch.device) else rows
 
@@ -279,13 +279,13 @@ class OnlineWriter(RoundRobinWriter):
     """Round-robin writer into the online part of a :class:`MixedStorage`; it returns indices of the whole storage."""
 
     def extend(self, data: Any) -> Tensor:
-        """Write rows ``[n]``, or steps ``[n, E]`` of E environments; return where, in the same shape."""
+        """Write rows ``[n]``, or steps ``[n, E]`` of E environments; return their indices in the same shape."""
         index = super().extend(data)
         storage = self._storage
         if not isinstance(storage, MixedStorage):
             return index
         if isinstance(storage.online, StepRing):
-            # Steps of all environments count.
+            # The steps of all environments are counted.
             count_writes(self, data.shape.numel() - len(data))
             index = storage.online.flat_index(index)
         return index + storage.num_demos

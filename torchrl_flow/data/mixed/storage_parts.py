@@ -1,4 +1,4 @@
-"""The demonstrations and the online rows of one storage, each as a storage that a sampler can draw from."""
+"""Views of the demonstrations and of the online rows of one storage, from which samplers draw."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Part(Storage):
         self.rows = rows
 
     def to_whole(self, index: Tensor) -> Tensor:
-        """Turn rows of the part into rows of the storage."""
+        """Convert row indices of the part to row indices of the storage."""
         return index + self.rows.start if isinstance(self.rows, range) else self.rows[index]
 
     def get(self, index: Any) -> Any:
@@ -40,19 +40,20 @@ class _Part(Storage):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: the storage has the rows."""
+        """Do nothing: the storage holds the rows."""
 
     def _empty(self) -> None:
-        """Do nothing: the storage has the rows."""
+        """Do nothing: the storage holds the rows."""
 
 
 class StorageParts:
-    """Tells the demonstrations of a storage from its online rows.
+    """Division of a storage into demonstrations and online rows.
 
     Args:
         num_demos: number of demonstrations, which are the first rows; ``None`` reads ``is_demo_key`` of each row
             instead.
-        is_demo_key: bool entry ``[*]`` or ``[*, 1]`` that is true for demonstrations, where ``num_demos`` is ``None``.
+        is_demo_key: bool entry ``[*]`` or ``[*, 1]`` that is true for demonstrations; used if ``num_demos`` is
+            ``None``.
     """
 
     def __init__(self, num_demos: int | None, is_demo_key: NestedKey) -> None:
@@ -64,7 +65,7 @@ class StorageParts:
         return {**self.__dict__, "_seen": None, "_parts": None}
 
     def of(self, storage: Any) -> tuple[_Part, _Part]:
-        """Return demonstrations and online rows, which are determined again after the storage has changed.
+        """Return demonstrations and online rows, recomputed after each change of the storage.
 
         Raises:
             ValueError: if rows lack ``is_demo_key``.
@@ -90,7 +91,7 @@ class StorageParts:
 
 
 def _column(storage: Any, key: NestedKey) -> Tensor:
-    """Read a bool entry of all rows, ``[N]``; of what has several dimensions in the order of its memory."""
+    """Read a bool entry of all rows, ``[N]``; several dimensions are flattened in memory order."""
     if len(storage) == 0:
         return torch.zeros(0, dtype=torch.bool)
     rows: Any = storage.get(range(len(storage)) if storage.ndim == 1 else slice(None))
@@ -115,15 +116,15 @@ def _column(storage: Any, key: NestedKey) -> Tensor:
 class DemoKeepingWriter(TensorDictRoundRobinWriter):
     """A round-robin writer that never overwrites the demonstrations at the start.
 
-    Write the demonstrations first; what comes after them is the online data. A stock writer would start again at row 0
-    once the storage is full, and replace demonstrations.
+    Write the demonstrations first; all later rows are online data. A stock writer would start again at row 0 once the
+    storage is full, and replace demonstrations.
 
     Args:
         num_demos: number of rows at the start that are never overwritten.
 
     Raises:
-        ValueError: if it is below 0; when written to, if the storage has no room for online rows, or one call brings
-            more rows than there is room for.
+        ValueError: if the number is below 0; in writing, if the storage has no room for online rows, or one call
+            exceeds that room.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -143,11 +144,11 @@ class DemoKeepingWriter(TensorDictRoundRobinWriter):
         self.num_demos = num_demos
 
     def add(self, data: TensorDictBase) -> Any:
-        """Write one row; return where."""
+        """Write one row; return its index."""
         return self.extend(data.unsqueeze(0))[0]
 
     def extend(self, data: Any) -> Tensor:
-        """Write rows; return where."""
+        """Write rows; return their indices."""
         storage: Any = self._storage
         rows = len(data)
         size = room_of(storage, batched_data=data)
