@@ -1,4 +1,4 @@
-"""Making demonstrations: planner, recording, flaws, ledger of attempts, and the demonstrations of a recipe."""
+"""Generation of demonstrations: planner, recording, flaws, record of attempts, and the demonstrations of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments and report of the program that makes demonstrations."""
+"""Arguments and report of ``make-demos``, the program that makes demonstrations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MakeDemosArgs:
     first_seed: NonNegativeInt = 0
     """First seed to try; the next seeds follow. Evaluate on other seeds (from 10000 on)."""
     max_steps: Count | None = None
-    """Leave out demonstrations with more steps than this number."""
+    """Exclude demonstrations with more steps than this number."""
     max_attempts: Count | None = None
     """Largest number of seeds to try. Default: 5 for each demonstration, plus 20."""
     reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
@@ -49,21 +49,21 @@ class MakeDemosArgs:
     push_size: Positive = 0.5
     """With re-timing: scale of a push per step, in units of the largest action."""
     quality: Literal["expert", "mixed"] = "expert"
-    """mixed: some demonstrations shake, halt or break off; failed ones are kept; needs a delta control mode."""
+    """mixed: some demonstrations have noise, halts or early ends; failed ones are kept; needs a delta control mode."""
     flawed_share: Fraction = 0.5
-    """With --quality mixed: share of the seeds whose demonstrations shake, halt or break off."""
+    """With --quality mixed: share of the seeds whose demonstrations have noise, halts or early ends."""
     verify: bool = False
     """Simulate each demonstration a second time and require equal observations."""
     side_by_side: Count = 16
     """Number of motions that are converted and recorded together in this process, if states are observed, actions are
-    deltas of the end effector, and the task keeps its scene. The demonstrations are the same for every number."""
+    deltas of the end effector, and the task keeps its scene. It does not affect the demonstrations."""
     progress: bool = True
     """Show a progress bar."""
 
 
 @dataclass(frozen=True)
 class MakeDemosReport:
-    """What was made. Rates are over all seeds tried so far, those of earlier runs included."""
+    """Path, counts and rates of demonstrations. Rates are over all seeds tried so far, also by earlier runs."""
 
     path: Path
     num_demos: int
@@ -80,7 +80,7 @@ class MakeDemosReport:
     new_demos: int
     seconds: float
     planning_seconds: float = 0.0
-    """Part of the time that the planner took; the rest is conversion, recording and start."""
+    """Seconds spent in the planner; the remaining time is conversion, recording and start."""
 
     def summary(self) -> str:
         """Return the report as one line."""
@@ -95,7 +95,7 @@ class MakeDemosReport:
 
 
 def check_arguments(args: MakeDemosArgs) -> None:
-    """Refuse arguments out of their range.
+    """Refuse arguments that are out of range.
 
     Raises:
         ValueError: if the check fails. The error names the argument.

@@ -1,7 +1,7 @@
-"""Demonstrations with flaws: they shake, halt or break off, and some of them fail.
+"""Demonstrations with flaws (noise, halts, early ends), some of which fail.
 
-Offline learning that weighs data by its worth needs data of different worth. A share of the seeds gets such flaws,
-and what comes of them is recorded as it is, success or not.
+Offline learning with weighted data needs data of different quality. A share of the seeds gets such flaws, and the
+resulting episodes are recorded whether they succeed or not.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Flaws:
     Args:
         noise: standard deviation of the error added to the actions of the arm, in units of the largest action. Errors
             of successive steps have the correlation ``FlawedController.memory``.
-        stop_at: step at which the arm halts without a reason. Defaults to None: never.
+        stop_at: step at which the arm halts. Defaults to None: never.
         stop_steps: number of steps for which it halts.
-        end_at: step before which the motion is broken off. Defaults to None: never.
+        end_at: step before which the motion ends early. Defaults to None: never.
     """
 
     noise: float = 0.0
@@ -37,22 +37,21 @@ class Flaws:
 
 @dataclass(frozen=True)
 class Imperfection:
-    """Flaws for a share of the motions, drawn from each motion's seed alone.
+    """Flaws for a share of the motions; the draws depend only on the seed of the motion.
 
     Without ``inner``, the planner's own actions get the flaws. Actions must be relative (a delta or velocity control
-    mode): halting is to send zeros, the gripper command kept.
+    mode): a halt is zero actions with an unchanged gripper command.
 
     Args:
         inner: transform that makes the flawless motion, such as :class:`~torchrl_flow.demos.retiming.Retiming`.
         share: probability that a motion is flawed.
-        max_noise: upper bound of the noise: that of a flawed motion is uniform in [0.1, 1] times this, see
-            :class:`Flaws`.
+        max_noise: upper bound of the noise. The noise of a flawed motion is this value times a uniform number in [0.1,
+            1]; see :class:`Flaws`.
         stop_probability: probability that a flawed motion halts, for 5 to 20 steps.
-        end_probability: probability that a flawed motion is broken off, after 20 to 90 % of its expected number of
-            steps.
+        end_probability: probability that a flawed motion ends early, after 20 to 90 % of its expected number of steps.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     inner: ActionTransform | None = None
@@ -70,7 +69,7 @@ class Imperfection:
             raise ValueError(f"max_noise must be at least 0, got {self.max_noise}.")
 
     def __call__(self, motion: Motion) -> np.ndarray | Controller:
-        """Return the flawless motion, or a controller that makes a flawed one of it."""
+        """Return the flawless motion, or a controller that adds flaws to it."""
         flawless = motion.actions if self.inner is None else self.inner(motion)
         rng = np.random.default_rng([motion.seed, 1])
         if rng.random() >= self.share:
@@ -88,10 +87,10 @@ class Imperfection:
 
 
 class FlawedController:
-    """Gives the actions of another controller, or of an array, with flaws.
+    """Controller that adds flaws to the actions of another controller or of an array.
 
-    The noise is not marked as a disturbance: it is what a clumsy demonstrator does. What the other controller marks
-    stays marked.
+    The noise is not marked as a disturbance, since it imitates an imprecise demonstrator. Marks of the other controller
+    are kept.
 
     Attributes:
         may_fail: True: the recorder keeps the episode even if it fails.
@@ -133,5 +132,5 @@ class FlawedController:
 
 
 def _expected_steps(motion: Any, default: int) -> int:
-    """Return how many steps a motion takes, as far as it tells."""
+    """Return the length of a motion, or ``default`` if it has none."""
     return len(motion) if hasattr(motion, "__len__") else default

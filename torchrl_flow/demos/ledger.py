@@ -1,4 +1,4 @@
-"""Records the attempts of a demonstration maker, so that it can continue after a kill, and merges them at the end."""
+"""Record of the attempts at demonstrations, which allows continuing after a kill, and their merge at the end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from torchrl_flow.util.files import staged, write_json
 __all__ = ["Attempt", "DemoLedger"]
 
 _LIBVER = ("v110", "v110")
-"""Of HDF5, which keeps checksums of its own tables from this version on."""
+"""Version of the HDF5 format, the first with checksums of HDF5's own tables."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The outcome of one seed: ``stage`` is ``"done"``, or where it failed; ``steps`` is its length.
+    """The outcome of one seed: ``stage`` is ``"done"`` or the stage that failed; ``steps`` is its length.
 
-    A demonstration that was allowed to fail is done whether it ``success``-fully solved the task or not.
+    A demonstration that may fail is ``"done"`` in either case; ``success`` is whether it solved the task.
     """
 
     seed: int
@@ -42,18 +42,18 @@ class Attempt:
 
 
 class DemoLedger:
-    """Attempts by seed: those in the finished file, and those made since in a directory beside it.
+    """Attempts by seed: those in the finished file, and later ones in a directory beside it.
 
-    Each attempt is a ``.json``, a successful one also an ``.h5``, written under another name and renamed, so
-    that a kill at any moment leaves whole attempts only. :meth:`merge` writes the ``.h5`` and ``.json`` in
-    the same way and then removes the directory.
+    Each attempt is a ``.json`` file; a successful one also has an ``.h5`` file. Files are written under another name
+    and renamed, so a kill leaves only complete attempts. :meth:`merge` writes the ``.h5`` and ``.json`` in the same way
+    and then removes the directory.
 
     Args:
         path: path of the ``.h5`` file to write.
         settings: JSON-able settings that the content depends on.
 
     Raises:
-        ValueError: if the directory holds attempts or a file made with other settings. Nothing is changed then.
+        ValueError: if the directory holds attempts or a file made with other settings. In this case nothing is changed.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -71,11 +71,11 @@ class DemoLedger:
         return [self.attempts[seed] for seed in sorted(self.attempts) if self.attempts[seed].stage == "done"]
 
     def is_merged(self) -> bool:
-        """Tell whether the finished file holds every attempt."""
+        """Return whether the finished file holds every attempt."""
         return self.json_path.is_file() and self.path.is_file() and not self.parts.exists()
 
     def add(self, attempt: Attempt, episode: RecordedEpisode | None = None) -> None:
-        """Keep an attempt; one that gave a demonstration with its episode."""
+        """Store an attempt, with its episode if it gave a demonstration."""
         self.parts.mkdir(parents=True, exist_ok=True)
         if not (self.parts / "settings.json").exists():
             write_json(self.parts / "settings.json", self.settings, indent=1)
@@ -97,13 +97,13 @@ class DemoLedger:
             with _new_file(part) as file:
                 episodes = list(self._copied(file, episode_info))
             made = {"settings": self.settings, "attempts": attempts, "h5_sha256": file_digest(part)}
-        # The .json comes last: while it is the old one, the parts are still there to merge again.
+        # The .json is replaced last: before that, the parts still exist and can be merged again.
         content = json.loads(json.dumps({**info, "make_demos": made, "episodes": episodes}))
         write_json(self.json_path, {**content, "digest": json_digest(content)}, indent=1)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _copied(self, file: h5py.File, episode_info: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Copy the demonstrations into a file; yields the entry of each in the ``.json``."""
+        """Copy the demonstrations into a file; yield the ``.json`` entry of each."""
         for number, attempt in enumerate(self.done):
             self._copy(attempt.seed, file, f"traj_{number}")
             yield {
@@ -168,7 +168,7 @@ class DemoLedger:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Name the file whose fields are not those of an attempt."""
+    """Raise an error that names the file if its fields are not those of an attempt."""
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
@@ -190,7 +190,7 @@ def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
 
 
 def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
-    """Nested arrays, in their order, with checksums; images compressed."""
+    """Write nested arrays in order, with checksums; images are compressed."""
     if isinstance(tree, Mapping):
         inner = group.create_group(name, track_order=True)
         for key, value in tree.items():
@@ -198,6 +198,6 @@ def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
         return
     value = np.asarray(tree)
     image = value.ndim == 4
-    # One frame a chunk, so that reading a frame does not unpack others.
+    # One frame per chunk, so that reading a frame does not unpack others.
     options = {"compression": "gzip", "compression_opts": 4, "chunks": (1, *value.shape[1:])} if image else {}
     group.create_dataset(name, data=value, fletcher32=True, **options)

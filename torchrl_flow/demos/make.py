@@ -1,4 +1,4 @@
-"""Makes demonstrations of ManiSkill tasks: plans, converts, checks, and writes ManiSkill's own format."""
+"""Generation of demonstrations of ManiSkill tasks: planning, conversion, checks, and files in ManiSkill's format."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def make_demonstrations(
     transform: ActionTransform | None = None,
     transform_name: str | None = None,
 ) -> MakeDemosReport:
-    """Plan, convert and check demonstrations until there are as many as asked for.
+    """Plan, convert and check demonstrations until the requested number exists.
 
-    Each seed is planned with joint positions, and converted to the control mode in a second simulation, which
-    is what is recorded, if it ends in success: recorded actions solve the task from their seed. With
-    ``quality="mixed"`` a share of them gets flaws and is recorded whatever comes of it, success or not. Killed and
-    started again with the same arguments, it goes on after the last finished seed and ends with equal
-    content. More demonstrations than before extend the file; fewer leave it as it is.
+    Each seed is planned with joint positions, and converted to the control mode in a second simulation. The second
+    simulation is recorded if it ends in success, so the recorded actions solve the task from their seed. With
+    ``quality="mixed"`` a share of the motions gets flaws and is recorded whether it succeeds or not. After a kill, a
+    call with the same arguments continues after the last finished seed and gives equal content. A larger number of
+    demonstrations than before extends the file; a smaller one leaves it unchanged.
 
     Args:
         args: which demonstrations to make.
@@ -56,12 +56,12 @@ def make_demonstrations(
         env_factory: makes the environments, see :class:`~torchrl_flow.demos.planner.Recorder`. Defaults to
             :func:`make_planner_env`.
         transform: changes the actions of each motion before it is recorded; see :data:`ActionTransform`. Defaults to
-            the re-timing or the flaws that ``args`` ask for.
+            the re-timing or the flaws that ``args`` select.
         transform_name: name of the transform in the file; a file made with another transform is not extended. Defaults
             to its ``__qualname__``.
 
     Returns:
-        Path, counts and rates. The path is what ``load_dataset("maniskill:<path>", ...)`` takes.
+        Path, counts and rates. ``load_dataset("maniskill:<path>", ...)`` reads the path.
 
     Raises:
         ValueError: if an argument is out of range, or existing demonstrations were made with other arguments.
@@ -132,7 +132,8 @@ def make_planner_env(
 ) -> gymnasium.Env:
     """Make the plain ManiSkill environment, simulated on the CPU and without a time limit.
 
-    Without a render backend it must be made, and reset, inside :func:`~torchrl_flow.envs.maniskill.headless.headless`.
+    Without a render backend, make and reset the environment inside
+    :func:`~torchrl_flow.envs.maniskill.headless.headless`.
     """
     import mani_skill.envs  # noqa: F401  (registers the tasks)
 
@@ -158,17 +159,17 @@ def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_
 
     names = ("task", "control_mode", "obs_mode", "first_seed", "max_steps", "reward_mode")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
-    if args.image_size is not None:  # Not in files of the camera's own size, which older versions made too.
+    if args.image_size is not None:  # Not for the camera's own size, for which older versions wrote files too.
         settings["image_size"] = args.image_size
     return {**settings, "transform": _transform_name(transform, transform_name), "mani_skill": mani_skill.__version__}
 
 
 @contextlib.contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """Make rebuilding a scene cheap.
+    """Avoid the cost of garbage collection when a scene is rebuilt.
 
-    ManiSkill collects garbage at each rebuild, which takes 0.3 s to scan all of torch; frozen, what exists
-    before is not scanned.
+    ManiSkill collects garbage at each rebuild, and scanning all objects of torch takes 0.3 s. ``gc.freeze`` excludes
+    the existing objects.
     """
     gc.collect()
     gc.freeze()
@@ -189,7 +190,7 @@ def _fill(ledger: DemoLedger, recorder: Recorder, args: MakeDemosArgs) -> None:
                     f"{limit} seeds of {args.task} gave {len(ledger.done)} of {args.num_demos} demonstrations "
                     f"({_failures(ledger)}): raise max_attempts, or remove the causes of the failures."
                 )
-            # No more than are missing: what is recorded is what one seed after the other would give.
+            # At most the missing number, so that the recorded seeds are those of a sequential run.
             wanted = min(recorder.side_by_side, args.num_demos - len(ledger.done))
             planned: dict[int, np.ndarray] = {}
             while len(planned) < wanted and seed - args.first_seed < limit:

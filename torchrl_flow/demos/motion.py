@@ -1,4 +1,4 @@
-"""Motions of a robot arm and the controllers that carry them out: poses in, delta actions out."""
+"""Motions of a robot arm, and controllers that convert poses to delta actions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_ACTIONS_PER_TARGET = 4
 
 @dataclass(frozen=True)
 class Motion:
-    """A converted motion, as an :data:`ActionTransform` gets it.
+    """A converted motion, the argument of an :data:`ActionTransform`.
 
     Args:
         seed: seed of the episode.
@@ -55,10 +55,10 @@ result is simulated from the seed, and kept if it succeeds or may fail."""
 
 
 class Follower:
-    """Moves the end effector through the poses of joint waypoints, by delta actions.
+    """Controller that moves the end effector through the poses of joint waypoints by delta actions.
 
-    The poses come from forward kinematics of the commanded joint angles, so that the planner's environment
-    need not be simulated again beside this one. A pose that one action cannot reach gets up to four.
+    The poses come from forward kinematics of the commanded joint angles, so that the planner's environment need not be
+    simulated again. A pose that one action cannot reach gets up to four actions.
 
     Args:
         env: environment of one simulation, at the start of the motion.
@@ -93,7 +93,7 @@ class Follower:
         return action
 
     def motion(self, seed: int, actions: Sequence[np.ndarray]) -> Motion:
-        """Return the motion that its actions are."""
+        """Return the motion made of the actions given so far."""
         return Motion(seed, np.stack(actions), np.stack(self._targets).astype(np.float32), self._gripper)
 
 
@@ -104,19 +104,19 @@ def play(actions: np.ndarray) -> Controller:
 
 
 def is_solved(env: gymnasium.Env) -> bool:
-    """Tell whether the task is solved now, in the environment that a controller gets."""
+    """Return whether the task is currently solved in a controller's environment."""
     return env.solved if isinstance(env, EnvRow) else flag_of(maniskill_of(env).evaluate(), "success")
 
 
 def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Compute the delta action that moves the end effector to a pose, as far as one action can.
+    """Compute the delta action that moves the end effector towards a pose, clipped to one action.
 
     Args:
         env: ManiSkill environment with a delta end-effector controller, or one of several that are simulated together.
         pose: ``[7]`` position and quaternion wxyz, in the world frame.
 
     Returns:
-        The arm's action, clipped as the controller clips it, and whether that took no clipping.
+        The arm's action, clipped as the controller clips it, and whether no clipping was needed.
     """
     import sapien
     from mani_skill.trajectory.utils.actions.conversion import delta_pose_to_pd_ee_delta
@@ -131,7 +131,7 @@ def delta_command(env: gymnasium.Env, pose: np.ndarray) -> tuple[np.ndarray, boo
 
 
 def _clip(command: np.ndarray) -> bool:
-    """Clip translation by axis and rotation by norm, in place, as the controller does; False if needed."""
+    """Clip translation by axis and rotation by norm, in place, as the controller does; return whether both fit."""
     fits = np.abs(command[:3]).max() <= 1
     np.clip(command[:3], -1, 1, out=command[:3])
     norm = np.linalg.norm(command[3:])
@@ -141,7 +141,7 @@ def _clip(command: np.ndarray) -> bool:
 
 
 def maniskill_of(env: gymnasium.Env) -> Any:
-    """Return the ManiSkill environment itself, whose attributes gymnasium does not know of."""
+    """Return the unwrapped ManiSkill environment, whose attributes gymnasium's type does not declare."""
     return env.unwrapped
 
 
@@ -156,5 +156,5 @@ def _pose(values: np.ndarray) -> Any:
 
 
 def flag_of(info: Mapping[str, Any], key: str) -> bool:
-    """Return a flag of what a step of one simulation says; False where there is none."""
+    """Return a flag from the info of a step of one simulation; False if it is missing."""
     return bool(np.asarray(info.get(key, False)).reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""Plans, converts and records demonstrations with ManiSkill's motion planners, one seed at a time."""
+"""Planning, conversion and recording of demonstrations with ManiSkill's motion planners."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EnvFactory = Callable[..., gymnasium.Env]
 
 
 class DemonstrationError(Exception):
-    """A seed gave no demonstration; ``stage`` says where: ``planning``, ``conversion`` or ``replay``."""
+    """Failure of a seed at the ``stage`` ``planning``, ``conversion`` or ``replay``."""
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
@@ -48,13 +48,12 @@ class DemonstrationError(Exception):
 
 
 class Recorder:
-    """Makes demonstrations of a task: :meth:`demonstrate` plans, converts and records one.
+    """Maker of demonstrations of a task; :meth:`demonstrate` plans, converts and records one.
 
-    What is recorded is a simulation of the recorded actions from the seed, and only if it ends in success, or a
-    transform's controller says that it may fail.
-    Each simulation starts from a rebuilt scene: ManiSkill's CPU simulation keeps contact caches over a reset,
-    so otherwise an episode would depend, in its last digits, on those before it, and a resumed run would
-    differ.
+    A recorded episode is a simulation of the recorded actions from the seed. It is kept only if it ends in success or
+    if ``may_fail`` of a transform's controller is True. Each simulation starts from a rebuilt scene: ManiSkill's CPU
+    simulation keeps contact caches over a reset, so without the rebuild the last digits of an episode would depend on
+    earlier episodes, and a resumed run would differ.
 
     Args:
         task: ManiSkill id of the task.
@@ -102,8 +101,7 @@ class Recorder:
             self._rows = self._make_rows(task, side_by_side, modes)
             if self._rows is not None:
                 stack.callback(self._rows.close)
-            # Conversion is recorded as it happens, unless other actions come of it: then it needs no
-            # observations.
+            # Conversion is recorded directly, unless a transform changes its actions: then it needs no observations.
             alone = transform is not None and self._rows is None
             self._conversion = make("none", control_mode, "sparse") if alone else self.env
             self._stack = stack.pop_all()
@@ -120,14 +118,14 @@ class Recorder:
 
     @property
     def side_by_side(self) -> int:
-        """How many motions are simulated together."""
+        """Number of motions that are simulated together."""
         return 1 if self._rows is None else self._rows.number
 
     def plan(self, seed: int) -> np.ndarray:
         """Plan the motion of a seed; return its waypoints, ``[P, J + 1]`` joint positions and gripper commands.
 
         Raises:
-            DemonstrationError: if the planner fails; the same seed then always does.
+            DemonstrationError: if the planner fails; it then always fails for this seed.
         """
         start = time.perf_counter()
         with isolated_rng(seed):
@@ -143,7 +141,7 @@ class Recorder:
             planned: results of :meth:`plan`, by seed.
 
         Returns:
-            The demonstration of each seed, or at what it failed. Both equal those of :meth:`demonstrate`.
+            The demonstration or the error of each seed, equal to those of :meth:`demonstrate`.
         """
         if self._rows is not None:
             return self._record_rows(self._rows, planned)
@@ -164,7 +162,7 @@ class Recorder:
         """Make the demonstration of a seed.
 
         Raises:
-            DemonstrationError: if a stage fails; the same seed then always does.
+            DemonstrationError: if a stage fails; it then always fails for this seed.
         """
         (episode,) = self.record({seed: self.plan(seed)}).values()
         if isinstance(episode, DemonstrationError):
@@ -238,7 +236,7 @@ class Recorder:
         try:
             with contextlib.redirect_stdout(output):
                 result = self._solve(self._planning, seed=seed, debug=False, vis=False)
-        except Exception as error:  # what a planner may raise is not specified
+        except Exception as error:  # the exceptions of planners are not specified
             logger.debug("seed %d: %s", seed, output.getvalue())
             raise DemonstrationError("planning", f"the planner raised {type(error).__name__}: {error}") from error
         if isinstance(result, int):
@@ -266,7 +264,7 @@ class Recorder:
         return Motion(seed, np.stack(env.actions), None, waypoints[:, -1].copy())
 
     def _perform(self, seed: int, motion: np.ndarray | Controller) -> np.ndarray | None:
-        """Record what a transform made; return which steps are not to be imitated."""
+        """Record the transformed motion; return which steps are not to be imitated."""
         if isinstance(motion, np.ndarray):
             return self._replay(seed, motion)
         self.env.reset(seed=seed)
@@ -286,7 +284,7 @@ def solver_for(task: str) -> Callable[..., Any]:
     """Find ManiSkill's motion-planning solution of a task.
 
     Raises:
-        ValueError: if there is none. The error lists the tasks that have one.
+        ValueError: if the task has no planner. The error lists the tasks that have one.
     """
     from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
 

@@ -1,4 +1,4 @@
-"""Environments around a plain ManiSkill one: rebuilt at each reset, and recording what happens."""
+"""Wrappers of a plain ManiSkill environment that rebuild it at each reset and record the episodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RebuiltEnv", "RecordedEpisode", "RecordingEnv", "equal_trees", "reco
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """What a trajectory file holds of an episode: (nested dicts of) arrays, T steps and T + 1 frames."""
+    """The content of an episode in a trajectory file: (nested dicts of) arrays, T steps and T + 1 frames."""
 
     seed: int
     obs: Any
@@ -27,11 +27,11 @@ class RecordedEpisode:
     rewards: np.ndarray | None
     perturbed: np.ndarray | None = None
     fail: np.ndarray | None = None
-    """Failure of the task, if it reports failures."""
+    """Whether the task has failed, if it reports failures."""
 
 
 class RebuiltEnv(gymnasium.Wrapper):
-    """Rebuilds the scene at each reset and keeps the episode's actions."""
+    """Wrapper that rebuilds the scene at each reset and stores the episode's actions."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -43,14 +43,14 @@ class RebuiltEnv(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options={**(options or {}), "reconfigure": True})
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step, and keep the action."""
+        """Step, and store the action."""
         action = np.array(action, dtype=np.float32).reshape(-1)
         self.actions.append(action)
         return self.env.step(action)
 
 
 class RecordingEnv(gymnasium.Wrapper):
-    """Keeps the frames and outcomes of the episode around a :class:`RebuiltEnv` environment."""
+    """Wrapper of a :class:`RebuiltEnv` that stores the frames and outcomes of the episode."""
 
     def __init__(self, env: RebuiltEnv) -> None:
         super().__init__(env)
@@ -64,7 +64,7 @@ class RecordingEnv(gymnasium.Wrapper):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step, and keep the reward and the flags of the step."""
+        """Step, and store the reward and the flags of the step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(_row(obs))
         self._states.append(_row(_state(self)))
@@ -87,7 +87,7 @@ def recorded_episode(
     with_rewards: bool,
     perturbed: np.ndarray | None,
 ) -> RecordedEpisode:
-    """Put together what was seen of an episode.
+    """Assemble the recorded parts of an episode.
 
     Args:
         seed: seed of the episode.
@@ -133,7 +133,7 @@ def _stack(rows: list[Any]) -> Any:
 
 
 def equal_trees(one: Any, other: Any) -> bool:
-    """Tell whether two nested dicts of arrays are equal, bit for bit."""
+    """Return whether two nested dicts of arrays are equal, bit for bit."""
     if isinstance(one, Mapping):
         return all(equal_trees(one[key], other[key]) for key in one)
     return np.array_equal(one, other)

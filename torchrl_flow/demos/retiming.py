@@ -1,9 +1,9 @@
 """Re-timed demonstrations: planner paths tracked at constant speed, with pushes from which they recover.
 
-A motion planner slows down and pauses at its waypoints and never leaves its path. Cloned, that teaches a policy
-to creep, and nothing about the states that its own errors lead to. Here the planner's path is resampled at
-constant speed and tracked in closed loop, while short random pushes move the end effector off it; the steps that
-the pushes act on are marked, so that training does not imitate them, and what follows them shows the way back.
+A motion planner slows down and pauses at its waypoints and never leaves its path. A policy that clones such motions
+moves slowly and has no data on states that its own errors cause. Here the planner's path is resampled at constant speed
+and tracked in closed loop, while short random pushes move the end effector off the path. Pushed steps are marked, so
+that training does not imitate them; the steps after them show the recovery.
 
 References:
     Laskey et al., "DART: Noise Injection for Robust Imitation Learning", https://arxiv.org/abs/1703.09327
@@ -24,7 +24,7 @@ __all__ = ["ClosedLoopTracker", "Retiming", "Waypoint", "resample_path"]
 
 
 class Waypoint(NamedTuple):
-    """A pose to pass or, at a gripper command's end, to settle at."""
+    """A pose to pass or, at the end of a gripper command, at which to settle."""
 
     pose: np.ndarray
     gripper: float
@@ -33,18 +33,18 @@ class Waypoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Retiming:
-    """Makes a :class:`ClosedLoopTracker` of each planned motion; the ``retime`` of ``make_demonstrations``.
+    """Transform of a planned motion to a :class:`ClosedLoopTracker`, used by ``retime`` of ``make_demonstrations``.
 
-    Lengths are in units of the controller's largest action: 1 is what one action of magnitude 1 moves.
+    Lengths are in units of the controller's largest action: 1 is the distance moved by an action of magnitude 1.
 
     Args:
-        speed: distance between the waypoints of two steps.
+        speed: distance between the waypoints of successive steps.
         dwell: steps to wait when the gripper command changes.
         push_probability: chance per step that a push begins; 0 for none.
         push_size: scale of a push, per step.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is out of range.
     """
 
     speed: float = 0.3
@@ -78,8 +78,9 @@ class Retiming:
 class ClosedLoopTracker:
     """Controller that moves towards the next waypoint of a path in each step, with random pushes.
 
-    The next waypoint waits for an arm that lags. At waypoints to settle at it waits until the arm is there. The
-    motion ends some steps after the task is solved, or when the last waypoint is reached without that.
+    The tracker does not move on to the next waypoint while the arm lags. At waypoints with ``settle`` it waits until
+    the arm has settled. The motion ends some steps after the task is solved, or at the last waypoint if the task is not
+    solved.
 
     Attributes:
         perturbed: for each action given, whether it was pushed.
@@ -90,11 +91,11 @@ class ClosedLoopTracker:
     near = 0.9
     """Distance to a waypoint below which the controller moves on to the next one."""
     patience = 8
-    """Steps to wait for the arm to settle."""
+    """Largest number of steps to wait for the arm to settle."""
     hold = 3
     """Steps to continue at the end of the path after the task is solved."""
     longest = 400
-    """Steps after which to give up."""
+    """Number of steps after which the motion is aborted."""
 
     def __init__(self, path: list[Waypoint], retiming: Retiming, rng: np.random.Generator) -> None:
         self._path, self._retiming, self._rng = path, retiming, rng
@@ -103,7 +104,7 @@ class ClosedLoopTracker:
         self.perturbed: list[bool] = []
 
     def __len__(self) -> int:
-        """Return the number of waypoints, of which a step passes one at most."""
+        """Return the number of waypoints; a step passes at most one."""
         return len(self._path)
 
     def __call__(self, env: gymnasium.Env) -> np.ndarray | None:
@@ -154,7 +155,7 @@ def resample_path(poses: np.ndarray, gripper: np.ndarray, *, speed: float, dwell
         dwell: number of repetitions of the first pose after each change of the gripper command.
 
     Returns:
-        the waypoints; the last of each gripper command is one to settle at.
+        the waypoints; the last one of each gripper command has ``settle``.
 
     Raises:
         ValueError: if the shapes do not fit.

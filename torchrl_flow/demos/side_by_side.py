@@ -1,4 +1,4 @@
-"""Motions that are simulated side by side, each from its own seed, and recorded as if each were alone."""
+"""Simulation of several motions in a batch, each from its own seed, with the recordings of single simulations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EnvRow", "SideBySide"]
 
 
 class EnvRow(gymnasium.Wrapper):
-    """One of the simulations, as a controller sees it."""
+    """The interface of one simulation for its controller."""
 
     def __init__(self, rows: SideBySide, number: int) -> None:
         super().__init__(rows.env)
@@ -26,19 +26,19 @@ class EnvRow(gymnasium.Wrapper):
 
     @property
     def ee_pose(self) -> np.ndarray:
-        """``[7]`` position and quaternion of the end effector now."""
+        """``[7]`` current position and quaternion of the end effector."""
         return self._rows.ee_poses[self.number]
 
     @property
     def solved(self) -> bool:
-        """Whether the task is solved now."""
+        """Whether the task is currently solved."""
         return bool(self._rows.success[self.number])
 
 
 class SideBySide:
     """N simulations of a task in one process, in a batch on the CPU (``make_batched``).
 
-    Each equals the simulation of its seed alone, in an environment that was just built, bit for bit.
+    Each equals, bit for bit, the simulation of its seed in a newly built single environment.
 
     Args:
         task: ManiSkill id of the task.
@@ -71,7 +71,7 @@ class SideBySide:
         self.env.close()
 
     def reset(self, seeds: Sequence[int], *, record: bool) -> list[EnvRow]:
-        """Begin the episodes of up to N seeds; returns what their controllers see."""
+        """Begin the episodes of up to N seeds; return the simulations for their controllers."""
         filled = [*seeds, *[seeds[-1]] * (self.number - len(seeds))]
         with torch.inference_mode():
             observation, info = self._resets(None, filled, None, None)
@@ -116,7 +116,7 @@ class SideBySide:
         return self.base.agent.robot.get_qpos()[number].numpy().copy()
 
     def episode(self, number: int, with_rewards: bool, perturbed: np.ndarray | None = None) -> RecordedEpisode:
-        """Return what one simulation has recorded; ``perturbed`` marks the steps that are not to be imitated."""
+        """Return the episode of one simulation; ``perturbed`` marks the steps that are not to be imitated."""
         steps = len(self.actions[number])
         return recorded_episode(
             self._seeds[number],

@@ -1,4 +1,4 @@
-"""Where a recipe's demonstrations come from: a file, the motion planner, or the planar task's script."""
+"""Source of a recipe's demonstrations: a file, the motion planner, or the script of the planar task."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ RETIMED_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos")
 
 @dataclasses.dataclass(frozen=True)
 class DemoSource:
-    """The demonstrations of a recipe; kept in the checkpoints, so that later stages find the same ones.
+    """The source of a recipe's demonstrations; it is stored in checkpoints, so that later stages use the same data.
 
-    Where no path is given they are made once, by ManiSkill's motion planner or the planar task's script, and kept.
+    Without a path, demonstrations are made once, by ManiSkill's motion planner or the planar task's script, and kept.
 
     Args:
         path: trajectory file (``.h5``) or directory of a demo store; ``None`` to make them.
-        num_demos: number of demonstrations to use, the first ones of a file or store. ``None``: all of a file or store,
-            or 100 that are made. Defaults to 100.
+        num_demos: number of demonstrations to use, from the start of a file or store. ``None``: all of a file or store;
+            without a path 100 are made. Defaults to 100.
         quality: ``"expert"``, ``"mixed"``, or another quality of the planar task. Defaults to ``"mixed"`` for the
             planar task and ``"expert"`` for other tasks.
         retime: whether to re-time planned motions, see :class:`MakeDemosArgs`. Defaults to True for the control modes
@@ -89,7 +89,7 @@ class DemoSource:
 
     @classmethod
     def _told(cls, found: Mapping[str, Any], file: Path) -> DemoSource:
-        """Make the source that a file describes, which is not trusted."""
+        """Make the source described by an untrusted file."""
         kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
         for name, value in found.items():
             if name not in kinds or not isinstance(value, kinds[name]):
@@ -110,10 +110,10 @@ class DemoSource:
 
     @property
     def control_mode(self) -> str | None:
-        """The control mode of the demonstrations at the path; None where it is not known, or they are to be made.
+        """The control mode of the demonstrations at the path; None if it is unknown or they are to be made.
 
         Raises:
-            DataError: if there are none.
+            DataError: if there are no demonstrations at the path.
         """
         if self.path is None:
             return None
@@ -124,7 +124,7 @@ class DemoSource:
 
     @property
     def recorded_size(self) -> tuple[int, int] | None:
-        """Height and width of the images, as far as it is known before they are read or made.
+        """Height and width of the images; None if unknown before the demonstrations are read or made.
 
         Raises:
             DataError: if there are no demonstrations at the path.
@@ -144,15 +144,15 @@ class DemoSource:
     def load(self, task: Mapping[str, Any], *, uses_rewards: bool = True, **chunks: Any) -> DemoReplayBuffer:
         """Make or read the demonstrations, as a replay buffer of action chunks.
 
-        Rewards are those that the task's environment gives: where it is sparse and others were recorded, success less
-        failure takes their place, with a :class:`DataWarning`.
+        Rewards are on the scale of the environment's rewards: if these are sparse and others were recorded, success
+        minus failure replaces the recorded rewards, with a :class:`DataWarning`.
 
         Args:
             task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping of its fields. Demonstrations
                 of another task, or with rows of another size, raise an error.
-            uses_rewards: whether they will be learnt from; cloning takes demonstrations with any rewards.
+            uses_rewards: whether training uses the rewards; behaviour cloning accepts demonstrations with any rewards.
             **chunks: options of :class:`~torchrl_flow.data.DemoReplayBuffer`. ``padding="hold"`` repeats the last
-                action in control modes in which zeros are a motion (:func:`padding_of`).
+                action in control modes in which zeros command a motion (:func:`padding_of`).
 
         Raises:
             DataError: if they are of another task, or have rewards of another mode that cannot be replaced.
@@ -186,7 +186,7 @@ class DemoSource:
         root = Path(self.folder) / f"planar-{quality}-{mode}-{number}-{self.seed}"
         episodes = collect_demonstrations(number, quality=quality, seed=self.seed, from_pixels=mode != "state")
         if root.exists():
-            # Another run may be reading it: what is the same is left alone.
+            # Another run may be reading the file, so an unchanged file is not written again.
             store, action = DemoStore.open(root), torch.cat([episode["action"] for episode in episodes])
             if torch.equal(store.steps["action"].as_subclass(torch.Tensor), action):
                 return store
@@ -211,7 +211,7 @@ class DemoSource:
 
 def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded", "sparse"]:
     """Return which rewards of the demonstrations have the scale of the environment's rewards."""
-    # Checkpoints of the planar task made before it told its mode are of the only one.
+    # Older checkpoints of the planar task do not record its reward mode; it had only one.
     here, there = (
         task.reward_mode or ("sparse" if task.task == PLANAR else None),
         store.task_info.reward_mode,
@@ -222,7 +222,7 @@ def _rewards(task: TaskInfo, store: DemoStore, where: str) -> Literal["recorded"
         sparse = store.sparse_reward()
         if torch.equal(store.steps["reward"].as_subclass(torch.Tensor).squeeze(-1), sparse):
             return "recorded"
-        # Where not even the mode is known, no success at all may mean that none was recorded.
+        # If the mode is unknown too, the absence of successes may mean that they were not recorded.
         if store.has_success and (there is not None or bool(sparse.any())):
             warnings.warn(
                 f"{where} holds rewards of the mode {there!r} and the environment gives {here!r} ones: success less "

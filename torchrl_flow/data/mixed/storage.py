@@ -36,8 +36,8 @@ class MixedStorage(Storage):
     :class:`~torchrl_flow.data.MixedReplayBuffer`, or any two storages of TorchRL whose rows have the same entries, such
     as a ``LazyMemmapStorage`` of demonstrations and a ``LazyTensorStorage``. A stock buffer over it needs a
     :class:`~torchrl_flow.data.RatioSampler`, an :class:`~torchrl_flow.data.OnlineWriter` and
-    ``collate_fn=lambda rows: rows``. The state includes the rows of a stock storage of demonstrations; of a ChunkStorage it includes only the
-    identity of the data.
+    ``collate_fn=lambda rows: rows``. The state includes the rows of a stock storage of demonstrations; for a
+    ChunkStorage it includes only the identity of the data.
 
     Args:
         demos: storage that already holds all demonstrations. It must not be written to afterwards.
