@@ -1,4 +1,4 @@
-"""The slate recommender: simulator, reference policies, and the transforms of its latent form."""
+"""The slate recommender: simulator, reference policies, and the transforms to latent actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The belief state of a slate recommender: a recurrent summary of slates and clicks, trained to foresee clicks."""
+"""The belief encoder of a slate recommender: a recurrent summary of slates and clicks, trained to predict clicks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["BeliefEncoder", "BeliefEncoderConfig"]
 
 @dataclasses.dataclass(frozen=True)
 class BeliefEncoderConfig(Config):
-    """All that is needed, beside the weights, to build a :class:`BeliefEncoder`."""
+    """Configuration from which a :class:`BeliefEncoder` is built."""
 
     limits: ClassVar[Mapping[str, int]] = {"num_items": MAX_ITEMS}
 
     num_items: int = 1000
-    """Items of the catalogue."""
+    """Number of items of the catalogue."""
     slate_size: int = 10
-    """L, items of a slate."""
+    """L, number of items of a slate."""
     item_dim: int = 20
     """Length of an item's embedding."""
     belief_dim: int = 20
@@ -33,11 +33,11 @@ class BeliefEncoderConfig(Config):
     head_width: int = 128
     """Hidden width of the click model."""
     clicked_sum: bool = True
-    """Give the GRU the sum of the clicked items' embeddings too."""
+    """Whether the GRU also gets the sum of the clicked items' embeddings."""
 
     @property
     def step_inputs(self) -> int:
-        """Numbers that the GRU reads of a step."""
+        """Number of inputs of the GRU per step."""
         return self.slate_size * (self.item_dim + 1) + (self.item_dim if self.clicked_sum else 0)
 
     def _weights(self) -> int:
@@ -47,14 +47,14 @@ class BeliefEncoderConfig(Config):
 
 
 class BeliefEncoder(nn.Module):
-    """Summarise the slates and clicks of an episode in a GRU's state, and predict the clicks of a next slate from it.
+    """Encoder of an episode's slates and clicks in a GRU's state, with a model of the next slate's clicks.
 
     The input of a step is each slot's item embedding with its click, ``L * (item_dim + 1)`` numbers, and with
     ``clicked_sum`` the sum of the clicked items' embeddings: a click moves a user's interests towards its item, and the
-    linear input of a GRU cannot form these products of clicks and embeddings. The click model scores an item by its
-    embedding's product with a query made of the belief, plus a term of the slot. Both are trained together on
-    next-click prediction, and frozen before any reinforcement learning: data and environment would otherwise see
-    different beliefs.
+    linear input of a GRU cannot form these products of clicks and embeddings. The click model scores an item by the
+    product of its embedding with a query computed from the belief, plus a term for the slot. Encoder and click model
+    are trained together on next-click prediction, and frozen before reinforcement learning, so that data and
+    environment have the same beliefs.
 
     Args:
         config: sizes of the encoder.
@@ -103,7 +103,7 @@ class BeliefEncoder(nn.Module):
         return torch.cat([slots, (items * clicked).sum(-2)], -1) if self.config.clicked_sum else slots
 
     def forward(self, slates: Tensor, clicks: Tensor) -> Tensor:
-        """Return the beliefs ``[B, T, D]`` after each of T slates ``[B, T, L]``, from an empty one."""
+        """Return the beliefs ``[B, T, D]`` after each of T slates ``[B, T, L]``, starting from the zero belief."""
         return self.gru(self._inputs(slates, clicks))[0]
 
     def step(self, belief: Tensor, slate: Tensor, clicks: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class BeliefEncoder(nn.Module):
         return after.reshape(belief.shape)
 
     def click_logits(self, belief: Tensor, slate: Tensor) -> Tensor:
-        """Predict the clicks of a slate that is about to be shown.
+        """Predict the clicks of the next slate.
 
         Args:
             belief: belief before the slate, ``[*B, D]``.

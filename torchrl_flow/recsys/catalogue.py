@@ -15,7 +15,7 @@ from torchrl_flow.recsys.names import FOCUS_EXPONENTS, SLATE_ENVS
 from torchrl_flow.util.files import staged
 
 MAX_ITEMS = 10_000_000
-"""Most items of a catalogue that a configuration may ask for."""
+"""Largest number of items that a configuration may request."""
 
 __all__ = ["MAX_ITEMS", "ItemCatalogue", "make_catalogue"]
 
@@ -23,7 +23,7 @@ _FORMAT = "torchrl_flow.item_catalogue"
 
 
 class ItemCatalogue:
-    """Embeddings of the items of a slate recommender, in topics of a few dimensions each.
+    """Embeddings of the items of a slate recommender; each topic has a few dimensions.
 
     The components of an item are ``|clamp(0.4 N(0, 1), -1, 1)|`` times the item's weight of their topic, where the
     weights are uniform numbers normalised to sum to 1; embeddings are then normalised to length 1. An exponent above
@@ -76,7 +76,7 @@ class ItemCatalogue:
 
     @property
     def hash(self) -> str:
-        """Hash of the embeddings, which tells two catalogues apart."""
+        """Hash of the embeddings, which identifies the catalogue."""
         return hashlib.sha256(self.embeddings.cpu().numpy().tobytes()).hexdigest()[:16]
 
     @classmethod
@@ -89,7 +89,7 @@ class ItemCatalogue:
             num_items: number of items.
             num_topics: number of topics.
             topic_dim: dimensions of a topic.
-            exponent: power to which the components are raised; above 1 items are focused on few topics.
+            exponent: power to which the components are raised; a value above 1 concentrates items on few topics.
             seed: seed. The catalogue depends only on it and on the sizes.
 
         Raises:
@@ -117,7 +117,7 @@ class ItemCatalogue:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file holds none, is damaged, or would unpack to far more than its own size.
+            ValueError: if the file holds no catalogue, is damaged, or its unpacked size is far above its file size.
         """
         path = Path(path)
         if not path.exists():
@@ -154,12 +154,12 @@ def make_catalogue(name: str, *, num_items: int = 1000, exponent: float | None =
     Args:
         name: one of :data:`SLATE_ENVS`.
         num_items: number of items.
-        exponent: power that focuses items on few topics. Defaults to 1 for ``diffuse`` and 2, the value of the paper,
-            for ``focused``.
+        exponent: power that concentrates items on few topics. Defaults to 1 for ``diffuse`` and 2, the value of the
+            paper, for ``focused``.
         seed: seed of the items.
 
     Raises:
-        ValueError: if there is no such environment.
+        ValueError: if the environment is unknown.
     """
     if name not in SLATE_ENVS:
         raise ValueError(f"name must be one of {SLATE_ENVS}, got {name!r}.")

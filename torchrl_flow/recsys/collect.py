@@ -1,4 +1,4 @@
-"""Logged data of the slate recommender: collecting it with a reference policy, and relabelling it for new models."""
+"""Collection of logged data of the slate recommender with a reference policy, and relabelling for new models."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 SLATE_FORMAT = "torchrl_flow.slates"
-"""Value of ``format`` in the metadata of its files."""
+"""Value of ``format`` in the metadata of the files."""
 _FIRST_SEED = 100_000_000
-"""Far from the seeds of training and evaluation."""
+"""First seed of the data, far from the seeds of training and evaluation."""
 
 
 @dataclasses.dataclass
 class CollectSlatesArgs:
-    """Log transitions of a slate env to an .npz file; a run that was stopped goes on when it is called again."""
+    """Log transitions of a slate env to an .npz file; calling it again continues a stopped run."""
 
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.recsys.SLATE_ENVS"""
@@ -64,12 +64,12 @@ class CollectSlatesArgs:
 
     @property
     def path(self) -> Path:
-        """Where the data go."""
+        """Path of the data."""
         return Path(self.output) if self.output else Path("data") / f"{self.env}-{self.policy}-{self.steps}.npz"
 
     @property
     def models_path(self) -> Path:
-        """Where the models are."""
+        """Path of the models."""
         return Path(self.models) if self.models else Path("runs/slate_models") / f"{self.env}.torchrl"
 
     def __call__(self) -> str:
@@ -108,7 +108,7 @@ def _columns(models: SlateModels) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 @torch.no_grad()
 def _rows(models: SlateModels, logs: SlateLogs, first_episode: int, latent_clicks: LatentClicks) -> dict[str, Tensor]:
-    """Turn whole episodes into transitions, seen by the models."""
+    """Convert whole episodes to transitions, with observations and actions computed by the models."""
     slates, clicks = logs.slates, logs.clicks
     beliefs = models.encoder(slates, clicks)
     shown, clicked = slates[:, 1:], clicks[:, 1:]
@@ -150,7 +150,7 @@ def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bo
         ``initial_slates`` and ``initial_clicks``, and ``metadata`` with the models' hashes.
 
     Raises:
-        ValueError: if the models are of another environment or there is nothing to collect.
+        ValueError: if the models belong to another environment or the number of steps is not positive.
         DataError: if the file exists already.
     """
     if models.env_name != args.env:
@@ -180,7 +180,7 @@ def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bo
 
 def _play(args: CollectSlatesArgs, models: SlateModels, first: int, number: int) -> SlateLogs:
     env = SlateEnv(args.env, number, catalogue=models.catalogue, privileged=True)
-    # Seeded by the first episode, so that a resumed collection equals one that was never stopped.
+    # Seeded by the first episode, so that a resumed collection equals an uninterrupted one.
     seed = _FIRST_SEED * (args.seed + 1) + first
     return play_slates(env, args.policy, seed=seed, generator=torch.Generator().manual_seed(seed))
 
@@ -188,7 +188,7 @@ def _play(args: CollectSlatesArgs, models: SlateModels, first: int, number: int)
 def write_latent_transitions(
     path: str | Path, models: SlateModels, transitions: TensorDictBase, *, policy: str, seed: int
 ) -> Path:
-    """Write transitions of the latent env as a data set for the offline recipes.
+    """Write transitions of the latent env to a data set for the offline recipes.
 
     Args:
         path: ``.npz`` file to write.
@@ -225,7 +225,7 @@ def write_latent_transitions(
 
 @dataclasses.dataclass
 class RelabelSlatesArgs:
-    """Compute the observations and latents of logged slates anew, for other models."""
+    """Recompute the observations and latents of logged slates for other models."""
 
     data: ExistingFile
     """.npz file written by collect-slates"""
@@ -268,7 +268,8 @@ def relabel_slates(
         progress: show progress.
 
     Raises:
-        DataError: if the file holds no slates, its episodes are not whole, or its items are others.
+        DataError: if the file holds no slates, its episodes are incomplete, or its items differ from those of the
+            models.
     """
     path = Path(data)
     with open_npz(path) as file:

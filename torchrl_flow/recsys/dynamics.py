@@ -27,25 +27,25 @@ __all__ = [
 ]
 
 MEMORY = 10
-"""Clicks that the history keeps."""
+"""Number of clicks in the history."""
 CLICK_AGE = 5
 """Steps after which a click is forgotten."""
 BORING_CLICKS = 5
-"""Kept clicks of a topic that make it boring."""
+"""Number of clicks in the history at which their topic becomes boring."""
 BOREDOM_STEPS = 5
-"""Steps that boredom of a topic lasts."""
+"""Number of steps for which a topic stays boring."""
 SAME_TOPIC_ITEMS = 4
-"""Items of one main topic in a slate that make `divpen` penalise it."""
+"""Number of items of one main topic at which `divpen` penalises a slate."""
 _EXAMINATION_DECAY = 0.85
 _DRIFT = 0.1
 _STEEPNESS, _THRESHOLD = 100.0, 0.28
 
 
 def examination(click_model: ClickModel, slate_size: int, device: torch.device | None = None) -> Tensor:
-    """Compute the probability ``[slate_size]`` that each slot is looked at.
+    """Compute the examination probability ``[slate_size]`` of each slot.
 
     Raises:
-        ValueError: if there is no such click model.
+        ValueError: if the click model is unknown.
     """
     if click_model not in CLICK_MODELS:
         raise ValueError(f"click_model must be one of {CLICK_MODELS}, got {click_model!r}.")
@@ -73,12 +73,12 @@ def initial_user(uniform: Tensor, normal: Tensor) -> Tensor:
 
 
 def relevance(score: Tensor, max_norm: float) -> Tensor:
-    """Compute the probability that an item which is looked at is clicked, from its score ``e . u``."""
+    """Compute the click probability of an examined item from its score ``e . u``."""
     return torch.sigmoid(_STEEPNESS * (score / max_norm - _THRESHOLD))
 
 
 def effective_user(user: Tensor, bored: Tensor) -> Tensor:
-    """Zero the interests ``[*B, D]`` in the topics that bore, ``[*B, num_topics]`` bool."""
+    """Set the interests ``[*B, D]`` in boring topics (bool ``[*B, num_topics]``) to zero."""
     topics = user.unflatten(-1, (bored.shape[-1], -1))
     return topics.masked_fill(bored.unsqueeze(-1), 0.0).flatten(-2)
 
@@ -114,18 +114,18 @@ def drift_user(user: Tensor, items: Tensor, clicks: Tensor, num_topics: int) -> 
     weight = _DRIFT * clicks.unsqueeze(-1).to(user.dtype)
     pull = (weight * items).unbind(-2)
     for keep, item in zip((1.0 - weight).unbind(-2), pull):
-        # The norm of an unchanged user is 1 already, up to rounding: no row needs to be left out.
+        # The norm of an unchanged user is already 1, up to rounding, so all rows are normalised.
         user = normalise_user(torch.addcmul(item, user, keep), num_topics)
     return user
 
 
 class ClickHistory(NamedTuple):
-    """The last clicks, newest last, and how many of them still count.
+    """The last clicks, newest last, and the number of them that still count.
 
     Attributes:
         entries: ``step * num_topics + topic`` of the last clicks, int64 ``[*B, MEMORY]``.
         kept: entries in the queue of topics, int64 ``[*B, 1]``.
-        dated: entries in the queue of times, int64 ``[*B, 1]``. With clean bookkeeping the same.
+        dated: entries in the queue of times, int64 ``[*B, 1]``. Without the legacy bookkeeping it equals ``kept``.
     """
 
     entries: Tensor
@@ -144,12 +144,12 @@ def remember_clicks(
         slate_topics: main topics ``[*B, L]``.
         step: number of the step, int64 ``[*B, 1]``.
         num_topics: number of topics.
-        dated: append to the queue of times, too. False is what the code of the authors does at a reset.
+        dated: append to the queue of times, too. The authors' code uses False at a reset.
     """
     entries = torch.cat([history.entries, step * num_topics + slate_topics], -1)
     valid = torch.cat([torch.ones_like(history.entries, dtype=torch.bool), clicks], -1)
     from_newest = valid.flip(-1).cumsum(-1).flip(-1) - 1
-    # Entries that are no click, or too old to be kept, go to a slot that is cut off.
+    # Entries without a click, or too old to be kept, go to a slot that is cut off.
     slot = torch.where(valid & (from_newest < MEMORY), MEMORY - 1 - from_newest, MEMORY)
     placed = entries.new_zeros(*entries.shape[:-1], MEMORY + 1).scatter_(-1, slot, entries)
     number = clicks.sum(-1, keepdim=True)
@@ -158,10 +158,10 @@ def remember_clicks(
 
 
 def forget_clicks(history: ClickHistory, step: Tensor, num_topics: int) -> ClickHistory:
-    """Drop the clicks that are older than 5 steps.
+    """Remove the clicks that are older than 5 steps.
 
-    The queue of times decides how many leave both queues: with the authors' bookkeeping, where clicks at a reset
-    have no time, others than the oldest ones do.
+    The queue of times determines the number of clicks removed from both queues. With the authors' bookkeeping, in which
+    clicks at a reset have no time, the removed clicks are not always the oldest ones.
     """
     index = torch.arange(MEMORY, device=step.device)
     age = step - history.entries.div(num_topics, rounding_mode="floor")
@@ -170,7 +170,7 @@ def forget_clicks(history: ClickHistory, step: Tensor, num_topics: int) -> Click
 
 
 def bored_topics(history: ClickHistory, num_topics: int) -> Tensor:
-    """Tell which topics ``[*B, num_topics]`` have at least 5 of the kept clicks."""
+    """Return which topics ``[*B, num_topics]`` have at least 5 of the kept clicks."""
     index = torch.arange(MEMORY, device=history.entries.device)
     counted = (index >= MEMORY - history.kept).to(torch.float32)
     counts = counted.new_zeros(*counted.shape[:-1], num_topics)
@@ -178,9 +178,9 @@ def bored_topics(history: ClickHistory, num_topics: int) -> Tensor:
 
 
 def tick_boredom(timers: Tensor, becomes_bored: Tensor) -> Tensor:
-    """Let the timers ``[*B, num_topics]`` fall, and start those of topics that become boring.
+    """Decrement the timers ``[*B, num_topics]``, and start those of topics that become boring.
 
-    A timer above 0 is a bored topic. A running timer is not started again.
+    A topic is boring while its timer is above 0. A running timer is not restarted.
     """
     fallen = (timers - 1).clamp(min=0)
     return torch.where(becomes_bored & (fallen == 0), BOREDOM_STEPS, fallen)

@@ -1,4 +1,4 @@
-"""A batched simulator of slate recommendation: users who click, drift towards what they click, and get bored."""
+"""A batched simulator of slate recommendation, whose users click, drift towards clicked items, and get bored."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["SlateEnv"]
 
 
 class SlateEnv(EnvBase):
-    """Batched slate recommendation: a slate of item ids is shown, the user clicks, the reward is the clicks.
+    """Batched slate recommendation: the action is a slate of item ids, the reward is the number of clicks.
 
-    Each episode is a user of its own, with interests in 10 topics. An item that is looked at is clicked with
-    probability ``sigmoid(100 (e . u / max norm - 0.28))``; whether slot r is looked at depends on the click model:
-    ``topdown`` 0.85^r, ``mix`` the mean of that and its reverse, ``divpen`` as mix, with clicks three times rarer in
-    slates of which at least 4 items share their main topic. Every click moves the user's interests towards the item.
-    A topic with at least 5 of the last 10 clicks, none older than 5 steps, bores the user for 5 steps. Greedy
-    relevance is thus far from the best that can be had. Episodes are truncated after ``max_episode_steps``.
+    Each episode has a new user, with interests in 10 topics. An examined item is clicked with probability
+    ``sigmoid(100 (e . u / max norm - 0.28))``. The examination probability of slot r depends on the click model: 0.85^r
+    in ``topdown``; the mean of 0.85^r and its reverse in ``mix``; the same in ``divpen``, where clicks are three times
+    rarer in slates with at least 4 items of one main topic. Every click moves the user's interests towards the item. A
+    topic with at least 5 of the last 10 clicks, none older than 5 steps, bores the user for 5 steps. Greedy relevance
+    is therefore far from optimal. Episodes are truncated after ``max_episode_steps``.
 
-    ``action`` holds item ids, duplicates allowed. ``slate`` and ``clicks`` hold what was shown last and what of it was
-    clicked; at a reset this is the most typical item of each topic, whose clicks are seen but not rewarded.
+    ``action`` holds item ids, duplicates allowed. ``slate`` and ``clicks`` hold the last slate and its clicks. At a
+    reset the slate is the most typical item of each topic; its clicks are observed but not rewarded.
 
     ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed each: users
-    and clicks then depend on this seed and the slates alone, whatever the batch. Sub-environments with False in a
+    and clicks then depend only on this seed and the slates, not on the batch. Sub-environments with False in a
     ``_step`` mask keep their state and get reward 0.
 
     Args:
@@ -47,11 +47,11 @@ class SlateEnv(EnvBase):
         catalogue: items. Defaults to those of :func:`make_catalogue`.
         slate_size: items in a slate.
         max_episode_steps: steps until truncation.
-        privileged: also observe ``user``, the interests ``[*B, 20]``, and ``bored``, the topics that are boring in the
-            next step ``[*B, 10]``. The oracle policies read both.
+        privileged: also observe ``user``, the interests ``[*B, 20]``, and ``bored``, the boring topics in the next step
+            ``[*B, 10]``. The oracle policies read both.
         legacy_click_history: treat clicks at a reset as the paper's code does: they count as clicks but have no time,
-            so that other clicks are dropped from the history instead of them.
-        seed: seed, as of ``set_seed``. Defaults to a draw from torch's global generator.
+            so that other clicks are removed from the history in their place.
+        seed: seed, as in ``set_seed``. Defaults to a draw from torch's global generator.
         device: device of the simulation.
         slate_key: key of the last slate.
         clicks_key: key of its clicks.
@@ -59,7 +59,7 @@ class SlateEnv(EnvBase):
         bored_key: key of the boring topics.
 
     Raises:
-        ValueError: if there is no such environment or a number is below 1.
+        ValueError: if the environment is unknown or a number is below 1.
 
     References:
         Deffayet et al., "Generative Slate Recommendation with Reinforcement Learning", WSDM 2023,
@@ -76,8 +76,8 @@ class SlateEnv(EnvBase):
 
     __signature__ = InitSignature()
     _user: Tensor  # [*B, D], interests
-    _timers: Tensor  # [*B, topics], steps for which a topic still bores, of the step to come
-    _entries: Tensor  # [*B, 10], the click history of the step to come
+    _timers: Tensor  # [*B, topics], remaining boring steps of each topic at the next step
+    _entries: Tensor  # [*B, 10], the click history at the next step
     _kept: Tensor  # [*B, 1]
     _dated: Tensor  # [*B, 1]
     _slate: Tensor  # [*B, L], shown last
@@ -88,7 +88,7 @@ class SlateEnv(EnvBase):
     _first_slate: Tensor  # [topics]
     _examined: Tensor  # [L]
     _stream: Tensor  # [*B], seed of each sub-environment's random numbers
-    _episode: Tensor  # [*B], how many episodes were drawn from the stream
+    _episode: Tensor  # [*B], number of episodes drawn from the stream
 
     _STATE = ("_user", "_timers", "_entries", "_kept", "_dated", "_slate", "_clicks", "_elapsed")
 
@@ -128,7 +128,7 @@ class SlateEnv(EnvBase):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """What this task is, JSON-able: name, observations, actions, longest episode, and the hash of the items."""
+        """JSON-able identity of the task: name, observations, actions, longest episode, and the hash of the items."""
         return TaskInfo(
             task=self.name,
             control_mode="slate",
@@ -174,7 +174,7 @@ class SlateEnv(EnvBase):
         self.register_buffer("_stream", whole())
         self.register_buffer("_episode", whole())
         items = self.catalogue
-        # The items are no state, and large: they move with the env but stay out of its snapshots.
+        # The items are large and not part of the state: they move with the env but are left out of its snapshots.
         self.register_buffer("_embeddings", items.embeddings.to(self.device), persistent=False)
         self.register_buffer("_main_topic", items.main_topic.to(self.device), persistent=False)
         self.register_buffer("_first_slate", items.topic_slate.to(self.device), persistent=False)
@@ -227,7 +227,7 @@ class SlateEnv(EnvBase):
         self._assign({name: value.index_put(rows, getattr(self, name)) for name, value in before.items()})
 
     def _draw_users(self) -> None:
-        """Start an episode everywhere: new users, who see the most typical items of all topics."""
+        """Start an episode in all sub-environments: new users, who see the most typical items of all topics."""
         topics = self.catalogue.num_topics
         uniform = counter_uniform(self._stream, self._counter(-1), topics)
         self._user = dynamics.initial_user(uniform, counter_normal(self._stream, self._counter(-2), self.catalogue.dim))
@@ -238,11 +238,11 @@ class SlateEnv(EnvBase):
         self._look_ahead()
 
     def _counter(self, step: int | Tensor) -> Tensor:
-        """Position in the random streams of a step of the present episode."""
+        """Return the position of a step of the current episode in the random streams."""
         return (self._episode << 20) + step + 2
 
     def _show(self, slate: Tensor, *, dated: bool = True, drift: bool = True) -> None:
-        """Show a slate to the users, who click; the history keeps the clicks."""
+        """Simulate the users' clicks on a slate, and add them to the history."""
         topics = self.catalogue.num_topics
         self._slate = slate
         uniform = counter_uniform(self._stream, self._counter(self._elapsed.squeeze(-1)), self.slate_size)
@@ -263,7 +263,7 @@ class SlateEnv(EnvBase):
         self._assign({"_entries": history.entries, "_kept": history.kept, "_dated": history.dated})
 
     def _look_ahead(self) -> None:
-        """Drop old clicks at the end of a step, and update boredom for the next step, which depends on nothing else."""
+        """Remove old clicks at the end of a step, and update boredom for the next step."""
         topics = self.catalogue.num_topics
         history = dynamics.ClickHistory(self._entries, self._kept, self._dated)
         history = dynamics.forget_clicks(history, self._elapsed, topics)
@@ -298,17 +298,17 @@ class SlateEnv(EnvBase):
         return {name: getattr(self, name) for name in self._STATE}
 
     def _assign(self, state: dict[str, Tensor]) -> None:
-        """Set buffers past nn.Module's checks of every assignment, which take as long as the work."""
+        """Set buffers without nn.Module's checks of assignments, which take as long as the computation."""
         self._buffers.update(state)
 
     def _restore_where(self, mask: Tensor, before: dict[str, Tensor]) -> None:
-        """Put the state of some sub-environments back; ``mask`` is ``[*B, 1]``."""
+        """Restore the state of some sub-environments; ``mask`` is ``[*B, 1]``."""
         self._assign({name: torch.where(mask, value, getattr(self, name)) for name, value in before.items()})
 
     def _output(self) -> TensorDict:
         truncated = self._elapsed >= self.max_episode_steps
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
-        out.set(self.slate_key, self._slate.clone())  # the caller may write into what it gets
+        out.set(self.slate_key, self._slate.clone())  # the caller may write into the result
         out.set(self.clicks_key, self._clicks.clone())
         if self.privileged:
             out.set(self.user_key, self._user.clone())
@@ -320,5 +320,5 @@ class SlateEnv(EnvBase):
 
 
 def _int64(seed: int) -> int:
-    """The int64 with the lowest 64 bits of a seed of any size or sign."""
+    """Return the int64 with the lowest 64 bits of a seed of any size or sign."""
     return (int(seed) + (1 << 63)) % (1 << 64) - (1 << 63)

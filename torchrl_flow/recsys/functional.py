@@ -1,4 +1,4 @@
-"""Objectives of the models of the slate recommender: the bound of the slate VAE, and the AUC of clicks."""
+"""Objective and metric of the slate recommender's models: the bound of the slate VAE, and the AUC of clicks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def slate_vae_terms(
 
 
 def binary_auc(score: Tensor, label: Tensor) -> float:
-    """Compute the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Compute the area under the ROC curve: the probability that a positive scores above a negative; ties count half.
 
     Args:
         score: any shape.

@@ -33,7 +33,7 @@ from torchrl_flow.util.task_info import TaskInfo
 __all__ = ["SlateModelsArgs", "round_trip_return", "train_slate_models"]
 
 LOGGING_POLICIES: tuple[SlatePolicyName, ...] = ("random", "logged", "medium", "expert")
-"""Policies whose logs the models learn from, in equal parts."""
+"""Policies whose logs, in equal parts, the models are trained on."""
 _LOG_EVERY = 50
 
 
@@ -62,19 +62,19 @@ class SlateModelsArgs:
     ranker_lr: Positive = 3e-3
     """learning rate of the ranker at the start; falls along a cosine"""
     ranker_hidden: tuple[Count, ...] = ()
-    """hidden layers of the ranker; by default none: the mean of linear latents decodes to the items most often logged.
-    The paper has 512 256"""
+    """hidden layers of the ranker; none by default: the mean of linear latents decodes to the most frequent items. The
+    paper has 512 256"""
     train_items: bool = False
     """train the items' embeddings again with the ranker; otherwise items with similar clicks keep similar embeddings"""
     encode_clicks: bool = False
-    """encode the clicks of a slate, too, as the ranker of the paper does; latents then depend on more than the slate"""
+    """also encode the clicks of a slate, as the paper's ranker does; latents then depend on more than the slate"""
     distinct_items: bool = True
-    """show no item twice in a slate; the paper's ranker repeats items, and a topic that fills a slate bores soon"""
+    """show no item twice in a slate; the paper's ranker repeats items, and a topic that fills a slate soon gets
+    boring"""
     box_deviations: Positive = 3.0
     """half width of the box of latent actions, in standard deviations of the logged latents"""
     beta: NonNegative = 0.5
-    """weight of the divergence; with a larger one a policy learns latents more easily, but they encode less of a
-    slate"""
+    """weight of the KL divergence; a larger weight makes latents easier to learn for a policy but less informative"""
     click_weight: NonNegative = 0.5
     """weight of the click term, with --encode-clicks"""
     seed: Seed = 0
@@ -86,7 +86,7 @@ class SlateModelsArgs:
 
     @property
     def path(self) -> Path:
-        """Where the models go."""
+        """Path of the models."""
         return Path(self.output) if self.output else Path("runs/slate_models") / f"{self.env}.torchrl"
 
     @property
@@ -95,20 +95,19 @@ class SlateModelsArgs:
         return self.path.with_name(f"{self.path.name}.partial")
 
     def recipe(self) -> dict[str, Any]:
-        """Return what the models depend on."""
+        """Return the options on which the models depend."""
         left_out = ("output", "save_every", "threads")
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
-        return {**fields, "ranker_hidden": list(self.ranker_hidden)}  # as it comes back from a file
+        return {**fields, "ranker_hidden": list(self.ranker_hidden)}  # in the form read from a file
 
     def __call__(self) -> str:
-        """Train and write the file; existing models are only reported.
+        """Train and write the file; for an existing file, only report the quality.
 
         Returns:
             The quality, one number per line, and the path.
 
         Raises:
-            SystemExit: if an option is out of its range, or the file or a stopped training exists and has other
-                arguments.
+            SystemExit: if an option is out of range, or the file or a stopped training has other arguments.
         """
         check_options(self)
         with refusals_in_one_line():
@@ -136,9 +135,9 @@ def train_slate_models(
 ) -> SlateModels:
     """Log episodes, train the belief encoder on them, then the ranker, and measure both on fresh episodes.
 
-    The ranker has the items' embeddings that the belief encoder learned from clicks, so that what is confused is at
-    least alike. Half of its rows carry the belief encoder's predicted clicks instead of the observed ones,
-    because both kinds are encoded later.
+    The ranker uses the item embeddings that the belief encoder learned from clicks, so that it confuses only similar
+    items. Half of its rows have the belief encoder's predicted clicks instead of the observed ones, because both kinds
+    are encoded later.
 
     Args:
         args: sizes and budgets.
@@ -147,7 +146,7 @@ def train_slate_models(
         progress: show progress.
 
     Raises:
-        ValueError: if there is no such environment, the items cannot fill a slate, or the directory holds a training of
+        ValueError: if the environment is unknown, the items cannot fill a slate, or the directory holds a training with
             other arguments.
     """
     sizes: dict[str, Any] = {"num_items": args.num_items, "hidden_sizes": tuple(args.ranker_hidden)}
@@ -247,7 +246,7 @@ def _train_ranker(
 
 @torch.no_grad()
 def measure_quality(args: SlateModelsArgs, models: SlateModels, *, users: int = 256) -> dict[str, float]:
-    """Measure click AUC, slate reconstruction, and the return that oracle slates keep through encoder and decoder."""
+    """Measure click AUC, slate reconstruction, and the return of oracle slates after encoding and decoding."""
     logs = mixed_logs(args, models.catalogue, users, seed=args.seed + 1)
     predicted = _predicted_clicks(models.encoder, logs)
     slates = logs.slates[:, 1:]
@@ -269,7 +268,7 @@ def measure_quality(args: SlateModelsArgs, models: SlateModels, *, users: int = 
 def round_trip_return(
     models: SlateModels, policy_name: SlatePolicyName, *, users: int, through: bool = True, seed: int = 10_000
 ) -> float:
-    """Return of a reference policy whose slates are encoded and decoded before they are shown.
+    """Return the episode return of a reference policy whose slates are encoded and decoded.
 
     Args:
         models: belief encoder and ranker.

@@ -1,4 +1,4 @@
-"""The two frozen models of the latent slate env, belief encoder and ranker, with the logs they learn from."""
+"""The two frozen models of the latent slate env, belief encoder and ranker, and the logs they are trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["SlateLogs", "SlateModels", "play_slates"]
 
 @dataclasses.dataclass
 class SlateLogs:
-    """What a system without learning would have logged: slates and clicks of whole episodes.
+    """Logs of a reference policy: slates and clicks of whole episodes.
 
     Attributes:
         slates: ids ``[E, T + 1, L]``, the slate of the reset first.
@@ -86,7 +86,7 @@ class SlateModels:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Hashes of items, belief encoder and ranker, which a data set made with them carries."""
+        """Hashes of items, belief encoder and ranker, which are stored in data sets made with them."""
         return {
             "catalogue": self.catalogue.hash,
             "belief_encoder": module_digest(self.encoder, layout=False)[:16],
@@ -140,10 +140,10 @@ class SlateModels:
 
     @classmethod
     def load(cls, path: str | Path) -> SlateModels:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            CheckpointError: if the file holds other things, lacks a field, or has one of another kind.
+            CheckpointError: if the file has other content, lacks a field, or a field has another type.
         """
         checkpoint = load_checkpoint(path)
         try:
@@ -169,7 +169,7 @@ class SlateModels:
 
 
 def _read_belief_config(values: Mapping[str, Any]) -> BeliefEncoderConfig:
-    """Rebuild the encoder's configuration; files written before ``clicked_sum`` existed have encoders without it."""
+    """Rebuild the encoder's configuration; in older files ``clicked_sum`` is missing and means False."""
     return BeliefEncoderConfig.from_dict({"clicked_sum": False, **values}, complete=True)
 
 

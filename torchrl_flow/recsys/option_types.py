@@ -1,4 +1,4 @@
-"""Options that name a part of the slate recommender."""
+"""Types of options that name a part of the slate recommender."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = ["SLATE_POLICIES", "SlatePolicy", "SlatePolicyName", "diverse_slate", 
 
 
 def diverse_slate(score: Tensor, main_topic: Tensor, *, max_per_topic: int, slate_size: int = 10) -> Tensor:
-    """Pick the items with the highest scores, with at most so many of one main topic.
+    """Select the items with the highest scores, with at most ``max_per_topic`` of one main topic.
 
     Args:
         score: score of every item, ``[*B, N]``.
@@ -52,12 +52,12 @@ def diverse_slate(score: Tensor, main_topic: Tensor, *, max_per_topic: int, slat
 
 
 class SlatePolicy(TensorDictModuleBase):
-    """Mix, slot by slot, the slate of an oracle with random items.
+    """Policy that mixes, slot by slot, an oracle's slate with random items.
 
-    An oracle shows the items with the highest true score, in which the topics that bore count nothing. Two oracles: the
-    short-term one (``max_per_topic=None``) has the best slate of this step and does not mind what comes to bore by
-    it; the other one shows at most ``max_per_topic`` items of each main topic, so that none does. Reads the
-    observations of a ``SlateEnv`` with ``privileged=True``.
+    An oracle shows the items with the highest true score, in which boring topics count zero. The short-term oracle
+    (``max_per_topic=None``) shows the best slate of the current step and ignores the boredom it causes. The
+    boredom-aware oracle shows at most ``max_per_topic`` items of each main topic, so that no topic becomes boring. The
+    policy reads the observations of a ``SlateEnv`` with ``privileged=True``.
 
     Args:
         catalogue: the items.
@@ -138,16 +138,16 @@ def make_slate_policy(
     """Make a reference policy of an environment.
 
     Args:
-        name: ``random``; ``sto``, the short-term oracle; ``logged``, each slot the short-term oracle's item with
-            probability 0.5, else random, the paper's logging policy; ``expert``, the boredom-aware oracle; ``medium``,
-            each slot the expert's item with probability 0.5, else random.
+        name: ``random``; ``sto``, the short-term oracle; ``logged``, the paper's logging policy, in which each slot has
+            the short-term oracle's item with probability 0.5, otherwise a random one; ``expert``, the boredom-aware
+            oracle; ``medium``, in which each slot has the expert's item with probability 0.5, otherwise a random one.
         env_name: name of the environment. It sets the number of items per topic: 1 for ``topdown``, 2 for the others.
         catalogue: items of the environment.
         slate_size: items of a slate.
         generator: generator of the random items.
 
     Raises:
-        ValueError: if there is no such policy.
+        ValueError: if the policy is unknown.
     """
     if name not in SLATE_POLICIES:
         raise ValueError(f"policy must be one of {SLATE_POLICIES}, got {name!r}.")

@@ -1,4 +1,4 @@
-"""SARDINE, a third-party simulator of recommendation, as TorchRL environments; optional."""
+"""TorchRL environments of SARDINE, an optional third-party simulator of recommendation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["make_sardine_env"]
 
 
 def make_sardine_env(name: str = "SlateTopK-Bored-v0", *, bound: float = 1.0, **kwargs: Any) -> EnvBase:
-    """Make a SARDINE environment whose actions are vectors that rank all items by their product with them.
+    """Make a SARDINE environment whose action is a vector; items are ranked by their product with it.
 
-    The policy sees the simulator's ideal state (interests, recent topics, boredom) and gives a vector of as many
-    numbers as there are topics; the items with the highest products are the slate, the clicks are the reward.
+    The policy sees the simulator's ideal state (interests, recent topics, boredom) and returns a vector with one number
+    per topic. The items with the highest products are the slate; the number of clicks is the reward.
 
     Args:
         name: a name registered under ``sardine/``, such as ``SlateTopK-Bored-v0``.
@@ -30,7 +30,7 @@ def make_sardine_env(name: str = "SlateTopK-Bored-v0", *, bound: float = 1.0, **
     References:
         Deffayet et al., SARDINE, https://github.com/naver/sardine (MIT)
     """
-    if ":" in name:  # gymnasium would import what stands before it
+    if ":" in name:  # gymnasium would import the module before the colon
         raise ValueError(f"name must be that of an environment alone, such as 'SlateTopK-Bored-v0', got {name!r}.")
     if bound <= 0:
         raise ValueError(f"bound must be above 0, got {bound}.")

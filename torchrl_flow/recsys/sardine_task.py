@@ -29,11 +29,11 @@ __all__ = ["SARDINE_PREFIX", "CollectSardineArgs", "SardineTask", "collect_sardi
 SARDINE_PREFIX = "sardine/"
 """Prefix of the names of its environments."""
 _EXAMINED = 5.354
-"""Slots of a slate of ten that are looked at, on average, with SARDINE's default propensities."""
+"""Mean number of examined slots in a slate of ten with SARDINE's default propensities."""
 
 
 def interests_policy(noise: float) -> Policy:
-    """Make the policy that ranks items by the user's present interests plus noise: good, but not optimal.
+    """Make a good but not optimal policy that ranks items by the user's current interests plus noise.
 
     Args:
         noise: scale of the normal noise on each interest.
@@ -63,7 +63,7 @@ class CollectSardineArgs:
 
     @property
     def path(self) -> Path:
-        """Where the data go."""
+        """Path of the data."""
         return Path(self.output) if self.output else Path("data") / f"{self.env}-{self.episodes}.npz"
 
     def __call__(self) -> str:
@@ -105,12 +105,12 @@ def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
 
 def _play(env: Any, policy: Policy, seed: int) -> TensorDictBase:
     env.set_seed(seed)
-    # TorchRL tells functions of tensordicts from those of tensors by the name of their argument.
+    # TorchRL recognises functions of tensordicts by the name of their argument.
     return env.rollout(1000, lambda tensordict: policy(tensordict))
 
 
 def _rows(rollout: TensorDictBase) -> dict[str, torch.Tensor]:
-    # SARDINE ends its episodes of fixed length as terminated; they are cut off by the clock.
+    # SARDINE marks the end of its fixed-length episodes as terminated; it is a time limit.
     ends = torch.zeros(len(rollout), dtype=torch.bool)
     timeouts = ends.clone()
     timeouts[-1] = True
@@ -176,14 +176,14 @@ class SardineTask(OfflineTask):
 
     @property
     def value_bound(self) -> float:
-        """The largest value that there can be."""
+        """Upper bound of the value function."""
         return _EXAMINED / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
 
     @torch.no_grad()
     def evaluate(
         self, policy: Policy, *, episodes: int = 256, seed: int = EVALUATION_SEED, random: bool = False
     ) -> SlateReturns:
-        """Play one episode after the other, each with a user of its own."""
+        """Play the episodes one after the other, each with a new user."""
         exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
         env, returns = make_sardine_env(self.name.removeprefix(SARDINE_PREFIX)), []
         for i in range(episodes):
@@ -193,7 +193,7 @@ class SardineTask(OfflineTask):
         return SlateReturns(tuple(returns))
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Mean returns of random actions, the exact interests, and the data's own."""
+        """Mean returns of random actions, of ranking by the exact interests, and of the data."""
         size = self.action_dim
 
         def random_policy(data: TensorDictBase) -> TensorDictBase:

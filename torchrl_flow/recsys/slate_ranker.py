@@ -17,7 +17,7 @@ __all__ = ["LatentActionBox", "SlateRanker", "SlateRankerConfig"]
 
 
 class LatentActionBox(nn.Module):
-    """The box of latents that actions are taken from: ``centre + scale * tanh(x)``.
+    """The box of latent actions: ``centre + scale * tanh(x)``.
 
     Args:
         size: A, dimensions of a latent.
@@ -82,26 +82,26 @@ class LatentActionBox(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SlateRankerConfig(Config):
-    """All that is needed, beside the weights, to build a :class:`SlateRanker`; the paper's sizes."""
+    """Configuration from which a :class:`SlateRanker` is built; defaults are the paper's sizes."""
 
     limits: ClassVar[Mapping[str, int]] = {"num_items": MAX_ITEMS}
 
     num_items: int = 1000
-    """N, items of the catalogue."""
+    """N, number of items of the catalogue."""
     slate_size: int = 10
-    """L, items of a slate."""
+    """L, number of items of a slate."""
     item_dim: int = 20
     """Length of an item's embedding."""
     latent_dim: int = 32
     """A, length of a latent action."""
     hidden_sizes: tuple[int, ...] = (512, 256)
-    """Hidden layers of the encoder; the decoder has them in reverse. Without any, the code is linear."""
+    """Widths of the encoder's hidden layers; the decoder has them in reverse order. If empty, both are linear."""
 
     encode_clicks: bool = False
-    """Encode clicks beside the slate, as in the paper. A latent then says more than what was shown, and a critic values
-    latents of clicks, which no decoded slate has."""
+    """Encode clicks with the slate, as in the paper. A latent then depends on clicks too, and a critic is trained on
+    values of clicks, which decoded slates do not have."""
     distinct_items: bool = True
-    """Show no item twice in a slate; otherwise each slot has its own best item, as in the paper."""
+    """Show no item twice in a slate; otherwise each slot shows its best item independently, as in the paper."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -119,10 +119,11 @@ class SlateRankerConfig(Config):
 
 
 class SlateRanker(nn.Module):
-    """Encode slates with their clicks as latents, decode latents as slates.
+    """Autoencoder that encodes slates (and clicks) as latents and decodes latents as slates.
 
-    What is encoded is the slate; with ``encode_clicks``, its clicks too. The decoder gives each slot a vector; an
-    item's logit is its product with the item's embedding. Embeddings are read by the encoder and the decoder alike.
+    The encoder's input is the slate and, with ``encode_clicks``, its clicks. The decoder computes a vector for each
+    slot; an item's logit is the product of this vector and the item's embedding. Encoder and decoder share the
+    embeddings.
 
     Args:
         config: sizes of the ranker.
@@ -188,8 +189,8 @@ class SlateRanker(nn.Module):
     def rank(self, latent: Tensor) -> Tensor:
         """Return the slate ``[*B, L]`` of a latent action: the item with the highest logit in each slot.
 
-        With ``distinct_items`` slots are filled from the first to the last, each with its best item among those that
-        no slot before it shows.
+        With ``distinct_items`` slots are filled from the first to the last, each with its best item that no earlier
+        slot shows.
         """
         logits = self.decode(latent)[0]
         if not self.config.distinct_items:

@@ -1,4 +1,4 @@
-"""Parts shared by the offline baselines of the slate recommender: data, environment, evaluation, diagnostics."""
+"""Common parts of the offline baselines of the slate recommender: data, environment, evaluation, diagnostics."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = ["SlateTask", "action_box", "in_data_units", "load_state_policy", "pla
 
 
 class SlateTask(OfflineTask):
-    """Logged transitions with the environment and the models that they belong to.
+    """Logged transitions with their environment and models.
 
-    Actions of policies and data lie in [-1, 1]: the ranker's box is taken out of the data here and put back by the
-    environment.
+    Actions of policies and data lie in [-1, 1]: latents of the data are mapped from the ranker's box to [-1, 1] here,
+    and the environment maps actions back.
 
     Args:
         data: file of ``collect-slates``, or other transitions whose observations are beliefs and whose actions are
@@ -79,7 +79,7 @@ class SlateTask(OfflineTask):
         self.models = models if isinstance(models, SlateModels) else SlateModels.load(models)
         ranker = self.models.ranker
         self.box = ActionBox(ranker.action_low, ranker.action_high)
-        # A file of another program says nothing of models: that it fits these is for its owner to know.
+        # A file of another program has no model hashes; its user must ensure that it matches these models.
         foreign = not metadata.get("hashes") and metadata.get("format") != SLATE_FORMAT
         if foreign:
             warnings.warn(
@@ -119,7 +119,7 @@ class SlateTask(OfflineTask):
 
     @property
     def value_bound(self) -> float:
-        """The largest value that there can be: expected clicks of a slate of sure hits, discounted."""
+        """Upper bound of the value function: the discounted expected clicks if every examined item is clicked."""
         env = SlateEnv(self.models.env_name, 1, catalogue=self.models.catalogue)
         return float(env._examined.sum()) / (1.0 - self.gamma) if self.gamma < 1 else float("inf")
 
@@ -131,7 +131,7 @@ class SlateTask(OfflineTask):
         seed: int = EVALUATION_SEED,
         random: bool = False,
     ) -> SlateReturns:
-        """Play one episode with each of so many users, all at once.
+        """Play one episode with each user, all in one batch.
 
         Args:
             policy: policy that reads ``observation`` and writes ``action``.
@@ -147,8 +147,9 @@ class SlateTask(OfflineTask):
 
         Returns:
             ``random_latent``; ``mean_latent``, the mean of the data's latents for every user at every step; ``sto``,
-            the short-term oracle; ``behaviour``, the data's own; ``oracle``, the boredom-aware one;
-            ``behaviour_through_ranker`` and ``oracle_through_ranker``, what the ranker leaves of them.
+            the short-term oracle; ``behaviour``, the data; ``oracle``, the boredom-aware oracle;
+            ``behaviour_through_ranker`` and ``oracle_through_ranker``, the same two after encoding and decoding by the
+            ranker.
         """
         found = {"random_latent": self.evaluate(self._random_latent, episodes=episodes).mean}
         found["mean_latent"] = self.evaluate(self._mean_latent, episodes=episodes).mean
@@ -171,7 +172,7 @@ class SlateTask(OfflineTask):
         return data.set("action", mean.expand(*data.batch_size, self.action_dim))
 
     def _random_latent(self, data: TensorDictBase) -> TensorDictBase:
-        """Draw latents from the prior that the ranker was trained with, in the box's units."""
+        """Draw latents from the prior of the ranker, in the units of the box."""
         box = self.models.ranker.box
         drawn = (torch.randn(*data.batch_size, self.action_dim) - box.centre) / box.scale
         return data.set("action", drawn.clamp(-1.0, 1.0).to(self.device))
@@ -188,7 +189,7 @@ def play_latent_policy(
     length: int = 100,
     device: torch.device | str = "cpu",
 ) -> SlateReturns:
-    """Play one episode with each of so many users of a latent env, all at once.
+    """Play one episode with each user of a latent env, all in one batch.
 
     Args:
         models: belief encoder and ranker, on ``device``.
@@ -200,7 +201,7 @@ def play_latent_policy(
         device: device of the simulation.
     """
     exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
-    # A policy that samples does so alike in every evaluation, and training goes on as if there had been none.
+    # Every evaluation draws the same samples, and the random state of training is left unchanged.
     with isolated_rng(seed), set_exploration_type(exploration):
         env = models.env(episodes, device=device)
         data, total = env.reset(seed=seed), torch.zeros(episodes, 1, device=device)
@@ -212,7 +213,7 @@ def play_latent_policy(
 
 @torch.no_grad()
 def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float) -> dict[str, float]:
-    """Compare the critics' values of logged, random and the policy's actions, without draws from global generators.
+    """Compare the critics' values of logged, random and policy actions, without draws from global generators.
 
     Critics that value random latents as high as logged ones have learned nothing from the data, and those above
     ``bound`` have diverged.
@@ -237,7 +238,7 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
 
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         acted = policy(TensorDict({"observation": observation}, batch_size=batch.batch_size))["action"]
-    # A generator of its own: how often a run looks at its values must not change what it learns.
+    # A separate generator: the number of diagnostics must not change the training.
     random = torch.rand(action.shape, generator=torch.Generator().manual_seed(0)).to(action.device) * 2 - 1
     own = q(acted)
     return {
@@ -251,15 +252,15 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
 def load_state_policy(
     source: str | Path | TrainingCheckpoint, *, data_units: bool = False, which: Which = "last"
 ) -> tuple[nn.Module, TrainingCheckpoint]:
-    """Rebuild the policy of an offline baseline, normaliser included, from a checkpoint alone.
+    """Rebuild the policy of an offline baseline, including the normaliser, from a checkpoint only.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        data_units: give actions in the units of the training data. False gives actions in [-1, 1].
+        data_units: return actions in the units of the training data. False returns actions in [-1, 1].
         which: checkpoint of a run: the last, or the best by the return in evaluations during training.
 
     Raises:
-        CheckpointError: if it holds no such policy.
+        CheckpointError: if the checkpoint holds no such policy.
     """
     checkpoint = open_checkpoint(source, which)
     policy = restore_module(
@@ -280,7 +281,7 @@ def action_box(checkpoint: TrainingCheckpoint) -> ActionBox:
         checkpoint: checkpoint of an offline baseline.
 
     Raises:
-        CheckpointError: if it holds none.
+        CheckpointError: if the checkpoint holds no bounds.
     """
     bounds = checkpoint.module_configs.get("action_box")
     if bounds is None:
@@ -289,7 +290,7 @@ def action_box(checkpoint: TrainingCheckpoint) -> ActionBox:
 
 
 def in_data_units(policy: Any, checkpoint: TrainingCheckpoint) -> TensorDictSequential:
-    """Let a policy that was trained on actions in [-1, 1] give them in the units of its data.
+    """Convert a policy trained on actions in [-1, 1] to one that writes actions in the units of its data.
 
     Args:
         policy: module that writes ``action``, such as the result of :func:`load_state_policy` or a
@@ -297,7 +298,7 @@ def in_data_units(policy: Any, checkpoint: TrainingCheckpoint) -> TensorDictSequ
         checkpoint: checkpoint of the run that trained the policy.
 
     Raises:
-        CheckpointError: if it holds no bounds.
+        CheckpointError: if the checkpoint holds no bounds.
     """
     scaled: Any = TensorDictModule(action_box(checkpoint), in_keys=["action"], out_keys=["action"])
     return TensorDictSequential(policy, scaled)

@@ -1,4 +1,4 @@
-"""The slate env seen through a belief state and acted on through a ranker: TorchRL transforms."""
+"""TorchRL transforms of the slate env: belief states as observations, and latents of a ranker as actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BeliefState", "LatentSlate", "latent_slate_env"]
 
 
 class BeliefModel(Protocol):
-    """What :class:`BeliefState` needs: a recurrent update from a slate and its clicks."""
+    """Protocol of the encoder of :class:`BeliefState`: a recurrent update from a slate and its clicks."""
 
     @property
     def belief_dim(self) -> int:
@@ -28,7 +28,7 @@ class BeliefModel(Protocol):
 
 
 class RankerModel(Protocol):
-    """What :class:`LatentSlate` needs: slates of latent actions, in a box."""
+    """Protocol of the ranker of :class:`LatentSlate`: slates of latent actions in a box."""
 
     @property
     def action_low(self) -> Tensor:
@@ -46,10 +46,10 @@ class RankerModel(Protocol):
 
 
 class BeliefState(Transform):
-    """Add the belief: ``observation`` is the state of the frozen encoder after all slates and clicks.
+    """Transform that adds the belief: ``observation`` is the state of the frozen encoder after all slates and clicks.
 
-    The belief is itself the recurrent state, so that the transform keeps none: a step reads the belief from the root
-    and writes the next one.
+    The belief is the recurrent state, so the transform is stateless: a step reads the belief from the root and writes
+    the next one.
 
     Args:
         encoder: module with ``belief_dim`` and ``step(belief, slate, clicks)``; it is used without gradients.
@@ -101,14 +101,14 @@ class BeliefState(Transform):
 
 
 class LatentSlate(Transform):
-    """Let the action be a latent of the ranker, which makes the slate of it.
+    """Transform that replaces the action by a latent, which the ranker decodes to a slate.
 
-    Outside, actions lie in ``[-1, 1]``; they are stretched to the ranker's box, ``centre + scale * action``, so that a
-    policy's ``tanh`` covers it.
+    Actions of the transformed env lie in ``[-1, 1]``; they are mapped to the ranker's box, ``centre + scale * action``,
+    so that a policy's ``tanh`` covers the box.
 
     Args:
         ranker: module with ``rank(latent)`` and the bounds ``action_low`` and ``action_high`` ``[A]`` of its box.
-        action_key: key of the action: a latent outside of the environment, a slate inside of it.
+        action_key: key of the action: a latent in the transformed env, a slate in the base env.
     """
 
     def __init__(self, ranker: RankerModel, *, action_key: NestedKey = "action") -> None:
@@ -121,7 +121,7 @@ class LatentSlate(Transform):
         return self.ranker.rank(0.5 * (high + low) + 0.5 * (high - low) * action.clamp(-1.0, 1.0))
 
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
-        """Make the action a latent."""
+        """Replace the slate by a latent in the action spec."""
         spec: Any = input_spec.clone()
         action = spec["full_action_spec", self.in_keys_inv[0]]
         shape = torch.Size([*action.shape[:-1], *self.ranker.action_low.shape])
@@ -130,7 +130,7 @@ class LatentSlate(Transform):
 
 
 def latent_slate_env(env: EnvBase, encoder: BeliefModel, ranker: RankerModel) -> TransformedEnv:
-    """Wrap a slate env so that a policy sees beliefs and acts on latents.
+    """Transform a slate env so that observations are beliefs and actions are latents.
 
     Args:
         env: the slate env.
