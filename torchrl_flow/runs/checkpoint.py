@@ -3,10 +3,9 @@
 A checkpoint is one zip archive written by :class:`torchrl.checkpoint.Checkpoint`. Its components are modules
 by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), optimisers (``optimizer.<name>``),
 anything else with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators
-(``rng``). All that is JSON (config, task, actor config, counters, versions) lies in the manifest, readable
-without loading a tensor. Tensors are read with ``weights_only=True``. Reading is in
-``torchrl_flow.runs.checkpoint_reader``, what is checked before in
-``torchrl_flow.runs.checkpoint_check``.
+(``rng``). JSON values (config, task, actor config, counters, versions) are in the manifest, which is readable without
+loading a tensor. Tensors are read with ``weights_only=True``. The reader is in ``torchrl_flow.runs.checkpoint_reader``,
+the checks before reading in ``torchrl_flow.runs.checkpoint_check``.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ FORMAT_VERSION = 1
 
 
 def as_json(name: str, value: Any) -> Any:
-    """Return ``value`` as what JSON gives back, dataclasses, paths and tuples included.
+    """Return ``value`` as JSON would restore it; dataclasses, paths and tuples are converted.
 
     Args:
         name: name of the value in the error.
         value: dataclass, mapping, sequence or scalar.
 
     Raises:
-        ValueError: if something in it is not JSON-able. The error names it.
+        ValueError: if a part of the value is not JSON-able. The error names it.
 
     Examples:
         >>> as_json("config", {"betas": (0.9, 0.95), "out": Path("runs")})
@@ -85,10 +84,10 @@ def save_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     rng: bool = True,
 ) -> Path:
-    """Write a checkpoint atomically: if the process dies, the file is as it was before.
+    """Write a checkpoint atomically: if the process dies, the previous file is unchanged.
 
-    The archive is made beside ``path``, flushed to the disk and renamed onto it. TorchRL's own publication
-    first moves the old file away, so that a kill between its two renames leaves none; hence the rename here.
+    The archive is written beside ``path``, flushed to the disk and renamed to ``path``. TorchRL's own method moves the
+    old file away first, so that a kill between its two renames leaves no file; a single rename avoids this.
 
     Args:
         path: file to write; ``.torchrl`` is the usual suffix.
@@ -101,17 +100,17 @@ def save_checkpoint(
         task: identity of the task (:func:`~torchrl_flow.envs.task_info` of an environment), as a
             :class:`~torchrl_flow.envs.TaskInfo` or a mapping; :func:`require_task` compares it.
         actor_config: dataclass or mapping from which the actor can be rebuilt.
-        counters: whole numbers such as ``step`` and ``env_steps``.
+        counters: integers such as ``step`` and ``env_steps``.
         metrics: scalars measured at this step, such as ``eval/success_once``; they determine the best checkpoint.
         metadata: further JSON-able values.
-        rng: keep the state of the global generators of Python, NumPy, torch and the accelerators.
+        rng: save the state of the global generators of Python, NumPy, torch and the accelerators.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: if a name is unusable, a value is not JSON-able, or a replay buffer dumps what would not be read
-            again (a pickled queue of prefetched batches).
+        ValueError: if a name is not allowed, a value is not JSON-able, or a replay buffer dumps a file that the reader
+            refuses (a pickled queue of prefetched batches).
 
     Examples:
         >>> import tempfile
@@ -144,7 +143,7 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         **{name: as_json(name, value or {}) for name, value in (described | {"metadata": metadata}).items()},
         "versions": collect_versions(),
-        # Flat, since TorchRL's rotation looks the metric of the best checkpoint up at the top.
+        # Flat, since TorchRL's rotation reads the metric of the best checkpoint at the top level.
         **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,11 +153,10 @@ def save_checkpoint(
 
 
 class CheckpointDirectory:
-    """The checkpoints of one run: named by step, the last few and the best one kept.
+    """The checkpoints of one run, named by step; the last few and the best one are kept.
 
     Retention, ``latest`` and ``best`` are those of :class:`torchrl.checkpoint.CheckpointRotation`; saving is
-    :func:`save_checkpoint`, since the rotation's own ``save`` asks for the metric at every save, evaluated or
-    not.
+    :func:`save_checkpoint`, since the rotation's own ``save`` requires the metric at every save.
 
     Args:
         directory: directory, which is created at the first save.
@@ -177,11 +175,11 @@ class CheckpointDirectory:
         self._rotation = CheckpointRotation(directory, keep_last=keep_last, keep_best=best)  # pyright: ignore[reportArgumentType]
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of ``step`` lies."""
+        """Return the path of the checkpoint of ``step``."""
         return self.directory / f"{self._rotation.prefix}-{step:012d}{SUFFIX}"
 
     def save(self, step: int, *, counters: Mapping[str, int] | None = None, **parts: Any) -> Path:
-        """Write the checkpoint of ``step`` (see :func:`save_checkpoint`) and drop those no longer kept."""
+        """Write the checkpoint of ``step`` (see :func:`save_checkpoint`) and remove those no longer kept."""
         path = save_checkpoint(self.path(step), counters={**(counters or {}), "step": step}, **parts)
         self._rotation.prune()
         return path
@@ -190,7 +188,7 @@ class CheckpointDirectory:
         """Return the newest checkpoint, or None.
 
         Raises:
-            CheckpointError: if the manifest of a file there is too large or too deep to be read.
+            CheckpointError: if the manifest of a file is too large or nested too deeply to be read.
         """
         self._check_manifests()
         return self._rotation.latest()
@@ -201,12 +199,12 @@ class CheckpointDirectory:
         return self._rotation.best()
 
     def _check_manifests(self) -> None:
-        """Refuse manifests that the rotation could not parse; what is no archive at all it leaves out itself."""
+        """Refuse manifests that the rotation could not parse; the rotation itself skips files that are not archives."""
         for path in sorted(self.directory.glob(f"{self._rotation.prefix}-*")):
             require_readable_manifest(path)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed save left behind; never call it while another process saves here."""
+        """Remove the files left by a killed save; do not call it while another process saves to the directory."""
         for path in self.directory.glob(f".{self._rotation.prefix}-*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

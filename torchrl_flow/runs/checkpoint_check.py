@@ -1,4 +1,4 @@
-"""Checkpoint files, checked before TorchRL unpacks them, and adapters that read a component without running it."""
+"""Checks of checkpoint files before TorchRL unpacks them, and adapters that read components without running code."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _FIELDS: Mapping[str, type] = {
 
 
 def require_archive(path: Path) -> None:
-    """Refuse a file that is not an archive of TorchRL's ``Checkpoint``; the error says what it looks like.
+    """Refuse a file that is not an archive of TorchRL's ``Checkpoint``; the error describes the apparent format.
 
     Raises:
-        CheckpointError: if it is empty, truncated, or something else. The error names the file.
+        CheckpointError: if the file is empty, truncated or of another format. The error names the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: a checkpoint is a single regular file.")
@@ -65,7 +65,7 @@ def require_archive(path: Path) -> None:
         raise CheckpointError(str(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{damaged}: {error}.") from error
-    # What torch.save wrote is an archive too: cut at the end, ours looks like the last one inside of it.
+    # torch.save also writes archives: a truncated checkpoint looks like the last one inside of it.
     if first_name.decode("utf-8", "replace") not in names:
         raise CheckpointError(f"{damaged}: its table of contents is missing.")
     if manifest is None:
@@ -76,12 +76,12 @@ def require_archive(path: Path) -> None:
 def check_checkpoint(path: Path) -> dict[str, Any]:
     """Check a checkpoint's table of contents and manifest, and return the manifest.
 
-    The archive must hold the manifest and the files that it lists for its components, no other, uncompressed; a
-    component of a state dict consists of its ``state.pt`` alone.
+    The archive must hold, uncompressed, exactly the manifest and the files that it lists for its components. A state
+    dict component consists only of its ``state.pt``.
 
     Raises:
         CheckpointError: if the check fails. The error names the file and the member or field.
-        zipfile.BadZipFile: if it is no zip archive, or damaged.
+        zipfile.BadZipFile: if the file is not a zip archive, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -103,9 +103,9 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def require_readable_manifest(path: Path) -> None:
-    """Refuse a file, or a directory, whose manifest is too large or too deep to be parsed.
+    """Refuse a file or a directory whose manifest is too large or nested too deeply to be parsed.
 
-    Other damage is left to whoever opens the file.
+    Other damage is detected when the file is opened.
 
     Raises:
         CheckpointError: if the check fails. The error names the file.
@@ -129,7 +129,7 @@ def read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """Return the manifest of an archive.
 
     Raises:
-        DataError: if there is none, or it is too large, nested too deeply or not a JSON object. The error names the
+        DataError: if the manifest is missing, too large, nested too deeply or not a JSON object. The error names the
             file.
     """
     if MANIFEST not in archive.namelist():
@@ -195,7 +195,7 @@ def building(path: Path, field: str) -> Iterator[None]:
         field: field of the manifest that describes the network.
 
     Raises:
-        CheckpointError: in place of an error over types, values or missing fields.
+        CheckpointError: instead of an error about types, values or missing fields.
     """
     try:
         yield
@@ -216,10 +216,10 @@ def _named_as(path: Path) -> Iterator[None]:
 
 
 class CheckedStateDictAdapter(StateDictCheckpointAdapter):
-    """One ``torch.save`` file for each component, which is only read with ``weights_only=True``.
+    """Adapter with one ``torch.save`` file for each component, which is read only with ``weights_only=True``.
 
-    TorchRL's default writes one file per tensor, hundreds for an optimiser, and gains nothing inside an archive; and
-    where a component has no ``state.pt``, its ``load`` falls back to a loader that unpickles.
+    TorchRL's default writes one file per tensor, hundreds for an optimiser, which has no benefit inside an archive. If
+    a component has no ``state.pt``, its ``load`` uses a loader that unpickles.
     """
 
     def __init__(self) -> None:
@@ -235,17 +235,17 @@ class CheckedStateDictAdapter(StateDictCheckpointAdapter):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Read ``state.pt`` and hand it to the component."""
+        """Read ``state.pt`` and load it into the component."""
         with _named_as(path):
             state = load_torch(path / self.state_torch, map_location=map_location)
         component.load_state_dict(state, *args, **kwargs)
 
 
 class CheckedDumpAdapter(DumpLoadCheckpointAdapter):
-    """Dump of a replay buffer, checked file by file when it is written and before it is read."""
+    """Adapter for the dump of a replay buffer; its files are checked after writing and before reading."""
 
     def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Write the component; its files must be such as :meth:`load` reads."""
+        """Write the component; its files must pass the checks of :meth:`load`."""
         result = super().save(component, path, args=args, kwargs=kwargs)
         if is_empty_prefetch(path / PREFETCH):
             (path / PREFETCH).unlink()

@@ -1,4 +1,4 @@
-"""Reader of checkpoints: manifest, parts on demand, and errors for what does not fit."""
+"""Reader of checkpoints, which loads the manifest at once and other parts on demand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["TrainingCheckpoint", "latest_checkpoint", "load_checkpoint", "requir
 
 
 class _Receiver:
-    """Keep a state dict, so that a part can be read without the object that it belongs to."""
+    """Placeholder that stores a state dict, so that a part can be read without its object."""
 
     state: Any = None
 
@@ -45,7 +45,7 @@ class _Receiver:
 class TrainingCheckpoint:
     """A checkpoint file, whose manifest is read at once and whose tensors on demand.
 
-    Made by :func:`load_checkpoint`. Nothing read from the file is executed: its members are checked before they are
+    Use :func:`load_checkpoint` to open one. No code from the file is executed: its members are checked before they are
     unpacked, and tensors are read with ``weights_only=True``.
 
     Args:
@@ -79,12 +79,12 @@ class TrainingCheckpoint:
 
     @property
     def step(self) -> int:
-        """The counter ``step``, 0 where there is none."""
+        """The counter ``step``, or 0 if it is missing."""
         return self.counters.get("step", 0)
 
     @property
     def run_directory(self) -> Path:
-        """Directory of the run that wrote it, or that of the file where it lies outside of one."""
+        """Directory of the run that wrote the checkpoint, or that of the file if it is not in a run's directory."""
         folder = self.path.parent
         return folder.parent if folder.name == "checkpoints" else folder
 
@@ -110,7 +110,7 @@ class TrainingCheckpoint:
 
     @property
     def has_rng(self) -> bool:
-        """Whether the state of the global generators is there."""
+        """Whether the checkpoint has the state of the global generators."""
         return "rng" in self._components
 
     def _names(self, group: str) -> tuple[str, ...]:
@@ -121,8 +121,8 @@ class TrainingCheckpoint:
         """Return the state dict of the module with this role.
 
         Raises:
-            CheckpointError: if the role is not there, naming those that are; it holds values that are not finite; or
-                the file is damaged.
+            CheckpointError: if the role is missing (the error names the existing roles), the state dict holds values
+                that are not finite, or the file is damaged.
         """
         return self._read("module", role)
 
@@ -143,7 +143,7 @@ class TrainingCheckpoint:
         state: Mapping[str, Any] | None = None,
         rng: bool = False,
     ) -> int:
-        """Load parts into live objects; change none of them if a part is missing or not finite.
+        """Load parts into existing objects; change none of them if a part is missing or not finite.
 
         Args:
             modules: modules by role; roles that are not named are ignored.
@@ -155,8 +155,9 @@ class TrainingCheckpoint:
             The step of the checkpoint.
 
         Raises:
-            CheckpointError: if a part is not there (naming those that are), a module or optimiser holds values that
-                are not finite (naming the entry), or a part does not fit its object or is damaged.
+            CheckpointError: if a part is missing (the error names the existing parts), a module or optimiser holds
+                values that are not finite (the error names the entry), or a part does not match its object or is
+                damaged.
         """
         parts: dict[tuple[str, str], Any] = {}
         for group, given in (("module", modules), ("optimizer", optimizers), ("state", state)):
@@ -179,7 +180,7 @@ class TrainingCheckpoint:
         self._load({f"{group}.{name}": part for (group, name), part in parts.items()}, self.map_location)
 
     def _load(self, components: Mapping[str, Any], map_location: Any) -> None:
-        _check_members(self.path)  # again: it may be another file by now
+        _check_members(self.path)  # again, since the file may have been replaced
         dumped = {
             name for name in components if self._components[name]["adapter"] != CheckedStateDictAdapter.adapter_id
         }
@@ -222,7 +223,7 @@ def _task_of(found: Mapping[str, Any], path: Path) -> TaskInfo:
 def load_checkpoint(
     path: str | Path, *, which: Which = "last", map_location: str | torch.device | None = "cpu"
 ) -> TrainingCheckpoint:
-    """Open a checkpoint file, or raise an error that says why the file is not a checkpoint.
+    """Open a checkpoint file; if it is not a checkpoint, the error names the reason.
 
     Args:
         path: file written by :func:`save_checkpoint`, or the directory of a run.
@@ -231,10 +232,10 @@ def load_checkpoint(
         map_location: device of the tensors; None for the device that they were saved from.
 
     Raises:
-        ValueError: if ``which`` is neither.
-        FileNotFoundError: if there is none.
-        CheckpointError: if the file is empty, truncated, of another program or of another version of the format; or has
-            members that a checkpoint does not have: see ``docs/security.md``.
+        ValueError: if ``which`` has another value.
+        FileNotFoundError: if there is no checkpoint.
+        CheckpointError: if the file is empty, truncated, from another program, of another version of the format, or has
+            members that are not allowed in a checkpoint (see ``docs/security.md``).
     """
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}.")
@@ -288,7 +289,7 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def _best_checkpoint(newest: Path) -> Path | None:
-    """Return the best checkpoint beside the newest one, by the metric that the newest one names, or None."""
+    """Return the best checkpoint in the newest one's directory, by the metric that the newest one names, or None."""
     metric = load_checkpoint(newest).metadata.get("keep_best")
     return None if metric is None else CheckpointDirectory(newest.parent, keep_best=metric).best()
 
@@ -304,13 +305,13 @@ def require_task(
 
     Args:
         checkpoint: the checkpoint.
-        task_info: identity of the task now (:func:`~torchrl_flow.envs.task_info` of an environment), or a mapping of
-            those of its fields that are to be compared.
+        task_info: identity of the current task (:func:`~torchrl_flow.envs.task_info` of an environment), or a mapping
+            of the fields to compare.
         ignore: fields that may differ, since a policy does not depend on them.
         optional: fields that the checkpoint may lack, since older checkpoints do not record them.
 
     Raises:
-        CheckpointError: if a field of ``task_info`` differs from, or is missing in, the checkpoint's.
+        CheckpointError: if a field of ``task_info`` differs from the checkpoint's, or is missing there.
     """
     wanted = as_json("task_info", TaskInfo.of(task_info))
     recorded = [name for name in wanted if name in checkpoint.task or name not in optional]

@@ -12,7 +12,7 @@ __all__ = ["DirectoryLock"]
 
 
 class DirectoryLock:
-    """Lock of a directory for a process, without a lock file. On a system without such locks it does nothing.
+    """Lock of a directory for a process, without a lock file. It has no effect on systems without such locks.
 
     Args:
         directory: directory to lock.
@@ -23,7 +23,7 @@ class DirectoryLock:
         self._finalizer: Any = None
 
     def acquire(self) -> bool:
-        """Lock the directory if no other process has; return whether it is locked for this process."""
+        """Lock the directory if no other process has locked it; return whether this process has the lock."""
         if self._finalizer is not None and self._finalizer.alive:
             return True
         descriptor = self._open()
@@ -58,7 +58,7 @@ def _close(descriptor: int) -> None:
 
 
 def _let_go_in_child() -> None:
-    """Release the directories in a forked process, which may outlive this one."""
+    """Release the directories in a forked process, which may run longer than this one."""
     for descriptor in list(_held):
         _close(descriptor)
 

@@ -1,4 +1,4 @@
-"""What the fields of a run's configuration mean for resuming it, and which script made the run."""
+"""Groups of a run's configuration fields by their effect on resuming, and the name of the script that made the run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ AFTER_TRAINING = (
     "noise_scales",
     "best_of",
 )
-#: Fields that say how long to train. A resumed run may be longer, and no shorter than what it has done.
+#: Fields of the length of the training. A resumed run may be longer, but not shorter than its finished part.
 LENGTH = ("iterations", "chunks", "total_env_steps")
-#: Fields of bookkeeping: where the run lies, where Ray collects, what is saved, measured and logged, and how often.
+#: Fields of bookkeeping: directory of the run, address of Ray, and content and frequency of saves, measures and logs.
 BOOKKEEPING = (
     *("name", "runs", "save_every", "eval_every", "log_every"),
     *("skip_updates", "tensorboard", "wandb", "wandb_project", "wandb_group", "workers", "ray_address"),
@@ -29,9 +29,9 @@ BOOKKEEPING = (
 
 
 def calling_script() -> str:
-    """Name of the script that makes the run; a recipe that another recipe calls has its own name."""
+    """Return the name of the script that makes the run; a recipe called by another recipe has its own name."""
     frame, package = sys._getframe(1), Path(__file__).parents[1]
-    between = (package / "runs", package / "options")  # Where recipes have their runs opened.
+    between = (package / "runs", package / "options")  # The module in which recipes open their runs.
     while frame.f_back is not None and Path(frame.f_code.co_filename).parent in between:
         frame = frame.f_back
     file = frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""Metrics of a run: one tidy CSV file, and TensorBoard or W&B through TorchRL's loggers."""
+"""Metrics of a run in one tidy CSV file and, through TorchRL's loggers, in TensorBoard or W&B."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _has_tensorboard = importlib.util.find_spec("tensorboard") is not None
 
 
 class RunLogger:
-    """Writes the metrics of a run to ``metrics.csv`` and, on demand, to TensorBoard and W&B.
+    """Logger of the metrics of a run to ``metrics.csv`` and, optionally, to TensorBoard and W&B.
 
-    ``metrics.csv`` is tidy, a row for each value (``step,metric,value``), complete after each call, and cut
-    back on resuming, so that the file of a resumed run equals that of an uninterrupted one.
-    :class:`torchrl.record.loggers.CSVLogger` writes a file per scalar and only ever appends; TensorBoard and
-    W&B are TorchRL's loggers as they are.
+    ``metrics.csv`` is tidy, with one row per value (``step,metric,value``). It is complete after each call, and
+    resuming removes later rows, so that the file of a resumed run equals that of an uninterrupted one.
+    :class:`torchrl.record.loggers.CSVLogger` writes a file per scalar and only appends. For TensorBoard and W&B,
+    TorchRL's loggers are used unchanged.
 
     Args:
         directory: directory of the run.
-        resume_step: step to continue after; rows of later steps are dropped. None for a new run, whose directory must
-            hold no metrics.
+        resume_step: last finished step; rows of later steps are removed. None for a new run, whose directory must hold
+            no metrics.
         tensorboard: write event files to ``directory/tensorboard``.
         wandb: ``"online"`` or ``"offline"`` (files in ``directory/wandb``), None for none. A resumed run continues
             under its old id.
@@ -44,7 +44,7 @@ class RunLogger:
         config: hyper-parameters of the run for W&B.
 
     Raises:
-        ValueError: if ``wandb`` is unknown or a new run finds metrics.
+        ValueError: if ``wandb`` is unknown or the directory of a new run holds metrics.
         RuntimeError: if a package is missing. The error names the extra.
 
     Examples:
@@ -91,8 +91,8 @@ class RunLogger:
             )
         logger = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.directory))
         if resume_step is not None:
-            # A writer that starts with `purge_step` makes TensorBoard hide what came after it. TorchRL's
-            # logger has no argument for it, but a closed writer opens its next file by its attributes.
+            # A writer that starts with `purge_step` makes TensorBoard hide later values. TorchRL's logger has no
+            # argument for it, but a closed writer opens its next file by its attributes.
             writer = logger.experiment
             writer.close()
             writer.purge_step = resume_step + 1
@@ -111,12 +111,12 @@ class RunLogger:
             project=project,
             group=group,
             id=id_file.read_text(encoding="utf-8").strip(),
-            # Versions are in the config; installed packages and their paths are nobody's business.
+            # Versions are in the config; the list of installed packages and their paths is private.
             log_env_packages=False,
         )
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write scalars measured at ``step``; tensors of one element are taken too."""
+        """Write scalars measured at ``step``; tensors of one element are accepted too."""
         values = as_scalars(metrics)
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
@@ -127,13 +127,13 @@ class RunLogger:
             logger.log_metrics(values, step=step)
 
     def log_final(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show the figures of the final evaluation in TensorBoard and W&B; ``metrics.csv`` is that of training."""
+        """Write the metrics of the final evaluation to TensorBoard and W&B, not to ``metrics.csv``."""
         values = as_scalars(metrics)
         for logger in self.loggers.values():
             logger.log_metrics(values, step=step)
 
     def log_video(self, step: int, name: str, path: str | Path, frames: np.ndarray) -> None:
-        """Show a video in W&B, as its file, and in TensorBoard, as an animated image.
+        """Log a video, to W&B as its file and to TensorBoard as an animated image.
 
         Args:
             step: step of the run.
@@ -150,7 +150,7 @@ class RunLogger:
             self._log_animation(step, name, frames)
 
     def _log_animation(self, step: int, name: str, frames: np.ndarray) -> None:
-        """Write an animated GIF; torch's own ``add_video`` needs moviepy, which nothing else here does."""
+        """Write an animated GIF; torch's own ``add_video`` would require moviepy."""
         import imageio.v3
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -179,13 +179,13 @@ class RunLogger:
 
 
 def as_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return numbers and tensors of one element as floats, apart from any graph."""
+    """Return numbers and tensors of one element as floats, without autograd graph."""
     plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in metrics.items()}
     return {name: float(value) for name, value in plain.items()}
 
 
 def _rows(path: Path) -> list[tuple[int, str, float]]:
-    """Return the whole rows of a metrics file; a kill may have left half of the last one."""
+    """Return the complete rows of a metrics file; a kill may have left an incomplete last one."""
     if not path.exists():
         return []
     *lines, rest = read_text(path).split("\n")
@@ -206,7 +206,7 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
 
 
 def _cut_back(path: Path, step: int) -> None:
-    """Write the file anew with its header and the rows up to ``step``."""
+    """Rewrite the file with its header and the rows up to ``step``."""
     rows = [row for row in _rows(path) if row[0] <= step]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

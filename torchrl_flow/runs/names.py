@@ -1,4 +1,4 @@
-"""Names of checkpoints and of where a run logs, apart from their code so that reading options needs no torch."""
+"""Names of checkpoints and of logging modes, in a module without torch, so that reading options is fast."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 __all__ = ["SUFFIX", "WandbMode", "Which"]
 
 SUFFIX = ".torchrl"
-"""Ending of a checkpoint's file."""
+"""File name suffix of checkpoints."""
 WandbMode = Literal["online", "offline"]
-"""How Weights & Biases is logged to."""
+"""Modes of logging to Weights & Biases."""
 Which = Literal["last", "best"]
-"""Which checkpoint of a run."""
+"""Choice of a run's checkpoint."""

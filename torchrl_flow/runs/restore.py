@@ -1,4 +1,4 @@
-"""From a checkpoint to one of its modules: description, building, weights."""
+"""Restoring one module of a checkpoint from its description and weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_flow.runs.names import Which
 __all__ = ["ACTOR_CONFIG", "module_config", "open_checkpoint", "restore_module"]
 
 ACTOR_CONFIG = "actor_config"
-"""Name of the description of the actor, which is a separate field of a checkpoint."""
+"""Name of the actor's description, which is a separate field of a checkpoint."""
 
 _ABSENT = "{path} holds no {name}, only {roles}."
 _Config = TypeVar("_Config")
@@ -23,7 +23,7 @@ _Module = TypeVar("_Module")
 
 
 def open_checkpoint(source: str | Path | TrainingCheckpoint, which: Which = "last") -> TrainingCheckpoint:
-    """Return the checkpoint itself, or open the file or the run that is named.
+    """Return a given checkpoint, or open the checkpoint of a file or run.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
@@ -50,7 +50,7 @@ def module_config(
         absent: message if there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
 
     Raises:
-        CheckpointError: if the checkpoint does not describe such a module, or describes what cannot be built.
+        CheckpointError: if the checkpoint does not describe such a module, or the description is invalid.
     """
     values = checkpoint.actor_config or None if name == ACTOR_CONFIG else checkpoint.module_configs.get(name)
     if values is None:
@@ -69,7 +69,7 @@ def restore_module(
     roles: tuple[str, ...] | None = None,
     absent: str = _ABSENT,
 ) -> _Module:
-    """Build a module as a checkpoint describes it and load its weights.
+    """Build a module from its description in a checkpoint and load its weights.
 
     Args:
         checkpoint: the checkpoint.
@@ -80,7 +80,7 @@ def restore_module(
         absent: message if there is no such module; ``{path}``, ``{name}`` and ``{roles}`` are filled in.
 
     Raises:
-        CheckpointError: if the module is not described, cannot be built, has no weights, or they do not fit.
+        CheckpointError: if the module has no description, cannot be built, has no weights, or the weights do not match.
     """
     config = module_config(checkpoint, name, read, absent=absent)
     with building(checkpoint.path, _field(name)):

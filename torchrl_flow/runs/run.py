@@ -1,4 +1,4 @@
-"""One training run: its directory, its metrics and checkpoints, stopping and resuming."""
+"""One training run: directory, metrics, checkpoints, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ _log = logging.getLogger(__name__)
 
 
 EVALUATION = "evaluation.json"
-"""File that a finished run leaves in its directory, written last."""
+"""File that marks a finished run; it is written last."""
 
 
 class Run:
-    """One training run in a directory of its own.
+    """One training run in its own directory.
 
     The directory holds ``config.json``, ``versions.json``, ``provenance.json`` (command, recipe, commit and date of
-    the start and of every resumption), ``metrics.csv``, ``checkpoints/`` and whatever the script adds. The
-    training loop stays the script's: it iterates over :meth:`steps`, which restores, saves, shows progress
-    and answers signals. TorchRL's ``Trainer`` is not used: it owns the loop, and its hooks would hide it.
+    the start and of every resumption), ``metrics.csv``, ``checkpoints/`` and files that the script adds. The script
+    contains the training loop: it iterates over :meth:`steps`, which restores, saves, shows progress and handles
+    signals. TorchRL's ``Trainer`` is not used, since it runs the loop itself and would hide it in hooks.
 
     Args:
         directory: ``runs/<name>``.
         config: dataclass or mapping, the script's arguments.
         resume: continue the run in ``directory`` from its newest checkpoint, or start it if there is
             none. Without ``resume`` a directory with a run raises an error, unless the run ended before its first
-            checkpoint and evaluation: then it is overwritten, whatever its configuration was.
+            checkpoint and evaluation: then it is overwritten, even with another configuration.
         task: identity of the task (:func:`~torchrl_flow.envs.task_info`) or a mapping, compared on resuming.
         actor_config: dataclass or mapping from which the actor is rebuilt.
         module_configs: descriptions of the other modules, by role: ``{"critic": CriticConfig(...)}``.
         may_differ: fields of ``config`` that may change when the run is resumed. Defaults to the length of the training
-            (a schedule over the whole length continues with the new length), bookkeeping, and what comes after
+            (a schedule over the whole length continues with the new length), bookkeeping, and fields used only after
             training.
-        defaults: default values of the fields of ``config``. A run of an older version, which lacks an option, is
-            resumed if the option has its default now.
+        defaults: default values of the fields of ``config``. A run of an older version that lacks an option is resumed
+            only if the option now has its default.
         keep_last: number of newest checkpoints to keep.
         keep_best: metric whose best checkpoint is also kept, such as ``"eval/success_once"``.
         tensorboard: see :class:`RunLogger`.
@@ -68,7 +68,7 @@ class Run:
     Raises:
         ValueError: if the directory holds a run and ``resume`` is not given, its config differs, or another process
             uses it.
-        torchrl.checkpoint.CheckpointError: if its checkpoint is of another task.
+        torchrl.checkpoint.CheckpointError: if its checkpoint belongs to another task.
 
     Examples:
         >>> import tempfile, torch
@@ -109,7 +109,7 @@ class Run:
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self._new = not self.directory.exists()
-        # Not the run's own directory: a table of results in it has a lock there.
+        # Not the directory of the run itself, which a table of results in it may lock.
         self._lock = DirectoryLock(self.checkpoints.directory)
         self._acquire()
         try:
@@ -119,7 +119,7 @@ class Run:
             raise
         self._parts: dict[str, Mapping[str, Any]] = {"modules": {}}
         self.guard = UpdateGuard.of_config(self.config)
-        """What becomes of an update that is not finite; gradient steps inside of :meth:`steps` ask it."""
+        """Handling of an update that is not finite; gradient steps inside of :meth:`steps` use it."""
         self._metrics_now: dict[str, float] = {}
         self._save_requested = False
         self._show_progress = progress
@@ -138,13 +138,13 @@ class Run:
         project: str,
         group: str | None,
     ) -> None:
-        """Find an earlier run in the directory, and write the files that a start writes."""
+        """Find an earlier run in the directory, and write the files of a new start."""
         self.resumed_from = self._find_checkpoint(resume, may_differ, as_json("defaults", defaults or {}))
         self.step = 0 if self.resumed_from is None else self.resumed_from.step
         self.counters: dict[str, int] = {} if self.resumed_from is None else dict(self.resumed_from.counters)
         self._wall_s_before = 0.0 if self.resumed_from is None else self.resumed_from.metadata.get("wall_s", 0.0)
         going_on = resume or (self.directory / "config.json").exists()
-        # Metrics of a run that died before its first checkpoint are cut back to none.
+        # All metrics of a run that died before its first checkpoint are removed.
         kept = -1 if self.resumed_from is None else self.step
         self._write_provenance()
         self.checkpoints.directory.mkdir(exist_ok=True)
@@ -160,7 +160,7 @@ class Run:
         )
 
     def _acquire(self) -> None:
-        """Refuse a directory that another process uses: both would overwrite each other's checkpoints."""
+        """Refuse a directory that another process uses, since each would overwrite the other's checkpoints."""
         if not self._lock.acquire():
             raise ValueError(
                 f"{self.directory} is in use by a run of another process: wait until it has ended, or choose another "
@@ -181,7 +181,7 @@ class Run:
             raise ValueError(
                 f"{self.directory} holds a run already: resume it (--resume), choose another name, or delete it."
             )
-        # An option that an older version did not have is one that was not given.
+        # An option that an older version did not have counts as not given.
         new = {name: value for name, value in defaults.items() if name in self.config}
         before = {**new, **read_object(config_file)}
         names = [name for name in {**before, **self.config} if name not in may_differ]
@@ -209,14 +209,14 @@ class Run:
         self.write_json("provenance.json", starts)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write ``value`` to the file ``name`` of the run, whole or not at all."""
+        """Write ``value`` atomically to the file ``name`` of the run."""
         path = self.directory / name
         write_json(path, as_json(name, value))
         return path
 
     @property
     def wall_s(self) -> float:
-        """Seconds of training, those before the checkpoint that was resumed included; what follows does not count."""
+        """Seconds of training, including those before the resumed checkpoint, without the time after training."""
         if self._wall_s_of_training is not None:
             return self._wall_s_of_training
         return self._wall_s_before + time.monotonic() - self._start
@@ -228,16 +228,16 @@ class Run:
         optimizers: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Register the parts that checkpoints contain (see :func:`save_checkpoint`): everything that a step changes."""
+        """Register the parts that checkpoints contain (see :func:`save_checkpoint`): all that a step changes."""
         self._parts = {"modules": modules or {}, "optimizers": optimizers or {}, "state": state or {}}
 
     def steps(self, total: int, *, save_every: int | None = None) -> Iterator[int]:
         """Yield the numbers of the remaining steps, up to ``total``: from 1, or from the step after the checkpoint.
 
-        On a resumed run all that is tracked, and the random generators, are restored first: build everything
-        before. A checkpoint is written after each ``save_every`` steps, after the last one, and where
-        :meth:`request_save` asked for it. On SIGINT or SIGTERM the step is finished, a checkpoint written,
-        and the program exits with 128 + the number of the signal; a second signal kills at once.
+        In a resumed run, tracked objects and random generators are restored first, so build all objects before. A
+        checkpoint is written after every ``save_every`` steps, after the last step, and after :meth:`request_save`. On
+        SIGINT or SIGTERM the step is finished, a checkpoint is written, and the program exits with 128 + the number of
+        the signal; a second signal ends the program immediately.
 
         Args:
             total: number of the last step.
@@ -256,7 +256,7 @@ class Run:
         if self.resumed_from is not None:
             self.resumed_from.restore(**self._parts, rng=True)
         if self.step < total:
-            # A finished run that is made longer is not finished.
+            # A finished run that is extended is no longer finished.
             (self.directory / EVALUATION).unlink(missing_ok=True)
         name = self.directory.name
         with (
@@ -286,7 +286,7 @@ class Run:
         """Return whether this is the first step, the last step, or a multiple of ``every`` steps.
 
         Args:
-            every: number of steps between two times, at least 1; 0 for never.
+            every: interval in steps, at least 1; 0 for never.
         """
         return bool(every) and (self.step == 1 or self.step % every == 0 or self.step == self._total)
 
@@ -307,12 +307,12 @@ class Run:
         return {"env_steps": self.counters["env_steps"], "wall_s": self.wall_s}
 
     def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """Log an evaluation in training, and have a checkpoint written after the step: it may be the best one."""
+        """Log an evaluation during training, and request a checkpoint after the step, which may be the best one."""
         self.log(metrics)
         self.request_save()
 
     def request_save(self) -> None:
-        """Have a checkpoint written after the current step, for example after an evaluation."""
+        """Request a checkpoint after the current step, for example after an evaluation."""
         self._save_requested = True
 
     def save(self) -> Path:
@@ -346,5 +346,5 @@ class Run:
     def __exit__(self, kind: object, *_: object) -> None:
         self.close()
         if kind is not None and self._new and self.step == 0:
-            # It was refused before its first step: there is nothing to look at or to go on with.
+            # The run was refused before its first step: there is nothing to inspect or resume.
             shutil.rmtree(self.directory, ignore_errors=True)

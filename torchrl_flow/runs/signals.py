@@ -1,4 +1,4 @@
-"""Signals that ask a program to end, recorded so that it can first finish its step."""
+"""Recording of signals that end a program, so that the current step can be finished first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["noted_signals"]
 def noted_signals() -> Iterator[list[int]]:
     """Append SIGINT and SIGTERM to a list while the block runs; a second signal ends the program at once.
 
-    Outside of the main thread, where Python handles no signals, the list stays empty.
+    Outside of the main thread, in which Python handles no signals, the list stays empty.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -35,5 +35,5 @@ def noted_signals() -> Iterator[list[int]]:
         yield noted
     finally:
         for number, handler in before.items():
-            # None stands for a handler that was not set from Python, and cannot be set.
+            # None means a handler that was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
