@@ -1,4 +1,4 @@
-"""The end of every run: evaluate the policy, film it, write the report and the rows of results.csv."""
+"""Conclusion of a run: evaluation of the policy, video, report and rows of results.csv."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ Figures = dict[str, float]
 
 
 def variant_labels(noise_scales: Sequence[float] = (), best_of: Sequence[int] = ()) -> list[str]:
-    """Return what evaluations call a policy at scales of its noise, and acting by the best of some samples."""
+    """Return the labels in evaluations of a policy at several noise scales and with the best of several samples."""
     return [*(f"noise {scale:g}" for scale in noise_scales), *(f"best of {n}" for n in best_of)]
 
 
 def best_of_variants(actor: FlowActor, critic: QEnsemble, best_of: Sequence[int]) -> dict[str, Policy]:
-    """Return the policy acting by the best of N samples for each N, by label: variants for :func:`conclude`."""
+    """Return variants of the policy for :func:`conclude`, by label, that take the best of N samples for each N."""
     policies = (BestOfN(actor, critic, num_samples=n) for n in best_of)
     return dict(zip(variant_labels(best_of=best_of), policies))
 
 
 def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str, Figures]]:
-    """Read what :func:`conclude` found: figures by number of sampling steps, and those of the variants by label.
+    """Read the evaluation written by :func:`conclude`: metrics by number of sampling steps, and of variants by label.
 
     Args:
         directory: directory of the run.
 
     Raises:
         FileNotFoundError: if the run was not evaluated.
-        ValueError: if it is damaged. The error names the file.
+        ValueError: if the file is damaged. The error names the file.
     """
     path = Path(directory) / EVALUATION
     if not path.exists():
@@ -68,10 +68,10 @@ def read_evaluation(directory: str | Path) -> tuple[dict[int, Figures], dict[str
 
 
 def can_film(env: EnvBase) -> bool:
-    """Tell whether an environment can draw frames; ManiSkill without a Vulkan device draws poses."""
+    """Return whether an environment can render frames; ManiSkill without a Vulkan device draws poses."""
     env = base_env(env)
     if isinstance(env, BatchedEnvBase) and env.is_closed:
-        env.start()  # workers answer once they run
+        env.start()  # workers respond only while they run
     if not callable(getattr(env, "render", None)) or not getattr(env, "can_render", True):
         return False
     if own_identity(env) is None:
@@ -103,14 +103,14 @@ def conclude(
     run: Run | None = None,
     progress: bool = True,
 ) -> tuple[EvaluationResult, Path]:
-    """Evaluate a policy over fixed seeds and leave a self-contained report of it.
+    """Evaluate a policy over fixed seeds and write a self-contained report.
 
-    What is written replaces what an earlier call has written in the same directory, rows of ``results`` included. The
-    file ``evaluation.json``, which says that the run is finished, comes last.
+    Files and rows of ``results`` from an earlier call with the same directory are replaced. The file
+    ``evaluation.json``, which marks the run as finished, is written last.
 
     Args:
-        directory: directory of ``report.html``, ``evaluation.json`` and the video. The metrics of a run in it are drawn
-            as curves.
+        directory: directory of ``report.html``, ``evaluation.json`` and the video. If it holds a run, the run's metrics
+            are drawn as curves.
         actor: the policy.
         env: chunk env for evaluation (see :func:`~torchrl_flow.envs.make_chunk_env`).
         seeds: seeds, one per episode.
@@ -121,9 +121,9 @@ def conclude(
         stage: stage of the recipe, if it has several.
         seed: seed of the training.
         num_steps: further numbers of sampling steps to evaluate at.
-        noise_scales: further scales of the noise that the flow starts from.
+        noise_scales: further scales of the flow's initial noise.
         variants: other policies to evaluate on the same seeds, by name, such as those of :func:`best_of_variants`.
-        num_videos: number of episodes to film, if the environment can.
+        num_videos: number of episodes to film, if the environment can render.
         results: ``results.csv`` to write to, a row for each number of sampling steps, scale and variant
             (:func:`~torchrl_flow.reports.record_results`). Defaults to None: no rows.
         config: the script's arguments. Defaults to those of ``run``.
@@ -176,7 +176,7 @@ def conclude(
 def _of_run(
     run: Run | None, config: Mapping[str, Any] | None, env_steps: int | None, wall_s: float | None
 ) -> tuple[Mapping[str, Any] | None, int | None, float | None]:
-    """Return configuration, environment steps and seconds of training as they are given, or else those of the run."""
+    """Return the given configuration, environment steps and seconds of training, with the run's values as defaults."""
     if run is None:
         return config, env_steps, wall_s
     config = run.config if config is None else config
@@ -193,7 +193,7 @@ def _evaluations(
     variants: Mapping[str, Policy],
     progress: bool,
 ) -> tuple[dict[int, EvaluationResult], dict[str, EvaluationResult]]:
-    """Evaluate the policy by number of sampling steps, its own first, and the noise scales and variants by label."""
+    """Evaluate the policy at each number of sampling steps (its own first), noise scale and variant, by label."""
     more = [k for k in dict.fromkeys(num_steps) if k != actor.num_steps]
     compared = compare_num_steps(env, actor, seeds, [actor.num_steps, *more], progress=progress)
     others = {
@@ -217,9 +217,9 @@ def conclude_run(
     variants: Mapping[str, Policy] | None = None,
     notes: Sequence[str] = (),
 ) -> tuple[EvaluationResult, Path]:
-    """Call :func:`conclude` with the options that recipes have in common, as the configuration of the run has them.
+    """Call :func:`conclude` with the values of the recipes' common options in the run's configuration.
 
-    These are ``eval_episodes`` (seeds from 10000 on), ``seed``, ``label``, which follows the stage, ``num_videos``,
+    These are ``eval_episodes`` (seeds from 10000 on), ``seed``, ``label`` (appended to the stage), ``num_videos``,
     ``results`` and, if the recipe has it, ``noise_scales``. The other arguments are those of :func:`conclude`.
     """
     options = run.config
@@ -246,10 +246,10 @@ def conclude_run(
 def _video(
     directory: Path, actor: FlowActor | SteeredFlowActor, env: EnvBase, seeds: Sequence[int], run: Run | None
 ) -> tuple[Path | None, str]:
-    """Film one episode for each seed in a pass of its own: rendering would be part of the times, which are compared.
+    """Film one episode for each seed in a separate pass, so that rendering does not change the measured times.
 
     Returns:
-        the file, or ``None`` without a video; and a text that describes how its pictures are made.
+        the file, or ``None`` without a video; and a text that describes how its frames are made.
     """
     if not seeds or not can_write_video():
         return None, ""
@@ -269,7 +269,7 @@ def _pictures(env: EnvBase) -> str:
 
 
 def _why_no_video(num_videos: int, films: int, video: Path | None) -> list[str]:
-    """Return a note for the report if videos were asked for and there are none."""
+    """Return a note for the report if videos were requested and none exist."""
     if films and video is None:
         return ["No video: no package writes one (pip install 'torchrl-flow[plot]')."]
     if num_videos and not films:
@@ -283,7 +283,7 @@ def _rows(
     stage: str | None,
     columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return the rows of ``results.csv``. A label becomes part of the stage; K does if several were evaluated."""
+    """Return the rows of ``results.csv``. The label, and K if several were evaluated, is appended to the stage."""
     several = len(compared) > 1
     by_steps = {f"K={k}" if several else None: value for k, value in sorted(compared.items())}
     labelled: dict[str | None, EvaluationResult] = {**by_steps, **others}

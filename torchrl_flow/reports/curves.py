@@ -1,4 +1,4 @@
-"""One metric of several runs in one drawing."""
+"""Drawing of one metric of several runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Metrics = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 class CurvesArgs:
     """Draw a metric of several runs against environment steps or seconds, as an SVG file.
 
-    Runs that differ in their seed alone become one curve: their mean, a band of one standard deviation over the seeds
-    to either side, and a thin line for each.
+    Runs that differ only in their seed become one curve: their mean, a band of plus and minus one standard deviation
+    over the seeds, and a thin line for each run.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -41,14 +41,14 @@ class CurvesArgs:
     window: Count = 1
     """number of consecutive values that are averaged"""
     reaches: float | None = None
-    """also print where each run first reaches this value, in the metric on the x axis and in seconds of training"""
+    """also print the x value and the seconds of training at which each run first reaches this value"""
     title: str | None = None
     """heading; the metric by default"""
     output: WritableFile = "curves.svg"
     """file to write"""
 
     def __call__(self) -> str:
-        """Draw, and return the path, and before it the table that is asked for."""
+        """Draw, and return the path, preceded by the table if it was requested."""
         check_options(self)
         with refusals_in_one_line():
             text = [str(draw_curves(self).resolve())]
@@ -59,7 +59,7 @@ class CurvesArgs:
 
 
 def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1) -> tuple[list[float], list[float]]:
-    """Return a metric of a run and what it is drawn against.
+    """Return the x and y values of a metric of a run, and the label of the x axis.
 
     Args:
         folder: directory of the run.
@@ -69,7 +69,7 @@ def run_curve(folder: str | Path, metric: str, *, against: str, window: int = 1)
 
     Raises:
         ValueError: if the run has no such metric, or ``window`` is below 1. The error names the metrics of the run.
-        FileNotFoundError: if there is no run.
+        FileNotFoundError: if the run does not exist.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}.")
@@ -88,13 +88,13 @@ def _read(folder: str | Path, metric: str) -> Metrics:
 
 
 def window_means(values: Sequence[float], window: int) -> list[float]:
-    """Average values over windows that follow one another; the last may be shorter."""
+    """Average values over consecutive windows; the last one may be shorter."""
     parts = [values[i : i + window] for i in range(0, len(values), window)]
     return [sum(part) / len(part) for part in parts]
 
 
 def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, against: Sequence[str]) -> str:
-    """Return a Markdown table of where each run first reaches a value of a metric.
+    """Return a Markdown table of the points at which each run first reaches a value of a metric.
 
     Args:
         runs: directories of the runs.
@@ -118,10 +118,10 @@ def reach_table(runs: Sequence[str | Path], metric: str, value: float, *, agains
 
 
 def draw_curves(args: CurvesArgs) -> Path:
-    """Draw what the arguments ask for and return the file.
+    """Draw the curves and return the file.
 
     Raises:
-        ValueError: if no run is named, one is named twice, or one has no such metric.
+        ValueError: if no run is named, a run is named twice, or a run has no such metric.
     """
     if not args.runs:
         raise ValueError("name at least one run.")

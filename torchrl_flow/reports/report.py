@@ -17,7 +17,7 @@ from torchrl_flow.util.files import write_text
 __all__ = ["NO_CURVES", "curve_drawings", "plain_value", "write_report"]
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
-#: Note of a report where curves cannot be drawn.
+#: Note of a report without curves.
 NO_CURVES = "No curves: matplotlib is not installed (pip install 'torchrl-flow[plot]')."
 _FILMED = "Times of evaluations that were filmed are left out: rendering takes part of them."
 _SEEDS = "These evaluations are not on the same seeds: they differ by their episodes too."
@@ -38,21 +38,21 @@ def write_report(
     versions: Mapping[str, str] | None = None,
     command: str = "",
 ) -> Path:
-    """Write a self-contained report: no script, font or image from other files.
+    """Write a self-contained report, without scripts, fonts or images from other files.
 
-    Success comes first, then the evaluations during training, the video and the training curves; bookkeeping (times,
-    counters, gradient norms) is last and folded away. Curves are drawn against environment steps where
-    ``train/env_steps`` is among them, and against the run's own steps otherwise.
+    The order is: success, evaluations during training, video, training curves, and a collapsed section of bookkeeping
+    (times, counters, gradient norms). Curves are drawn against environment steps if ``train/env_steps`` is among them,
+    and against the run's own steps otherwise.
 
     Args:
         path: file to write, ``.html``.
         title: heading of the page.
         subtitle: a line below it, such as task, recipe and date.
-        results: evaluations by label. The first one heads the page.
+        results: evaluations by label. The first one is shown at the top of the page.
         num_steps: evaluations by number of sampling steps (:func:`compare_num_steps`).
         curves: ``{metric: (steps, values)}``, see :func:`read_metrics`. A metric with companions ``<metric>_low`` and
-            ``<metric>_high`` is drawn with that interval. Without matplotlib, no curves are drawn, and the page says
-            so.
+            ``<metric>_high`` is drawn with that interval. Without matplotlib, no curves are drawn, and the page notes
+            this.
         video: ``.mp4``, ``.webp`` or ``.gif`` to embed.
         video_caption: caption of the video.
         notes: paragraphs of plain text, such as the conditions of the run.
@@ -64,7 +64,7 @@ def write_report(
         The path written.
 
     Raises:
-        ValueError: if the video is of another kind.
+        ValueError: if the video has another format.
     """
     results, num_steps = dict(results or {}), dict(num_steps or {})
     if curves and not has_matplotlib():
@@ -95,7 +95,7 @@ def write_report(
 
 
 def _tiles(result: EvaluationResult) -> list[tuple[str, str, str]]:
-    """Return label, value and detail of the figures at the head of the page."""
+    """Return label, value and detail of the numbers at the top of the page."""
     tiles = []
     if result.success_once is not None:
         for label, rate, (low, high) in (
@@ -138,7 +138,7 @@ def _result_row(label: Any, result: EvaluationResult) -> dict[str, Any]:
 
 
 def curve_drawings(curves: Curves) -> dict[str, list[str]]:
-    """Return the drawings of each part of a report, in its order: what the templates call ``<section>_drawings``.
+    """Return the drawings of each section in order, by the names ``<section>_drawings`` of the templates.
 
     Args:
         curves: ``{metric: (steps, values)}``.
@@ -153,7 +153,7 @@ def curve_drawings(curves: Curves) -> dict[str, list[str]]:
 
 
 def _drawing(curves: Curves, name: str) -> str:
-    # Environment steps against themselves would tell nothing.
+    # Environment steps are not drawn against themselves.
     against = "" if name == ENV_STEPS else ENV_STEPS
     x, y, label = place_metric(curves, name, against)
     if not x and curves[name][0]:
@@ -162,7 +162,7 @@ def _drawing(curves: Curves, name: str) -> str:
     ends = [name + end for end in ("_low", "_high")]
     whole = all(end in curves and list(curves[end][0]) == list(curves[name][0]) for end in ends)
     low, high = (place_metric(curves, end, against)[1] if whole else None for end in ends)
-    # A metric that is called success and leaves [0, 1] is not cut off.
+    # A metric that is named success but leaves [0, 1] is not clipped.
     in_unit = all(-0.01 <= value <= 1.01 for value in y if not math.isnan(value))
     unit = in_unit and (whole or "success" in name)
     return curve_svg(x, y, title=name, low=low, high=high, unit_interval=unit, x_label=label, y_label=axis_label(name))
@@ -181,7 +181,7 @@ def _episodes(label: str, result: EvaluationResult) -> dict[str, Any]:
 
 
 def _episode_cell(value: bool | int | float) -> tuple[str, str]:
-    """Return classes and text of a cell."""
+    """Return the CSS classes and the text of a cell."""
     if isinstance(value, bool):
         text = "yes" if value else "no"
         return f"number {text}", text

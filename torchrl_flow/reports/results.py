@@ -1,4 +1,4 @@
-"""Rows of ``results.csv``: what the figures in the documentation are made from."""
+"""Rows of ``results.csv``, the source of the results in the documentation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BENCHMARK_COLUMNS = (
 """Columns of ``benchmarks/results.csv``."""
 
 RESULT_ROWS = "result_rows.json"
-"""File of a run with the rows of results.csv that it has written, by stage."""
+"""File of a run that stores its rows of results.csv, by stage."""
 
 _PROVENANCE = {"command": command_line, "commit": git_commit, "date": today}
 _WHOLE = {"seed", "episodes", "env_steps", "threads"}
@@ -45,8 +45,8 @@ def append_result(path: str | Path, **columns: Any) -> None:
     Args:
         path: CSV file; it is created with its header if it is missing.
         **columns: value of each of :data:`RESULT_COLUMNS`; ``command``, ``commit`` and ``date`` are filled in if they
-            are missing. ``None`` leaves a cell empty (success of a task without success, env steps of cloning).
-            ``return`` is a keyword of Python: pass ``**result.result_columns()``, or ``**{"return": 1.0}``.
+            are missing. ``None`` leaves a cell empty (success of a task without success, env steps of behaviour
+            cloning). ``return`` is a keyword of Python: pass ``**result.result_columns()``, or ``**{"return": 1.0}``.
 
     Raises:
         ValueError: if a column is missing, unknown or out of range, or the file has another header.
@@ -57,11 +57,11 @@ def append_result(path: str | Path, **columns: Any) -> None:
 
 
 def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, directory: str | Path) -> None:
-    """Write the results of one run, each in place of the row that the run wrote of the same stage before.
+    """Write the results of one run; each replaces the run's earlier row of the same stage.
 
-    A run that is evaluated anew, resumed after its end or killed between two of its files so never has two rows of one
-    stage. What it has written is remembered in ``directory/result_rows.json``, before the table is changed. Rows of
-    other runs are never touched.
+    Therefore a run that is evaluated again, resumed after its end, or killed between two files never has two rows of
+    one stage. Its rows are stored in ``directory/result_rows.json`` before the table is changed. Rows of other runs are
+    not changed.
 
     Args:
         path: CSV file; it is created with its header if it is missing.
@@ -69,8 +69,8 @@ def record_results(path: str | Path, rows: Sequence[Mapping[str, Any]], *, direc
         directory: directory of the run.
 
     Raises:
-        ValueError: if a column is missing, unknown or out of range, the file has another header, or two rows are of
-            one stage.
+        ValueError: if a column is missing, unknown or out of range, the file has another header, or two rows have the
+            same stage.
     """
     path, memory = Path(path), Path(directory) / RESULT_ROWS
     written = {str(row.get("stage") or ""): _line(path, RESULT_COLUMNS, row) for row in rows}
@@ -100,14 +100,14 @@ def _remembered(memory: Path) -> dict[str, list[str]]:
 
 
 def append_benchmark(path: str | Path, **columns: Any) -> None:
-    """Append one pair of timings, a row of :data:`BENCHMARK_COLUMNS`; see :func:`append_result`."""
+    """Append one pair of timings, with the columns of :data:`BENCHMARK_COLUMNS`; see :func:`append_result`."""
     path = Path(path)
     with _table(path, BENCHMARK_COLUMNS) as lines:
         lines.append(_line(path, BENCHMARK_COLUMNS, columns))
 
 
 def _line(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> str:
-    """Return a row of the table as text, checked."""
+    """Check a row of the table, and return it as text."""
     columns = {**{name: make() for name, make in _PROVENANCE.items() if name not in columns}, **columns}
     missing, unknown = [c for c in header if c not in columns], [c for c in columns if c not in header]
     if missing or unknown:
@@ -122,7 +122,7 @@ def _line(path: Path, header: tuple[str, ...], columns: Mapping[str, Any]) -> st
 
 @contextmanager
 def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
-    """Give the rows of a table as lines to change, and write it whole; other programs wait."""
+    """Yield the lines of a table for changes, then write it atomically; other processes wait meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         text = read_text(path) if path.exists() else ""

@@ -17,13 +17,13 @@ from torchrl_flow.runs.fields import AFTER_TRAINING, BOOKKEEPING
 __all__ = ["SeedBand", "group_by_seed", "run_labels_of", "seed_band"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
-#: Fields of a configuration that may differ between the seeds of one: those that do not decide about training.
+#: Fields that may differ between the runs of one configuration, since they do not affect training.
 _APART = frozenset({"seed", "threads", "progress", *AFTER_TRAINING, *BOOKKEEPING})
 _MOST_STAGES = 8
 
 
 class SeedBand(NamedTuple):
-    """Mean of several curves, and one standard deviation over them to either side."""
+    """Mean of several curves, and the mean plus and minus one standard deviation."""
 
     x: list[float]
     mean: list[float]
@@ -32,10 +32,10 @@ class SeedBand(NamedTuple):
 
 
 def seed_band(curves: Sequence[Curve]) -> SeedBand:
-    """Return the mean and the sample standard deviation (over n - 1) of curves on the x values that all of them cover.
+    """Return the mean and the sample standard deviation (n - 1) of curves over their common range of x.
 
-    Curves at the same places are compared point by point. Others are interpolated to the places of all, from where the
-    last one begins to where the first one ends.
+    Curves with equal x values are averaged point by point. Others are interpolated to the x values of all curves, from
+    the largest first x value to the smallest last one.
 
     Args:
         curves: x and y values of each, x increasing.
@@ -67,9 +67,9 @@ def seed_band(curves: Sequence[Curve]) -> SeedBand:
 def group_by_seed(runs: Sequence[str | Path]) -> dict[str, list[Path]]:
     """Group the directories of runs that differ only in their seed, by a label for each group.
 
-    What runs write down decides: the recipe, and every field of the configuration that training reads. A field that
-    names an earlier run, such as the policy to start from, counts as equal where those runs differ in their seed alone.
-    Runs of one seed are never in one group, nor is a run without a ``config.json``.
+    Runs are compared by the recipe and by every configuration field that affects training. A field that names an
+    earlier run, such as the initial policy, counts as equal if those runs differ only in their seed. Two runs with the
+    same seed are never in one group; a run without ``config.json`` is a group by itself.
 
     Args:
         runs: directories of runs.
@@ -105,7 +105,7 @@ def group_by_seed(runs: Sequence[str | Path]) -> dict[str, list[Path]]:
 
 
 def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
-    """Return a unique name for each directory: its own, with as many parents as are needed.
+    """Return a unique name for each directory: its own name, preceded by as many parents as needed.
 
     Examples:
         >>> run_labels_of(["runs/a/online", "runs/b/online", "runs/bc"])
@@ -114,7 +114,7 @@ def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
     parts = [Path(folder).resolve().parts for folder in folders]
     labels = []
     for own in parts:
-        # A directory that is named twice is told from nothing.
+        # A directory that is named twice cannot have a unique name.
         others = [other for other in parts if other != own]
         depth = next(n for n in range(1, len(own) + 1) if n == len(own) or all(o[-n:] != own[-n:] for o in others))
         labels.append("/".join(own[-depth:]))
@@ -122,7 +122,7 @@ def run_labels_of(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _common(names: Sequence[str], seeds: Sequence[Any]) -> str:
-    """Return the common name of runs without their seeds; the first name if they differ in more."""
+    """Return the common name of runs without their seeds; the first name if the names differ otherwise."""
     left = {
         re.sub(rf"[-_ /]?(seed)?[-_ =]?(?<!\d){re.escape(str(seed))}(?!\d)", "", name, count=1)
         if name.count(str(seed)) == 1
@@ -139,7 +139,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _identity(folder: Path, depth: int) -> str | None:
-    """Return what the runs of a group have in common, as text; None for a directory that is no run."""
+    """Return the common identity of a group's runs as text; None for a directory that is not a run."""
     config = _config(folder)
     if "seed" not in config:
         return None
@@ -148,7 +148,7 @@ def _identity(folder: Path, depth: int) -> str | None:
 
 
 def _without_seed(value: Any, depth: int) -> Any:
-    """Return a value of a configuration; for the path of an earlier run, the identity of that run."""
+    """Return a value of a configuration; the path of an earlier run is replaced by the identity of that run."""
     if not isinstance(value, str) or not value or depth == 0:
         return value
     path = Path(value)

@@ -1,4 +1,4 @@
-"""A flow before and after each stage of steering it, on equal seeds: one table, one plot, one report."""
+"""Comparison of a flow before and after each stage of steering, on equal seeds: table, plot and report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of a recipe over several seeds: result rows of each run, and one table."""
+"""Result rows of a recipe's stages over several seeds, and their table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def evaluation_rows(directory: str | Path, *, stage: str, episodes: int, **columns: Any) -> list[Row]:
-    """Return the rows of ``results.csv`` of a run that was evaluated: the policy, then its variants.
+    """Return the rows of ``results.csv`` of an evaluated run: the policy, then its variants.
 
     Args:
         directory: directory of the run.
@@ -48,7 +48,7 @@ def has_evaluation_rows(
     noise_scales: Sequence[float] = (),
     best_of: Sequence[int] = (),
 ) -> bool:
-    """Tell whether rows are those of a stage with exactly these episodes and variants (:func:`variant_labels`)."""
+    """Return whether rows are those of a stage with exactly these episodes and variants (:func:`variant_labels`)."""
     labels = (stage, *(f"{stage} {variant}" for variant in variant_labels(noise_scales, best_of)))
     return {(row["stage"], row["episodes"]) for row in rows} == {(label, episodes) for label in labels}
 
