@@ -1,4 +1,4 @@
-"""Sweeps of runs: planned, run in parallel with Ray, summarised."""
+"""Sweeps of runs: plan, parallel execution with Ray, and summary."""
 
 from __future__ import annotations
 

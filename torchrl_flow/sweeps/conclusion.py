@@ -1,4 +1,4 @@
-"""Conclusions of a sweep: the best configuration, and which differences exceed the spread."""
+"""Conclusions of a sweep: the best configuration, and the differences that exceed the spread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SeedRun:
 
 @dataclasses.dataclass(frozen=True)
 class VariantResult:
-    """One configuration over its finished seeds; a field is ``None`` if no run has it."""
+    """Results of one configuration over its finished seeds; a field is ``None`` if no run has the value."""
 
     variant: Variant
     seeds: int
@@ -41,7 +41,7 @@ class VariantResult:
     """95 % Wilson interval of ``success``."""
     steps_to_baseline: float | None
     """Mean over the seeds of the environment steps until an evaluation reached the baseline's final success; ``None``
-    where a seed never did."""
+    if a seed never reached it."""
     curve_variance: float | None
     """Half the variance of the differences between successive evaluations: the curve's noise, without its trend."""
     epoch_s: float | None
@@ -65,7 +65,7 @@ class VariantResult:
 
 
 def exceeds_spread(one: VariantResult, other: VariantResult) -> bool:
-    """Tell whether two configurations differ by more than episodes and seeds explain.
+    """Return whether the difference of two configurations exceeds the variation over episodes and over seeds.
 
     Args:
         one: configuration.
@@ -79,7 +79,7 @@ def exceeds_spread(one: VariantResult, other: VariantResult) -> bool:
 
 
 def conclude_sweep(results: Sequence[VariantResult]) -> list[str]:
-    """Return the conclusions of a sweep as sentences: the best configuration, and which differences exceed the spread.
+    """Return a sweep's conclusions as sentences: the best configuration, and the differences that exceed the spread.
 
     Args:
         results: results of :func:`~torchrl_flow.sweeps.summarise_sweep`.

@@ -1,8 +1,8 @@
-"""Many runs of one script: their plan, their start through Ray, and their status.
+"""Plan, execution through Ray, and status of many runs of one script.
 
-There is no scheduler here: Ray places the runs on the CPUs and GPUs of a machine or a cluster. Where it is not
-installed they run one after the other. What a run did is in files of its own, so that a sweep which is started again
-leaves finished runs alone, resumes stopped ones, and can be watched from anywhere.
+Ray schedules the runs on the CPUs and GPUs of a machine or a cluster. Without Ray they run one after the other. The
+state of a run is in its own files, so a restarted sweep skips finished runs and resumes stopped ones, and its progress
+can be read from any process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["RunStatus", "SweepRun", "Variant", "gpu_share", "plan_sweep", "run_s
 _has_ray = has_ray()
 _LOG_LINES = 5
 _ORPHAN_S = 120.0
-# Loaded here: between fork and exec little more than a system call is safe.
+# Loaded at import, since between fork and exec little more than a system call is safe.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -46,14 +46,14 @@ class Variant:
     name: str
     """Name of the variant."""
     category: str
-    """Name of the group of variants that it is compared with."""
+    """Name of the group of variants with which it is compared."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the script that differ from the baseline's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """One variant with one seed: a command, and the directory that it writes."""
+    """One variant with one seed: a command, and its output directory."""
 
     variant: Variant
     seed: int
@@ -67,7 +67,7 @@ class SweepRun:
 
     @property
     def log(self) -> Path:
-        """File of what the run prints."""
+        """File with the output of the run."""
         return self.directory.parent / "logs" / f"{self.name}.log"
 
     @property
@@ -76,7 +76,7 @@ class SweepRun:
         return self.directory.parent / "logs" / f"{self.name}.json"
 
     def shell(self) -> str:
-        """Return the command as this system's shell takes it."""
+        """Return the command, quoted for this system's shell."""
         return subprocess.list2cmdline(self.command) if sys.platform == "win32" else shlex.join(self.command)
 
 
@@ -89,11 +89,11 @@ class RunStatus:
     detail: str = ""
     """Last lines of the output of a crashed run."""
     wall_s: float | None = None
-    """Seconds of its last start."""
+    """Wall time of its last execution in seconds."""
 
 
 def select_variants(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:
-    """Return the variants of these names, or of these categories; all where none is named.
+    """Return the variants with these names or categories; all variants if none is named.
 
     Raises:
         ValueError: if a name is unknown. The error names those that are known.
@@ -121,10 +121,10 @@ def plan_sweep(
     directory: str | Path,
     options: Mapping[str, Any] | None = None,
 ) -> list[SweepRun]:
-    """Return the runs of every variant with every seed, in the order of the seeds, so that variants compare early.
+    """Return the runs of every variant with every seed, ordered by seed, so that variants can be compared early.
 
     The script must take ``--runs``, ``--name``, ``--seed``, ``--label`` and ``--resume``, and end with
-    :func:`~torchrl_flow.reports.conclude`: what it leaves says that the run is finished.
+    :func:`~torchrl_flow.reports.conclude`, whose files mark the run as finished.
 
     Args:
         variants: configurations.
@@ -135,7 +135,7 @@ def plan_sweep(
             several words.
 
     Raises:
-        ValueError: if there is nothing to run or a name comes twice.
+        ValueError: if there is nothing to run or a name occurs twice.
     """
     if not variants or not seeds:
         raise ValueError("a sweep needs at least one configuration and one seed.")
@@ -162,7 +162,7 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def gpu_share(device: str, workers: int | None = None) -> float:
-    """Return the share of a GPU for each run, so that all workers find room; Ray hides the GPUs from runs without one.
+    """Return the GPU share of each run such that all workers fit; Ray hides GPUs from runs without a share.
 
     Args:
         device: device of the runs; ``"auto"`` is a GPU if there is one.
@@ -200,7 +200,7 @@ def _runs_here(run: SweepRun) -> bool:
 
 
 def _await_orphan(run: SweepRun) -> None:
-    """Wait for a run whose sweep was killed to finish its step and save: it was told to end with its sweep.
+    """Wait until a run whose sweep was killed has finished its step and saved; it ends with its sweep.
 
     Raises:
         RuntimeError: if it does not end.
@@ -209,7 +209,7 @@ def _await_orphan(run: SweepRun) -> None:
     while _runs_here(run):
         parent = read_object(run.record).get("parent")
         if parent is None or is_alive(parent):
-            return  # another sweep's
+            return  # the run of another sweep
         if time.monotonic() > deadline:
             raise RuntimeError(
                 f"{run.directory} is still at work, {_ORPHAN_S:.0f} s after its sweep has ended: stop its process, "
@@ -220,7 +220,7 @@ def _await_orphan(run: SweepRun) -> None:
 
 def _is_alive(record: Mapping[str, Any]) -> bool:
     if record["host"] != platform.node():
-        return True  # Another machine's processes cannot be asked for.
+        return True  # Processes of another machine cannot be queried.
     return is_alive(record["pid"])
 
 
@@ -232,13 +232,13 @@ def _tail(path: Path) -> str:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process with the one that started it, so that no run outlives its sweep."""
+    """Make the kernel end this process when its parent ends, so that no run continues after its sweep."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM)
 
 
 def _execute(run: SweepRun, threads: int) -> int:
-    """Run the command to its end, with its output in the log; returns its exit status."""
+    """Run the command to its end, with its output in the log; return its exit status."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "Agg"}
     start = time.time()
@@ -248,7 +248,8 @@ def _execute(run: SweepRun, threads: int) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            # Linux alone has such a call; elsewhere a run whose sweep is killed goes on, and is left alone by the next.
+            # Only Linux has this call. Elsewhere a run continues after its sweep was killed, and the next sweep skips
+            # it.
             preexec_fn=None if _LIBC is None else _die_with_parent,
         )
         record = {
@@ -277,18 +278,17 @@ def run_sweep(
 ) -> list[RunStatus]:
     """Run the unfinished runs, several at a time; a run that crashes does not stop the others.
 
-    What another sweep runs on this machine is left to it.
+    Runs of another sweep on this machine are skipped.
 
     Args:
         runs: runs of :func:`plan_sweep`.
-        workers: runs at a time on this machine. Defaults to as many as its CPUs allow. Ignored on a cluster.
+        workers: runs at a time on this machine. Defaults to the number that its CPUs allow. Ignored on a cluster.
         cpus_per_run: CPUs, and threads, of a run.
         gpus_per_run: GPUs of a run, which may be a fraction. Defaults to the share of :func:`gpu_share`.
         device: device of the runs, for the share of a GPU.
         address: address of a Ray cluster, which must have access to this directory. Defaults to None: this machine
             only.
-        on_change: function that is called with the state of every run, at the start, every ``poll_s`` seconds and at
-            the end.
+        on_change: function called with the state of every run at the start, every ``poll_s`` seconds and at the end.
         poll_s: seconds between two calls of ``on_change``.
 
     Returns:
@@ -330,7 +330,7 @@ def _run_with_ray(
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_execute)
         waiting = [remote.remote(run, cpus) for run in todo]  # pyright: ignore[reportAttributeAccessIssue]
         while waiting:
-            # A worker that dies leaves no exit status: its run counts as killed, and the others go on.
+            # A worker that dies leaves no exit status: its run counts as killed, and the others continue.
             _, waiting = ray.wait(waiting, timeout=poll_s)
             show()
     finally:

@@ -52,7 +52,7 @@ def _read(status: RunStatus, metric: str) -> _Finished:
     steps, success, _ = place_metric(metrics, metric, ENV_STEPS) if metric in metrics else ([], [], "")
     times = metrics.get("train/epoch_s", ([], []))[1]
     config = read_object(folder / "config.json")
-    # The policy's own number of sampling steps is what the configuration asked for.
+    # The configuration gives the policy's own number of sampling steps.
     result = by_steps.get(config.get("num_steps", 0)) or by_steps[max(by_steps)]
     episodes = int(config["eval_episodes"])
     return _Finished(
@@ -65,7 +65,7 @@ def _read(status: RunStatus, metric: str) -> _Finished:
 
 
 def summarise_sweep(statuses: Sequence[RunStatus], *, metric: str = "eval/success_once") -> list[VariantResult]:
-    """Return what the finished runs of each configuration show, in the order in which they come.
+    """Return the results of each configuration's finished runs, in the order of the configurations.
 
     Args:
         statuses: statuses of :func:`~torchrl_flow.sweeps.run_sweep`.
@@ -133,10 +133,10 @@ def _row(result: VariantResult) -> list[Any]:
 
 
 def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], *, title: str) -> Path:
-    """Write ``report.html``, its path returned, ``report.csv`` and ``report.md``, and ``<category>.svg`` for each.
+    """Write ``report.html``, ``report.csv``, ``report.md`` and ``<category>.svg``; return the path of the first.
 
-    The page begins with its conclusion (:func:`conclude_sweep`) and links to the report of each run, or to the log of
-    one that has none. Without matplotlib it has no curves, and says so.
+    The page begins with the conclusions (:func:`conclude_sweep`) and links to the report of each run, or to its log if
+    it has no report. Without matplotlib it has no curves, and notes this.
 
     Args:
         directory: directory of the sweep.
@@ -167,7 +167,7 @@ def write_sweep_report(directory: str | Path, results: Sequence[VariantResult], 
 
 
 def _write_drawings(folder: Path, results: Sequence[VariantResult]) -> list[str]:
-    """Draw each category beside the baseline, write the file, and return the drawings."""
+    """Draw each category with the baseline, write the files, and return the drawings."""
     drawings = []
     base = [result for result in results if result.variant.name == BASELINE and result.curve[0]]
     for category in dict.fromkeys(r.variant.category for r in results if r.variant.name != BASELINE):
@@ -199,14 +199,14 @@ def _link(run: SeedRun, folder: Path) -> tuple[str, str]:
 
 def _address(target: Path, folder: Path) -> str:
     try:
-        # Signs that mean something in an address, the colon of a scheme included, are written as numbers.
+        # Reserved characters, including the colon of a scheme, are percent-encoded.
         return quote(Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix().encode(errors="replace"))
     except ValueError:
-        return target.resolve().as_uri()  # On another drive.
+        return target.resolve().as_uri()  # The file is on another drive.
 
 
 def _file_name(category: str) -> str:
-    """Return a category as the name of a file in the sweep's own directory."""
+    """Return a file name for a category in the directory of the sweep."""
     return re.sub(r"[^\w.-]", "_", category).lstrip(".") or "_"
 
 

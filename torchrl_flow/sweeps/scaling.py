@@ -1,4 +1,4 @@
-"""Configurations of a sweep in the units of another baseline."""
+"""Conversion of a sweep's configurations to another baseline."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["scale_options"]
 def scale_options(
     options: Mapping[str, Any], reference: Mapping[str, Any], base: Mapping[str, Any], *, absolute: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Carry a configuration over to another baseline: a number keeps its ratio to the reference.
+    """Convert a configuration to another baseline: numbers keep their ratio to the reference.
 
-    Strings and zeros of the reference have no ratio: they are taken as they are. Whole numbers stay whole, and at least
-    1 unless the configuration has 0.
+    Strings, and numbers whose reference is zero, have no ratio and are kept. Integers stay integers of at least 1,
+    unless the configuration has 0.
 
     Args:
         options: the configuration, in the units of ``reference``.
-        reference: baseline that the configuration was written for.
+        reference: baseline for which the configuration was written.
         base: baseline that it is converted to.
         absolute: names of options that are not scaled.
 
