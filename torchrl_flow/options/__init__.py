@@ -1,4 +1,4 @@
-"""Options of the command line: declared types, checks before work begins, arguments that all recipes share."""
+"""Options of the command line: declared types, early checks, and the arguments common to all recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of advantage-weighted cloning, which its offline and its online recipes have in common."""
+"""The options common to the offline and online recipes of advantage-weighted cloning."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     critic_hidden: Sizes = (256, 256)
     """widths of the hidden layers of a new critic"""
     num_action_samples: Count = 1
-    """candidates for the next action, of which the target uses the best"""
+    """number of candidates for the next action; the target uses the best one"""
     best_of: tuple[Count, ...] = ()
-    """also evaluate the policy with the best of so many samples, chosen by the critic"""
+    """also evaluate the policy with the best of this many samples, chosen by the critic"""
     noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
 
     preset: Literal["recommended", "published"] = "recommended"
-    """values of --gamma, --beta, --weight-clip, --baseline and --advantage if not given: those of AWFlowLoss, or
-    those of AWFlowLoss.published"""
+    """defaults of --gamma, --beta, --weight-clip, --baseline and --advantage: those of AWFlowLoss or of
+    AWFlowLoss.published"""
     extraction: Literal["weights", "q_gradient"] = "weights"
-    """how the policy learns from the critic: it clones rows by their advantage weights, or it follows the gradient of Q
-    through its own one-step map and then acts by one step"""
+    """how the policy learns from the critic: by cloning with advantage weights, or by the gradient of Q through its
+    one-step map; in the second case it acts with one step"""
     anchor: Literal["start", "average"] = "start"
     """with --extraction q_gradient, the anchor of the policy: the policy of --policy, or the average of the trained
     policy (see --ema)"""
@@ -72,20 +72,20 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
     weight_clip: Positive | None = None
     """upper bound on the advantage weight of a row; by default 20, with --preset published 200"""
     baseline: Literal["batch", "policy"] | None = None
-    """what advantages are relative to: the mean value of the batch (with --preset published), or the value of the
-    policy in the same state (by default)"""
+    """baseline of the advantages: the mean value of the batch (with --preset published), or the value of the policy in
+    the same state (by default)"""
     advantage: Literal["critic", "td"] | None = None
     """advantage of a chunk: Q advantage (critic) or TD advantage (td); td needs --baseline policy, and is then
     the default"""
     num_baseline_samples: Count = 1
-    """chunks that are drawn from the policy in a state to estimate the value of the state"""
+    """number of chunks drawn from the policy to estimate the value of a state"""
     advantage_norm: Literal["none", "std", "mad"] = "none"
     """how advantages are scaled before the weights: none, std or mad"""
     weighting: Literal["exp", "softmax", "binary"] = "exp"
     """how advantages become weights"""
 
     def __post_init__(self) -> None:
-        """Take the preset's values for what was not given."""
+        """Set options that were not given to the values of the preset."""
         for name, value in _PRESETS[self.preset].items():
             setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
         if self.advantage is None:
@@ -129,8 +129,7 @@ class OnlineAdvantageWeightArgs(AdvantageWeightArgs):
     chunks_per_batch: Count | None = None
     """chunks that each environment executes between updates; by default 8 of one environment, one of several"""
     return_chunks: Count = 1
-    """number of executed chunks whose rewards a target of the critic sums before it bootstraps; at most
-    --chunks-per-batch"""
+    """number of executed chunks whose rewards a TD target sums before it bootstraps; at most --chunks-per-batch"""
     utd_ratio: Positive = 1.0
     """updates of the critic per executed chunk"""
     actor_every: Count = 2
@@ -144,9 +143,9 @@ class OnlineAdvantageWeightArgs(AdvantageWeightArgs):
     buffer_size: Count = 100_000
     """capacity for online chunks"""
     act_best_of: Count = 1
-    """candidates of the policy that collects data, of which it executes the one with the highest value"""
+    """number of candidate chunks during collection; the one with the highest value is executed"""
     act_noise_scale: NonNegative = 1.0
-    """standard deviation of the flow noise while the policy collects data; below 1, the policy explores less"""
+    """standard deviation of the flow noise during collection; below 1, the policy explores less"""
     eval_every: NonNegativeInt = 50
     log_every: Count = 1
     save_every: Count = 50
@@ -165,5 +164,5 @@ class OnlineAdvantageWeightArgs(AdvantageWeightArgs):
             raise SystemExit(f"--utd-ratio {self.utd_ratio} of --chunks {self.chunks} makes no update: raise one.")
 
     def update_options(self) -> dict[str, Any]:
-        """Return when :func:`~torchrl_flow.policies.make_aw_flow_stepper` updates what."""
+        """Return the update schedule for :func:`~torchrl_flow.policies.make_aw_flow_stepper`."""
         return {name: getattr(self, name) for name in ("actor_every", "critic_warmup", "utd_ratio")}

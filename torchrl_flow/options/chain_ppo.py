@@ -13,7 +13,7 @@ __all__ = ["ChainPPOArgs"]
 
 @dataclasses.dataclass(kw_only=True)
 class ChainPPOArgs(OnlineArgs):
-    """Options of :class:`~torchrl_flow.objectives.ReinFlowPPOLoss`, of the noise around the flow and the advantage."""
+    """Options of :class:`~torchrl_flow.objectives.ReinFlowPPOLoss`, of the flow's noise and of the advantage."""
 
     epochs: Count = 4
     """passes over an iteration's chunks"""
@@ -36,7 +36,7 @@ class ChainPPOArgs(OnlineArgs):
     anchor_coef: NonNegative = 0.0
     """weight of the transport cost (W2) between chunks of the flow and of its initial weights; 0 for none"""
     target_kl: Positive | None = None
-    """divergence of the probability ratio at which the epochs of an iteration stop; None: no limit"""
+    """estimated KL divergence at which the epochs of an iteration stop; None: no limit"""
     critic_warmup_steps: NonNegativeInt = 20_000
     """environment steps in which only the value network is trained"""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
@@ -48,9 +48,9 @@ class ChainPPOArgs(OnlineArgs):
     sigma_max: Positive = 0.3
     """upper bound of the noise at the start of training, in units of normalised actions"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
-    """how the upper bound of the noise falls"""
+    """schedule of the upper bound of the noise"""
     noise_decay_steps: Count = 1_500_000
-    """environment steps over which the upper bound of the noise falls"""
+    """environment steps over which the upper bound of the noise decreases"""
     train_encoder: bool = False
     """train the encoder too"""
 

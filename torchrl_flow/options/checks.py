@@ -1,4 +1,4 @@
-"""Checks of options that contradict each other or cannot be used, before an environment is started."""
+"""Checks for contradictory or unusable options before an environment is started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_task(task: str, obs_mode: str, control_mode: str | None = None) -> Non
 
 
 def check_demonstrations(task: str, demos: str | None, *, quality: str | None, retime: bool | None = None) -> None:
-    """Refuse options for making demonstrations if some are given or the task does not support the options.
+    """Refuse options for making demonstrations if a path is given or the task does not support the options.
 
     Args:
         task: ``"planar"`` or the id of a ManiSkill task.
@@ -60,7 +60,7 @@ def check_demonstrations(task: str, demos: str | None, *, quality: str | None, r
 def check_images(
     task: str, obs_mode: str, demos: str | None, image_size: int | None, pixel_channels: tuple[int, ...]
 ) -> None:
-    """Refuse a size for images that are not rendered, and an image encoder that cannot be built.
+    """Refuse an image size for images that are not rendered, and an image encoder that cannot be built.
 
     Args:
         task: name of the task, see :func:`check_demonstrations`.

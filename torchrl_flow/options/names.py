@@ -1,4 +1,4 @@
-"""Options that name something: a task, a run, a file, a directory, an optional package. Declared as in ``options``."""
+"""Types of options that name a task, a run, a file, a directory or an optional package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REGISTRATION = re.compile(r"register_env\(\s*[\"']([^\"']+)[\"']")
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """The id of a task of ManiSkill, or the planar task. Where ManiSkill is not installed any id passes here."""
+    """The id of a ManiSkill task, or the planar task. If ManiSkill is not installed, any id is accepted here."""
 
     here: ClassVar[bool] = True
     planar: bool = True
@@ -47,8 +47,8 @@ class _Task:
         own = [PLANAR] if self.planar else []
         found = _written_tasks()
         if not found and nearest(value, own) is None and value != PLANAR:
-            return None  # The environment says how to install ManiSkill.
-        # Some ids are made by loops: only the registry, which takes seconds to fill, has them all.
+            return None  # The error of the environment describes how to install ManiSkill.
+        # Some ids are made in loops: only the registry, which takes seconds to fill, has all ids.
         if found and value not in found:
             found = _registered_tasks()
         if value in found:
@@ -72,7 +72,7 @@ def _own_problem(value: str) -> str | None:
 
 
 def _written_tasks() -> set[str]:
-    """Return the ids that stand in ManiSkill's source, without importing it; none where it is not installed."""
+    """Return the ids in ManiSkill's source without importing it; none if it is not installed."""
     spec = importlib.util.find_spec("mani_skill")
     if spec is None or spec.origin is None:
         return set()
@@ -98,7 +98,7 @@ class _Name:
     def problem(self, value: str, options: Any) -> str | None:
         del options
         path = Path(value)
-        # Backslashes separate on some systems, and runs are copied from one to another.
+        # Backslashes are path separators on some systems, and runs are copied between systems.
         outside = path.is_absolute() or ".." in re.split(r"[\\/]", value) or not path.parts or "\0" in value
         return "must name a directory inside the runs directory (--runs), without .." if outside else None
 
@@ -138,7 +138,7 @@ class _Existing:
 
 @dataclasses.dataclass(frozen=True)
 class _Writable:
-    """A place to write to: its directory is there or can be made, and nothing of another kind is in the way."""
+    """A writable path: its directory exists or can be created, and no entry of another type has this path."""
 
     here: ClassVar[bool] = True
     directory: bool
@@ -162,14 +162,14 @@ class _Writable:
 
 @dataclasses.dataclass(frozen=True)
 class Installed:
-    """An option that needs an optional package, where it is given."""
+    """An option that needs an optional package if it is given."""
 
     here: ClassVar[bool] = True
     package: str
     extra: str
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return what to install, or None."""
+        """Return the missing package and how to install it, or None."""
         del options
         if not value or importlib.util.find_spec(self.package) is not None:
             return None
@@ -181,7 +181,7 @@ TaskName = Annotated[str, _Task()]
 ManiSkillTask = Annotated[str, _Task(planar=False)]
 """The id of a ManiSkill task."""
 RunName = Annotated[str, _Name()]
-"""Name of a run: a directory inside that of the runs."""
+"""Name of a run: a directory in the directory of runs."""
 RunSource = Annotated[str, _Run()]
 """Directory of a run that has a checkpoint, or a checkpoint's file."""
 DemoPath = Annotated[str, _Existing("a trajectory file (.h5) or the directory of a demo store", directory=True)]

@@ -1,4 +1,4 @@
-"""Reads a recipe's options from the command line, with a help that shows them in groups."""
+"""Parser of a recipe's options on the command line, whose help shows them in groups."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ GROUPS = {
         "save_every resume dry_run watch traceback"
     ),
 }
-"""Groups of options in the order of the help, with the names in each; any other option is in the group of training."""
+"""Groups of options in the order of the help, with their option names; other options belong to training."""
 TRACEBACK = "TORCHRL_FLOW_TRACEBACK"
-"""Environment variable that ``--traceback`` sets; if it is set and not 0, errors are shown with their traceback."""
+"""Environment variable set by ``--traceback``; if it is set and not 0, errors are shown with their traceback."""
 FEW = 9
-"""Largest number of options that a program shows in one list."""
+"""Largest number of options that the help shows in one list without groups."""
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 _METAVARS = {int: "INT", float: "FLOAT", str: "STR"}
 
@@ -60,8 +60,8 @@ def parse_options(
 ) -> Options:
     """Read the fields of a dataclass from the command line.
 
-    The help shows them in :data:`GROUPS`, a few of them in one list. It shows no default ``None``: the description says
-    what is done where an option is not given. ``--traceback`` is an option of every program.
+    The help shows them in :data:`GROUPS`, or in one list if they are few. It omits the default ``None``; the
+    description of the option states the behaviour instead. Every program has the option ``--traceback``.
 
     Args:
         options_class: dataclass whose fields are each followed by a string literal, the help of the option.

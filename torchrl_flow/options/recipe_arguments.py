@@ -1,4 +1,4 @@
-"""Options that several recipes have in common, one class for each purpose; a recipe's ``Args`` inherits from them."""
+"""Options common to several recipes, one class for each purpose; a recipe's ``Args`` inherits from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ __all__ = [
 
 @dataclasses.dataclass(kw_only=True)
 class TrainingArgs(RunArgs):
-    """When a recipe evaluates, logs and saves, counted in iterations of its training loop."""
+    """Intervals of evaluation, logging and saving in iterations of the training loop."""
 
     eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
@@ -70,10 +70,10 @@ class CompileArgs:
     """Compilation of the loss."""
 
     compile: bool = False
-    """compile the loss with torch.compile, which takes minutes first: for long runs; made td3_bc no faster on a CPU"""
+    """compile the loss with torch.compile, which takes minutes: for long runs; td3_bc was not faster on a CPU"""
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what computes the loss, compiled where that is asked for; it draws the same random numbers."""
+        """Return the function that computes the loss, compiled if requested; it draws the same random numbers."""
         if not self.compile:
             return function
         import torch
@@ -98,7 +98,7 @@ class SimulationArgs:
 
 @dataclasses.dataclass(kw_only=True)
 class DemonstrationArgs:
-    """Demonstrations to clone: where they are, or how they are made."""
+    """Demonstrations to clone: their path, or how they are made."""
 
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default demonstrations are made by the motion planner or the planar
@@ -114,7 +114,7 @@ class DemonstrationArgs:
 
 @dataclasses.dataclass(kw_only=True)
 class ImageArgs:
-    """Images that a policy sees, and how it encodes them."""
+    """Images that a policy observes, and their encoder."""
 
     image_size: Count | None = None
     """height and width of ManiSkill's images, in pixels; by default those of --demos, or of the task's camera (128)"""
@@ -126,19 +126,19 @@ class ImageArgs:
 
 @dataclasses.dataclass(kw_only=True)
 class OnlineArgs(TrainingArgs, SimulationArgs):
-    """Environments in which a policy is trained online, and the discount of their rewards."""
+    """Environments for online training, and the discount of their rewards."""
 
     collectors: Count = 1
-    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
-    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
+    """processes that collect on the CPU, with --num-envs environments each; 1 collects in this process. With more,
+    --resume starts new episodes, so a resumed run is not bit-identical to an uninterrupted one"""
     ray_workers: Annotated[Count | None, Installed("ray", "sweep")] = None
-    """workers of Ray that collect in the place of --collectors, with --num-envs environments and one CPU each; one that
+    """Ray workers that collect instead of --collectors, with --num-envs environments and one CPU each; a worker that
     dies is replaced. --resume starts new episodes"""
     ray_address: str | None = None
-    """with --ray-workers, address of the Ray cluster of this machine (auto, HEAD:6379); by default it alone"""
+    """with --ray-workers, address of the Ray cluster (auto, HEAD:6379); by default only this machine"""
     after_success: AfterSuccess = "end"
-    """end a training episode at its first success, or continue it to the time limit; then sparse rewards pay for every
-    step at the goal, and the policy learns to stay there"""
+    """end a training episode at its first success, or continue it to the time limit; in the second case sparse rewards
+    are given at every step at the goal, and the policy learns to stay there"""
     gamma: Fraction = 0.99
     """discount of one environment step"""
 
@@ -172,7 +172,7 @@ class PolicyArgs:
 
 @dataclasses.dataclass(kw_only=True)
 class PolicyOfTaskArgs(PolicyArgs):
-    """The policy that a run starts from, and the task that it must be of."""
+    """The policy that a run starts from, and its required task."""
 
     task: TaskName | None = None
     """require a policy of this task"""
@@ -189,7 +189,7 @@ class SteeringArgs(TrainingArgs, SimulationArgs, PolicyArgs):
     latent_bound: Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent; None: no bound"""
     hidden_sizes: Sizes = (128, 128, 128)
-    """hidden layers of the networks that this recipe trains"""
+    """widths of the hidden layers of the networks that this recipe trains"""
     num_steps: SamplingSteps | None = None
     """sampling steps K of the flow; by default those of --init, or else of the --policy run"""
     train_encoder: bool = False
@@ -233,27 +233,27 @@ class LatentCriticArgs:
     distillation: Literal["forward", "aliased", "both"]
     """pairs for the distillation: latents of the prior, latents of the demonstrations or the replay buffer, or both"""
     distill_latents: Count = 8
-    """latents of the prior for each state of a distillation step, which takes so many times fewer states"""
+    """latents of the prior for each state of a distillation step; the number of states is divided by this number"""
     within_state_weight: Positive = 30.0
-    """weight of the differences between the latents of a state in the distillation; 1 is the squared error"""
+    """weight of the differences between the latents of one state in the distillation; 1 is the plain squared error"""
 
     def sac_options(self) -> dict[str, Any]:
         """Return the arguments of :func:`~torchrl_flow.policies.make_latent_losses` that are given here."""
         entropy: Any = "auto" if self.target_entropy is None else self.target_entropy
         options = {"gamma": self.gamma, "alpha_init": self.alpha, "target_entropy": entropy}
         pairs: dict[str, Any] = {"mode": self.distillation}
-        if self.distillation != "aliased" and self.distill_latents > 1:  # Else a state has one pair.
+        if self.distillation != "aliased" and self.distill_latents > 1:  # Otherwise each state has one pair.
             pairs |= {"num_latents": self.distill_latents, "within_state_weight": self.within_state_weight}
         return {**pairs, "tau": self.tau, **options}
 
     def distillation_rows(self, batch: TensorDictBase) -> TensorDictBase:
-        """Return the rows of a batch for one step of distillation, which makes --batch-size pairs of them."""
+        """Return the number of rows for one distillation step, which makes --batch-size pairs from them."""
         return batch if self.distillation == "aliased" else batch[: max(1, len(batch) // self.distill_latents)]
 
 
 @dataclasses.dataclass(kw_only=True)
 class OfflineArgs(TrainingArgs):
-    """Logged transitions, and where a policy that learns from them is evaluated."""
+    """Logged transitions, and the environment in which a policy trained on them is evaluated."""
 
     data: LoggedData = "data/diffuse_topdown-medium-300000.npz"
     """logged transitions: a file of collect-slates, or any .npz file with the arrays of D4RL"""
@@ -276,7 +276,7 @@ class OfflineArgs(TrainingArgs):
 
 @dataclasses.dataclass(kw_only=True)
 class SweepArgs:
-    """Many runs of recipes: their seeds, where they are kept, and how many run at a time."""
+    """Many runs of recipes: seeds, directory, and number of runs at a time."""
 
     seeds: Seeds = (0,)
     """seeds of each configuration"""
@@ -297,7 +297,7 @@ class SweepArgs:
     address: str | None = None
     """address of a Ray cluster"""
     dry_run: bool = False
-    """print the commands and stop"""
+    """only print the commands"""
 
     def sweep_options(self) -> dict[str, Any]:
         """Return the arguments of :func:`~torchrl_flow.sweeps.run_sweep` that are given here."""

@@ -1,4 +1,4 @@
-"""Ends a program with an error message and without a traceback if its input is refused."""
+"""Error messages without a traceback for refused input."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ EXTRAS = {
     "tensorboard": "plot",
     "wandb": "wandb",
 }
-"""The extra of this package that installs an optional package."""
+"""The extra of this package that installs each optional package."""
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
-"""Of errors of the operating system: no space, a quota, a read-only file system, a file too large, a broken disk."""
+"""Numbers of the operating system's errors: no space, quota, read-only file system, file too large, disk failure."""
 
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """End the program with a message of one line, without a traceback, if data, checkpoints or arguments are refused.
+    """End the program with a one-line message, without a traceback, if data, checkpoints or arguments are refused.
 
-    A ``ValueError``, ``RuntimeError`` or ``ImportError`` is a refusal if this package raised it, and the lack of an
-    optional package is one; any other one keeps its traceback. With ``--traceback``, or the environment variable
-    ``TORCHRL_FLOW_TRACEBACK=1``, all do.
+    A ``ValueError``, ``RuntimeError`` or ``ImportError`` is a refusal if this package raised it, and so is a missing
+    optional package; other errors keep their traceback. With ``--traceback``, or the environment variable
+    ``TORCHRL_FLOW_TRACEBACK=1``, all errors keep it.
     """
     try:
         yield

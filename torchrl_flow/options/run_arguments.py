@@ -1,4 +1,4 @@
-"""The options that all recipes have in common."""
+"""The options common to all recipes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ USABLE = "Use --device cpu, or auto for cuda where it is there."
 
 @dataclasses.dataclass(kw_only=True)
 class RunArgs:
-    """Name, place, seed, device and logging of a run; the base of every recipe's ``Args``.
+    """Name, directory, seed, device and logging of a run; the base of every recipe's ``Args``.
 
-    The types of a recipe's fields say what they may be (see ``torchrl_flow.options.types``), and :meth:`prepare`
-    refuses what they may not.
+    The types of a recipe's fields declare the allowed values (see ``torchrl_flow.options.types``), and :meth:`prepare`
+    refuses other values.
     """
 
     name: RunName | None = None
@@ -56,10 +56,10 @@ class RunArgs:
     """continue a run that was stopped, or extend a finished run"""
 
     def prepare(self) -> None:
-        """Check all options, settle the device, set the number of CPU threads and seed all generators.
+        """Check all options, determine the device, set the number of CPU threads and seed all generators.
 
         Raises:
-            SystemExit: if an option is out of its range or contradicts another one. The error names it.
+            SystemExit: if an option is out of range or contradicts another one. The error names it.
         """
         import torch
 
@@ -73,19 +73,19 @@ class RunArgs:
         seed_everything(self.seed)
 
     def check(self) -> None:
-        """Refuse options that contradict each other; a recipe says here which do.
+        """Refuse options that contradict each other; recipes override this method.
 
         Raises:
             SystemExit: if options contradict each other. The error names them.
         """
 
     def run_directory(self, default_name: str) -> Path:
-        """Return the directory of the run, ``default_name`` where it has no name of its own."""
-        # The task may be a function, my_package:make_env, and some systems allow no colon in a name.
+        """Return the directory of the run, named ``default_name`` if no name was given."""
+        # The task may be a function, my_package:make_env, and some systems do not allow a colon in a file name.
         return Path(self.runs) / (self.name or default_name.replace(":", "."))
 
     def open_run(self, default_name: str, *, task: Mapping[str, Any], **options: Any) -> Run:
-        """Open the run of these arguments, which are its configuration.
+        """Open the run, with these arguments as its configuration.
 
         Args:
             default_name: name of the run if none is given.
@@ -112,7 +112,7 @@ class RunArgs:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device: ``auto`` is ``cuda`` if there is a GPU, else ``cpu``.
+    """Return the device; ``auto`` is ``cuda`` if there is a GPU, otherwise ``cpu``.
 
     Raises:
         SystemExit: if torch does not know the device, or this machine lacks it. The error names a device that works.

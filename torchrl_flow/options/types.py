@@ -1,8 +1,9 @@
 """Allowed values of options, declared in their types and checked before any work.
 
-A field says it by its type, such as ``batch_size: Count = 256`` or ``gamma: Fraction = 0.99``; :func:`check_options`
-reads the types of a dataclass and refuses the first value that is out of its range. An own recipe declares other
-ranges with :class:`Range`, :class:`OneOf`, :class:`NotAbove` and :class:`NotEmpty` in ``typing.Annotated``.
+The type of a field declares its range, such as ``batch_size: Count = 256`` or ``gamma: Fraction = 0.99``;
+:func:`check_options` reads the types of a dataclass and refuses the first value that is out of range. Your own recipe
+can declare other ranges with :class:`Range`, :class:`OneOf`, :class:`NotAbove` and :class:`NotEmpty` in
+``typing.Annotated``.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ __all__ = [
 class Constraint(Protocol):
     """Condition on a value; ``problem`` returns how the value violates it, given all options, or None.
 
-    One with a class attribute ``here = True`` asks for something of this machine, and is asked last.
+    A constraint with the class attribute ``here = True`` depends on this machine, and is checked last.
     """
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return what is wrong, such as ``"must be at least 1"``, or None."""
+        """Return the violation, such as ``"must be at least 1"``, or None."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, the ends included unless they are open; never NaN or infinite.
+    """Finite numbers from ``low`` to ``high``, including the ends unless they are open.
 
     Examples:
         >>> Range(0, 1, open_low=True).problem(0.0, None)
@@ -67,7 +68,7 @@ class Range:
     open_high: bool = False
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return which range the value leaves, or None."""
+        """Return the range that the value violates, or None."""
         del options
         inside = math.isfinite(value)
         if self.low is not None:
@@ -103,7 +104,7 @@ class NotEmpty:
     """At least one element."""
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return that nothing is named, or None."""
+        """Return a message if the value is empty, otherwise None."""
         del options
         return None if len(value) else "must name at least one value"
 
@@ -113,7 +114,7 @@ class Distinct:
     """No element twice."""
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return which element comes twice, or None."""
+        """Return a message that names the duplicate element, or None."""
         del options
         twice = next((item for item in value if value.count(item) > 1), None)
         return None if twice is None else f"must name {twice} once"
@@ -121,12 +122,12 @@ class Distinct:
 
 @dataclasses.dataclass(frozen=True)
 class NotAbove:
-    """At most the value of another option; nothing is compared where that one is None."""
+    """At most the value of another option; always satisfied if the other option is None."""
 
     other: str
 
     def problem(self, value: Any, options: Any) -> str | None:
-        """Return what the value exceeds, or None."""
+        """Return the bound that the value exceeds, or None."""
         bound = getattr(options, self.other)
         return None if bound is None or value <= bound else f"must be at most {option_name(self.other)} {bound}"
 
@@ -142,9 +143,9 @@ NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 """A discount, a share, a probability."""
 Rate = Annotated[float, Range(0, 1, open_low=True)]
-"""The rate of an average: 1 copies the weights, 0 would never change it."""
+"""The rate of a running average: 1 copies the weights; 0, which would never change the average, is not allowed."""
 Decay = Annotated[float, Range(0, 1, open_high=True)]
-"""The decay of an average: 0 copies the weights, 1 would never change it."""
+"""The decay of a running average: 0 copies the weights; 1, which would never change the average, is not allowed."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """A seed that is valid for Python, NumPy and torch."""
 SamplingSteps = Annotated[int, OneOf((1, 2, 4, 8, 16))]
@@ -156,7 +157,7 @@ Sizes = Annotated[tuple[Count, ...], NotEmpty()]
 
 
 def option_name(field: str) -> str:
-    """Return how a field is written on the command line.
+    """Return the spelling of a field on the command line.
 
     Examples:
         >>> option_name("batch_size")
@@ -166,14 +167,14 @@ def option_name(field: str) -> str:
 
 
 def nearest(word: str, known: Iterable[Any]) -> str | None:
-    """Return which of the known words was probably meant, whatever its case and what follows it; None for none.
+    """Return the most similar known word, ignoring case and suffix; None if no word is similar.
 
     Examples:
         >>> nearest("PickCube", ["PickCube-v1", "PushCube-v1"]), nearest("Planar", ["planar"])
         ('PickCube-v1', 'planar')
     """
     words = {str(name).lower(): str(name) for name in known}
-    # A name without its version is nearer than the one of another task.
+    # A name without its version is closer than the name of another task.
     starting = sorted(name for name in words if name.startswith(word.lower()))
     found = starting[:1] if word and starting else difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     return words[found[0]] if found else None
@@ -186,15 +187,14 @@ def option_problem(
     here: bool | None = None,
     spell: Callable[[str], str] = option_name,
 ) -> str | None:
-    """Return what is wrong with the first field of a dataclass that is out of its range, or None.
+    """Return the violation of the first field of a dataclass that is out of range, or None.
 
     Args:
         options: instance of a dataclass whose field types declare the allowed values.
         skip: fields that are not checked.
         here: True checks only what depends on this machine, such as files and packages; False checks only the rest.
             Defaults to None: both, the machine last.
-        spell: function that returns how a field is written in the message. Defaults to the spelling of the command
-            line.
+        spell: function that returns the spelling of a field in the message. Defaults to that of the command line.
 
     Examples:
         >>> @dataclasses.dataclass
@@ -216,7 +216,7 @@ def option_problem(
 
 
 def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> None:
-    """Refuse options that are out of their range, before anything is done.
+    """Refuse options that are out of range.
 
     Args:
         options: instance of a dataclass whose field types declare the allowed values.
@@ -232,10 +232,10 @@ def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None
 
 
 def _field_types(kind: type) -> dict[str, Any]:
-    """Return the types of the fields of a dataclass, with what they are annotated with."""
+    """Return the types of the fields of a dataclass, with their annotations."""
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
-        # A script that was run by its path is no module that could be looked up: its names are those of its functions.
+        # A script that was run by its path is not in sys.modules: its names are taken from its functions.
         names = getattr(vars(base).get("__init__"), "__globals__", None)
         holder = types.SimpleNamespace(__annotations__=inspect.get_annotations(base))
         found |= get_type_hints(holder, globalns=names, include_extras=True)
@@ -249,11 +249,11 @@ def _shown(value: Any) -> str:
 
 
 def _problem(hint: Any, value: Any, options: Any, here: bool) -> str | None:
-    """Return what is wrong with a value of a type, or None."""
+    """Return the violation of a type by a value, or None."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         constraints = [part for part in parts[1:] if isinstance(part, Constraint)]
-        # A range refuses what is not finite too, and says more.
+        # A range also refuses values that are not finite, with a better message.
         ranged = any(isinstance(part, Range) for part in constraints)
         found = None if ranged else _problem(parts[0], value, options, here)
         asked = [part for part in constraints if getattr(part, "here", False) == here]
