@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch before a command has been chosen that needs it."""
+"""The command line. Torch is imported only after a command that needs it was chosen."""
 
 from torchrl_flow.commands.command_line import main
 

@@ -1,4 +1,4 @@
-"""Compares ManiSkill tasks in a batch on the CPU with single environments, and writes the table of the tasks."""
+"""The command ``check-batch``: a comparison of batched ManiSkill tasks on the CPU with single environments."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class CheckBatchArgs:
     fresh: int = 2
     """number of episodes that are each compared with a new environment"""
     table: str | None = None
-    """Markdown file to write the table to, between the marks that begin and end the table"""
+    """Markdown file in which the table between its begin and end marks is replaced"""
     threads: int = 1
     """CPU threads"""
 
     def __call__(self) -> None:
-        """Compare, print a line a task, and write the table.
+        """Compare, print one line per task, and write the table.
 
         Raises:
-            SystemExit: with 1 where a batch differs, or a demonstration is not that of one task.
+            SystemExit: with status 1 if a batch differs, or if the demonstrations are not of a single task.
         """
         torch.set_num_threads(self.threads)
         if self.demos is not None and len(self.tasks) != 1:
@@ -74,7 +74,7 @@ class CheckBatchArgs:
             raise SystemExit(1)
 
     def _check(self, task: str) -> tuple[str, bool]:
-        """Return the outcome in words, and whether no bit differed."""
+        """Return the outcome in words, and whether all bits were equal."""
         from torchrl_flow.envs.maniskill.build import reconfiguration_of_one
         from torchrl_flow.envs.maniskill.comparison import compare_with_single
 
@@ -82,7 +82,7 @@ class CheckBatchArgs:
             modes, kwargs = self._options(task)
             together = self.demos is not None or reconfiguration_of_one(task) > 0
         except (Exception, SystemExit) as error:
-            missing = isinstance(error, EOFError)  # it asked on the terminal whether to download them
+            missing = isinstance(error, EOFError)  # ManiSkill asked on the terminal whether to download the assets
             reason = "the assets of its robot are not here" if missing else _sentence(error)
             return f"ManiSkill cannot simulate it alone here: {reason}", True
         outcomes, same = [], True
@@ -103,7 +103,7 @@ class CheckBatchArgs:
                 )
             except BatchUnsupportedError as error:
                 return f"refused: {_sentence(error)}", True
-            except RuntimeError as error:  # the others are compared all the same
+            except RuntimeError as error:  # the other tasks are still compared
                 return f"fails: {_sentence(error)}", False
             same &= result.equal
             outcomes.append(result.summary().split(": ", 1)[1])
@@ -114,11 +114,11 @@ class CheckBatchArgs:
         from mani_skill.utils.registration import REGISTERED_ENVS
 
         known = REGISTERED_ENVS[task].cls.SUPPORTED_REWARD_MODES if task in REGISTERED_ENVS else ("sparse",)
-        # Some tasks have no code for a reward that they name.
+        # Some tasks declare a reward mode without implementing it.
         rewards = [mode for mode in ("sparse", "normalized_dense", "none") if mode in known]
         rewards = rewards if self.reward_mode is None else [self.reward_mode]
         for reward in rewards:
-            # What ends together may be rebuilt together.
+            # Environments that end together may be rebuilt together.
             kwargs: dict[str, Any] = {"reward_mode": reward, "visuals": False, "ignore_terminations": True}
             try:
                 return self._modes(task, kwargs), kwargs
@@ -162,7 +162,7 @@ class CheckBatchArgs:
 
 @contextlib.contextmanager
 def _nobody_at_the_terminal() -> Iterator[None]:
-    """Make ManiSkill's question whether to download a robot fail instead of waiting for an answer."""
+    """Make ManiSkill's download prompt for a robot fail instead of waiting for an answer."""
     with open(os.devnull, encoding="utf-8") as nothing:
         stdin, sys.stdin = sys.stdin, nothing
         try:

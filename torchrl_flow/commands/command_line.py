@@ -16,14 +16,14 @@ __all__ = ["COMMANDS", "main", "program_name"]
 
 
 class Command(NamedTuple):
-    """A command whose arguments are a dataclass with ``__call__``, which returns a text to print or the exit status."""
+    """A command whose arguments are a dataclass; ``__call__`` returns a text to print or the exit status."""
 
     where: str
     """module:class"""
     help: str
 
 
-# The classes are imported when their command was chosen, so that their docstrings cannot serve here.
+# A class is imported only when its command is chosen, so its docstring is not available here.
 COMMANDS = {
     "runs": Command("torchrl_flow.commands.runs:RunsArgs", "List the runs: task, recipe, steps, success, age."),
     "compare": Command(
@@ -83,12 +83,12 @@ COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
 def program_name() -> str:
-    """Return what was typed: ``torchrl-flow``, or ``python -m torchrl_flow``."""
+    """Return the program as typed: ``torchrl-flow`` or ``python -m torchrl_flow``."""
     return "torchrl-flow" if Path(sys.argv[0]).stem == "torchrl-flow" else "python -m torchrl_flow"
 
 
 def help_text(program: str) -> str:
-    """Return the usage, and a line for each command."""
+    """Return the usage and one line for each command."""
     width = max(len(name) for names in GROUPS.values() for name in names)
     lines = [
         f"usage: {program} [-h] [--version] COMMAND ...",
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # What read the output, such as `head`, has closed it. Python would complain once more on leaving.
+        # The reader of the output, such as `head`, has closed it. Python would print a further error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 

@@ -1,4 +1,4 @@
-"""The command ``compare``: runs of several configurations and seeds, as a table, a drawing and a page."""
+"""The command ``compare``: table, drawing and page of runs with several configurations and seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompareArgs", "Group", "group_runs"]
 
-#: Settings that say nothing of what was learnt: which seed, where it lies, what is logged and evaluated.
+#: Settings that do not affect training: seed, directory, logging and evaluation.
 _ASIDE = frozenset(
     (
         *("seed", "name", "runs", "results", "resume", "label", "threads", "device", "progress"),
@@ -32,18 +32,18 @@ _FIGURES = ("success_once", "success_at_end", "return")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one recipe, label and task: the seeds of one configuration."""
+    """Runs with one recipe, label and task: the seeds of one configuration."""
 
     name: str
     runs: tuple[RunFiles, ...]
 
     @property
     def done(self) -> tuple[RunFiles, ...]:
-        """The runs that were evaluated; an unfinished run would cut the curve of the group short."""
+        """The evaluated runs; an unfinished run would shorten the curve of the group."""
         return tuple(run for run in self.runs if run.evaluations is not None)
 
     def figure(self, name: str) -> list[float]:
-        """Return a figure of each evaluated run that has it."""
+        """Return a value of each evaluated run that has it."""
         return [run.own[name] for run in self.done if name in run.own]
 
 
@@ -59,7 +59,7 @@ class CompareArgs:
     against: str = "train/env_steps"
     """metric on the x axis; the run's own steps if a run has no such metric"""
     output: str = "comparison"
-    """files to write: <output>.html, <output>.svg and <output>.md; the suffix .html may be left out"""
+    """files to write: <output>.html, <output>.svg and <output>.md; the suffix .html is optional"""
 
     def __call__(self) -> int:
         """Print the table, write the files and print the path of the page."""
@@ -102,11 +102,11 @@ class CompareArgs:
 
 
 def group_runs(runs: Sequence[RunFiles]) -> list[Group]:
-    """Group runs by recipe, label and task, in the order of first appearance, seeds in order."""
+    """Group runs by recipe, label and task, in the order of first appearance; sort each group by seed."""
     members: dict[tuple[str, str, str], list[RunFiles]] = {}
     for run in runs:
         members.setdefault((run.recipe, run.label, run.task), []).append(run)
-    # What is the same of all groups need not be told.
+    # Parts that are equal in all groups are left out of the names.
     shown = [i for i in range(3) if len({key[i] for key in members}) > 1 or i == 0]
     groups = []
     for key, found in members.items():
@@ -128,7 +128,7 @@ def _digits(values: Sequence[float]) -> int:
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return mean and standard deviation over the seeds; of one seed, the interval of its evaluation."""
+    """Return mean and standard deviation over the seeds; for one seed, the interval of its evaluation."""
     names = [name for name in _FIGURES if any(group.figure(name) for group in groups)]
     header = ["group", "task", "seeds", *(name.replace("_", " ") for name in names), "lowest to highest", "env steps"]
     rows = []
@@ -156,7 +156,7 @@ def _cell(group: Group, name: str) -> str:
 
 
 def _differing(groups: Sequence[Group]) -> list[str]:
-    """Return the settings, other than the seed, in which the runs of one group differ."""
+    """Return the settings, except the seed, in which the runs of one group differ."""
     notes = []
     for group in groups:
         seeds = [run.seed for run in group.runs]
@@ -164,7 +164,7 @@ def _differing(groups: Sequence[Group]) -> list[str]:
             notes.append(f"Note: {group.name}: seeds come more than once: {', '.join(run.name for run in group.runs)}.")
         settings = {key for run in group.runs for key in run.config if key not in _ASIDE}
         differing = [key for key in sorted(settings) if len({_seedless(run.config.get(key)) for run in group.runs}) > 1]
-        # Where each seed starts from the run of its own seed, the paths differ and the configuration does not.
+        # If each seed starts from the earlier run with the same seed, only the paths differ.
         differing = [key for key in differing if not _are_paths(run.config.get(key) for run in group.runs)]
         if differing:
             told = "; ".join(
@@ -178,7 +178,7 @@ def _differing(groups: Sequence[Group]) -> list[str]:
 
 
 def _seedless(value: Any) -> str:
-    """Return a setting as text, without the seed in it, such as the seed of demonstrations."""
+    """Return a setting as text without any seed in it, such as the seed of demonstrations."""
     return str({k: v for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value)
 
 
@@ -206,7 +206,7 @@ def _page(
     style: str,
     groups: Sequence[Group],
 ) -> str:
-    """Return the page; all text is escaped, the drawing alone is markup of our own."""
+    """Return the page; all text is escaped, and only the drawing is inserted as markup."""
 
     def cells(kind: str, line: Sequence[Any]) -> str:
         return "<tr>" + "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in line) + "</tr>"

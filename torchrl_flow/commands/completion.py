@@ -1,4 +1,4 @@
-"""Completion for shells: tyro writes the script, from all commands and from the options of all recipes."""
+"""Shell completion: tyro writes the script from all commands and the options of all recipes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Recipes:
 
 
 def print_completion(arguments: list[str]) -> None:
-    """Print, or write to a file, what a shell needs to complete the command line.
+    """Print the completion script for a shell, or write it to a file.
 
     Args:
         arguments: ``--tyro-print-completion SHELL`` or ``--tyro-write-completion SHELL FILE``.
@@ -45,10 +45,10 @@ def _one_of(kinds: list[Any]) -> Any:
 
 
 def _recipe_kinds() -> list[Any]:
-    """Return the arguments of each recipe, as a subcommand of its name."""
+    """Return the arguments of each recipe as a subcommand with its name."""
     sys.path.insert(0, str(recipe_folder()))
     kinds = []
-    # What a recipe prints as it is imported is not part of the script.
+    # Output that a recipe prints on import is not part of the script.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         for name, (_, line) in find_recipes().items():
             kinds.append(_sub(importlib.import_module(name).Args, name, line))

@@ -1,4 +1,4 @@
-"""The command ``doctor``: what works on this machine, what is missing, and the command that fixes it."""
+"""The command ``doctor``: working and missing features of this machine, and commands that install the rest."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ MANISKILL_PYTHON = (3, 13)
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What was found of one thing."""
+    """Result of the check of one feature."""
 
     name: str
     works: bool
     detail: str
     mend: str = ""
-    """Command that fixes it; empty if it works or if nothing needs to be done."""
+    """Command that fixes the feature; empty if it works or no fix is needed."""
     effect: str = ""
-    """What does not work without it."""
+    """Functions that do not work without the feature."""
 
 
 class _Need:
-    """Tasks that a recipe can run on, and the checks that each of them needs."""
+    """Tasks on which a recipe can run, and the checks that each task needs."""
 
     PLANAR = ("planar", ())
     STATE = ("ManiSkill (state)", ("ManiSkill",))
@@ -83,7 +83,7 @@ RECIPE_NEEDS: Mapping[str, tuple[Need, ...]] = {
     "sac_slates": (_Need.SLATES,),
     "offline_grid": (*_LOGGED, _Need.PARALLEL),
 }
-"""Tasks that each recipe can run on; a recipe that is not listed needs only the core."""
+"""Tasks on which each recipe can run; a recipe that is not listed needs only the core."""
 
 
 @dataclasses.dataclass
@@ -91,7 +91,7 @@ class DoctorArgs:
     """Show what works on this machine, and how to fix the rest."""
 
     def __call__(self) -> int:
-        """Print the checks, what each recipe can do here, and the commands; 0 if the core works, else 1."""
+        """Print the checks, the usable tasks of each recipe, and the commands; return 0 if the core works, else 1."""
         print(f"torchrl_flow {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
         checks = examine()
         print(text_table(("", "", ""), [_row(check) for check in checks]).lstrip("\n"))
@@ -114,7 +114,7 @@ def _row(check: Check) -> tuple[str, str, str]:
 
 
 def recipe_lines(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
-    """Return the name of each recipe, what it can run on here, and what it could run on after which installation."""
+    """Return the name of each recipe, its usable tasks here, and further tasks with the installation they need."""
     works = {check.name: check.works for check in checks}
     lines = []
     for name in find_recipes():
@@ -130,10 +130,10 @@ def recipe_lines(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
 
 
 def examine() -> list[Check]:
-    """Try everything; the core comes first."""
+    """Run all checks, the core first."""
     simulates = all(map(is_installed, ("mani_skill", "sapien")))
     packages = [name for name in OPTIONAL if is_installed(name)]
-    # They run while the core is tried here.
+    # The probes run while the core is checked in this process.
     probes = [Probe(["state", "planner", "rendering"] if simulates else []), Probe(packages)]
     core = _core()
     checks = [core, _extension(), _cuda()]
@@ -169,7 +169,7 @@ def _core() -> Check:
 
 
 def _step_planar() -> None:
-    """Act in the smallest environment with a small policy: imports, specs, networks and sampling in one."""
+    """Run a small policy in the smallest environment to check imports, specs, networks and sampling."""
     import torch
 
     from torchrl_flow import FlowActorConfig, PlanarPickPlaceEnv, make_chunk_env, make_flow_actor

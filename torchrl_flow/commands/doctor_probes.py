@@ -1,7 +1,7 @@
-"""Tests of optional packages and features, in a process of their own: a crash does not end the caller.
+"""Tests of optional packages and features in a separate process, so that a crash does not end the caller.
 
-A simulator or a driver that is half installed may abort a process, so that no ``except`` could tell of it. The program
-here needs nothing but Python and the file that is named to it.
+An incompletely installed simulator or driver may abort the process, which no ``except`` can catch. The program needs
+only Python and the file given to it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether a package is there, without importing it."""
+    """Return whether a package is installed, without importing it."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -112,7 +112,7 @@ class Probe:
             name: Outcome(False, f"not tried: what came before it ended the process. {ending}") for name in self.names
         }
         for line in text.splitlines():
-            # A package may have begun a line of its own before.
+            # A package may have printed the beginning of the line.
             _, mark, rest = line.partition(_MARK)
             if mark:
                 name, works, detail = json.loads(rest)

@@ -1,4 +1,4 @@
-"""The command ``evaluate``: the policy of any run, over the seeds and with the figures of the run's own report."""
+"""The command ``evaluate``: evaluation of any run's policy with the seeds and metrics of the run's report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EvaluateArgs:
     which: Which = "last"
     """checkpoint of a run to evaluate: last or best"""
     episodes: Count | None = None
-    """number of episodes, each from its own seed; by default as many as in the report of the run"""
+    """number of episodes, each from its own seed; by default that of the run's report"""
     first_seed: NonNegativeInt = 10_000
     """seed of the first episode"""
     num_steps: Count | None = None
@@ -84,7 +84,7 @@ class EvaluateArgs:
     """CPU threads"""
 
     def __call__(self) -> None:
-        """Evaluate, print the outcome and the path of the report."""
+        """Evaluate, and print the outcome and the path of the report."""
         with refusals_in_one_line():
             print(self.evaluate())
 
@@ -92,7 +92,7 @@ class EvaluateArgs:
         """Evaluate, and return the lines to print.
 
         Raises:
-            SystemExit: if an option does not apply to the kind of policy, or there is nothing to evaluate it in.
+            SystemExit: if an option does not apply to the kind of policy, or there is no environment for it.
             CheckpointError: if the checkpoint holds no known kind of policy.
         """
         check_options(self)
@@ -108,7 +108,7 @@ class EvaluateArgs:
         return play(policy, checkpoint, output, episodes)
 
     def _refuse(self, names: tuple[str, ...], kind: str) -> None:
-        """Refuse options that do not apply to this kind of policy."""
+        """Refuse options that do not apply to this type of policy."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != defaults[name]]
         if given:

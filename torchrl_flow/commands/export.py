@@ -1,4 +1,4 @@
-"""The command ``export``: the policy of a run as a program that acts without this library."""
+"""The command ``export``: export of a run's policy to a program that runs without this library."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class ExportArgs:
     num_steps: Count | None = None
     """sampling steps K; by default those of the policy"""
     compile: bool = False
-    """compile the program for the CPU of this machine (AOTInductor); it is faster, and needs a C++ compiler here"""
+    """compile the program for the CPU of this machine (AOTInductor); it is faster and needs a C++ compiler here"""
 
     def __call__(self) -> None:
-        """Export, and print what was written."""
+        """Export, and print a summary."""
         with refusals_in_one_line():
             print(self.export())
 
@@ -42,7 +42,7 @@ class ExportArgs:
 
         Raises:
             SystemExit: if the archive cannot be written with these options.
-            CheckpointError: if there is no policy of action chunks.
+            CheckpointError: if the checkpoint holds no policy of action chunks.
         """
         check_options(self)
         if self.output is not None and Path(self.output).suffix != ".pt2":

@@ -1,6 +1,6 @@
-"""Reads the options of a program without running it: only the definitions that the options need are executed.
+"""Reader of a program's options that executes only the definitions needed by the options.
 
-The help of a recipe then comes without torch, which takes seconds to import.
+The help of a recipe is then shown without importing torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["options_alone"]
 
 
 def options_alone(file: Path, name: str) -> Any:
-    """Execute the class ``name`` of a file, with the imports and definitions that its fields refer to.
+    """Execute the class ``name`` of a file, with the imports and definitions that its fields need.
 
     Args:
         file: the Python source.
         name: name of a class at the top level of the file.
 
     Returns:
-        The class. Its methods must not be called: what only they refer to is missing.
+        The class. Its methods must not be called, since names used only in methods are missing.
 
     Raises:
         KeyError: if the file has no such class.
@@ -34,12 +34,12 @@ def options_alone(file: Path, name: str) -> Any:
         raise KeyError(f"{file} defines no class {name}.")
     while open_names:
         found = open_names.pop()
-        if found in defined and found not in needed:  # Other names are built in.
+        if found in defined and found not in needed:  # Other names are builtins.
             needed.add(found)
             open_names += _refers_to(defined[found])
     module = ModuleType(f"options_of_{file.stem}", ast.get_docstring(tree, clean=False))
     module.__file__ = str(file)
-    # Type hints are evaluated in the module of the class, and the help of its fields is read from the file of that.
+    # Type hints are evaluated in the module of the class, and the help of its fields is read from that module's file.
     sys.modules[module.__name__] = module
     body = [kept for node in tree.body if (kept := _restricted(node, needed)) is not None]
     exec(compile(ast.Module(body, []), str(file), "exec"), module.__dict__)
@@ -47,7 +47,7 @@ def options_alone(file: Path, name: str) -> Any:
 
 
 def _defines(node: ast.stmt) -> list[str]:
-    """Return the names that a statement at the top level defines."""
+    """Return the names defined by a statement at the top level."""
     match node:
         case ast.Import() | ast.ImportFrom():
             return [_bound(alias) for alias in node.names]
@@ -66,7 +66,7 @@ def _bound(alias: ast.alias) -> str:
 
 
 def _refers_to(node: ast.stmt) -> list[str]:
-    """Return the names in a definition; those of a class's methods are not needed to read its fields."""
+    """Return the names in a definition, without those in a class's methods, which its fields do not need."""
     parts: list[ast.AST] = [node]
     if isinstance(node, ast.ClassDef):
         parts = [*node.bases, *node.decorator_list, *(part for part in node.body if isinstance(part, ast.AnnAssign))]
@@ -74,7 +74,7 @@ def _refers_to(node: ast.stmt) -> list[str]:
 
 
 def _restricted(node: ast.stmt, needed: set[str]) -> ast.stmt | None:
-    """Return a statement as far as it defines needed names; None if it defines none."""
+    """Return a statement reduced to the needed names that it defines; None if it defines none."""
     if not needed & set(_defines(node)):
         return None
     if isinstance(node, (ast.Import, ast.ImportFrom)):

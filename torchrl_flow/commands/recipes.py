@@ -1,4 +1,4 @@
-"""The recipes: their directory, their names and descriptions, and how to run one."""
+"""Directory, names, descriptions and execution of the recipes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def recipe_folder() -> Path:
     """Return the directory of the recipes: inside an installed package, ``examples/`` of a checkout.
 
     Raises:
-        SystemExit: if there is neither.
+        SystemExit: if neither directory exists.
     """
     for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "examples"):
         if (folder / "quickstart.py").is_file():
@@ -31,7 +31,7 @@ def recipe_folder() -> Path:
 
 
 def find_recipes() -> dict[str, tuple[Path, str]]:
-    """Find the recipes: name, script, and the first line of its docstring."""
+    """Find the recipes; return script and first docstring line by name."""
     return {path.stem: (path, _first_line(path)) for path in sorted(recipe_folder().glob("[!_]*.py"))}
 
 
@@ -42,7 +42,7 @@ def _first_line(path: Path) -> str:
 
 
 def list_recipes(program: str) -> str:
-    """Return a line for each recipe, and how to run one."""
+    """Return one line for each recipe, and the command to run one."""
     recipes = find_recipes()
     width = max(map(len, recipes))
     lines = [f"{name:{width}}  {line}" for name, (_, line) in recipes.items()]
@@ -52,15 +52,15 @@ def list_recipes(program: str) -> str:
 
 
 def run_recipe(name: str, options: list[str], program: str) -> NoReturn:
-    """Run a recipe in this process, as ``python script.py`` would: it is ``__main__``, beside the scripts it imports.
+    """Run a recipe in this process as ``python script.py`` would: as ``__main__``, with its directory in ``sys.path``.
 
     Args:
         name: name of the recipe, with or without ``.py``.
         options: options of the recipe, including ``--help``.
-        program: command before ``run``, as it was typed; usage lines and provenance show it.
+        program: command before ``run``, as typed; it is shown in usage lines and provenance.
 
     Raises:
-        SystemExit: if there is no such recipe, naming the likeliest; else with the recipe's status.
+        SystemExit: if the recipe is unknown (the error names the most similar one); otherwise with the recipe's status.
     """
     recipes = find_recipes()
     name = name.removesuffix(".py")
@@ -73,9 +73,9 @@ def run_recipe(name: str, options: list[str], program: str) -> NoReturn:
 
         args = options_alone(script, "Args")
         parse_options(args, description=sys.modules[args.__module__].__doc__)
-    # Where Python puts the directory of a script; processes that this one starts by `spawn` get it too.
+    # Python puts a script's directory first; processes started by `spawn` inherit it.
     sys.path.insert(0, str(script.parent))
-    # `runpy.run_path` would put the path of the script in place of what was typed.
+    # `runpy.run_path` would replace the typed command by the path of the script.
     module = types.ModuleType("__main__")
     module.__file__ = str(script)
     sys.modules["__main__"] = module

@@ -1,4 +1,4 @@
-"""The command ``record``: episodes of a run's policy, as demonstrations for the next cloning."""
+"""The command ``record``: recording of a run's policy as demonstrations for behaviour cloning."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RecordArgs:
     hold: NonNegativeInt = 15
     """steps to keep after a success that lasts to the end of its episode, with --keep success"""
     noise_scale: NonNegative = 1.0
-    """standard deviation of the noise that the flow starts from; below 1, actions are closer to their mode"""
+    """standard deviation of the flow's initial noise; below 1, actions are closer to their mode"""
     num_envs: NonNegativeInt | None = None
     """environments that run side by side; the episodes do not depend on it"""
     max_episode_steps: Count | None = None
@@ -54,17 +54,17 @@ class RecordArgs:
     """CPU threads"""
 
     def __call__(self) -> None:
-        """Play, keep, and print what was kept."""
+        """Record the episodes, and print a summary."""
         with refusals_in_one_line():
             print(self.record())
 
     def record(self) -> str:
-        """Play, write the store, and return the line to print.
+        """Record the episodes, write the store, and return the line to print.
 
         Raises:
             SystemExit: if the policy acts only on logged data, or no episode is kept.
             CheckpointError: if the checkpoint holds no known kind of policy.
-            DataError: if there is something at the output already.
+            DataError: if the output exists already.
         """
         check_options(self)
         torch.set_num_threads(self.threads)

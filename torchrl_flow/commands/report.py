@@ -1,4 +1,4 @@
-"""The command ``report``: the page of a run."""
+"""The command ``report``: the report page of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReportArgs:
         if not folder.exists() and (Path("runs") / folder).is_dir():
             folder = Path("runs") / folder
         pages = [folder / name for name in _PAGES if (folder / name).is_file()]
-        # The page of a sweep is made by the sweep.
+        # The page of a sweep is written by the sweep itself.
         if pages and (not self.rebuild or not (folder / "config.json").exists()):
             for page in pages:
                 print(page.resolve())
@@ -52,7 +52,7 @@ def rebuild_report(run: RunFiles) -> Path:
     """Write the page of a run from its files.
 
     Raises:
-        SystemExit: if the files hold nothing to show.
+        SystemExit: if the files hold no metrics and no evaluation.
     """
     from torchrl_flow.reports.report import write_report
     from torchrl_flow.runs.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""Reads the files of a run without torch: its settings, its progress, and the results of its evaluation."""
+"""Reader of a run's files without torch: settings, progress and evaluation results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrl_flow.util.suggest import did_you_mean
 __all__ = ["RunFiles", "find_runs", "format_age", "read_run", "require_runs", "text_table"]
 
 _TAIL = 1 << 16
-"""Bytes of metrics.csv that are read for the last values; a step logs a few hundred."""
+"""Number of bytes at the end of metrics.csv that are read for the last values; a step logs a few hundred."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class RunFiles:
     last: Mapping[str, float]
     """Last values of the metrics that were logged near the end."""
     evaluations: Mapping[str, Mapping[str, float]] | None
-    """Figures of ``evaluation.json`` by label; ``None`` where the run was not evaluated."""
+    """Results in ``evaluation.json`` by label; ``None`` if the run was not evaluated."""
     changed: float
     """Time of the last change, in seconds since 1970."""
     problem: str = ""
-    """File that cannot be read, and why."""
+    """File that cannot be read, and the reason."""
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class RunFiles:
 
     @property
     def own(self) -> Mapping[str, float]:
-        """Results of the policy at its own number of sampling steps; those in training if it was not evaluated."""
+        """Results of the policy at its own number of sampling steps; training results if it was not evaluated."""
         if self.evaluations:
             own = str(self.config.get("num_steps"))
             by_steps = {label: figures for label, figures in self.evaluations.items() if label.isdigit()}
@@ -118,7 +118,7 @@ def _recipe(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> s
     for start in starts:
         if start.get("recipe"):
             return str(start["recipe"])
-        # Runs made before the recipe was written down: the command tells it.
+        # Older runs do not record the recipe: it is read from the command.
         found = re.search(r"(\w+)\.py\b|\brun (\w+)", str(start.get("command", "")))
         if found:
             return found[1] or found[2]
@@ -142,7 +142,7 @@ def _head(path: Path) -> str:
 
 
 def _evaluations(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return figures by label; the offline baselines write returns by name, the recipe's with a standard error."""
+    """Return results by label; offline baselines write returns by name, with a standard error for the recipe's own."""
     nested = {label: figures for label, figures in found.items() if isinstance(figures, dict)}
     if nested:
         return nested
@@ -159,7 +159,7 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
     except OSError:
         return None, {}
     step, last = None, {}
-    # The first line may be cut, and the last one be written just now.
+    # The first line may be cut off, and the last one incomplete.
     for row in csv.reader(io.StringIO("\n".join(lines[:-1]))):
         try:
             number, name, value = int(row[0]), row[1], float(row[2])
@@ -170,7 +170,7 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
 
 
 def find_runs(root: str | Path) -> list[RunFiles]:
-    """Read all runs in a directory and below it, in the order of their paths; itself, where it is one."""
+    """Read all runs in a directory and its subdirectories, sorted by path; the directory itself may be a run."""
     found = []
     for folder, below, files in os.walk(root):
         below.sort()
@@ -181,12 +181,12 @@ def find_runs(root: str | Path) -> list[RunFiles]:
 
 
 def require_runs(names: Sequence[str]) -> list[RunFiles]:
-    """Read the named runs, and the runs below named directories that are not runs; each once.
+    """Read the named runs, and the runs in named directories that are not runs; each run once.
 
-    Files beside directories are left out: `runs/*` names the table of results too.
+    Files are skipped, since `runs/*` also names the table of results.
 
     Raises:
-        SystemExit: if one does not exist or holds no run. The error lists similar names.
+        SystemExit: if a directory does not exist or holds no run. The error lists similar names.
     """
     found: dict[Path, RunFiles] = {}
     folders = any(Path(name).is_dir() for name in names)
@@ -194,7 +194,7 @@ def require_runs(names: Sequence[str]) -> list[RunFiles]:
         path = Path(name)
         if folders and path.is_file():
             continue
-        # A name alone is looked for where runs lie.
+        # A name without a directory is searched in the default directory of runs.
         if not path.exists() and len(path.parts) == 1 and (Path("runs") / path).is_dir():
             path = Path("runs") / path
         runs = find_runs(path) if path.is_dir() else []
@@ -210,7 +210,7 @@ def require_runs(names: Sequence[str]) -> list[RunFiles]:
 
 
 def format_age(seconds: float) -> str:
-    """Return a time in its largest fitting unit.
+    """Return a duration in its largest suitable unit.
 
     Examples:
         >>> format_age(30), format_age(200), format_age(7300), format_age(2e5)
@@ -223,12 +223,12 @@ def format_age(seconds: float) -> str:
 
 
 def age(run: RunFiles, now: float | None = None) -> str:
-    """Return how long ago a run was last written to."""
+    """Return the time since a run was last written."""
     return format_age((time.time() if now is None else now) - run.changed)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in columns of a terminal.
+    """Return a table as aligned columns for a terminal.
 
     Examples:
         >>> print(text_table(["run", "steps"], [["a-long-name", "10"]]))

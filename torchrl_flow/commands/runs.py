@@ -72,7 +72,7 @@ class RunsArgs:
 
 
 def _success(run: RunFiles) -> str:
-    """Success of the evaluation, in brackets the last one in training; the return where a task has no success."""
+    """Return the success of the evaluation, or of training in brackets; the return if a task has no success."""
     own = run.own
     text = f"{own['success_once']:.3f}" if "success_once" in own else ""
     if not text and "return" in own:

@@ -1,4 +1,4 @@
-"""A metric over the seeds of one configuration: mean and range, and their drawing."""
+"""Mean and range of a metric over the seeds of one configuration, and their drawing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREFERRED = ("eval/success_once", "train/success", "eval/return", "train/return"
 
 
 class SeedCurve(NamedTuple):
-    """Mean, lowest and highest value over the seeds at each place."""
+    """Mean, lowest and highest value over the seeds at each x value."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -47,9 +47,9 @@ def pick_metric(runs: Sequence[RunFiles], wanted: str | None) -> str | None:
 
 
 def seed_curve(runs: Sequence[RunFiles], metric: str, against: str) -> SeedCurve | None:
-    """Return the curve of a group over the range that all its runs with the metric cover; ``None`` if no run has it.
+    """Return the curve of a group over the common range of its runs with the metric; ``None`` if no run has it.
 
-    Runs need not have been measured at equal places: values between two places are interpolated.
+    Runs may have different x values: values between two points are interpolated.
     """
     curves = []
     for run in runs:
@@ -65,7 +65,7 @@ def seed_curve(runs: Sequence[RunFiles], metric: str, against: str) -> SeedCurve
     first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.unique(np.concatenate([x for x, _ in curves]))
     places = places[(places >= first) & (places <= last)]
-    if not len(places):  # The runs have no place in common.
+    if not len(places):  # The ranges of the runs do not overlap.
         return None
     values = np.stack([np.interp(places, x, y) for x, y in curves])
     return SeedCurve(places, values.mean(0), values.min(0), values.max(0), len(curves))
@@ -93,7 +93,7 @@ def draw_bands(curves: Mapping[str, SeedCurve], *, title: str, x_label: str = "s
             axes.plot(curve.x, curve.mean, color=colour, linestyle=line, linewidth=1.6, marker=marker, markersize=3,
                       label=str(i))  # fmt: skip
         if curves:
-            # A name is not a formula, whatever signs it has.
+            # Escaped, so that a name is never parsed as a formula.
             for text, (name, curve) in zip(axes.legend(frameon=False, fontsize=8).get_texts(), curves.items()):
                 text.set_parse_math(False)
                 text.set_text(plain_text(f"{name}, {curve.seeds} seed{'s' if curve.seeds > 1 else ''}"))
