@@ -1,4 +1,4 @@
-"""Parts of reports: plots and their axes, tables, pages, videos."""
+"""Parts of reports: plots, axes, tables, pages and videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: their section in a report, their units, and their x axis."""
+"""Section, unit and x axis of a run's metrics in reports."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 def metric_section(name: str) -> Section:
-    """Tell which part of a report a metric belongs to.
+    """Return the section of a report to which a metric belongs.
 
     Args:
         name: name of the metric, such as ``"eval/success_once"``, ``"train/loss_actor"`` or ``"train/wall_s"``. Times,
-            counters, gradient norms and learning rates are bookkeeping, wherever they are measured.
+            counters, gradient norms and learning rates are always bookkeeping.
 
     Examples:
         >>> metric_section("eval/return"), metric_section("eval/wall_s"), metric_section("q/data")
@@ -63,7 +63,7 @@ def metric_section(name: str) -> Section:
 
 
 def sort_metrics(names: Sequence[str]) -> list[str]:
-    """Return metrics as a report shows them: evaluation, training, bookkeeping; in each success and return first."""
+    """Sort metrics in the order of a report: evaluation, training, bookkeeping; in each, success and return first."""
     sections = ("evaluation", "training", "bookkeeping")
 
     def rank(name: str) -> tuple[int, int]:
@@ -74,12 +74,12 @@ def sort_metrics(names: Sequence[str]) -> list[str]:
 
 
 def is_rate(name: str) -> bool:
-    """Tell whether a metric is a rate of success, from 0 to 1."""
+    """Return whether a metric is a success rate, from 0 to 1."""
     return axis_label(name) == "success rate"
 
 
 def axis_label(name: str) -> str:
-    """Return the axis label of a metric: its unit if it has one, else its name in words.
+    """Return the axis label of a metric: its unit, or its name in words if it has no unit.
 
     Examples:
         >>> axis_label("eval/success_once"), axis_label("train/wall_s"), axis_label("train/gradient_norm_actor")
@@ -107,8 +107,8 @@ def own_steps_label(found: Metrics) -> str:
 def place_metric(found: Metrics, name: str, against: str) -> tuple[list[float], list[float], str]:
     """Return the x values of a metric, its values, and the label of the x axis.
 
-    A value at a step at which ``against`` was not logged lies between its neighbours there; one before the first or
-    behind the last of them is left out. Without ``against`` the run's own steps serve.
+    At steps without a value of ``against``, the x value is interpolated; values before its first or after its last step
+    are left out. Without ``against`` the run's own steps are the x values.
 
     Args:
         found: metrics by name, see :func:`~torchrl_flow.runs.read_metrics`.

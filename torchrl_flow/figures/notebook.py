@@ -23,7 +23,7 @@ MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".gif": "image/gif"}
 
 
 class InlineVideo:
-    """A video that a notebook shows: as the last value of a cell, or by ``IPython.display.display``.
+    """A video for notebooks, shown as the last value of a cell or by ``IPython.display.display``.
 
     Args:
         data: content of the video file.
@@ -31,7 +31,7 @@ class InlineVideo:
         caption: caption of the video.
 
     Raises:
-        ValueError: if the file is of another kind.
+        ValueError: if the file has another format.
     """
 
     def __init__(self, data: bytes, suffix: str, caption: str = "") -> None:
@@ -41,7 +41,7 @@ class InlineVideo:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the templates of pages show."""
+        """Values for the templates of pages."""
         source = f"data:{MEDIA_TYPES[self.suffix]};base64,{base64.b64encode(self.data).decode('ascii')}"
         return {"data": source, "caption": self.caption, "is_film": self.suffix == ".mp4"}
 
@@ -61,7 +61,7 @@ def show_video(video: str | Path | np.ndarray | Tensor | Sequence[np.ndarray], *
         caption: caption of the video.
 
     Raises:
-        ValueError: if the file is of another kind, or the frames have another shape or type.
+        ValueError: if the file has another format, or the frames have another shape or type.
         RuntimeError: if frames are given and no package that writes videos is installed.
 
     Examples:
@@ -70,7 +70,7 @@ def show_video(video: str | Path | np.ndarray | Tensor | Sequence[np.ndarray], *
     """
     if isinstance(video, (str, Path)):
         path = Path(video)
-        # The kind is checked before a file that may be large is read.
+        # The format is checked before a possibly large file is read.
         return InlineVideo(path.read_bytes() if path.suffix in MEDIA_TYPES else b"", path.suffix, caption)
     frames = tile_episodes(video) if isinstance(video, (list, tuple)) else video
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def show_video(video: str | Path | np.ndarray | Tensor | Sequence[np.ndarray], *
 
 
 def result_html(result: EvaluationResult) -> str:
-    """Return an evaluation for a notebook: figures, every episode, and the video where there is one."""
+    """Return an evaluation for a notebook: metrics, every episode, and the video if there is one."""
     rows: list[tuple[str, str]] = []
     if result.success_once is not None:
         for label, rate, (low, high) in (

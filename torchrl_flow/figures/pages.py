@@ -241,11 +241,11 @@ _environment = Environment(
 
 
 def render_page(name: str, **content: Any) -> str:
-    """Return a page, or a piece of one, of text that is escaped wherever it goes.
+    """Return a page or a part of one, in which all text is escaped.
 
     Args:
         name: name of the page: ``"run"``, ``"offline"`` or ``"sweep"``; ``"video"`` or ``"result"`` in a notebook.
-        **content: values of the template. Values whose names end in ``drawings`` are texts of ``<svg>`` elements from
+        **content: values of the template. Values whose names end in ``drawings`` are ``<svg>`` elements as text from
             :mod:`~torchrl_flow.figures.plots`; all other values are escaped.
     """
     given = {"conclusion": (), "links": (), "notes": (), "caption": "", "drawings": (), **content}

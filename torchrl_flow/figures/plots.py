@@ -1,4 +1,4 @@
-"""Drawings of reports and figures: inline SVG that follows the page's light or dark colours."""
+"""Plots as inline SVG that uses the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 def has_matplotlib() -> bool:
-    """Tell whether matplotlib is installed, which drawings need."""
+    """Return whether matplotlib, which drawings need, is installed."""
     return _has_matplotlib
 
 
@@ -105,10 +105,10 @@ def curves_svg(
             lines += axes.plot(x, y, color=colour, linewidth=1.6, **style)
         if log_x:
             axes.set_xscale("log")
-        # The texts are set behind the legend, which would leave out a name that begins with an underscore.
+        # Texts are set after the legend is made, since the legend skips names that begin with an underscore.
         legend = axes.legend(lines, [str(i) for i in range(len(lines))], frameon=False, fontsize=8)
         for text, name in zip(legend.get_texts(), curves):
-            # A name is not a formula, whatever signs it has.
+            # Escaped, so that a name is never parsed as a formula.
             text.set_parse_math(False)
             text.set_text(plain_text(name))
 
@@ -144,7 +144,7 @@ def bars_svg(
             ends = [intervals[name] for name in heights]
             spans = [(value - low, high - value) for value, (low, high) in zip(values, ends)]
             axes.errorbar(places, values, yerr=list(zip(*spans)), fmt="none", ecolor=_INK, capsize=4)
-        # Names are not formulas, whatever signs they have.
+        # Escaped, so that names are never parsed as formulas.
         axes.set_xticks(places, [plain_text(name) for name in heights], parse_math=False)
 
     size = (1.6 + 1.1 * len(heights), 3.0)
@@ -152,7 +152,7 @@ def bars_svg(
 
 
 def standalone_svg(svg: str) -> str:
-    """Add to an element of a page what an SVG file needs: the name space, and the page's colours."""
+    """Make an SVG file from an element of a page by adding the name space and the page's colours."""
     colours = "--ink: #1d2430; --muted: #667085; --rule: #e4e6ea; --accent: #2563c9; --sans: sans-serif"
     return svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{colours}"', 1)
 
@@ -221,7 +221,7 @@ def _draw(axes, steps, values, low, high) -> None:
 
 
 def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return means over runs of neighbouring points, few enough to draw; NaN values are left out."""
+    """Return means over groups of neighbouring points, to limit the number of points; NaN values are left out."""
     bins = np.array_split(np.arange(len(x)), _MAX_POINTS)
     kept = [b for b in bins if np.isfinite(y[b]).any()]
     return np.array([x[b].mean() for b in kept]), np.array([np.nanmean(y[b]) for b in kept])
@@ -235,12 +235,12 @@ def _short_number(value: float, _: float) -> str:
 
 
 def _embed(svg: str, title: str) -> str:
-    """Return the bare element: no XML prologue, no outside references, sizes left to the page.
+    """Return the bare element, without XML prologue, external references or sizes.
 
-    It is parsed and written anew, so that text stays text whatever it says.
+    The element is parsed and written again, so that text cannot become markup.
     """
     root = ElementTree.fromstring(svg[svg.index("<svg") :])
-    # Identifiers are unique within a drawing only, and a page holds many.
+    # Identifiers are unique only within a drawing, and a page holds many drawings.
     prefix = f"d{hashlib.sha256(title.encode()).hexdigest()[:12]}-"
     for parent in root.iter():
         for child in [child for child in parent if child.tag == f"{_SVG}metadata"]:
@@ -259,7 +259,7 @@ def _embed(svg: str, title: str) -> str:
 
 
 def _attribute(name: str, value: str, prefix: str) -> str:
-    """Return an attribute of matplotlib's, with identifiers of its own and the page's colours and font."""
+    """Return an attribute with unique identifiers and the page's colours and font."""
     if name == "id":
         return prefix + value
     if name == "href":
@@ -271,5 +271,5 @@ def _attribute(name: str, value: str, prefix: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return a text for a drawing: without characters that XML cannot hold."""
+    """Return a text without the characters that XML does not allow."""
     return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -10,20 +10,21 @@ __all__ = ["markdown_table", "mean_and_deviation"]
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """Return ``mean ± standard deviation`` of at least one value; the mean alone where there is one."""
+    """Return ``mean ± standard deviation`` of values; only the mean of a single value."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as Markdown, a line for the header and for each row, and no line break behind the last.
+    """Return a table as Markdown, without a line break after the last row.
 
     Args:
         header: names of the columns.
-        rows: cells of the rows, converted by ``str``; characters that would end a cell or begin a tag are escaped.
+        rows: cells of the rows, converted by ``str``; characters that would end a cell or begin an HTML tag are
+            escaped.
 
     Raises:
-        ValueError: if a row has not as many cells as the header.
+        ValueError: if a row and the header differ in the number of cells.
     """
     lines = [header, ["---"] * len(header), *rows]
     for line in lines:

@@ -1,4 +1,4 @@
-"""Videos of episodes: tiled and written to a file."""
+"""Videos of episodes: tiling, and writing to a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _has_pillow = importlib.util.find_spec("PIL") is not None
 
 
 def tile_episodes(episodes: Sequence[np.ndarray], *, columns: int | None = None, border: int = 2) -> np.ndarray:
-    """Tile episodes side by side into one, each holding its last frame until the longest ends.
+    """Tile episodes into one; shorter episodes repeat their last frame until the longest ends.
 
     Args:
         episodes: uint8 ``[n_i, h, w, 3]`` each, equal in ``h`` and ``w``.
-        columns: episodes per row. Defaults to a grid that is about square.
+        columns: episodes per row. Defaults to an approximately square grid.
         border: width in pixels of the gap between episodes.
 
     Returns:
@@ -55,7 +55,7 @@ def tile_episodes(episodes: Sequence[np.ndarray], *, columns: int | None = None,
 
 
 def can_write_video() -> bool:
-    """Tell whether a package is there that writes videos."""
+    """Return whether a package that writes videos is installed."""
     return _has_ffmpeg or _has_pillow
 
 
@@ -75,13 +75,13 @@ def video_suffix() -> str:
 def write_video(path: str | Path, frames: np.ndarray | Tensor, *, fps: int = 20, min_side: int = 256) -> Path:
     """Write frames as ``.mp4`` (H.264, which every browser plays), ``.webp`` or ``.gif``.
 
-    Small frames are enlarged by a whole factor without smoothing, so that a 64 x 64 task can be watched.
+    Small frames are enlarged by an integer factor without smoothing, so that 64 x 64 frames are visible.
 
     Args:
         path: file to write; without a suffix, the best available format is used.
         frames: uint8 ``[n, h, w, 3]`` or ``[n, 3, h, w]``.
         fps: frames per second, above 0.
-        min_side: enlarge until the shorter side has at least this many pixels; 0 leaves the size.
+        min_side: enlarge until the shorter side has at least this many pixels; 0 keeps the size.
 
     Returns:
         The path written.
@@ -112,7 +112,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
         )
     import imageio_ffmpeg
 
-    # yuv420p, the one pixel format that every browser plays, needs even sides.
+    # yuv420p, the only pixel format that every browser plays, needs even sides.
     frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge")
     height, width = frames.shape[1:3]
     writer = imageio_ffmpeg.write_frames(
