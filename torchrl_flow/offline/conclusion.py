@@ -1,4 +1,4 @@
-"""The end of a run of an offline baseline: evaluation, where there is an environment, report and row of results."""
+"""Conclusion of an offline baseline's run: evaluation (if there is an environment), report and row of results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["action_distance", "conclude_offline", "measure_references", "offline
 
 @torch.no_grad()
 def action_distance(task: OfflineTask, policy: Policy, *, random: bool = False) -> float:
-    """Return mean absolute difference between a policy's actions and those of the data, per dimension, in [-1, 1].
+    """Return the mean absolute difference of policy and data actions in [-1, 1], over all dimensions.
 
     Args:
         task: the data.
@@ -52,7 +52,7 @@ def offline_row(
     wall_s: float = 0.0,
     stage: str | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of a return for a table of results (:func:`~torchrl_flow.reports.record_results`)."""
+    """Return the columns of one return for the table of results (:func:`~torchrl_flow.reports.record_results`)."""
     return {
         "recipe": recipe,
         "task": task.name,
@@ -71,12 +71,12 @@ def offline_row(
 def measure_references(
     task: Callable[[], OfflineTask], path: Path, *, episodes: int, results: str | Path
 ) -> dict[str, float]:
-    """Measure the returns of the reference policies once: record their rows and keep them in a file, or read that.
+    """Measure the returns of the reference policies, record their rows and write them to a file, or read that file.
 
     Args:
-        task: opens data and environment, where they are needed.
+        task: function that opens data and environment if they are needed.
         path: the file, ``.json``.
-        episodes: of each reference.
+        episodes: number of episodes for each reference.
         results: the table of results.
     """
     if not path.exists():
@@ -84,7 +84,7 @@ def measure_references(
         found = opened.references(episodes=episodes)
         for name, value in found.items():
             row = offline_row(opened, name, value, seed=0, episodes=episodes)
-            # A directory for each, as for a run: measured again, a reference takes the place of its old row.
+            # Each reference has its own directory, as a run has: a new measurement replaces its old row.
             record_results(results, [row], directory=path.with_suffix("") / name)
         write_json(path, found)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -100,9 +100,9 @@ def conclude_offline(
     random: bool = False,
     others: Mapping[str, Policy] | None = None,
 ) -> str:
-    """Judge a trained policy and leave ``report.html``, a row of results and, last, ``evaluation.json``.
+    """Evaluate a trained policy and write ``report.html``, a row of results and, last, ``evaluation.json``.
 
-    A row of results needs a return: without an environment none is written, and the text says so. The number of
+    A row of results needs a return: without an environment no row is written, and the text states this. The number of
     episodes, the seed, the label and the table of results are those of the run's configuration.
 
     Args:
@@ -114,8 +114,8 @@ def conclude_offline(
         recipe: name of the recipe.
         loss: loss with critics, whose values are compared.
         random: let distributions and flows sample.
-        others: further ways to act of what was trained, by the name of their row; measured where there is an
-            environment, and always by samples of distributions and flows.
+        others: further policies made from the trained parts, by the name of their row. They are evaluated if there is
+            an environment, always with samples of distributions and flows.
 
     Returns:
         lines to print.
@@ -160,9 +160,9 @@ def conclude_offline(
             training["episodes"] = episodes
             for name, found in results_of.items():
                 row = offline_row(task, name, found, **training)
-                # A run has one row of a stage; each further way to act has a directory of its own.
+                # A run has one row per stage, so each further policy has its own directory.
                 record_results(results, [row], directory=run.directory if name == recipe else run.directory / name)
-    # The bound is infinite without a discount, which JSON does not know.
+    # Without a discount the bound is infinite, which JSON cannot represent.
     finite = {name: value for name, value in figures.items() if name != "q/bound"}
     run.write_json(EVALUATION, {**scores, **finite})
     lines = [f"{name:26} {found}" for name, found in measured.items()]
@@ -179,7 +179,7 @@ def _notes(task: OfflineTask, result: SlateReturns | None, episodes: int) -> lis
 def offline_lines(
     recipe: str, result: SlateReturns | None, references: Mapping[str, float], figures: Mapping[str, float]
 ) -> list[str]:
-    """Return the lines to print of a return, the references beside it and other figures."""
+    """Return the lines to print: the return, the reference returns and other values."""
     lines = [] if result is None else [f"{recipe:26} {result}"]
     lines += [f"{name:26} {value:8.1f}" for name, value in references.items()]
     lines += [f"{name:26} {value:8.3f}" for name, value in figures.items()]

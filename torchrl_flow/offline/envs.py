@@ -1,4 +1,4 @@
-"""Which environment belongs to logged transitions: the slate recommender, SARDINE, a Gymnasium one, or none."""
+"""Choice of the environment of logged transitions: slate recommender, SARDINE, Gymnasium, or none."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from torchrl_flow.util.randomness import isolated_rng
 __all__ = ["NO_ENV", "GymTask", "offline_task"]
 
 NO_ENV = "none"
-"""The name under which a recipe trains without an environment even where the file names one."""
+"""The environment name with which a recipe trains without an environment, even if the file names one."""
 GYM_PREFIX = "gym/"
-"""What the names of Gymnasium's environments start with."""
+"""Prefix of the names of Gymnasium's environments."""
 
 
 class GymTask(OfflineTask):
-    """Logged transitions, of D4RL's shape for example, with the Gymnasium environment to evaluate in.
+    """Logged transitions, for example in D4RL's format, with the Gymnasium environment for evaluation.
 
     Args:
         data: see :class:`OfflineTask`.
-        env: ``gym/NAME``, with the name that Gymnasium knows it by.
+        env: ``gym/NAME``, with the name registered in Gymnasium.
 
     Keyword Args:
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept; the environment runs on the CPU.
+        device: device of the transitions; the environment runs on the CPU.
 
     Raises:
-        ValueError: if there is no such environment, or its actions are not continuous.
+        ValueError: if the environment is unknown, or its actions are not continuous.
         DataError: if observations or actions have other sizes than the environment's.
     """
 
@@ -73,7 +73,7 @@ class GymTask(OfflineTask):
     def _make(self, env: str) -> Any:
         try:
             return GymEnv(env.removeprefix(GYM_PREFIX), device="cpu")
-        except Exception as error:  # each of Gymnasium's refusals has a class of its own
+        except Exception as error:  # Gymnasium raises a different class for each reason
             raise ValueError(f"env {env!r} cannot be made: {error}") from error
 
     @property
@@ -85,12 +85,12 @@ class GymTask(OfflineTask):
     def evaluate(
         self, policy: Policy, *, episodes: int = 256, seed: int = EVALUATION_SEED, random: bool = False
     ) -> SlateReturns:
-        """Play one episode after the other, with actions in the units of the data, within the environment's bounds."""
+        """Play the episodes one after the other, with actions in the data's units, clamped to the bounds."""
         exploration: Any = ExplorationType.RANDOM if random else ExplorationType.DETERMINISTIC
         env, acting, returns = self._make(self._name), on_device(policy, self.device), []
         space = env.action_spec.space
 
-        # TorchRL tells functions of tensordicts from those of tensors by the name of their argument.
+        # TorchRL recognises functions of tensordicts by the name of their argument.
         def act(tensordict: TensorDictBase) -> TensorDictBase:
             action = self.box(acting(tensordict)["action"])
             return tensordict.set("action", torch.clamp(action, space.low, space.high))
@@ -103,7 +103,7 @@ class GymTask(OfflineTask):
         return SlateReturns(tuple(returns))
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Return mean returns of random actions within the data's bounds, and of the data's own episodes."""
+        """Return mean returns of random actions within the data's bounds, and of the episodes of the data."""
         size = self.action_dim
 
         def random_policy(data: TensorDictBase) -> TensorDictBase:
@@ -122,21 +122,21 @@ def offline_task(
     gamma: float = 0.8,
     device: torch.device | str = "cpu",
 ) -> OfflineTask:
-    """Open logged transitions, with the environment that they came from or that is named, if any.
+    """Open logged transitions, with the environment given by name or recorded in the file, if any.
 
     Args:
         data: ``.npz`` file.
-        models: belief encoder and ranker of our slate recommender.
-        env: one of :data:`~torchrl_flow.recsys.SLATE_ENVS`, ``sardine/NAME``, ``gym/NAME``, or ``none``; that of
-            the file, if it names one of these, where ``None``.
+        models: belief encoder and ranker of the slate recommender.
+        env: one of :data:`~torchrl_flow.recsys.SLATE_ENVS`, ``sardine/NAME``, ``gym/NAME``, or ``none``. ``None`` uses
+            the one named in the file, if any.
         batch_size: rows of a batch.
         gamma: discount, for the bound on values.
-        device: where the transitions are kept and policies are evaluated.
+        device: device of the transitions and of evaluations.
 
     Raises:
-        DataError: if the data cannot be used, or not in this environment.
+        DataError: if the data are invalid or do not match the environment.
         FileNotFoundError: if there are no models of the environment.
-        ValueError: if there is no such environment or device, or what is given contradicts itself.
+        ValueError: if the environment or device is unknown, or the arguments contradict each other.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "gamma": gamma, "device": device}
     recorded = read_npz_metadata(data).get("env")
@@ -170,7 +170,7 @@ def offline_task(
 
 
 def default_models(data: str | Path, env: str) -> SlateModels:
-    """Load the models of an environment from where ``slate-models`` leaves them."""
+    """Load the models of an environment from the default path of ``slate-models``."""
     path = Path("runs/slate_models") / f"{env}.torchrl"
     if not path.exists():
         raise FileNotFoundError(

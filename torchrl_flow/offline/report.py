@@ -1,4 +1,4 @@
-"""The report of an offline baseline as one self-contained HTML page: returns, values, losses, configuration."""
+"""Report of an offline baseline as a self-contained HTML page: returns, values, losses and configuration."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def write_offline_report(
     versions: Mapping[str, str] | None = None,
     command: str = "",
 ) -> Path:
-    """Write a page that needs nothing but the file; all text in it is escaped.
+    """Write a self-contained page; all text in it is escaped.
 
     Args:
         path: file to write, ``.html``.
         title: heading.
         subtitle: a line below it.
-        returns: name, mean return and standard error, where known, of the policy and of what it is compared with.
-        figures: further figures by name, such as those of :func:`~torchrl_flow.recsys.q_diagnostics`.
-        curves: ``{metric: (steps, values)}``; values of the critics go into one drawing. None are drawn without
-            matplotlib.
+        returns: name, mean return and standard error (if known) of the policy and of the references.
+        figures: further values by name, such as those of :func:`~torchrl_flow.recsys.q_diagnostics`.
+        curves: ``{metric: (steps, values)}``; values of the critics are in one drawing. Without matplotlib, there are
+            no drawings.
         notes: paragraphs of plain text.
         config: the script's arguments.
         versions: versions of the packages.
@@ -70,7 +70,7 @@ def write_offline_report(
 
 
 def _drawings(curves: Curves) -> dict[str, list[str]]:
-    """Draw each metric in the order of every report; the values of the critics together, first of training's."""
+    """Draw the metrics in the order of reports; the values of the critics are one drawing, the first of training."""
     drawings = curve_drawings({name: curve for name, curve in curves.items() if name not in _VALUES})
     values = {name.removeprefix("q/"): curves[name] for name in _VALUES if name in curves}
     if values and has_matplotlib():
