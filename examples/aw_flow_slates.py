@@ -1,13 +1,14 @@
-"""Weigh logged latents by a critic's advantages: advantage-weighted ShortCut flow, acting by the best of N samples.
+"""Clone logged latents weighted by a critic's advantages: advantage-weighted ShortCut flow with best-of-N actions.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/aw_flow_slates.py --data data/diffuse_topdown-medium-300000.npz
     python examples/aw_flow_slates.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
 
-The policy is the one of `flow_bc_slates.py`, the loss that of the robots' `aw_shortcut_flow_offline.py`: the critic
-learns the value of the policy from the logged transitions, and the policy learns most from latents that the critic
-values above the policy's own. The last lines compare the best of N samples and a single one with the references.
+The policy is that of `flow_bc_slates.py`, the loss that of the robot recipe `aw_shortcut_flow_offline.py`: the critic
+learns the value of the policy from the logged transitions, and the policy gives higher weight to latents that the
+critic values above the policy's own. The last lines compare the best of N samples and a single sample with the
+references.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from torchrl_flow.training import LossGroup, NamedLossStepper
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     beta: NonNegative = 3.0
     """inverse temperature of the advantage weights; 0: cloning without weights"""
@@ -51,9 +52,9 @@ class Args(OfflineArgs):
     critic_warmup: NonNegativeInt = 500
     """number of first updates, which train only the critic"""
     num_action_samples: Count = 4
-    """candidates for the next action, of which the target uses the best; 1: a target without best-of-N"""
+    """number of candidates for the next action; the target uses the best one; 1: a target without best-of-N"""
     best_of: Count = 16
-    """samples of the acting policy, which executes the sample with the highest value"""
+    """number of samples of the acting policy; the sample with the highest value is executed"""
     gamma: Fraction = 0.8
     """discount"""
     tau: Rate = 0.005
@@ -94,7 +95,7 @@ def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, CriticCon
     ones = torch.ones(config.action_dim)
     actor = make_flow_actor(config, statistics=task.statistics(), action_low=-ones, action_high=ones).to(args.device)
     critic = CriticConfig(num_qs=2, hidden_sizes=args.hidden_sizes, activation="relu")
-    # Clicks are random: the advantage is that of the critic, for a TD advantage rewards luck.
+    # Clicks are random: the advantage is the critic's, since a TD advantage rewards random clicks.
     loss = AWFlowLoss(
         actor,
         make_critic(critic, actor),
@@ -109,7 +110,7 @@ def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, CriticCon
 
 
 def make_stepper(args: Args, loss: AWFlowLoss) -> NamedLossStepper:
-    """Build what does an update: two optimisers, two averages."""
+    """Build the stepper of an update: two optimisers and two averages."""
     critic = torch.optim.Adam(loss.critic_parameters(), args.lr, fused=True)
     actor = torch.optim.AdamW(loss.actor_parameters(), args.lr, weight_decay=1e-4, fused=True)
     targets = NetworkSoftUpdate(loss, "critic_network", tau=args.tau)
@@ -123,7 +124,7 @@ def make_stepper(args: Args, loss: AWFlowLoss) -> NamedLossStepper:
 
 
 def acting_policy(args: Args, loss: AWFlowLoss, *, best_of: int | None = None) -> SingleStepActor:
-    """Return the averaged policy, for states without history: the best of N samples by the averaged critic.
+    """Return the averaged policy for states without history; it acts by the best of N samples of the averaged critic.
 
     Evaluated without exploration, the first candidate starts from zero noise and the others from fixed noise.
     """
@@ -134,7 +135,7 @@ def acting_policy(args: Args, loss: AWFlowLoss, *, best_of: int | None = None) -
 
 
 def train(args: Args, run: Run, task: OfflineTask, loss: AWFlowLoss, stepper: NamedLossStepper) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     modules = {"policy": loss.actor_network, "ema_policy": loss.ema_actor}
     modules |= {"critic": loss.critic_network, "target_critic": loss.target_critic}
     run.track(modules=modules, state={"stepper": stepper})
@@ -148,7 +149,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: AWFlowLoss, stepper: Na
 
 
 def main(args: Args) -> None:
-    """Data, policy, training, evaluation."""
+    """Load the data, then build, train and evaluate the policy."""
     args.prepare()
     options = {"env": args.env, "batch_size": args.batch_size, "gamma": args.gamma, "device": args.device}
     task = offline_task(args.data, args.models, **options)

@@ -1,10 +1,10 @@
-"""Weigh demonstrations by a critic's advantages: advantage-weighted ShortCut flow, stage 2 of AWSC.
+"""Clone demonstrations weighted by a critic's advantages: advantage-weighted ShortCut flow, stage 2 of AWSC.
 
     python examples/aw_shortcut_flow_offline.py --policy runs/shortcut_flow_bc-planar-state-0
 
 Starts from the policy of `shortcut_flow_bc.py` and its demonstrations, which should be of mixed quality (--quality
-mixed there): a critic of action chunks is learnt from them, and the policy learns most from the better ones. Takes
-about 2 minutes on one CPU core on the planar task; for its score see docs/results.md.
+mixed there): a critic of action chunks is trained on them, and the policy gives higher weight to chunks with a higher
+advantage. Takes about 2 minutes on one CPU core on the planar task; for its score see docs/results.md.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from torchrl_flow.training import NamedLossStepper
 
 @dataclasses.dataclass(kw_only=True)
 class Args(AdvantageWeightArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     iterations: Count = 1000
     """gradient steps of actor and critic"""
     critic_warmup: NonNegativeInt = 3000
-    """gradient steps of only the critic, before the gradient steps of actor and critic"""
+    """gradient steps of the critic only, before those of actor and critic"""
     num_min_qs: Annotated[Count, NotAbove("num_qs")] = 2
     eval_every: NonNegativeInt = 1000
     log_every: Count = 50
@@ -65,7 +65,7 @@ def train(
     stepper: NamedLossStepper,
     env: EnvBase,
 ) -> None:
-    """Train critic and policy; all of the loop is here."""
+    """Train critic and policy in the training loop."""
     run.track(modules=aw_flow_modules(loss_module), state={"stepper": stepper})
     for step in run.steps(args.critic_warmup + args.iterations, save_every=args.save_every):
         metrics = stepper.update(data.sample())
@@ -77,7 +77,7 @@ def train(
 
 
 def main(args: Args) -> EvaluationResult:
-    """Policy, demonstrations, training, evaluation, report."""
+    """Load policy and demonstrations, train, evaluate, and write the report."""
     args.prepare()
     checkpoint = load_flow_checkpoint(args.policy, which=args.which)
     actor = make_aw_flow_actor(checkpoint, args.wanted_horizons(), extraction=args.extraction, device=args.device)

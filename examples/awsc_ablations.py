@@ -1,11 +1,11 @@
-"""Ask which parts of AWSC's online stage matter: a baseline, and runs that change one thing each.
+"""Compare AWSC's online stage with ablations: a baseline, and runs that change one setting each.
 
     python examples/awsc_ablations.py --policy runs/awsc-planar-state-0-2 --workers 2
 
 Runs `examples/awsc_online.py` once per configuration and seed from one checkpoint of `aw_shortcut_flow_offline.py`,
-through Ray where it is installed (`pip install 'torchrl-flow[sweep]'`), else one after the other, and prints one table.
-All configurations make the same number of critic updates; those of the update-to-data ratio differ in how many chunks
-they collect for them. Started again it leaves finished runs alone.
+through Ray if it is installed (`pip install 'torchrl-flow[sweep]'`), otherwise one after the other, and prints one
+table. All configurations make the same number of critic updates; those of the update-to-data ratio differ in the number
+of collected chunks. When started again, it skips finished runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ UTD_RATIO = 0.5
 
 @dataclasses.dataclass(kw_only=True)
 class Args(SweepArgs, PolicyArgs, SimulationArgs):
-    """What the ablations can be told on the command line."""
+    """Options of the ablations."""
 
     num_videos: NonNegativeInt = 0
     only: tuple[str, ...] = ()
@@ -61,11 +61,11 @@ class Args(SweepArgs, PolicyArgs, SimulationArgs):
     noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each policy with the flow noise multiplied by these factors"""
     best_of: tuple[Count, ...] = (4, 16)
-    """also evaluate each policy with the best of so many samples"""
+    """also evaluate each policy with the best of this many samples"""
 
 
 def variants(updates: int) -> list[Variant]:
-    """Return the configurations; add a line for another one."""
+    """Return the configurations; add a line to add a configuration."""
 
     def utd(ratio: float) -> dict[str, Any]:
         return {"utd_ratio": ratio, "chunks": round(updates / ratio)}
@@ -89,7 +89,7 @@ def variants(updates: int) -> list[Variant]:
 
 
 def make_runs(args: Args) -> list[SweepRun]:
-    """Work out the commands."""
+    """Return the planned runs."""
     common = {
         "policy": args.policy,
         "utd_ratio": UTD_RATIO,
@@ -112,7 +112,7 @@ def make_runs(args: Args) -> list[SweepRun]:
 
 
 def table(args: Args, statuses: Sequence[RunStatus]) -> str:
-    """Return a Markdown table of what is finished: success over the seeds, plain, at less noise, by the best of N."""
+    """Return a Markdown table of finished runs: success over the seeds, plain, with less noise, by the best of N."""
     names = variant_labels(args.noise_scales, args.best_of)
     body = []
     done = [status for status in statuses if status.state == "finished"]
@@ -127,7 +127,7 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
             str(len(mine)),
             *(mean_and_deviation([values["success_once"] for values in column], 2) for column in columns),
         ]
-        # Of all environments together, in the order of the columns before.
+        # Over all environments, in the order of the columns before.
         times = (statistics.mean(values["policy_ms"] for values in column) for column in columns)
         cells.append(" / ".join(f"{time:.1f}" for time in times))
         cells.append(f"{statistics.mean(c.counters['env_steps'] for c in checkpoints):.0f}")
@@ -138,8 +138,8 @@ def table(args: Args, statuses: Sequence[RunStatus]) -> str:
 
 
 def main(args: Args) -> None:
-    """Plan, run, print."""
-    # A plan can be looked at before its policy is there, and on another machine.
+    """Plan and run the ablations, and print the table."""
+    # With --dry-run the policy need not exist yet.
     check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:

@@ -1,12 +1,12 @@
-"""Look into a run of AWSC: does its critic predict returns, what are its weights, what is in its buffer?
+"""Diagnose a run of AWSC: accuracy of the critic, distribution of the weights, and content of the buffer.
 
     python examples/awsc_diagnose.py --run runs/awsc-planar-state-0-3
 
-Lets the policy act from fixed seeds, starts several chunks in one state and compares their values with their returns,
-reads the run's replay buffer out of its checkpoint, and draws six panels: values against returns; the advantages of
+Runs the policy from fixed seeds, starts several chunks in one state and compares their values with their returns, reads
+the run's replay buffer from its checkpoint, and draws six panels: values against returns; the advantages of
 demonstrations and of online chunks, with the share that the filter keeps; the weights of a batch; the success of the
-ring's episodes by age; success in training; and the shares of a batch that the policy keeps and that count. Takes a
-minute on the planar task. Prints the figures and writes them beside the picture.
+ring's episodes by age; success in training; and the shares of a batch that the policy keeps and that have weight. Takes
+a minute on the planar task. Prints the numbers and writes them beside the drawing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from torchrl_flow.util import seed_everything, write_json
 
 @dataclasses.dataclass
 class Args:
-    """What the diagnosis can be told on the command line."""
+    """Options of the diagnosis."""
 
     run: RunSource
     """run or checkpoint of awsc_online"""
@@ -83,16 +83,16 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
     critic = critic_config(checkpoint) or CriticConfig(num_qs=own.num_qs, hidden_sizes=own.critic_hidden)
     options = {**own.loss_options(), "filter_policy_data": own.filter_policy_data}
     loss_module = make_aw_flow_loss(actor, critic, preset=own.preset, **options)
-    make_aw_flow_stepper(loss_module, **own.stepper_options())  # It holds the averages, which are to be filled too.
+    make_aw_flow_stepper(loss_module, **own.stepper_options())  # It holds the averages, which are restored too.
     warm_start(loss_module, checkpoint, critic=True)
-    checkpoint_env(checkpoint)  # It refuses a task that is another one by now.
+    checkpoint_env(checkpoint)  # This refuses a task that has changed since the run.
     buffer = awsc_online.make_buffer(own, checkpoint, DemoSource.of_checkpoint(checkpoint, own.demos), own.collectors)
     checkpoint.restore(state={"buffer": buffer})
     return checkpoint, own, loss_module, buffer
 
 
 def ring_success(buffer: MixedReplayBuffer) -> Tensor:
-    """Return for each online row at which an episode ended whether it succeeded."""
+    """Return, for each online row that ends an episode, whether the episode succeeded."""
     following: Any = buffer[torch.arange(buffer.num_demo_rows, len(buffer))]["next"]
     return following["terminated"][following["done"]].float()
 
@@ -131,7 +131,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
     ):
         for name in names:
             if f"train/{name}" not in curves:
-                continue  # A short run may have ended no episode.
+                continue  # In a short run no episode may have ended.
             scale = figures["batch_size"] if name == "effective_sample_size" else 1.0
             window = max(1, len(curves[f"train/{name}"][0]) // 60)
             steps, values = (window_means(column, window) for column in curves[f"train/{name}"])
@@ -145,7 +145,7 @@ def draw(path: Path, figures: dict[str, float], found: dict[str, Tensor], curves
 
 
 def main(args: Args) -> dict[str, float]:
-    """Compute, print, draw."""
+    """Compute and print the diagnosis, and draw it."""
     check_options(args)
     torch.set_num_threads(args.threads)
     seed_everything(0)
@@ -164,7 +164,7 @@ def main(args: Args) -> dict[str, float]:
     online = part(buffer, buffer.num_demo_rows, len(buffer), args.rows)
     found["demos"], found["online"] = loss_module.advantages(demos), loss_module.advantages(online)
     half = min(len(found["demos"]), len(found["online"]))
-    # What a batch of the policy holds: all demonstrations, and the online chunks above the threshold.
+    # A batch of the policy holds all demonstrations, and the online chunks above the threshold.
     kept = torch.cat([found["demos"][:half], found["online"][:half][found["online"][:half] > 0]])
     options = {"beta": own.beta, "weight_clip": own.weight_clip, "weighting": own.weighting}
     found["weights"] = advantage_weights(kept, **options)

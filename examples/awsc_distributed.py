@@ -1,13 +1,13 @@
-"""Improve a flow policy online with chunks of Ray workers, on a laptop or on a cluster: AWSC, stage 3.
+"""Improve a flow policy online with chunks collected by Ray workers, on one machine or a cluster: AWSC, stage 3.
 
     python examples/awsc_distributed.py --policy runs/aw_shortcut_flow-planar-state-0 --workers 2
     python examples/awsc_distributed.py --policy runs/aw_shortcut_flow-planar-state-0 --workers 64 --ray-address auto
 
-Loss, buffer, updates, options and training loop are those of `awsc_online.py`. The chunks come from Ray workers: a step
-of training takes the rollout of the worker that is ready first, and the worker goes on at once with the newest weights.
-A worker that is killed is replaced and `train/replaced_workers` counts it; what is in the buffer stays there. With
---learners several processes share each gradient step, by PyTorch's DistributedDataParallel.
-docs/tutorials/distributed.md says what is guaranteed, and why the workers are not those of TorchRL's `RayCollector`.
+Loss, buffer, updates, options and training loop are those of `awsc_online.py`. The chunks come from Ray workers: a
+training step uses the rollout of the first worker that is ready, and this worker continues at once with the newest
+weights. A killed worker is replaced and counted in `train/replaced_workers`; the buffer is kept. With --learners
+several processes share each gradient step, by PyTorch's DistributedDataParallel. docs/tutorials/distributed.md
+describes the guarantees, and why TorchRL's `RayCollector` is not used.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from torchrl_flow.util.ray_cluster import ray_session
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OnlineAdvantageWeightArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     workers: Annotated[Count, Installed("ray", "sweep")] = 2
     """Ray workers that collect, with --num-envs environments and one CPU each. A run continued with --resume starts new
     episodes"""
     ray_address: str | None = None
-    """address of the Ray cluster of this machine (auto, HEAD:6379); by default this machine alone"""
+    """address of the Ray cluster (auto, HEAD:6379); by default only this machine"""
     learners: Count = 1
-    """processes of this machine that compute gradients on its CPU, this one included, each with its share of a batch"""
+    """processes that compute gradients on this machine's CPU, including this one, each with its share of a batch"""
 
     def check(self) -> None:
-        """Refuse what several learners cannot do."""
+        """Refuse options that several learners do not support."""
         super().check()
         if self.learners == 1:
             return
@@ -50,7 +50,7 @@ class Args(OnlineAdvantageWeightArgs):
 
 
 def main(args: Args) -> EvaluationResult:
-    """Policy, critic, demonstrations, workers, training, evaluation, report."""
+    """Load policy, critic and demonstrations, start the workers, train, evaluate, and write the report."""
     args.prepare()
     stage = start_stage(args, ray_workers=args.workers, ray_address=args.ray_address)
     options = stage.run_options(args.seed)

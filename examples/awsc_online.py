@@ -1,11 +1,11 @@
-"""Improve a flow policy online with its demonstrations in every batch: AWSC, stage 3.
+"""Improve a flow policy online with demonstrations in every batch: AWSC, stage 3.
 
     python examples/awsc_online.py --policy runs/aw_shortcut_flow-planar-state-0
 
-Starts from what `aw_shortcut_flow_offline.py` left: policy, average, critic and target critic. Every batch is half
-demonstrations and half chunks that the policy executed itself (RLPD); the critic learns from all of it, the policy
-from the demonstrations and from those of its own chunks that the critic finds better than what it usually does there.
-Takes about 5 minutes on one CPU core on the planar task; for its score see docs/results.md.
+Starts from a checkpoint of `aw_shortcut_flow_offline.py`: policy, average, critic and target critic. Half of every
+batch are demonstrations and half are chunks that the policy executed (RLPD). The critic learns from all rows, the
+policy from the demonstrations and from its own chunks with a positive advantage. Takes about 5 minutes on one CPU core
+on the planar task; for its score see docs/results.md.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ PLANAR_ENVS = 64
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OnlineAdvantageWeightArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     collectors: Count = 1
-    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more, a
-    run continued with --resume starts new episodes, and is not equal to the bit to a run without a stop"""
+    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more,
+    --resume starts new episodes, so a resumed run is not bit-identical to an uninterrupted one"""
 
 
 @dataclasses.dataclass
 class Stage:
-    """What the stage starts from: policy, demonstrations, and environments to train and to evaluate in."""
+    """Inputs of the stage: policy, demonstrations, and environments for training and evaluation."""
 
     checkpoint: TrainingCheckpoint
     actor: FlowActor
@@ -81,7 +81,7 @@ class Stage:
 
 
 def start_stage(args: OnlineAdvantageWeightArgs, *, processes: int = 1, **collecting: Any) -> Stage:
-    """Load the policy, read the demonstrations, and make the environments, of one process or of several."""
+    """Load the policy, read the demonstrations, and make the environments in one or several processes."""
     checkpoint = load_flow_checkpoint(args.policy, which=args.which)
     actor = make_aw_flow_actor(checkpoint, args.wanted_horizons(), extraction=args.extraction, device=args.device)
     asked = {name: getattr(args, name) for name in ("task", "control_mode", "max_episode_steps")}
@@ -97,12 +97,12 @@ def start_stage(args: OnlineAdvantageWeightArgs, *, processes: int = 1, **collec
 def make_buffer(
     args: OnlineAdvantageWeightArgs, checkpoint: TrainingCheckpoint, source: DemoSource, processes: int = 1
 ) -> MixedReplayBuffer:
-    """Read the demonstrations and put an empty ring for online chunks beside them."""
+    """Make a replay buffer of the demonstrations and an empty ring for online chunks."""
     gamma: Any = args.gamma
     rollout = (args.num_envs or PLANAR_ENVS) * processes * (args.chunks_per_batch or 8)
     return MixedReplayBuffer(
         policy_demonstrations(checkpoint, source, gamma=gamma),
-        # Whole rollouts, of which the last one may pass the number of chunks.
+        # Whole rollouts; the last one may exceed the number of chunks.
         online=min(args.buffer_size, args.chunks + rollout),
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
@@ -122,9 +122,9 @@ def make_learner(args: OnlineAdvantageWeightArgs, stage: Stage) -> tuple[AWFlowL
 def make_chunk_rollouts(
     args: OnlineAdvantageWeightArgs, stage: Stage, loss_module: AWFlowLoss, **options: Any
 ) -> ChunkRollouts | CollectorRollouts | RayRollouts:
-    """Make the rollouts of the policy that collects."""
+    """Make the rollouts of the collecting policy."""
     acting = collecting_policy(loss_module, best_of=args.act_best_of, noise_scale=args.act_noise_scale)
-    # One step of this environment is a whole chunk.
+    # One step of this environment executes a whole chunk.
     chunks = args.chunks_per_batch or (1 if stage.train_env.batch_size else 8)
     return make_rollouts(stage.train_env, acting, chunks, seed=args.seed, policy_device=args.device, **options)
 
@@ -138,7 +138,7 @@ def train(
     rollouts: ChunkRollouts | CollectorRollouts | RayRollouts,
     eval_env: EnvBase,
 ) -> None:
-    """Collect and train in turn; all of the loop is here."""
+    """Run the loop of collection and training."""
     parts = {"stepper": stepper, "buffer": buffer, "rollouts": rollouts}
     run.track(modules=aw_flow_modules(loss_module), state=parts)
     for step in run.steps(math.ceil(args.chunks / rollouts.chunks), save_every=args.save_every):
@@ -168,7 +168,7 @@ def conclude(args: OnlineAdvantageWeightArgs, run: Run, stage: Stage, loss_modul
 
 
 def main(args: Args) -> EvaluationResult:
-    """Policy, critic, demonstrations, training, evaluation, report."""
+    """Load policy, critic and demonstrations, train, evaluate, and write the report."""
     args.prepare()
     stage = start_stage(args, processes=args.collectors, collectors=args.collectors)
     with args.open_run(**stage.run_options(args.seed), keep_best="eval/success_once") as run:

@@ -1,11 +1,11 @@
-"""Run AWSC from demonstrations to online learning, all three stages, over several seeds, and print one table.
+"""Run all three stages of AWSC, from demonstrations to online learning, over several seeds, and print one table.
 
     python examples/awsc_pipeline.py --task planar --seeds 0 1 2
 
 Stage 1 clones mixed demonstrations (`shortcut_flow_bc.py`). Stage 2 clones them with advantage weights
 (`aw_shortcut_flow_offline.py`). Stage 3 continues online (`awsc_online.py`). Each stage starts from the checkpoint of
-the previous stage. All stages are evaluated on the same seeds. For times and scores see docs/awsc.md. To continue after
-a stop, give the same command; finished runs are skipped.
+the previous stage. All stages are evaluated on the same seeds. For times and scores see docs/awsc.md. The same command
+continues after a stop; finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from torchrl_flow.util.differences import differing_fields
 
 STAGES = {"1": "cloning", "2": "advantage-weighted, offline", "3": "online"}
 BUDGETS = ("iterations", "critic_warmup", "chunks")
-"""What `--scale` scales."""
+"""Options that `--scale` multiplies."""
 SHORT = {"act_horizon": 4}
-"""Half the usual chunk length: with fewer actions in a chunk, the critic ranks chunks better."""
+"""Half of the usual chunk length: the critic ranks chunks better if they have fewer actions."""
 PLANAR_STAGES: dict[str, dict[str, Any]] = {
     "1": {"iterations": 2000, "width": 128, "depth": 2, "pred_horizon": 8, **SHORT},
     "2": {"critic_warmup": 2000, "iterations": 1200, "tau": 0.02, "critic_hidden": (128, 128)},
@@ -66,12 +66,12 @@ MANISKILL_STAGES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass
 class Args:
-    """What the pipeline can be told on the command line; everything else is as in the stages' scripts."""
+    """Options of the pipeline; other options have the defaults of the stages' scripts."""
 
     task: TaskName = "planar"
     """planar, or a ManiSkill id"""
     obs_mode: ObsMode = "state"
-    """what the policy sees"""
+    """observations of the policy"""
     num_demos: Count = 100
     """number of demonstrations"""
     quality: Literal["mixed", "expert"] = "mixed"
@@ -85,13 +85,13 @@ class Args:
     noise_scales: tuple[NonNegative, ...] = (0.5,)
     """also evaluate each stage with the flow noise multiplied by these factors"""
     best_of: tuple[Count, ...] = ()
-    """also evaluate stages 2 and 3 with the best of so many samples"""
+    """also evaluate stages 2 and 3 with the best of this many samples"""
     eval_episodes: Count | None = None
     """episodes of an evaluation, from seed 10000 on; default 100, or 1000 for the planar task"""
     eval_every: NonNegativeInt = 0
     """steps between evaluations during training, 0 for none; above 0, a stage starts from the best previous policy"""
     num_videos: NonNegativeInt = 4
-    """episodes of each stage to film, where the machine can render"""
+    """episodes of each stage to film, if the machine can render"""
     device: str = "cpu"
     """device of networks and batches: cpu, cuda (cuda:1, ...), or auto for cuda if there is a GPU"""
     num_envs: NonNegativeInt | None = None
@@ -132,7 +132,7 @@ def stage_arguments(args: Args, seed: int) -> dict[str, tuple[Any, Any]]:
 
 
 def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
-    """Run the three stages of one seed, those that are not done yet; record and return a row for each evaluation."""
+    """Run the unfinished stages of one seed; record and return a row for each evaluation."""
     rows = []
     for stage, (script, stage_args) in stage_arguments(args, seed).items():
         directory = Path(stage_args.runs) / stage_args.name
@@ -141,7 +141,7 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
         found = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else []
         variants = {"noise_scales": stage_args.noise_scales, "best_of": getattr(stage_args, "best_of", ())}
         if not has_evaluation_rows(found, stage, stage_args.eval_episodes, **variants):
-            # A run that is finished resumes to be evaluated.
+            # A finished run is resumed only for its evaluation.
             script.main(stage_args)
             columns = {"recipe": "awsc", "task": args.task, "obs": args.obs_mode, "seed": seed}
             found = evaluation_rows(directory, stage=stage, episodes=stage_args.eval_episodes, **columns)
@@ -153,7 +153,7 @@ def run_seed(args: Args, seed: int) -> list[dict[str, Any]]:
 
 
 def require_same_budgets(directory: Path, stage_args: Any) -> None:
-    """Refuse a run of other budgets: later stages have started from it as it is."""
+    """Refuse a run with other budgets, since later stages have already started from it."""
     file = directory / "config.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     names = [name for name in BUDGETS if name in before and hasattr(stage_args, name)]

@@ -1,13 +1,12 @@
-"""Improve a flow policy in rounds of playing and cloning, weighted by the outcome of whole episodes: AWSC by returns.
+"""Improve a flow policy in rounds of collection and cloning of successful episodes: AWSC with episode returns.
 
     python examples/awsc_rounds.py --policy runs/shortcut_flow_bc-planar-state-0
 
-In each round the policy plays episodes, of which those that solve the task are kept, up to the success; then the
-policy is cloned anew from all that is kept: binary advantage weights, with the return of the whole episode in the place
-of a critic's value. The actions are those that were executed, so that a chunk of the clone holds what the policy did
-about what it saw within the chunk. Use it where the policy solves some episodes and a critic does not tell chunks
-apart, as on robots with sparse rewards. Takes about 6 minutes for a round of PickCube-v1 on one CPU core; for its score
-see docs/results.md. A run that was stopped goes on with --resume.
+In each round the policy plays episodes. Successful episodes are kept, up to the success, and the policy is cloned from
+all kept episodes: binary advantage weights with the return of the whole episode instead of a critic's value. Chunks are
+cut from the executed actions, so a chunk includes the policy's reactions to observations within the chunk. Use this if
+the policy solves some episodes and a critic does not rank chunks well, as on robots with sparse rewards. Takes about 6
+minutes for a round of PickCube-v1 on one CPU core; for its score see docs/results.md. --resume continues a stopped run.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from torchrl_flow.training import gradient_step, warmup_cosine
 
 @dataclasses.dataclass(kw_only=True)
 class Args(TrainingArgs, SimulationArgs, PolicyArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     rounds: Count = 3
     """number of rounds, each of which plays episodes and clones"""
@@ -57,9 +56,9 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     iterations: Count = 6000
     """gradient steps of a round"""
     anew: bool = True
-    """start each round from new weights; False: from the weights of the previous round"""
+    """start each round from new weights; False: from those of the previous round"""
     hold: NonNegativeInt = 15
-    """steps to keep of a success that lasts to the end of its episode, so that the policy learns to stay there"""
+    """steps to keep after a success that lasts to the end of its episode, so that the policy learns to stay there"""
     noise_scale: NonNegative = 1.0
     """standard deviation of the flow noise while the policy plays; below 1, it explores less"""
     batch_size: Count = 256
@@ -79,7 +78,7 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
 
 
 class Learner:
-    """A flow that is cloned: loss, optimiser and average."""
+    """Loss, optimiser and average of the cloned flow."""
 
     def __init__(self, args: Args, config: FlowActorConfig, start: FlowActor | None = None, **box: Any) -> None:
         self.config, actor = config, make_flow_actor(config, **box).to(args.device)
@@ -91,12 +90,12 @@ class Learner:
         self.adamw = torch.optim.AdamW(parameters, args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True)
 
     def track(self, run: Run) -> None:
-        """Name what checkpoints hold."""
+        """Register the parts of the checkpoints."""
         modules = {"policy": self.loss.actor_network, "ema_policy": self.loss.ema_actor}
         run.track(modules=modules, optimizers={"adamw": self.adamw})
 
     def update(self, args: Args, data: DemoReplayBuffer, step: int) -> dict[str, Any]:
-        """Do one gradient step, the given one of its round."""
+        """Do the gradient step with the given number in its round."""
         self.adamw.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
         losses = self.loss(batch)
@@ -108,7 +107,7 @@ class Learner:
 
 
 def play(args: Args, run: Run, env: EnvBase, actor: FlowActor, number: int) -> DemoStore:
-    """Play the episodes of a round; return what is kept of them and of the rounds before."""
+    """Play the episodes of a round; return the kept episodes of this and earlier rounds."""
     root = run.directory / "rounds" / str(number)
     if root.exists():
         return DemoStore.open(root)
@@ -138,7 +137,7 @@ def chunks_of(args: Args, run: Run, store: DemoStore, actor: FlowActor) -> DemoR
 
 
 def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
-    """Play and clone in turn; all of the loop is here."""
+    """Run the loop of collection and cloning."""
     actor, data, store = learner.loss.ema_actor(), None, None
     box: dict[str, Any] = {"action_low": actor.action_low, "action_high": actor.action_high}
     for step in run.steps(args.rounds * args.iterations, save_every=args.save_every):
@@ -164,7 +163,7 @@ def train(args: Args, run: Run, learner: Learner, env: EnvBase) -> Learner:
 
 
 def main(args: Args) -> EvaluationResult:
-    """Policy, rounds, evaluation, report."""
+    """Load the policy, run the rounds, evaluate, and write the report."""
     args.prepare()
     checkpoint = load_flow_checkpoint(args.policy, which=args.which)
     simulation: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
@@ -175,7 +174,7 @@ def main(args: Args) -> EvaluationResult:
     with args.open_run(
         f"awsc_rounds-{task.task}-{task.obs_mode}-{args.seed}",
         task=task,
-        # What the policy was cloned from, for the stages after this one.
+        # The demonstrations of the policy, for later stages.
         config={"demonstrations": checkpoint.config.get("demonstrations")},
         actor_config=learner.config,
         keep_best="eval/success_once",

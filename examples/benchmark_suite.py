@@ -1,13 +1,13 @@
-"""Train every algorithm on every task over several seeds: the results of the documentation by one command.
+"""Train every algorithm on every task over several seeds, which reproduces the results of the documentation.
 
     python examples/benchmark_suite.py --tasks PickCube-v1 LiftPegUpright-v1 --seeds 0 1 2 --workers 2
     python examples/benchmark_suite.py --algorithms dsrl_sac --scale 0.4     # one robot task in ten minutes
 
 A policy is cloned from demonstrations for each task and seed. Each algorithm then starts from the clone of its task and
-seed, with a fixed budget. Runs go through Ray where it is installed (`pip install 'torchrl-flow[sweep]'`), else one
-after the other. Started again, the command leaves finished runs alone and resumes the others. A run that crashes stops
-those that start from it, and no other. At the end come a table and curves over the seeds, and where each run first
-reached --threshold.
+seed, with a fixed budget. Runs are scheduled by Ray if it is installed (`pip install 'torchrl-flow[sweep]'`), otherwise
+one after the other. The same command continues after a stop: it skips finished runs and resumes the others. If a run
+crashes, only the runs that start from it are not run. At the end a table, curves over the seeds, and the steps at which
+each run first reached --threshold are written.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CLONES: dict[str, dict[str, Any]] = {
     PLANAR: {"iterations": 1500, "width": 128, "depth": 2, "pred_horizon": 8, "act_horizon": 4},
     "maniskill": {"iterations": 5000, "act_horizon": 4, "quality": "mixed"},
 }
-"""Settings of the clones: mixed demonstrations, on which an online algorithm can improve."""
+"""Options of the clones: mixed demonstrations, so that online algorithms can improve the policy."""
 ALGORITHMS: dict[str, tuple[Stage, ...]] = {
     "awsc": (
         ("aw_shortcut_flow_offline.py", {"tau": 0.02}),
@@ -60,12 +60,12 @@ ALGORITHMS: dict[str, tuple[Stage, ...]] = {
 """Stages of each algorithm: the script and its options that differ from the defaults. Each stage starts from the one
 before it."""
 BUDGETS = ("iterations", "critic_warmup", "chunks", "total_env_steps")
-"""What --scale scales."""
+"""Options that --scale multiplies."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Args(SweepArgs, SimulationArgs):
-    """What the suite can be told on the command line."""
+    """Options of the suite."""
 
     tasks: Tasks = ("PickCube-v1",)
     """planar, and ids of ManiSkill tasks that have a motion planner"""
@@ -74,14 +74,14 @@ class Args(SweepArgs, SimulationArgs):
     scale: Positive = 1.0
     """factor on the budgets of the algorithms; it does not change those of the clones"""
     threshold: Fraction = 0.8
-    """success rate; the last table shows when each run first reached it"""
+    """success rate; the last table lists the steps at which each run first reached it"""
     directory: str = "runs/benchmark"
     num_envs: NonNegativeInt | None = 64
     num_videos: NonNegativeInt = 0
 
 
 def make_run(args: Args, seed: int, name: str, stage: Stage, **more: Any) -> SweepRun:
-    """Return one run: the script with its own options and those of the suite."""
+    """Return one run: its script with the options of the stage and the suite."""
     script, own = stage
     shared = {name: getattr(args, name) for name in ("eval_episodes", "results", "device", "threads", "num_videos")}
     shared |= {name: getattr(args, name) for name in ("sim_backend", "max_episode_steps")}
@@ -91,7 +91,7 @@ def make_run(args: Args, seed: int, name: str, stage: Stage, **more: Any) -> Swe
 
 
 def plan(args: Args) -> list[list[SweepRun]]:
-    """Return the runs in levels: clones first, then the stages of all algorithms, each after what it starts from."""
+    """Return the runs in levels: clones first, then the stages of all algorithms, each after its previous stage."""
     levels: list[list[SweepRun]] = [[]]
     for seed in args.seeds:
         for task in args.tasks:
@@ -106,7 +106,7 @@ def plan(args: Args) -> list[list[SweepRun]]:
                         key: max(1, round(value * args.scale)) if key in BUDGETS else value
                         for key, value in settings.items()
                     }
-                    # Stages without an environment to train in evaluate with as many as suit the task.
+                    # Stages without training environments evaluate with the task's default number of environments.
                     simulated = {} if script.startswith("aw_") else {"num_envs": args.num_envs}
                     before = make_run(args, seed, name, (script, own), policy=before.directory, **simulated)
                     levels.extend([] for _ in range(number + 1 - len(levels)))
@@ -115,7 +115,7 @@ def plan(args: Args) -> list[list[SweepRun]]:
 
 
 def run_level(args: Args, runs: Sequence[SweepRun], progress: Progress) -> None:
-    """Run one level, and say what crashed."""
+    """Run one level, and report crashed runs."""
     done = progress.done
 
     def show(statuses: Sequence[Any]) -> None:
@@ -127,7 +127,7 @@ def run_level(args: Args, runs: Sequence[SweepRun], progress: Progress) -> None:
 
 
 def main(args: Args) -> None:
-    """Plan, run, compare."""
+    """Plan, run and compare the runs."""
     check_options(args)
     unknown = [name for name in args.algorithms if name not in ALGORITHMS]
     if unknown:

@@ -1,4 +1,4 @@
-"""CQL on logged slates: values that distrust actions outside the data, with the paper's penalty.
+"""CQL on logged slates: conservative values of actions outside the data, with the paper's penalty.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
@@ -41,14 +41,14 @@ from torchrl_flow.training import gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs, CompileArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     min_q_weight: NonNegative = 5.0
     """weight of the conservative term"""
     num_random: Count = 10
     """sampled actions of each of the three kinds (uniform, policy, next policy) in the conservative term"""
     bc_updates: NonNegativeInt = 2000
-    """updates in which the policy clones the data, before the policy maximises the critic"""
+    """updates in which the policy clones the data before it maximises the critic"""
     gamma: Fraction = 0.8
     """discount; at .99 values diverge on these data"""
     tau: Rate = 0.005
@@ -62,7 +62,7 @@ class Args(OfflineArgs, CompileArgs):
 
 
 def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, ConservativeQLoss]:
-    """Build the policy, and the loss of it and two critics, with the paper's squared error."""
+    """Build the policy, and its loss with two critics and the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
     critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
@@ -79,9 +79,9 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
 
 
 def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: ConservativeQLoss) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     target = DirectSoftUpdate(loss, tau=args.tau)
-    # One optimiser is as three: each term reaches the parameters of its own network alone.
+    # One optimiser equals three, since each term affects the parameters of only one network.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
     compute = args.compiled(loss)
@@ -101,7 +101,7 @@ def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, los
 
 
 def main(args: Args) -> None:
-    """Data, policy, training, evaluation."""
+    """Load the data, then build, train and evaluate the policy."""
     args.prepare()
     task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device

@@ -1,13 +1,13 @@
-"""Evaluate a flow policy before and after each stage of steering it, on equal seeds: one table and one plot.
+"""Evaluate a flow policy before and after each stage of steering, on equal seeds, with a table and a plot.
 
     python examples/dsrl_compare.py --run runs/dsrl_ppo-planar-0
     python examples/dsrl_compare.py --run runs/dsrl_na-planar-0 --stage1 runs/dsrl_sac_offline-planar-0
 
-for runs of dsrl_ppo.py, dsrl_sac_online.py, dsrl_offline.py and dsrl_sac_offline.py alike. The prior is the run's own
-frozen flow with noise from N(0, I), at the sampling steps of the last stage; every stage sees the same episodes and the
-same noise. Where a run holds critics of latents, the table also tells their mean value of the prior's and of the
-policy's latents on fixed observations. The table, the plot and the report go into the run's directory; the path of the
-report is printed last.
+evaluates runs of dsrl_ppo.py, dsrl_sac_online.py, dsrl_offline.py and dsrl_sac_offline.py. The prior is the run's
+frozen flow with noise from N(0, I), at the sampling steps of the last stage. Every stage is evaluated on the same
+episodes with the same noise. If a run holds critics of latents, the table also lists their mean values of the prior's
+and the policy's latents on fixed observations. Table, plot and report are written into the run's directory; the path of
+the report is printed last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torchrl_flow.runs import TrainingCheckpoint, Which
 
 @dataclasses.dataclass
 class Args:
-    """What the command can be told."""
+    """Options of the command."""
 
     run: RunSource
     """run directory or checkpoint of the last stage"""
@@ -67,14 +67,14 @@ class Args:
 
 
 def is_offline(checkpoint: TrainingCheckpoint) -> bool:
-    """Tell whether a checkpoint is a stage 1: it has seen no environment step."""
+    """Return whether a checkpoint is of stage 1, which uses no environment steps."""
     return "env_steps" not in checkpoint.counters
 
 
 def value_gap(
     checkpoint: TrainingCheckpoint, actor: SteeredFlowActor, observations: TensorDictBase
 ) -> dict[str, float]:
-    """Return the mean value of the prior's and of the policy's latents, where there are critics of latents."""
+    """Return the mean values of the prior's and the policy's latents, if there are critics of latents."""
     if "sac" not in checkpoint.roles:
         return {}
     own: dict[str, Any] = {"on_features": actor.reads_features}
@@ -89,7 +89,7 @@ def load_steered(source: str, which: Which) -> tuple[SteeredFlowActor, TrainingC
     """Load the policy that a run trained, which must be a steered flow.
 
     Raises:
-        SystemExit: if the run trained another kind.
+        SystemExit: if the run trained another type of policy.
     """
     actor, checkpoint = load_acting_policy(source, which=which)
     if not isinstance(actor, SteeredFlowActor):
@@ -106,7 +106,7 @@ def main(args: Args) -> None:
     found = {"1" if is_offline(checkpoint) else "2": (last, checkpoint)}
     first = args.stage1 or (None if is_offline(checkpoint) else checkpoint.config.get("init"))
     if first is not None:
-        # The stage that the run has started from, as it took it.
+        # Stage 1, with the checkpoint from which the run started.
         found = {"1": load_steered(first, checkpoint.config.get("which", "last")), **found}
         if module_digest(found["1"][0].flow) != module_digest(last.flow):
             raise SystemExit(f"{first} steers another flow than {args.run}: its weights differ.")

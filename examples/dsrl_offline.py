@@ -1,11 +1,11 @@
-"""Steer a frozen flow policy through its noise from demonstrations alone: AW-MLE, stage 1 of DSRL on policy.
+"""Steer a frozen flow policy through its noise with demonstrations only: AW-MLE, stage 1 of on-policy DSRL.
 
     python examples/dsrl_offline.py --policy runs/shortcut_flow_bc-planar-state-0
 
-takes about 3 minutes on one CPU thread for the planar task. The critic of the checkpoint is used where there is one
-(that of an advantage-weighted flow); else one is trained on the demonstrations first. Then the latent policy is fitted
-to those latents of the prior whose actions the critic values. examples/dsrl_ppo.py --init <this run> goes on online.
-A run that was stopped goes on with --resume.
+takes about 3 minutes on one CPU thread for the planar task. The critic of the checkpoint is used if it has one (that of
+an advantage-weighted flow); otherwise a critic is first trained on the demonstrations. Then the latent policy is fitted
+to latents of the prior, weighted by the critic's values of their actions. examples/dsrl_ppo.py --init <this run>
+continues online. --resume continues a stopped run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from torchrl_flow.training import gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(SteeringArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
@@ -98,7 +98,7 @@ class Args(SteeringArgs):
 
 
 def find_critic(args: Args, checkpoint: TrainingCheckpoint, flow: FlowActor) -> tuple[QEnsemble, CriticConfig, int]:
-    """Take the checkpoint's critic, or make one that is to be trained for so many steps."""
+    """Return the checkpoint's critic or a new one, its configuration, and its number of training steps."""
     given = critic_config(checkpoint)
     if given is not None:
         return load_critic(checkpoint, flow)[0], given, 0
@@ -115,7 +115,7 @@ def train(
     warm_up: int,
     env: EnvBase,
 ) -> None:
-    """Train critic and latent policy, one after the other; all of the loop is here."""
+    """Train the critic, then the latent policy, in one training loop."""
     critic_loss = ChunkCriticLoss(actor.flow, critic, gamma=args.gamma)
     target = NetworkSoftUpdate(critic_loss, "critic_network", tau=args.tau)
     critic_adam = torch.optim.Adam(critic_loss.critic_parameters(), args.critic_lr, fused=True)
@@ -146,7 +146,7 @@ def train(
 
 
 def main(args: Args) -> None:
-    """Flow, demonstrations, critic, latent policy, evaluation, report."""
+    """Load flow and demonstrations, train critic and latent policy, evaluate, and write the report."""
     args.prepare()
     asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
     flow, checkpoint, _ = load_steering_start(args.policy, **asked)

@@ -1,11 +1,11 @@
-"""Steer a frozen flow policy through its noise on policy: PPO over whole chunks, stage 2 of DSRL.
+"""Steer a frozen flow policy through its noise with PPO over whole chunks: stage 2 of on-policy DSRL.
 
     python examples/dsrl_ppo.py --policy runs/shortcut_flow_bc-planar-state-0
 
-takes 2 to 4 minutes on one CPU thread for the planar task and lifts a policy of success 0.57 to above 0.90. The policy
-may be any run or checkpoint with a flow; with --init it goes on from a stage 1 (dsrl_offline.py). The flow's weights
-do not change, which is checked at the end. Episodes go on from one iteration to the next. A run that was stopped goes
-on with --resume, to the same bits, and becomes longer with more --iterations.
+takes 2 to 4 minutes on one CPU thread for the planar task and raises the success of a policy from 0.57 to above 0.90.
+The policy may be any run or checkpoint with a flow; --init continues from stage 1 (dsrl_offline.py). The flow's weights
+do not change, which is checked at the end. Episodes continue from one iteration to the next. --resume continues a
+stopped run bit-identically, and extends it with more --iterations.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from torchrl_flow.training import finished_success, gradient_step, steered_rollo
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OnlineSteeringArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     latent_bound: Positive | None = None
@@ -84,7 +84,7 @@ class Args(OnlineSteeringArgs):
     prior_fraction: Fraction = 0.3
     """share of latents that are drawn from the prior in the first iteration; data is collected with this mixture"""
     prior_decay: Rate = 0.995
-    """factor by which the share of draws from the prior (--prior-fraction) falls in each iteration"""
+    """factor by which the share of draws from the prior (--prior-fraction) is multiplied in each iteration"""
     max_grad_norm: Positive = 0.5
     """bound on the gradient's norm, for each network"""
     eval_every: NonNegativeInt = 10
@@ -94,7 +94,7 @@ class Args(OnlineSteeringArgs):
 def make_actor(
     args: Args, flow: FlowActor, init: TrainingCheckpoint | None
 ) -> tuple[SteeredFlowActor, StateValue, StateValueConfig]:
-    """Build the steered flow, whose behaviour is the mixture with the prior, and the value of states."""
+    """Build the steered flow, which collects with the mixture with the prior, and the value network."""
     config = LatentPolicyConfig(args.steer_mode, args.latent_bound, args.hidden_sizes, (-5.0, 1.0))
     choice: dict[str, Any] = {"defaults": LatentPolicyConfig(Args.steer_mode, Args.latent_bound)}
     choice |= {"train_encoder": args.train_encoder, "prior_mixing": True}
@@ -104,7 +104,7 @@ def make_actor(
 
 
 def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tuple[ClipPPOLoss, GAE]:
-    """Make TorchRL's loss and advantage estimator; the latter discounts a chunk of k steps by gamma^k."""
+    """Make TorchRL's loss and advantage estimator, which discounts a chunk of k steps by gamma^k."""
     network: Any = value
     weights: dict[str, Any] = {"entropy_coeff": args.entropy, "critic_coeff": 1.0, "loss_critic_type": "l2"}
     loss = ClipPPOLoss(policy, network, clip_epsilon=args.clip, normalize_advantage=True, **weights)
@@ -119,7 +119,7 @@ def update(
     optimizers: dict[str, torch.optim.Optimizer],
     rows: TensorDictBase,
 ) -> dict[str, Any]:
-    """Do all epochs on what was collected; return the metrics of the last step."""
+    """Do all epochs on the collected chunks; return the metrics of the last step."""
     metrics: dict[str, Any] = {}
     for _ in range(args.epochs):
         for index in torch.randperm(len(rows)).split(args.minibatch):
@@ -140,7 +140,7 @@ def train(
     value: StateValue,
     envs: tuple[EnvBase | CollectorEnvs, EnvBase],
 ) -> None:
-    """Train the latent policy; all of the loop is here."""
+    """Run the training loop of the latent policy."""
     policy = actor.policy
     loss, advantage = make_loss(args, policy, value)
     optimizers: dict[str, torch.optim.Optimizer] = {
@@ -153,7 +153,7 @@ def train(
     for step in run.steps(args.iterations, save_every=args.save_every):
         policy.set_prior_fraction(args.prior_fraction * args.prior_decay ** (step - 1))
         data = rollouts.collect().to(args.device)
-        # Episodes that the rollout's end cuts go on: their last value is bootstrapped, their advantage not ended.
+        # Episodes continue after the end of a rollout: their last value is bootstrapped, not treated as an end.
         with torch.no_grad():
             advantage(data)
         metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data) | rollouts.metrics()
@@ -166,7 +166,7 @@ def train(
 
 
 def main(args: Args) -> None:
-    """Flow, latent policy, training, evaluation, report."""
+    """Load the flow, build and train the latent policy, evaluate, and write the report."""
     args.prepare()
     asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
     flow, checkpoint, init = load_steering_start(args.policy, init=args.init, **asked)
@@ -176,7 +176,7 @@ def main(args: Args) -> None:
     with args.open_run(
         f"dsrl_ppo-{task.task}-{args.seed}",
         task=task,
-        # What the flow was cloned from, for the stages after this one.
+        # The demonstrations of the flow, for later stages.
         config={"demonstrations": checkpoint.config.get("demonstrations")},
         actor_config=flow.config,
         module_configs={LATENT_POLICY: actor.policy.config, "value": value_config},

@@ -1,12 +1,12 @@
-"""Steer a frozen flow policy through its noise from demonstrations, with noise aliasing: stage 1 of DSRL off policy.
+"""Steer a frozen flow policy through its noise with demonstrations and noise aliasing: stage 1 of off-policy DSRL.
 
     python examples/dsrl_sac_offline.py --policy runs/shortcut_flow_bc-planar-state-0
 
-takes about 4 minutes on one CPU thread for the planar task. A critic of executed actions learns from the
-demonstrations (or is the checkpoint's), critics of latents are distilled from it on latents that the flow carries to
-the demonstrated actions, and on draws from the prior; the latent policy is then fitted to them by AW-MLE, or by SAC.
-examples/dsrl_sac_online.py --init <this run> goes on from all of them. The latents are cached on disk. A run that was
-stopped goes on with --resume.
+takes about 4 minutes on one CPU thread for the planar task. A critic of executed actions is trained on the
+demonstrations (or taken from the checkpoint). Critics of latents are distilled from it on latents that the flow maps to
+the demonstrated actions, and on draws from the prior. The latent policy is then fitted to them by AW-MLE or SAC.
+examples/dsrl_sac_online.py --init <this run> continues from all of them. The latents are cached on disk. --resume
+continues a stopped run.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ POLICY_LOSSES = ("loss_actor", "loss_alpha")
 
 @dataclasses.dataclass(kw_only=True)
 class Args(LatentCriticArgs, SteeringArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     demos: DemoPath | None = None
     """trajectory file (.h5) or demo store; by default the demonstrations that the policy was cloned from"""
     num_demos: Count | None = None
     """number of demonstrations to use, if --demos names other demonstrations"""
     aliasing: Literal["inversion", "retrieval", "reversal"] = "inversion"
-    """how the latents of the demonstrated actions are found"""
+    """method that finds the latents of the demonstrated actions"""
     extraction: Literal["aw_mle", "sac"] = "aw_mle"
-    """how the latent policy is fitted to the critics of latents"""
+    """method that fits the latent policy to the critics of latents"""
     critic_iterations: Count = 3000
     """gradient steps of the critic of actions, if the checkpoint has no suitable critic"""
     distill_iterations: Count = 2000
@@ -85,10 +85,10 @@ class Args(LatentCriticArgs, SteeringArgs):
 def find_critic(
     args: Args, checkpoint: TrainingCheckpoint, actor: SteeredFlowActor
 ) -> tuple[QEnsemble, CriticConfig, int]:
-    """Take the checkpoint's critic where it fits the critics of latents, or make one to train."""
+    """Return the checkpoint's critic if it matches the critics of latents, otherwise a new critic."""
     own = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     given = critic_config(checkpoint)
-    # A head for each critic of latents, and the same of an observation before it.
+    # The critics match if they have as many heads and read the same form of observations.
     if given is not None and given.num_qs == args.num_qs and given.on_features == own.on_features:
         return load_critic(checkpoint, actor.flow)[0], given, 0
     return make_critic(own, actor.flow), own, args.critic_iterations
@@ -103,7 +103,7 @@ def train(
     first: int,
     env: EnvBase,
 ) -> dict[str, float]:
-    """Train the critic of actions, the critics of latents and the policy, in this order; all of the loop is here."""
+    """Train the critic of actions, the critics of latents and the policy, in this order."""
     policy = actor.policy
     latent_critics = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
     built = make_latent_losses(actor, latent_critics, critic, steered_targets=False, **args.sac_options())
@@ -145,7 +145,7 @@ def train(
 
 
 def main(args: Args) -> None:
-    """Flow, demonstrations, their latents, critics, latent policy, evaluation, report."""
+    """Load flow, demonstrations and latents, train critics and latent policy, evaluate, and write the report."""
     args.prepare()
     asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
     flow, checkpoint, _ = load_steering_start(args.policy, **asked)

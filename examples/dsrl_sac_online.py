@@ -1,12 +1,12 @@
-"""Steer a frozen flow policy through its noise off policy: SAC over latents, stage 2 of DSRL, with or without aliasing.
+"""Steer a frozen flow policy through its noise with SAC over latents: stage 2 of off-policy DSRL.
 
     python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-PickCube-v1-state-0
     python examples/dsrl_sac_online.py --policy runs/shortcut_flow_bc-planar-state-0 --iterations 14 --na
 
 The first takes a quarter of an hour on one CPU core, the second a few minutes. With --na a critic learns from executed
 actions, and the critics of latents are distilled from it (DSRL-NA). --aliasing puts the demonstrations into the replay
-buffer, with latents that are found once and cached on disk; --init goes on from a stage 1 (dsrl_sac_offline.py). The
-flow's weights do not change, which is checked at the end. A stopped run goes on with --resume, to the same bits.
+buffer, with latents that are computed once and cached on disk; --init continues from stage 1 (dsrl_sac_offline.py). The
+flow's weights do not change, which is checked at the end. --resume continues a stopped run bit-identically.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 @dataclasses.dataclass(kw_only=True)
 class Args(LatentCriticArgs, OnlineSteeringArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     na: bool = False
     """noise aliasing: distil the critics of latents from a critic of actions"""
     aliasing: Literal["none", "inversion", "retrieval", "reversal"] = "none"
     """method that finds the latents of demonstrations for the replay buffer; none: no demonstrations"""
     buffer_size: Count = 200_000
-    """capacity of the replay buffer in chunks, demonstrations included; the oldest chunks are overwritten first"""
+    """capacity of the replay buffer in chunks, including demonstrations; the oldest chunks are overwritten first"""
     rollout: Count = 25
     iterations: Count = 50
     """iterations of collecting and updating; the planar task needs 14"""
@@ -100,13 +100,13 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
 
 
 def improves(args: Args, number: int) -> bool:
-    """Tell whether the policy learns too at this update of the critics."""
+    """Return whether this update of the critics also updates the policy."""
     every = max(1, round(args.utd)) if args.policy_every is None else args.policy_every
     return number > args.policy_delay and number % every == 0
 
 
 def update(args: Args, losses: LatentLosses, adam: Optimizers, batch: TensorDictBase, number: int) -> dict[str, Any]:
-    """Do one update of the critics and, every so often, one of policy and temperature."""
+    """Do one update of the critics and, at some updates, one of policy and temperature."""
 
     def minimise(terms: dict[str, Tensor], name: str) -> None:
         gradient_step(terms, {name: adam[name]}, step=number, batch=batch)
@@ -136,7 +136,7 @@ def train(
     buffer: TensorDictReplayBuffer,
     envs: tuple[EnvBase | CollectorEnvs, EnvBase],
 ) -> None:
-    """Train the latent policy; all of the loop is here."""
+    """Run the training loop of the latent policy."""
     rollouts = steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
     adam = losses.optimizers(actor_lr=args.actor_lr, critic_lr=args.critic_lr, alpha_lr=args.alpha_lr)
     modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, **losses.modules()}
@@ -160,7 +160,7 @@ def train(
 
 
 def main(args: Args) -> None:
-    """Flow, latent policy, critics, training, evaluation, report."""
+    """Load the flow, build and train latent policy and critics, evaluate, and write the report."""
     args.prepare()
     asked: dict[str, Any] = {"which": args.which, "num_steps": args.num_steps, "device": args.device}
     flow, checkpoint, init = load_steering_start(args.policy, init=args.init, **asked)
@@ -171,16 +171,16 @@ def main(args: Args) -> None:
     policy = start_latent_policy(flow, latents, init, train_encoder=args.train_encoder, **choice)
     actor = SteeredFlowActor(policy, flow)
     critics = CriticConfig(args.num_qs, args.hidden_sizes, on_features=actor.reads_features)
-    # A loop over two critics is no slower than vmap on a CPU.
+    # A loop over two critics is as fast as vmap on a CPU.
     options: dict[str, Any] = {"backup_entropy": args.backup_entropy, "deactivate_vmap": args.device == "cpu"}
     losses = make_latent_losses(actor, critics, critics if args.na else None, **args.sac_options(), **options)
-    if init is not None:  # The critics too; of another variant's stage 1, the policy alone.
+    if init is not None:  # With the critics, or only the policy if stage 1 is of another variant.
         init.restore(modules={role: part for role, part in losses.modules().items() if role in init.roles})
     recipe = "dsrl_na" if args.na else "dsrl_sac"
     with args.open_run(
         f"{recipe}-{task.task}-{args.seed}",
         task=task,
-        # What the flow was cloned from, for the stages after this one.
+        # The demonstrations of the flow, for later stages.
         config={"demonstrations": checkpoint.config.get("demonstrations")},
         actor_config=flow.config,
         module_configs={LATENT_POLICY: policy.config, **({"critic": critics} if args.na else {})},

@@ -1,11 +1,11 @@
-"""Clone the logged latents with a ShortCut flow, which keeps the many ways to make a slate apart.
+"""Clone the logged latents with a ShortCut flow, which can represent several modes of slates.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/flow_bc_slates.py --data data/diffuse_topdown-medium-300000.npz
     python examples/flow_bc_slates.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
 
-The policy is a FlowActor of chunks of one latent: the loss and the policy of the robot recipes. Takes about four
+The policy is a FlowActor with chunks of one latent; loss and policy are those of the robot recipes. Takes about four
 minutes on one CPU core. The last lines compare its return with random latents, the short-term oracle, the policy that
 logged the data, and the oracle.
 """
@@ -39,7 +39,7 @@ from torchrl_flow.training import gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     width: Count = 256
     """width of the velocity network"""
@@ -77,17 +77,17 @@ def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, ShortCutF
 
 
 def acting_policy(loss: ShortCutFlowLoss) -> SingleStepActor:
-    """Return the averaged policy, for states without history; it draws its noise."""
+    """Return the averaged policy for states without history, which draws random noise."""
     return SingleStepActor(loss.ema_actor())
 
 
 def cosine(args: Args) -> Callable[[int], float]:
-    """Return the share of the learning rate after so many updates, which falls to a hundredth."""
+    """Return the factor of the learning rate after a number of updates; it decreases to 0.01."""
     return lambda done: 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done / args.iterations)))
 
 
 def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     ema = SoftUpdate(loss, eps=args.ema)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(args))
@@ -110,7 +110,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss) -> No
 
 
 def main(args: Args) -> None:
-    """Data, policy, training, evaluation."""
+    """Load the data, then build, train and evaluate the policy."""
     args.prepare()
     task = offline_task(args.data, args.models, env=args.env, batch_size=args.batch_size, device=args.device)
     name = f"flow_bc-{task.path.stem}-{args.seed}"

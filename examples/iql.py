@@ -1,4 +1,4 @@
-"""IQL on logged slates: an expectile of values, and a policy weighted by advantage, with TorchRL's loss.
+"""IQL on logged slates: expectile values and an advantage-weighted policy, with TorchRL's loss.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
@@ -40,12 +40,12 @@ from torchrl_flow.training import gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs, CompileArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     expectile: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.7
     """expectile of the value; 0.5 is the mean"""
     temperature: NonNegative = 3.0
-    """inverse temperature of the advantage weights; 0 for cloning alone"""
+    """inverse temperature of the advantage weights; 0: cloning only"""
     gamma: Fraction = 0.8
     """discount; at .99 values diverge on these data"""
     tau: Rate = 0.005
@@ -59,7 +59,7 @@ class Args(OfflineArgs, CompileArgs):
 
 
 def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, DirectIQLLoss]:
-    """Build the policy, and the loss of it, two critics and a value, with the paper's squared error."""
+    """Build the policy, and its loss with two critics, a value network and the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
     critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
@@ -76,9 +76,9 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
 
 
 def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: DirectIQLLoss) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     target = DirectSoftUpdate(loss, tau=args.tau)
-    # One optimiser is as three: each term reaches the parameters of its own network alone.
+    # One optimiser equals three, since each term affects the parameters of only one network.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer})
     compute = args.compiled(loss)
@@ -97,7 +97,7 @@ def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, los
 
 
 def main(args: Args) -> None:
-    """Data, policy, training, evaluation."""
+    """Load the data, then build, train and evaluate the policy."""
     args.prepare()
     task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device

@@ -3,9 +3,9 @@
     python examples/offline_grid.py --preset short --steps 100000 --workers 2
     python examples/offline_grid.py --policies medium expert --algorithms td3_bc iql --alphas 0.1 0.3 1
 
-Models and data of an environment are made where they are missing. The runs go through Ray where it is installed, else
-one after the other; started again, the grid leaves finished runs alone and resumes the others. At the end comes a
-table of mean returns and standard deviations over seeds, with rows of reference policies, and a plot (--eval-every).
+Missing models and data are made first. Runs go through Ray if it is installed, otherwise one after the other. The same
+command continues after a stop: it skips finished runs and resumes the others. The output is a table of mean returns and
+standard deviations over seeds, with reference policies, and a plot (--eval-every).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "aw_flow": ("aw_flow_slates.py", {}),
     "return_flow": ("return_flow_slates.py", {}),
 }
-"""For each algorithm its script and the options that differ from the defaults."""
+"""Script of each algorithm, and its options that differ from the defaults."""
 ALSO = {"aw_flow": ("aw_flow_best",)}
-"""Further rows of an algorithm: other ways to act with the trained policy."""
+"""Further rows of an algorithm: other policies made from the trained networks."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
@@ -59,7 +59,7 @@ _OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "aw_flow": {"cri
 _OTHERS["cql"] = {"bc_updates": 300, "num_random": 4}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
 PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
-"""Budgets of each algorithm: those of the scripts, or short ones that take less than a minute per run on one core."""
+"""Budgets of each algorithm: those of the scripts, or short ones of less than a minute per run on one core."""
 _THROUGH = ("behaviour_through_ranker", "oracle_through_ranker")
 REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "oracle")
 """Rows for comparison, in the order of the table."""
@@ -67,7 +67,7 @@ REFERENCES = ("random_latent", "mean_latent", "sto", "behaviour", *_THROUGH, "or
 
 @dataclasses.dataclass(kw_only=True)
 class Args(SweepArgs):
-    """What the grid can be told on the command line."""
+    """Options of the grid."""
 
     envs: Names = ("diffuse_topdown", "diffuse_mix", "diffuse_divpen")
     """environments of the slate recommender, or sardine/NAME if SARDINE is installed"""
@@ -79,7 +79,7 @@ class Args(SweepArgs):
     steps: Count = 300_000
     """logged steps of each data set; SARDINE's data are 500 episodes"""
     alphas: tuple[NonNegative, ...] = ()
-    """weights of the value to compare in td3_bc; by default that of td3_bc"""
+    """critic weights of td3_bc to compare; by default that of td3_bc"""
     eval_episodes: Count = 256
     eval_every: NonNegativeInt = 0
     """updates between evaluations during training, for the plot; 0 for none"""
@@ -91,7 +91,7 @@ class Args(SweepArgs):
 
 
 def data_sets(args: Args) -> dict[str, CollectSlatesArgs | CollectSardineArgs]:
-    """Return how each data set is made, by its name: the environment, and the policy where it is not the usual one."""
+    """Return the arguments of the collection of each data set, by its name."""
     found: dict[str, CollectSlatesArgs | CollectSardineArgs] = {}
     for env in args.envs:
         if env.startswith(SARDINE_PREFIX):
@@ -103,7 +103,7 @@ def data_sets(args: Args) -> dict[str, CollectSlatesArgs | CollectSardineArgs]:
 
 
 def prepare(collect: CollectSlatesArgs | CollectSardineArgs) -> None:
-    """Make the models and the data of an environment where they are missing."""
+    """Make the models and the data of an environment if they are missing."""
     if isinstance(collect, CollectSlatesArgs) and not collect.models_path.exists():
         print(SlateModelsArgs(env=collect.env)())
     if not collect.path.exists():
@@ -111,14 +111,14 @@ def prepare(collect: CollectSlatesArgs | CollectSardineArgs) -> None:
 
 
 def rows_of(args: Args) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the algorithm and the options of each row that is trained; td3_bc has one for each alpha."""
+    """Return algorithm and options of each trained row; td3_bc has one row for each alpha."""
     weighed = {f"td3_bc_{alpha:g}": ("td3_bc", {"alpha": alpha}) for alpha in args.alphas}
     each = [weighed if name == "td3_bc" and weighed else {name: (name, {})} for name in args.algorithms]
     return {row: what for rows in each for row, what in rows.items()}
 
 
 def plan(args: Args) -> list[SweepRun]:
-    """Return all runs, seeds outermost, so that the table is whole early."""
+    """Return all runs, ordered by seed, so that the table is complete early."""
     unknown = [name for name in args.algorithms if name not in SCRIPTS]
     if unknown:
         raise SystemExit(f"--algorithms must be of the known ones, got {unknown}; known are {', '.join(SCRIPTS)}.")
@@ -136,13 +136,13 @@ def plan(args: Args) -> list[SweepRun]:
 
 
 def references(args: Args, name: str, data: Path) -> dict[str, float]:
-    """Returns to compare with, of the users that the runs were evaluated with; measured once and recorded."""
+    """Measure and record, once, the returns of the reference policies for the users of the evaluations."""
     path = Path(args.directory) / f"references-{name}-{args.eval_episodes}.json"
     return measure_references(lambda: offline_task(data), path, episodes=args.eval_episodes, results=args.results)
 
 
 def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, float]]) -> str:
-    """Return the table in Markdown: a row for each algorithm and reference, a column for each data set."""
+    """Return the Markdown table: a row for each algorithm and reference, a column for each data set."""
     finished = [(run, json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))) for run in runs]
     rows = []
     for row, (algorithm, _) in rows_of(args).items():
@@ -158,7 +158,7 @@ def make_table(args: Args, runs: list[SweepRun], compared: dict[str, dict[str, f
 
 
 def main(args: Args) -> None:
-    """Models and data, runs, table, plot."""
+    """Make models and data, run the grid, and write table and plot."""
     check_options(args)
     for env in (env for env in args.envs if not env.startswith(SARDINE_PREFIX)):
         problem = OneOf(SLATE_ENVS).problem(env, args)

@@ -1,4 +1,4 @@
-"""Clone a flow policy on the planar task and see it act, in under a minute.
+"""Clone a flow policy on the planar task and film its episodes, in under a minute.
 
 python examples/quickstart.py
 """
@@ -24,14 +24,14 @@ from torchrl_flow.util import Progress
 
 @dataclasses.dataclass
 class Args:
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     iterations: int = 1200
     """gradient steps"""
     episodes: int = 100
     """episodes of each evaluation"""
     output: str = "quickstart"
-    """path of the video without suffix; the suffix depends on the formats that this machine can write"""
+    """path of the video without suffix, which depends on the formats that this machine can write"""
     seed: int = 0
     """seed of the networks and of training"""
 
@@ -46,11 +46,11 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     horizons: dict[str, Any] = {"obs_horizon": 2, "pred_horizon": 16, "act_horizon": 8}
 
-    # Demonstrations of mixed quality, folded into action chunks as they are sampled.
+    # Demonstrations of mixed quality; action chunks are made when they are sampled.
     store = DemoStore.from_episodes(collect_demonstrations(200, quality="mixed"), tempfile.mkdtemp() + "/demos")
     buffer = DemoReplayBuffer(store, batch_size=256, next_obs=False, padding="hold", mask_padding=False, **horizons)
 
-    # One policy object: encoder, normalisers, velocity network, sampler.
+    # The policy: encoder, normalisers, velocity network and sampler.
     config = FlowActorConfig(action_dim=3, state_dim=store.frames["observation"].shape[-1], width=256, **horizons)
     actor = make_flow_actor(config, statistics=store.statistics(), action_low=-torch.ones(3), action_high=torch.ones(3))
     loss_module = ShortCutFlowLoss(actor)
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
             average.step()
             bar.update(loss=loss.item())
 
-    # All episodes side by side; one transition of this environment is a whole chunk.
+    # All episodes in one batch; one transition of this environment is a whole chunk.
     env = PlanarPickPlaceEnv(args.episodes, ignore_terminations=True)
     env = make_chunk_env(env, obs_horizon=2, act_horizon=8, gamma=0.99)
     for num_steps in (1, 4):

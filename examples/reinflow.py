@@ -1,10 +1,10 @@
-r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow): noise in every sampling step, sparse reward.
+r"""Fine-tune a flow policy with PPO over its denoising chain (ReinFlow), with noise in every sampling step.
 
     python examples/shortcut_flow_bc.py --task PickCube-v1 --quality mixed --act-horizon 4 --iterations 5000 --name bc
     python examples/reinflow.py --policy runs/bc
 
-The defaults are those of a ManiSkill task whose states are observed, with 64 environments in one CPU process. The
-planar task takes about 3 minutes on one CPU core, with more and larger steps:
+The defaults are for a ManiSkill task with state observations and 64 environments in one CPU process. The planar task
+takes about 3 minutes on one CPU core, with more environments and larger steps:
 
     python examples/shortcut_flow_bc.py --task planar --num-demos 100 --iterations 1500 --width 128 --depth 2 \
         --pred-horizon 8 --name bc
@@ -12,14 +12,14 @@ planar task takes about 3 minutes on one CPU core, with more and larger steps:
         --total-env-steps 2000000 --noise-decay-steps 4000000 --critic-warmup-steps 100000
 
 The bound --clip is small because the log-probability is averaged over the K H A terms of the chain: 0.01 on the ratio
-is about 1 on the chain's log-probability. With 0.2 it is about 20, which bounds nothing, and the policy is lost within
-ten iterations.
+is about 1 on the chain's log-probability. With 0.2 it is about 20, which is no effective bound, and the policy fails
+within ten iterations.
 
-Starts from any checkpoint with a flow policy and leaves one: the fine-tuned flow, without its noise, under the role
-`policy`. The best policy of the evaluations along the way is kept besides the last, and a later stage starts from it
-(--which). With images and a frozen encoder rollouts keep its features, no pixels. Evaluation over fixed seeds and a
-report come at the end, whose path is printed last. A run that was stopped goes on with --resume, to the same bits where
-the environment can tell its state; a finished one is made longer by --resume with more --total-env-steps.
+Starts from any checkpoint with a flow policy and writes one with the fine-tuned flow, without its noise, in the role
+`policy`. The checkpoint with the best evaluation is kept in addition to the last, and later stages start from it
+(--which). With images and a frozen encoder, rollouts store its features, not pixels. At the end the policy is evaluated
+over fixed seeds, and the path of the report is printed. --resume continues a stopped run, bit-identically if the
+environment can save its state, and with more --total-env-steps extends a finished one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from torchrl_flow.training import append_features, finished_success, gradient_st
 
 @dataclasses.dataclass(kw_only=True)
 class Args(ChainPPOArgs, PolicyOfTaskArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     policy: RunSource = "runs/bc"
     recipe: str = "reinflow"
@@ -90,19 +90,19 @@ class Args(ChainPPOArgs, PolicyOfTaskArgs):
 
 
 def keeps_features(args: Args, actor: FlowActor) -> bool:
-    """Whether rollouts keep the features of images in place of the images: where the encoder stays as it is."""
+    """Return whether rollouts store features instead of images, which requires a frozen encoder."""
     return actor.encoder.pixel_encoder is not None and not args.train_encoder
 
 
 def make_networks(args: Args, actor: FlowActor) -> tuple[NoisyFlowActor, StateValue]:
-    """Build the noise around the flow, and the value of states on the features of its encoder."""
+    """Build the noise of the flow, and the value network on the features of its encoder."""
     actor = flow_on_features(actor) if keeps_features(args, actor) else actor
     noise_net = make_noise_net(NoiseNetConfig(sigma_min=args.sigma_min, sigma_max=args.sigma_max), actor)
     return NoisyFlowActor(actor, noise_net, **args.chain_options()), make_state_value(StateValueConfig(), actor)
 
 
 def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dict[str, Optimizer]:
-    """Build an optimiser for the flow with its noise and one for the value."""
+    """Build one optimiser for the flow and its noise, and one for the value network."""
     flow = [*noisy.flow_actor.velocity_network.parameters(), *noisy.noise_net.parameters()]
     flow += noisy.flow_actor.encoder.parameters() if args.train_encoder else []
     return {
@@ -114,7 +114,7 @@ def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dic
 def update(
     args: Args, loss_module: ReinFlowPPOLoss, optimizers: dict[str, Optimizer], data: TensorDictBase, *, step: int
 ) -> dict[str, torch.Tensor]:
-    """Go over an iteration's chunks several times, a minibatch a gradient step; returns the last one's metrics."""
+    """Do all epochs of minibatches over an iteration's chunks; return the metrics of the last gradient step."""
     metrics: dict[str, torch.Tensor] = {}
     start, epochs = time.perf_counter(), 0
     for _ in range(args.epochs):
@@ -136,7 +136,7 @@ def update(
 
 
 def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, eval_env: EnvBase) -> None:
-    """Train the policy; all of the loop is here."""
+    """Run the training loop."""
     noisy, value = make_networks(args, actor)
     ppo: dict[str, Any] = {"loss_critic_type": "l2", "normalize_advantage": True}
     loss_module = ReinFlowPPOLoss(noisy, value, **args.loss_options(), **ppo)
@@ -164,7 +164,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, 
 
 
 def main(args: Args) -> None:
-    """Policy, training, evaluation, report."""
+    """Load the policy, train, evaluate, and write the report."""
     args.prepare()
     actor, checkpoint = load_policy(load_flow_checkpoint(args.policy, which=args.which), device=args.device)
     actor.num_steps = args.num_steps

@@ -1,12 +1,12 @@
-"""Ask which settings of ReinFlow matter: a baseline and 21 configurations that change one thing each.
+"""Compare settings of ReinFlow: a baseline and 21 configurations that change one setting each.
 
     python examples/reinflow_sweep.py --policy runs/bc --preset planar --dry-run
     python examples/reinflow_sweep.py --policy runs/bc --preset planar --seeds 0 1 --workers 2 --watch
     python examples/reinflow_sweep.py --policy runs/bc --only noise k4 --scale 0.25
 
-Runs `examples/reinflow.py` once per configuration and seed, through Ray where it is installed (`pip install
-'torchrl-flow[sweep]'`), else one after the other. Started again it leaves finished runs alone and resumes the others. A
-run that crashes is reported and stops no other. At the end comes a report, whose path is printed last.
+Runs `examples/reinflow.py` once per configuration and seed, through Ray if it is installed (`pip install
+'torchrl-flow[sweep]'`), otherwise one after the other. The same command continues after a stop: it skips finished runs
+and resumes the others. A crashed run is reported and does not stop the others. The path of the report is printed last.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ PLANAR: dict[str, Any] = {
     "sigma_min": 0.05,
     "noise_decay_steps": 4_000_000,
 }
-"""The baseline of the planar task: many environments, and noise that moves actions of unit scale noticeably."""
+"""The baseline of the planar task: many environments, and noise large enough for actions of unit scale."""
 
 PRESETS = {"published": PUBLISHED, "planar": PLANAR}
 
@@ -108,12 +108,12 @@ VARIANTS = (
     Variant("rollout_256", "rollout", {"rollout_steps": 256, "minibatch_size": 128}),
     Variant("epochs_8", "rollout", {"rollout_steps": 128, "epochs": 8}),
 )
-"""The baseline and 21 ablations in six categories, in the units of PUBLISHED; add a line for another one."""
+"""The baseline and 21 ablations in six categories, in the units of PUBLISHED; add a line to add a configuration."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Args(SweepArgs, PolicyArgs, SimulationArgs):
-    """What the sweep can be told on the command line."""
+    """Options of the sweep."""
 
     policy: RunSource = "runs/bc"
     num_videos: NonNegativeInt = 0
@@ -137,18 +137,18 @@ class Args(SweepArgs, PolicyArgs, SimulationArgs):
 
 
 def make_runs(args: Args) -> list[SweepRun]:
-    """Work out the commands."""
+    """Return the planned runs."""
     base = dict(PRESETS[args.preset])
     base |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     budgets = ("total_env_steps", "critic_warmup_steps", "noise_decay_steps")
     base |= {name: max(1, round(args.scale * base[name])) for name in budgets}
     variants = []
     for variant in select_variants(VARIANTS, args.only):
-        # The network knows certain step sizes alone: the number of sampling steps is not scaled.
+        # The number of sampling steps is not scaled, since the network is trained only on certain step sizes.
         options = scale_options(variant.options, PUBLISHED, base, absolute=("num_steps",))
         settings = {**base, **options}
         chunks = settings["num_envs"] * settings["rollout_steps"]
-        # As many evaluations for each, however long its iterations are.
+        # The same number of evaluations for each configuration, for any length of its iterations.
         iterations = settings["total_env_steps"] / (8 * chunks)
         options["eval_every"] = max(1, round(iterations / args.evaluations))
         variants.append(Variant(variant.name, variant.category, options))
@@ -162,7 +162,7 @@ def make_runs(args: Args) -> list[SweepRun]:
 
 
 def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
-    """Write the report of what is finished, and say what crashed."""
+    """Write the report of finished runs, and report crashed ones."""
     for status in statuses:
         if status.state == "crashed":
             print(f"CRASHED {status.run.name}: {status.detail}\n  its output: {status.run.log}")
@@ -171,8 +171,8 @@ def report(args: Args, statuses: Sequence[RunStatus]) -> Path:
 
 
 def main(args: Args) -> None:
-    """Plan, run, report."""
-    # A plan can be looked at before its policy is there, and on another machine.
+    """Plan and run the sweep, and write the report."""
+    # With --dry-run the policy need not exist yet.
     check_options(args, skip=("policy",) if args.dry_run else ())
     runs = make_runs(args)
     if args.dry_run:

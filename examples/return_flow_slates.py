@@ -1,12 +1,13 @@
-"""Clone logged latents given the return that followed them, and then ask for a high return: a return-conditioned flow.
+"""Clone logged latents conditioned on their return, and act with a high target return: a return-conditioned flow.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/return_flow_slates.py --data data/diffuse_topdown-medium-300000.npz
 
-Needs no critic. The condition is the discounted return of the steps that follow, as a column beside the observation;
-in a share of the rows it is left out, so that the policy can add `--guidance` times the difference that the condition
-makes to the velocity (classifier-free guidance), as Decision Diffuser does: https://arxiv.org/abs/2211.15657
+Needs no critic. The condition is the discounted return of the following steps, as an additional column of the
+observation. It is omitted in a share of the rows, so that the policy can add `--guidance` times the difference of the
+velocities with and without condition (classifier-free guidance), as in Decision Diffuser:
+https://arxiv.org/abs/2211.15657
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ UNASKED = -5.0
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     gamma: Fraction = 0.8
-    """discount of the return that is the condition"""
+    """discount of the return used as condition"""
     ask: Annotated[float, Range(-4, 10)] = 1.5
     """return that the policy is conditioned on, in standard deviations above the mean of the data"""
     guidance: NonNegative = 2.0
     """weight of the guidance by the condition; 0: unconditional flow, 1: conditional flow"""
     dropout: Fraction = 0.2
-    """share of rows that are trained without condition"""
+    """share of training rows without condition"""
     width: Count = 256
     """width of the velocity network"""
     num_steps: SamplingSteps = 4
@@ -74,7 +75,7 @@ def returns_to_go(reward: Tensor, done: Tensor, gamma: float) -> Tensor:
 
 
 class GuidedFlow(TensorDictModuleBase):
-    """Act by the flow's velocity without condition plus ``guidance`` times the difference that the condition makes."""
+    """Policy with the unconditional velocity plus ``guidance`` times the difference to the conditional velocity."""
 
     def __init__(self, actor: FlowActor, ask: float, guidance: float) -> None:
         self.in_keys, self.out_keys = ["observation"], ["action"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,7 +103,7 @@ class GuidedFlow(TensorDictModuleBase):
 
 
 def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, returns: Tensor) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     ema = SoftUpdate(loss, eps=0.995)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     run.track(modules={"policy": loss.actor_network, "ema_policy": loss.ema_actor}, optimizers={"adamw": optimizer})
@@ -125,7 +126,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, retur
 
 
 def main(args: Args) -> None:
-    """Data, returns, policy, training, evaluation."""
+    """Load the data, compute returns, then build, train and evaluate the policy."""
     args.prepare()
     task = offline_task(args.data, args.models, env=args.env, gamma=args.gamma, device=args.device)
     rows, statistics = task.data.transitions, task.statistics()

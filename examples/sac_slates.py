@@ -1,11 +1,11 @@
-"""Train TorchRL's SAC online on slate latents, as the paper's SAC+GeMS; its transitions are an offline data set too.
+"""Train TorchRL's SAC online on slate latents, as the paper's SAC+GeMS, and save its transitions as a data set.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python examples/sac_slates.py --env diffuse_topdown
     python examples/td3_bc.py --data runs/sac_slates-diffuse_topdown-0/replay.npz
 
-The agent sees beliefs and acts by latents. An iteration plays one episode with each of many simulated users, and then
-does gradient steps. The last lines compare the return with random latents, the short-term oracle and the oracle.
+Observations are beliefs and actions are latents. An iteration plays one episode with each of many simulated users, and
+then does gradient steps. The last lines compare the return with random latents, the short-term oracle and the oracle.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from torchrl_flow.training import ReplayState, gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(TrainingArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     env: SlateEnvName = "diffuse_topdown"
     """environment; see torchrl_flow.recsys.SLATE_ENVS"""
@@ -58,7 +58,7 @@ class Args(TrainingArgs):
     batch_size: Count = 256
     """transitions per gradient step"""
     warm_up: NonNegativeInt = 1
-    """number of first iterations that act with random latents"""
+    """number of initial iterations with random latents"""
     gamma: Fraction = 0.8
     """discount"""
     tau: Rate = 0.01
@@ -79,7 +79,7 @@ class Args(TrainingArgs):
 
 
 def make_loss(args: Args, models: SlateModels) -> tuple[StatePolicyConfig, Any, SACLoss]:
-    """Build the policy, and TorchRL's loss of it and two critics."""
+    """Build the policy, and TorchRL's SAC loss with two critics."""
     state, action = models.encoder.belief_dim, models.ranker.config.latent_dim
     config = StatePolicyConfig(state, action, "gaussian", args.hidden_sizes, layer_norm=True)
     policy: Any = make_state_policy(config).to(args.device)
@@ -97,7 +97,7 @@ def make_loss(args: Args, models: SlateModels) -> tuple[StatePolicyConfig, Any, 
 
 @torch.no_grad()
 def collect(args: Args, models: SlateModels, policy: Any, iteration: int) -> TensorDictBase:
-    """Play an episode with each of new users, by random latents at first, and return the transitions ``[N]``."""
+    """Play an episode with each new user (with random latents at first), and return the transitions ``[N]``."""
     env: Any = models.env(args.num_envs, seed=TRAINING_SEED * (args.seed + 1) + iteration * args.num_envs)
     with set_exploration_type(ExplorationType.RANDOM):
         data = env.rollout(env.base_env.max_episode_steps, policy if iteration > args.warm_up else None)
@@ -106,9 +106,9 @@ def collect(args: Args, models: SlateModels, policy: Any, iteration: int) -> Ten
 
 
 def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuffer, policy: Any, loss: Any) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     target = SoftUpdate(loss, tau=args.tau)
-    # One optimiser is as three: each term reaches the parameters of its own network alone.
+    # One optimiser equals three, since each term affects the parameters of only one network.
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     state = {"replay": ReplayState(buffer)}
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer}, state=state)
@@ -131,7 +131,7 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
 
 
 def main(args: Args) -> None:
-    """Models, policy, training, data set, evaluation."""
+    """Load the models, train the policy, write the data set, and evaluate."""
     args.prepare()
     path = Path(args.models or Path("runs/slate_models") / f"{args.env}.torchrl")
     if not path.exists():
@@ -147,7 +147,7 @@ def main(args: Args) -> None:
     box = ActionBox(models.ranker.action_low, models.ranker.action_high)
     configs = {"state_policy": config, "action_box": {"low": box.low.tolist(), "high": box.high.tolist()}}
     length: int = SlateEnv(args.env, 1, catalogue=models.catalogue).max_episode_steps
-    # One row more than are written: a full ring starts anew, and could not go on where --resume asks for more.
+    # One row more than needed: a full ring restarts at row 0, and --resume could not extend it.
     steps = args.iterations * args.num_envs * length + 1
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(steps, device=args.device), batch_size=args.batch_size)
     name = f"sac_slates-{args.env}-{args.seed}"
@@ -158,7 +158,7 @@ def main(args: Args) -> None:
         train(args, run, models.to(args.device), buffer, policy, loss)
         models.to("cpu")
         data = run.directory / "replay.npz"
-        data.unlink(missing_ok=True)  # of a run that was shorter
+        data.unlink(missing_ok=True)  # left by a shorter run
         write_latent_transitions(data, models, buffer[: len(buffer)].cpu(), policy="sac", seed=args.seed)
         replay = offline_task(data, models, gamma=args.gamma, device=args.device)
         print(conclude_offline(run, replay, policy, recipe="sac", loss=loss))

@@ -1,11 +1,11 @@
-"""Clone a ShortCut flow policy from demonstrations and evaluate it: stage 1 of every recipe here.
+"""Clone a ShortCut flow policy from demonstrations and evaluate it: stage 1 of all recipes with flows.
 
     python examples/shortcut_flow_bc.py --task PushCube-v1
 
 Takes about 5 minutes on one CPU core for PushCube-v1 with --iterations 2500, success_once about 0.98; for other tasks
-see docs/results.md. Demonstrations are made by ManiSkill's motion planner where none are given, the policy is trained,
-evaluated over fixed seeds at several numbers of sampling steps, and a report is written, whose path is printed last. A
-run that was stopped goes on with --resume.
+see docs/results.md. Without --demos, ManiSkill's motion planner makes demonstrations. The policy is trained and
+evaluated over fixed seeds at several numbers of sampling steps, and the path of the report is printed last. --resume
+continues a stopped run.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from torchrl_flow.training import gradient_step, warmup_cosine
 
 @dataclasses.dataclass(kw_only=True)
 class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     task: TaskName = "PushCube-v1"
     """ManiSkill id of the task, planar, or a function that makes your own environment, such as my_package:make_env"""
     obs_mode: ObsMode = "state"
-    """what the policy sees"""
+    """observations of the policy"""
     control_mode: str | None = None
     """ManiSkill's controller; default: the controller of --demos, or pd_ee_delta_pose if --demos is not given"""
     network: Literal["mlp", "concat_mlp", "unet", "dit"] = "mlp"
@@ -66,7 +66,7 @@ class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageAr
     depth: Count = 3
     """blocks (both MLPs, dit) or levels (unet) of the velocity network"""
     obs_horizon: Count = 1
-    """frames of history that the policy sees; with 2 and planner demonstrations the policy copies its own velocity"""
+    """frames of observation history; with 2 frames and planner demonstrations the policy copies its own velocity"""
     pred_horizon: Count = 16
     """steps of a predicted chunk"""
     act_horizon: Annotated[Count, NotAbove("pred_horizon")] = 8
@@ -84,7 +84,7 @@ class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageAr
     ema: Decay = 0.999
     """decay of the averaged policy"""
     state_noise: NonNegative = 0.03
-    """scale of the noise that training adds to normalised states"""
+    """scale of the noise added to normalised states in training"""
     noise_scales: tuple[NonNegative, ...] = ()
     """also evaluate with the flow noise multiplied by these factors; below 1, actions are closer to their mode"""
     eval_episodes: Count = 50
@@ -94,7 +94,7 @@ class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageAr
     save_every: Count = 1000
 
     def check(self) -> None:
-        """Refuse options that contradict each other, or of which no environment or network can be made."""
+        """Refuse options that contradict each other or define an invalid environment or network."""
         check_task(self.task, self.obs_mode, self.control_mode)
         check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
         check_images(self.task, self.obs_mode, self.demos, self.image_size, self.pixel_channels)
@@ -104,7 +104,7 @@ class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageAr
 
 
 def simulation_of(args: Args) -> dict[str, Any]:
-    """Return number of environments and simulation, as far as they are given."""
+    """Return the number of environments and the simulation, if given."""
     asked: dict[str, Any] = {"num_envs": args.num_envs, "sim_backend": args.sim_backend}
     return evaluation_env_options(args.task, obs_mode=args.obs_mode, **asked)
 
@@ -112,7 +112,7 @@ def simulation_of(args: Args) -> dict[str, Any]:
 def make_data(args: Args, source: DemoSource, task: TaskInfo) -> DemoReplayBuffer:
     """Make or read the demonstrations, as a replay buffer of action chunks."""
     chunks = {name: getattr(args, name) for name in ("pred_horizon", "act_horizon", "obs_horizon", "batch_size")}
-    # After the last step of a demonstration the policy shall hold still, so that padding is a target too.
+    # Padding is a target too, so that the policy holds still after the last step of a demonstration.
     options: dict[str, Any] = {"next_obs": False, "device": args.device, "uses_rewards": False, **chunks}
     return source.load(task, padding="hold", mask_padding=False, **options)
 
@@ -128,7 +128,7 @@ def make_actor(args: Args, data: DemoReplayBuffer, env: EnvBase) -> FlowActor:
 
 
 def make_env(args: Args, source: DemoSource) -> EnvBase:
-    """Make the environment of evaluation: episodes run to the time limit."""
+    """Make the evaluation environment, whose episodes run to the time limit."""
     return make_evaluation_env(
         args.task,
         episodes=args.eval_episodes,
@@ -144,7 +144,7 @@ def make_env(args: Args, source: DemoSource) -> EnvBase:
 
 
 def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlowLoss, env: EnvBase) -> None:
-    """Train the policy; all of the loop is here."""
+    """Run the training loop."""
     ema = DirectSoftUpdate(loss_module, eps=args.ema)
     optimizer = torch.optim.AdamW(
         loss_module.parameters(), args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True
@@ -169,7 +169,7 @@ def train(args: Args, run: Run, data: DemoReplayBuffer, loss_module: ShortCutFlo
 
 
 def main(args: Args) -> EvaluationResult:
-    """Data, policy, training, evaluation, report."""
+    """Load the data, build and train the policy, evaluate, and write the report."""
     args.prepare()
     source = DemoSource(args.demos, args.num_demos, args.quality, args.retime, args.seed, image_size=args.image_size)
     env = make_env(args, source)

@@ -1,4 +1,4 @@
-"""TD3+BC on logged slates: a deterministic policy of latents, with TorchRL's loss; alpha 0 is behaviour cloning.
+"""TD3+BC on logged slates: a deterministic policy with TorchRL's loss; alpha 0 is behaviour cloning.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
@@ -41,10 +41,10 @@ from torchrl_flow.training import gradient_step
 
 @dataclasses.dataclass(kw_only=True)
 class Args(OfflineArgs, CompileArgs):
-    """What the recipe can be told on the command line."""
+    """Options of the recipe."""
 
     alpha: NonNegative = 2.5
-    """weight of the critic against cloning; 0 for cloning alone"""
+    """weight of the critic relative to cloning; 0: cloning only"""
     gamma: Fraction = 0.8
     """discount; at .99 values diverge on these data"""
     tau: Rate = 0.005
@@ -64,7 +64,7 @@ class Args(OfflineArgs, CompileArgs):
 
 
 def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple[TensorDictModule, DirectTD3BCLoss]:
-    """Build the policy, and the loss of it and two critics, with the paper's squared error."""
+    """Build the policy, and its loss with two critics and the paper's squared error."""
     statistics = task.statistics()["observation"]
     policy = make_state_policy(config, statistics).to(args.device)
     critics = [critic.to(args.device) for critic in make_state_values(config, statistics)]
@@ -82,7 +82,7 @@ def make_loss(args: Args, task: OfflineTask, config: StatePolicyConfig) -> tuple
 
 
 def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, loss: DirectTD3BCLoss) -> None:
-    """Train; all of the loop is here."""
+    """Run the training loop."""
     target = DirectSoftUpdate(loss, tau=args.tau)
     actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), args.lr, fused=True)
     value_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), args.lr, fused=True)
@@ -108,7 +108,7 @@ def train(args: Args, run: Run, task: OfflineTask, policy: TensorDictModule, los
 
 
 def main(args: Args) -> None:
-    """Data, policy, training, evaluation."""
+    """Load the data, then build, train and evaluate the policy."""
     args.prepare()
     task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device

@@ -1,10 +1,10 @@
-"""ReinFlow, DSRL and AWSC in TorchRL's own trainers, with hooks for what is special to chunks.
+"""ReinFlow, DSRL and AWSC in TorchRL's trainers, with hooks for action chunks.
 
     python examples/trainer.py --policy runs/bc
     python examples/trainer.py --policy runs/bc --algorithm dsrl_sac
 
-The recipes resume and report. This script has the same policies and losses as reinflow.py, dsrl_ppo.py,
-dsrl_sac_online.py and awsc_online.py, and leaves the loop to TorchRL: collector, replay buffer, epochs, weights, logs.
+Policies and losses are those of reinflow.py, dsrl_ppo.py, dsrl_sac_online.py and awsc_online.py; collector, replay
+buffer, epochs, weights and logs are TorchRL's. Unlike the recipes, it neither resumes nor writes a report.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torchrl_flow.runs import TrainingCheckpoint, save_checkpoint
 
 @dataclasses.dataclass(kw_only=True)
 class Args(opt.PolicyArgs):
-    """What the script can be told on the command line."""
+    """Options of the script."""
 
     algorithm: Literal["reinflow", "dsrl_ppo", "dsrl_sac", "awsc"] = "reinflow"
     """ReinFlow or DSRL by PPO in PPOTrainer, DSRL by SAC in SACTrainer, AWSC in Trainer"""
@@ -47,7 +47,7 @@ class Args(opt.PolicyArgs):
     rollout_steps: opt.Count = 13
     """chunks of each environment between updates"""
     total_env_steps: opt.Count = 300_000
-    """environment steps in all, if every chunk is executed to its end"""
+    """total environment steps, if every chunk is executed to its end"""
     minibatch_size: opt.Count = 208
     """chunks per gradient step"""
     epochs: opt.Count = 2
@@ -63,7 +63,7 @@ class Args(opt.PolicyArgs):
     eval_every: opt.NonNegativeInt = 0
     """rollouts between evaluations on 20 other episodes; 0 for none"""
     eval_episodes: opt.Count = 200
-    """episodes of the evaluation before and after"""
+    """episodes of the evaluations before and after training"""
     output: opt.WritableDirectory = "runs/trainer"
     """directory of the logs and the checkpoint"""
     seed: opt.Seed = 0
@@ -72,11 +72,11 @@ class Args(opt.PolicyArgs):
     """CPU threads"""
 
 
-Parts = tuple[Trainer, Any, dict[str, Any], list[Any]]  # to evaluate, to save, what follows the environment steps
+Parts = tuple[Trainer, Any, dict[str, Any], list[Any]]  # policy, modules to save, functions of the environment steps
 
 
 def shared(args: Args, collect: type[Collector], env: Any, policy: Any, act_horizon: int) -> dict[str, Any]:
-    """Return the arguments that all trainers have in common."""
+    """Return the arguments common to all trainers."""
     frames = args.num_envs * args.rollout_steps
     total = -(-args.total_env_steps // (frames * act_horizon)) * frames
     options: Any = {"exploration_type": ExplorationType.RANDOM, "auto_register_policy_transforms": False}
@@ -106,7 +106,7 @@ def in_ppo_trainer(args: Args, common: dict[str, Any], loss_module: ClipPPOLoss,
 
 
 def reinflow(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
-    """PPO on the chain of a noisy flow; the bound of the noise falls."""
+    """Train the chain of a noisy flow with PPO; the noise bound decreases."""
     noisy = nets.NoisyFlowActor(flow, nets.make_noise_net(nets.NoiseNetConfig(), flow))
     value: Any = nets.make_state_value(nets.StateValueConfig(), flow)
     falls: dict[str, Any] = {"noise_schedule": "linear", "noise_decay_steps": args.total_env_steps}
@@ -118,7 +118,7 @@ def reinflow(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoi
 
 
 def dsrl(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
-    """A latent policy steers the frozen flow: by PPO, from a mixture with the prior, or by SAC."""
+    """Train a latent policy that steers the frozen flow, by PPO (with a mixture with the prior) or by SAC."""
     ppo, sizes = args.algorithm == "dsrl_ppo", (128, 128)
     policy = nets.make_latent_policy(nets.LatentPolicyConfig("tied", 2.0, sizes, prior_mixing=ppo), flow)
     steered, modules = nets.SteeredFlowActor(policy, flow), {"policy": flow, LATENT_POLICY: policy}
@@ -148,7 +148,7 @@ def dsrl(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) 
 
 
 def awsc(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
-    """Advantage-weighted cloning of demonstrations and better online chunks, half of each in every batch."""
+    """Clone demonstrations and better online chunks, half of each per batch, with advantage weights."""
     critic = nets.QEnsemble.for_actor(flow, num_qs=2, hidden_sizes=(256, 256))
     loss_module = objectives.AWFlowLoss(flow, critic, gamma=args.gamma, filter_policy_data=True)
     target = objectives.NetworkSoftUpdate(loss_module, "critic_network", tau=0.01)
@@ -168,13 +168,13 @@ def awsc(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) 
 
 
 def main(args: Args) -> EvaluationResult:
-    """Policy, evaluation, training, evaluation, checkpoint."""
+    """Load the policy, evaluate, train, evaluate again, and save a checkpoint."""
     opt.check_options(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     flow, start = load_policy(load_flow_checkpoint(args.policy, which=args.which))
     envs = make_training_envs(start, num_envs=args.num_envs, gamma=args.gamma, episodes=args.eval_episodes)
-    score = functools.partial(evaluate, envs[1], progress=False)  # of other episodes, which reach no buffer
+    score = functools.partial(evaluate, envs[1], progress=False)  # on other episodes, which are not stored in a buffer
     seeds = evaluation_seeds(args.eval_episodes)
     print("before:", score(flow, seeds).summary(), flush=True)
     build = {"reinflow": reinflow, "awsc": awsc, "dsrl_ppo": dsrl, "dsrl_sac": dsrl}[args.algorithm]
@@ -182,7 +182,7 @@ def main(args: Args) -> EvaluationResult:
     others = lambda: score(policy, validation_seeds(20)).metrics()  # noqa: E731
     hooks = training.ChunkHooks(schedules, others, eval_every=args.eval_every)
     hooks.register(trainer)
-    if args.algorithm == "dsrl_sac":  # keep what the loss reads
+    if args.algorithm == "dsrl_sac":  # keep the entries that the loss reads
         trainer.register_op("batch_process", training.macro_transitions)
     trainer.train()
     result, path = score(policy, seeds), f"{args.output}/policy.torchrl"
