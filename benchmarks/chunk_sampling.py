@@ -1,9 +1,10 @@
-"""How long a batch of action chunks takes, against the size of the store it comes from.
+"""Time to sample a batch of action chunks, for several sizes of the demo store.
 
     python benchmarks/chunk_sampling.py --sizes 1000 100000 1000000
 
-The cost must follow the batch, not the store: a hundred times the steps may cost cache misses, not a hundred times the
-time. Writes the stores to a temporary directory (168 MB for a million steps).
+The time must depend on the batch size, not on the size of the store: a store with a hundred times the steps may cause
+cache misses, but must not take a hundred times as long. Writes the stores to a temporary directory (168 MB for a
+million steps).
 """
 
 from __future__ import annotations

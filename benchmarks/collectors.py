@@ -1,17 +1,17 @@
-"""Speed of several collector processes against one process with as many environments.
+"""Speed of several collector processes, compared with one process with the same total number of environments.
 
     python benchmarks/collectors.py
     python benchmarks/collectors.py --num-envs 64 --processes 2 --results benchmarks/results.csv
     python benchmarks/collectors.py --task planar --ray
 
-Collected are rollouts of the noisy flow policy of `reinflow.py`, of the sizes of its defaults: by one process of
-``--num-envs`` environments (``ChunkRollouts``), and by ``--processes`` processes that share as many among them
-(``CollectorRollouts``, or ``RayRollouts`` with ``--ray``), in turns. The time of the processes includes sending them
-the weights and bringing the data together. Two ratios are printed, each of the same turn:
+The benchmark collects rollouts of the noisy flow policy of `reinflow.py` with its default sizes, alternately by one
+process with ``--num-envs`` environments (``ChunkRollouts``) and by ``--processes`` processes with the same total number
+(``CollectorRollouts``, or ``RayRollouts`` with ``--ray``). The time of the processes includes sending the weights and
+concatenating the data. Two ratios are printed, each from measurements of the same turn:
 
-- of the clock. It depends on how many cores are free: the load of the machine is printed too;
-- of CPU time on the longest path, that of this process and of the busiest collector. It is what the clock shows on a
-  machine with a free core for each process.
+- of wall time. It depends on the number of free cores, so the load of the machine is printed too;
+- of CPU time on the longest path: this process and the busiest collector. It equals wall time on a machine with a free
+  core for each process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Args:
     task: str = "PickCube-v1"
     """ManiSkill id, or planar"""
     num_envs: int = 64
-    """environments, all together"""
+    """total number of environments"""
     processes: int = 2
     """collector processes"""
     ray: bool = False
@@ -53,14 +53,14 @@ class Args:
 
 
 def make_env(task: str, num_envs: int) -> Any:
-    """Make chunks of four steps of a batch of environments."""
+    """Make a batch of environments with chunks of four steps."""
     limits: dict[str, Any] = {"max_episode_steps": 100, "control_mode": "pd_ee_delta_pose", "visuals": False}
     env = PlanarPickPlaceEnv(num_envs) if task == PLANAR else ManiSkillEnv(task, num_envs=num_envs, **limits)
     return make_chunk_env(env, obs_horizon=2, act_horizon=4, gamma=0.99)
 
 
 def make_policy(env: Any) -> NoisyFlowActor:
-    """Make a noisy flow of the recipe's sizes, with the weights that it starts with."""
+    """Make a noisy flow with the recipe's sizes and initial weights."""
     (state_dim,), (action_dim,) = env.observation_spec["observation"].shape[2:], env.action_spec.shape[2:]
     config = FlowActorConfig(action_dim=action_dim, state_dim=state_dim, obs_horizon=2, act_horizon=4, num_steps=4)
     actor = make_flow_actor(config, action_low=-torch.ones(action_dim), action_high=torch.ones(action_dim))
@@ -75,7 +75,7 @@ def cpu_s(pid: int) -> float:
 
 
 def measure(rollouts: Any) -> tuple[float, float]:
-    """Collect once; returns milliseconds an environment step, of the clock and of CPU time on the longest path."""
+    """Collect once; return wall time and CPU time on the longest path, in milliseconds per environment step."""
     pids = []
     if isinstance(rollouts, CollectorRollouts) and rollouts.collector is not None:
         pids = [process.pid for process in rollouts.collector.procs]

@@ -1,16 +1,16 @@
-"""What an update of DSRL with noise aliasing costs: ours against the official update, restated in plain PyTorch.
+"""Time of an update of DSRL with noise aliasing, compared with the official update in plain PyTorch.
 
     python benchmarks/dsrl_update.py
     python benchmarks/dsrl_update.py --results benchmarks/results.csv
 
 prints, for K = 1 and K = 8 sampling steps, the median time of a gradient step of each in milliseconds, and the median
-ratio of neighbouring measurements with its quartiles: below 1, ours is the faster. A gradient step is one of the critic
-of actions, `distill_steps` of the critics of noise, and one of policy and temperature, each with its optimiser, then
-the target. The restatement does the same operations in the order of the official code (temperature, critic of actions,
-then for each step of distillation new noise, the flow, the teacher and the critics of noise, then the policy), with two
-critics of three layers of 128, tanh and LayerNorm; ours are of the same form. The velocity network, by far the most of
-the time, is the same object in both; ours makes the pairs of all steps at once, for which what depends on the
-observation is computed once. Replay is not timed: both get their batches from memory.
+ratio of neighbouring measurements with its quartiles; below 1, this library is faster. A measured step consists of one
+gradient step of the critic of actions, `distill_steps` of the critics of noise, one of policy and temperature (each
+with its optimiser), and the target update. The reference does the same operations in the order of the official code
+(temperature, critic of actions, then for each step of distillation new noise, the flow, the teacher and the critics of
+noise, then the policy). Both have two critics of three layers of 128 units with tanh and LayerNorm. The velocity
+network, which takes most of the time, is the same object in both. The library makes the pairs of all distillation steps
+at once, so that features of the observation are computed once. Replay is not timed: batches are in memory.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Args:
     state_dim: int = 23
     action_dim: int = 7
     chunk: int = 4
-    """Steps of a chunk, all of them executed and steered."""
+    """Steps of a chunk; all steps are executed and steered."""
     hidden_sizes: tuple[int, ...] = (128, 128, 128)
     distill_steps: int = 10
     flow_width: int = 256
@@ -62,7 +62,7 @@ class Args:
     gradient_steps: int = 20
     """Gradient steps in a measurement."""
     rounds: int = 5
-    """Number of measurements of each, taken in turns, after one that does not count."""
+    """Number of measurements of each form, taken alternately, after one warm-up."""
     threads: int = 1
     """Number of CPU threads."""
     device: str = "cpu"
@@ -100,7 +100,7 @@ def make_batch(args: Args) -> TensorDict:
 
 
 def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
-    """The update of examples/dsrl_sac_online.py --na."""
+    """Make the update of examples/dsrl_sac_online.py --na."""
     policy = make_latent_policy(LatentPolicyConfig(latent_bound=1.0, hidden_sizes=args.hidden_sizes), flow)
     config = CriticConfig(num_qs=2, hidden_sizes=args.hidden_sizes, activation="tanh")
     critic = make_critic(config, flow)
@@ -166,7 +166,7 @@ class Reference:
 
     @torch.no_grad()
     def decode(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Carry noise to an action by K Euler steps."""
+        """Map noise to an action by K Euler steps."""
         x = noise.reshape(-1, self.args.chunk, self.args.action_dim)
         num = self.flow.num_steps
         d = x.new_full(x.shape[:1], 1 / num)
@@ -176,13 +176,13 @@ class Reference:
 
     @staticmethod
     def values(critics: list[nn.Sequential], obs: Tensor, action: Tensor) -> Tensor:
-        """Return all critics' values, side by side."""
+        """Return the values of all critics, concatenated."""
         x = torch.cat([obs, action], -1)
         return torch.cat([critic(x) for critic in critics], -1)
 
     @staticmethod
     def minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take one step."""
+        """Take one optimiser step."""
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -213,7 +213,7 @@ class Reference:
 
 
 def measure(made: dict[str, Callable[[], None]], args: Args) -> dict[str, list[float]]:
-    """Milliseconds per gradient step, `[form][round]`, the forms taking turns."""
+    """Return milliseconds per gradient step, `[form][round]`; the forms alternate."""
     times: dict[str, list[float]] = {name: [] for name in made}
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     for _ in range(args.rounds + 1):

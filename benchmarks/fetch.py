@@ -5,8 +5,8 @@
     python examples/shortcut_flow_bc.py --task benchmarks.fetch:make_env --demos demos/fetch --name fetch
     TORCHRL_FLOW_TASKS=benchmarks.fetch:make_env python examples/reinflow.py --policy runs/fetch
 
-The expert opens the gripper above the cube, descends, closes it, and carries the cube to the goal. Its actions get
-noise, and all episodes are kept, those without success too.
+The expert opens the gripper above the cube, descends, closes it, and carries the cube to the goal. Noise is added to
+its actions, and all episodes are kept, including failures.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torchrl_flow.data import DemoStore
 STEPS = 50
 TASK = {"task": "FetchPickAndPlace-v4", "control_mode": "mocap", "obs_mode": "state", "reward_mode": "sparse"}
 GAIN = 8.0
-"""Action for a metre of distance; an action of 1 moves the gripper by 5 cm at most."""
+"""Action per metre of distance; an action of 1 moves the gripper by at most 5 cm."""
 
 
 class FlatFetch(gym.Wrapper):
-    """State and goal in one float32 vector ``[28]``, reward 1 at the goal and else 0, success in ``info``."""
+    """Wrapper with state and goal as float32 ``[28]``, reward 1 at the goal, otherwise 0, and success in ``info``."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -45,7 +45,7 @@ class FlatFetch(gym.Wrapper):
         return self._flat(observation), {"success": np.array([False])}
 
     def step(self, action: Any) -> Any:
-        """Do a step."""
+        """Step the environment."""
         observation, _, terminated, truncated, info = self.env.step(action)
         success = bool(info["is_success"])
         return self._flat(observation), float(success), terminated, truncated, {"success": np.array([success])}
@@ -56,7 +56,7 @@ class FlatFetch(gym.Wrapper):
 
 
 def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = None) -> FlatFetch:
-    """Make the environment of gymnasium."""
+    """Make the gymnasium environment."""
     import gymnasium_robotics  # pyright: ignore[reportMissingImports]
 
     gym.register_envs(gymnasium_robotics)
@@ -73,11 +73,11 @@ def make_env(max_episode_steps: int = STEPS) -> EnvBase:
 
 
 def expert(observation: np.ndarray, holding: bool) -> tuple[np.ndarray, bool]:
-    """Return the expert's action and whether it holds the cube now.
+    """Return the expert's action and whether it now holds the cube.
 
     Args:
-        observation: of :class:`FlatFetch`.
-        holding: what it returned at the step before.
+        observation: observation of :class:`FlatFetch`.
+        holding: value returned at the previous step.
     """
     gripper, cube, fingers, goal = observation[:3], observation[3:6], observation[9:11], observation[25:28]
     above = cube + np.array([0.0, 0.0, 0.08])
@@ -111,7 +111,7 @@ def main(number: int = 200, noise: float = 0.1, output: str = "demos/fetch") -> 
     """Write the demonstrations.
 
     Args:
-        number: how many episodes.
+        number: number of episodes.
         noise: standard deviation of the noise on the expert's actions.
         output: directory of the demo store.
     """

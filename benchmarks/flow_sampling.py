@@ -1,12 +1,13 @@
-"""What drawing action chunks costs, and the log-probability of a denoising chain: ours against plain PyTorch.
+"""Time to sample action chunks and to compute a denoising chain's log-probability, compared with plain PyTorch.
 
     python benchmarks/flow_sampling.py --results benchmarks/results.csv
 
-`ours` is `FlowActor` on a TensorDict, normalisers and bounds included, by the network that users get (mlp) and by
+`ours` is `FlowActor` on a TensorDict, including normalisers and bounds, with the default network (mlp) or with
 `--network concat_mlp`; `plain` is a loop over the K Euler steps of the published network for states (a residual MLP of
-512 units) on tensors. The chain's log-probability is that of `NoisyFlowActor` against the published loop with one call
-of the network for each step and torch's Normal. Printed are medians of CPU time, ratios with quartiles (below 1, ours
-is faster), the numbers of parameters, and the floor: the time of the matrix products alone at the rate measured here.
+512 units) on tensors. The chain's log-probability is computed by `NoisyFlowActor`, and by the published loop with one
+network call per step and torch's Normal. The output has medians of CPU time, ratios with quartiles (below 1, `ours` is
+faster), numbers of parameters, and a lower bound: the time of the matrix products only, at the rate measured in this
+process.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class Args:
     """What to measure."""
 
     networks: tuple[str, ...] = ("mlp", "concat_mlp", "published")
-    """Velocity networks of ours; published is concat_mlp of the published width and depth."""
+    """Velocity networks of `ours`; published is concat_mlp with the published width and depth."""
     batch_sizes: tuple[int, ...] = (256, 1)
     num_steps: tuple[int, ...] = (1, 4, 16)
     rounds: int = 20
-    """Number of measurements of each form, taken in turns, after three that do not count."""
+    """Number of measurements of each form, taken alternately, after three warm-ups."""
     threads: int = 1
     device: str = "cpu"
     results: Path | None = None

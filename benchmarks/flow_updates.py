@@ -1,14 +1,14 @@
-"""What updates of flow policies cost: ShortCut cloning and its weighted form with a critic, against plain PyTorch.
+"""Time of updates of flow policies (ShortCut cloning, and advantage weights with a critic), against plain PyTorch.
 
     python benchmarks/flow_updates.py --results benchmarks/results.csv
 
-`cloning`: an update as `shortcut_flow_bc` makes it, by the network that users get and by `concat_mlp`, against the
-published update restated: the published network for states (a residual MLP of 512 units that reads points, time and
-observation side by side), one pass over flow matching and self-consistency, AdamW and a loop over the averages.
-`weighted`: an update of critic and actor by `AWFlowLoss` with ten members, against the same equations with a loop over
-ten modules and a draw of chunks for each use. The actor's network is the same object in both. Printed are medians of
-CPU time, ratios with quartiles (below 1, ours is faster), the numbers of parameters, and the floor: the time of the
-matrix products alone at the rate measured in this process.
+`cloning`: the update of `shortcut_flow_bc`, with the default network and with `concat_mlp`, compared with the published
+update: the published network for states (a residual MLP of 512 units with points, time and observation as concatenated
+input), one pass over flow matching and self-consistency, AdamW and a loop over the averages. `weighted`: an update of
+critic and actor by `AWFlowLoss` with ten members, compared with the same equations with a loop over ten modules and a
+separate draw of chunks for each use. The actor's network is the same object in both. The output has medians of CPU
+time, ratios with quartiles (below 1, the library is faster), numbers of parameters, and a lower bound: the time of the
+matrix products only, at the rate measured in this process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Args:
     batch_size: int = 256
     num_qs: int = 10
     rounds: int = 20
-    """Number of measurements of each form, taken in turns, after three that do not count."""
+    """Number of measurements of each form, taken alternately, after three warm-ups."""
     threads: int = 1
     device: str = "cpu"
     results: Path | None = None
@@ -50,7 +50,7 @@ class Args:
 
 
 class PublishedNetwork(ShortCutVelocityConcatMLP):
-    """The published network of the state tasks, in its own form: one cat, one product."""
+    """The published network of the state tasks, with one concatenation and one matrix product for the input."""
 
     def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
         """Return the velocity ``[B, H, A]``."""
@@ -88,7 +88,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def shortcut_errors(network: Callable[..., Tensor], average: Callable[..., Tensor], s: Tensor, x_1: Tensor) -> Tensor:
-    """Return the errors of a batch whose last quarter trains self-consistency."""
+    """Return the errors of a batch; its last quarter is for self-consistency."""
     rows, device = x_1.shape[0], x_1.device
     part = rows // 4
     x_0 = torch.randn_like(x_1)
@@ -109,7 +109,7 @@ def shortcut_errors(network: Callable[..., Tensor], average: Callable[..., Tenso
 
 
 def cloning(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    """The forms of the cloning update."""
+    """Return the forms of the cloning update."""
     forms: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for name in ("mlp", "concat_mlp", "published"):
@@ -147,7 +147,7 @@ def member(width: int = 256) -> nn.Module:
 
 
 def weighted(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    """The forms of the update of critic and actor."""
+    """Return the forms of the update of critic and actor."""
     actor = make_actor(args, "mlp")
     loss = AWFlowLoss(actor, QEnsemble.for_actor(actor, num_qs=args.num_qs))
     target = DirectSoftUpdate(loss, tau=0.005)

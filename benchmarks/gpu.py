@@ -1,12 +1,12 @@
-"""What a GPU makes of this library, in one command of at most ten minutes.
+"""Speed of this library on a GPU, in one command of at most ten minutes.
 
     python benchmarks/gpu.py --results benchmarks/results.csv
-    python benchmarks/gpu.py --device cpu          # a reduced form, which says so
+    python benchmarks/gpu.py --device cpu          # a reduced form, marked as such
 
-Measured are loss, backward pass and optimiser's step of each update in float32, TF32 and bfloat16 (autocast), eager,
-compiled, and compiled with CUDA graphs; the latency of a chunk; QEnsemble's loop against its batched form; and the
-planar task with 4,096 environments. A row's reference is the eager float32 form, and the loop of QEnsemble. A form that
-cannot be measured is printed with its error, and the others go on. After `--minutes` what is left is left out.
+The benchmark measures loss, backward pass and optimiser step of each update in float32, TF32 and bfloat16 (autocast),
+eager, compiled, and compiled with CUDA graphs; the latency of a chunk; QEnsemble's loop and its batched form; and the
+planar task with 4,096 environments. The reference of a row is the eager float32 form, or the loop of QEnsemble. If a
+form cannot be measured, its error is printed and the others continue. Forms not started after `--minutes` are skipped.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Args:
     """What to measure."""
 
     device: str = "auto"
-    """cuda, cpu, or auto: cuda where there is one"""
+    """cuda, cpu, or auto: cuda if available"""
     rounds: int = 20
-    """Number of measurements of each form, taken in turns."""
+    """Number of measurements of each form, taken alternately."""
     batch_size: int = 256
     num_envs: int = 4096
     """Environments of the planar task."""
     minutes: float = 9.0
-    """What has not begun by then is left out."""
+    """Time after which no further measurement is started."""
     compiled: bool = True
     """Also measure compiled forms."""
     results: Path | None = None
@@ -60,7 +60,7 @@ MODES = {"eager": None, "compiled": "default", "CUDA graph": "reduce-overhead"}
 
 @contextmanager
 def precision(name: str, device: str) -> Iterator[None]:
-    """Compute in a precision inside the block."""
+    """Set the precision inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "TF32" else "highest")
     try:
@@ -71,7 +71,7 @@ def precision(name: str, device: str) -> Iterator[None]:
 
 
 def losses(args: Args) -> dict[str, tuple[Any, TensorDict, list[str]]]:
-    """Each update's loss, a batch, and the names of what is minimised."""
+    """Return each update's loss, a batch, and the names of the minimised losses."""
     flow = FlowArgs(batch_size=args.batch_size, device=args.device)
     batch, actor = make_batch(flow), make_actor(flow, "mlp")
     critic = QEnsemble.for_actor(actor).to(args.device)
@@ -113,13 +113,13 @@ def update_of(loss: Any, batch: TensorDict, names: list[str], mode: str | None, 
 
 
 class Report:
-    """Prints pairs, appends them to the table, and knows when time is up."""
+    """Printer of pairs that appends them to the table and checks the time limit."""
 
     def __init__(self, args: Args) -> None:
         self.args, self.end = args, time.monotonic() + 60 * args.minutes
 
     def pair(self, title: str, mode: str, ours: list[float], reference: list[float]) -> None:
-        """Print and keep one pair."""
+        """Print and store one pair."""
         columns = ratio_of(ours, reference)
         print(f"{title}, {mode}:", {key: round(value, 4) for key, value in columns.items()}, flush=True)
         if self.args.results is not None:
@@ -127,14 +127,14 @@ class Report:
             append_benchmark(self.args.results, pair=title, mode=mode, device=device, threads=threads, **columns)
 
     def has_time(self, what: str) -> bool:
-        """Tell whether there is time for more."""
+        """Return whether time is left."""
         if time.monotonic() < self.end:
             return True
         print(f"{what}: left out, {self.args.minutes} minutes are over", flush=True)
         return False
 
     def measure(self, what: str, reference: Form, form: Form) -> None:
-        """Measure a form against its reference; an error is printed."""
+        """Measure a form and its reference; print an error if it fails."""
         if not self.has_time(what):
             return
         title, mode = what.split(": ")

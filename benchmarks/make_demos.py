@@ -1,10 +1,10 @@
-"""Time of making demonstrations side by side, against one after the other.
+"""Time to make demonstrations in a batch, compared with one after the other.
 
     python benchmarks/make_demos.py
     python benchmarks/make_demos.py --num-demos 48 --results benchmarks/results.csv
 
-Both make the same demonstrations, which is checked: the files have to be equal to the byte. Printed are seconds of CPU
-time a demonstration, and the share of the clock's time that the motion planner takes, which plans one motion after the
+Both must make the same demonstrations: the benchmark checks that the files are byte-identical. The output has CPU
+seconds per demonstration, and the share of wall time of the motion planner, which plans the motions one after the
 other. The start of the simulator is not counted.
 """
 
@@ -33,13 +33,13 @@ class Args:
     side_by_side: int = 16
     """motions that are simulated together"""
     retime: bool = True
-    """with the tracking of the planner's path that the recipes use"""
+    """re-time the motions, as the recipes do"""
     results: str | None = None
     """results.csv to append a row to"""
 
 
 def make(args: Args, side_by_side: int, num_demos: int) -> tuple[float, MakeDemosReport, str]:
-    """Make demonstrations; returns seconds of CPU time each, the report, and a digest of the file."""
+    """Make demonstrations; return CPU seconds per demonstration, the report, and a digest of the file."""
     with tempfile.TemporaryDirectory() as folder:
         options = MakeDemosArgs(
             task=args.task,

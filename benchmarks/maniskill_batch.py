@@ -1,20 +1,21 @@
-"""Speed of many ManiSkill environments in one CPU process, against what ManiSkill offers on a CPU.
+"""Speed of many ManiSkill environments in one CPU process, compared with ManiSkill's own options on a CPU.
 
     python benchmarks/maniskill_batch.py
     python benchmarks/maniskill_batch.py --tasks PickCube-v1 --num-envs 32 --results benchmarks/results.csv
 
-Everything is measured in turns in the same process and state: a few control steps with random actions of each
-contender, round after round. Compared are milliseconds an environment step, of CPU time and of the clock, of
+The contenders are measured alternately in the same process and state, with a few control steps of random actions per
+round. The output has CPU time and wall time in milliseconds per environment step of
 
 - ManiSkill's own single environment, stepped as its documentation does;
-- ``gymnasium.vector.AsyncVectorEnv`` over two processes of one environment each, as several are usually had on a CPU;
+- ``gymnasium.vector.AsyncVectorEnv`` over two processes of one environment each, the usual way to run several
+  environments on a CPU;
 - ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
-- the floor: the steps of PhysX alone that a control step of that environment takes.
+- the lower bound: only the PhysX steps of a control step of that environment.
 
-Printed is also the share of a step that reads observations, which chunks could save in the steps that nobody observes.
+The share of a step for reading observations is printed too; chunks could skip it in steps without observation.
 
-CPU time is the measure on a machine that others use too. It counts all threads and processes. The memory of each is
-what an environment adds to the process.
+CPU time, of all threads and processes, is the better measure on a shared machine. Memory is the increase of the process
+per environment.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Args:
     rounds: int = 5
     """turns"""
     env_steps: int = 128
-    """environment steps of a contender in a turn, at least one step of all its sub-environments"""
+    """environment steps of a contender per turn, at least one step of all its sub-environments"""
     processes: int = 2
-    """of AsyncVectorEnv; 0 leaves it out"""
+    """processes of AsyncVectorEnv; 0 skips it"""
     control_mode: str = "pd_ee_delta_pose"
     """controller"""
     results: str | None = None
@@ -61,7 +62,7 @@ class Args:
 
 
 class Contender:
-    """Something that steps environments, and the times that it took."""
+    """A way to step environments, and its measured times."""
 
     def __init__(
         self, label: str, threads: int, num_envs: int, step: Callable[[], Any], pids: Sequence[int] = ()
@@ -71,7 +72,7 @@ class Contender:
         self.wall_ms: list[float] = []
 
     def measure(self, env_steps: int) -> None:
-        """Step, and note milliseconds an environment step."""
+        """Step, and record milliseconds per environment step."""
         calls = max(1, env_steps // self.num_envs)
         cpu, wall = time.process_time() + _cpu_of(self._pids), time.perf_counter()
         for _ in range(calls):
@@ -83,7 +84,7 @@ class Contender:
 
 
 def _cpu_of(pids: Sequence[int]) -> float:
-    """Seconds of CPU time of processes."""
+    """Return CPU seconds of processes."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
@@ -112,7 +113,7 @@ def _single(task: str, control_mode: str) -> gymnasium.Env:
 
 
 def maniskill(task: str, control_mode: str) -> Contender:
-    """ManiSkill's single environment."""
+    """Return a contender of ManiSkill's single environment."""
     env = _single(task, control_mode).unwrapped
     env.reset(seed=0)
     actions, count = _actions(env.action_space.shape or ()), iter(range(10**9))
@@ -132,7 +133,7 @@ def processes(task: str, control_mode: str, number: int) -> Contender:
 
 @dataclasses.dataclass
 class Batch:
-    """Ours, the floor under it where it is in one thread, megabytes an environment, and the environment."""
+    """The batched environment, its lower bound (with one thread), and its megabytes per environment."""
 
     ours: Contender
     floor: Contender | None
@@ -141,10 +142,10 @@ class Batch:
 
 
 def observation_share(batch: Batch, env_steps: int) -> float:
-    """Return the share of a step's time in which observations are read, flattened and copied.
+    """Return the share of a step's time for reading, flattening and copying observations.
 
-    That is what a chunk could save in the steps that nobody observes. What rewards, success and controllers read of
-    the simulation is not in it: they need it in every step.
+    A chunk could skip this in steps without observation. Reads of the simulation by rewards, success and controllers
+    are not included, since they are needed in every step.
     """
     seconds = [0.0]
 
@@ -172,7 +173,7 @@ def observation_share(batch: Batch, env_steps: int) -> float:
 
 
 def batch(task: str, control_mode: str, num_envs: int, threads: int) -> Batch:
-    """Make ours."""
+    """Make the batched environment."""
     before = _megabytes()
     options: dict[str, Any] = {"visuals": False, "max_episode_steps": 100_000, "control_mode": control_mode, "seed": 0}
     env = ManiSkillEnv(task, num_envs=num_envs, threads=threads, **options)
@@ -198,7 +199,7 @@ def batch(task: str, control_mode: str, num_envs: int, threads: int) -> Batch:
 
 
 def measure(args: Args, task: str, *, with_memory: bool) -> None:
-    """Measure one task and print a line for each contender; memory only as long as none was freed to be used again."""
+    """Measure one task and print a line for each contender; memory is valid only before any memory was freed."""
     reference = maniskill(task, args.control_mode)
     contenders = [reference]
     if args.processes:

@@ -1,13 +1,13 @@
-"""How much memory ReinFlow takes: rollouts against the number of environments, updates against the size of a minibatch.
+"""Memory of ReinFlow: rollouts by number of environments, and updates by minibatch size.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --obs rgb --num-envs 64 256
     python benchmarks/memory.py --device cuda
 
-Each figure is of a process of its own: on a GPU the most that torch allocated, on a CPU by how much the largest
-resident set passed the one before the work began. `rollout` collects chunks of the planar task with the chain, 2 K H A
-numbers a chunk; `rollout of features` keeps the features of a frozen encoder in place of images. `update` is one
-gradient step of PPO on a batch.
+Each value is measured in a separate process: on a GPU torch's peak allocation, on a CPU the increase of the largest
+resident set since the start of the work. `rollout` collects chunks of the planar task with the chain, 2 K H A numbers
+per chunk; `rollout of features` stores the features of a frozen encoder instead of images. `update` is one gradient
+step of PPO on a batch.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Args:
     """What to measure."""
 
     num_envs: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Environments of the rollouts."""
+    """Numbers of environments of the rollouts."""
     batch_sizes: tuple[int, ...] = (64, 256, 1024, 4096)
-    """Chunks of the updates."""
+    """Numbers of chunks of the updates."""
     obs: tuple[Literal["state", "rgb"], ...] = ("state", "rgb")
     """Observations; images are of 64 x 64 pixels."""
     rollout_steps: int = 16
-    """Chunks an environment of a rollout."""
+    """Chunks per environment of a rollout."""
     num_steps: int = 4
     """Sampling steps K of the flow."""
     pred_horizon: int = 16
@@ -63,11 +63,11 @@ class Args:
     width: int = 256
     """Width of the velocity network."""
     train_encoder: bool = False
-    """Also keep what the gradient of the encoder needs."""
+    """Also train the encoder, which needs the activations for its gradient."""
     device: str = "cpu"
     """Device of networks and data."""
     case: str | None = None
-    """One measurement as JSON, for the process that takes it."""
+    """One measurement as JSON; used internally by the measuring process."""
 
 
 def make(args: Args, obs: str) -> FlowActor:
@@ -114,7 +114,7 @@ def update(args: Args, obs: str, size: int) -> None:
         data["pixels"] = torch.randint(0, 256, (size, 1, 3, 64, 64), dtype=torch.uint8, device=args.device)
     parts = []
     with torch.no_grad():
-        for start in range(0, size, 64):  # in parts, so that the update alone sets the peak
+        for start in range(0, size, 64):  # in parts, so that the update determines the peak
             part = actor(data[start : start + 64].clone())
             parts.append(part["flow"])
     data["flow"] = torch.cat(parts)
@@ -136,7 +136,7 @@ def take(args: Args, case: dict[str, Any]) -> dict[str, float]:
     """Take one measurement in this process."""
     torch.set_num_threads(1)
     cuda = args.device.startswith("cuda")
-    # What the first use of the libraries takes is no part of the figure.
+    # The memory for the first use of the libraries is not counted.
     update(args, case["obs"], 2)
     if cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -1,10 +1,10 @@
-"""How long a batch of a MixedReplayBuffer takes, against the size of its parts.
+"""Time to sample a batch of a MixedReplayBuffer, for several sizes of its parts.
 
     python benchmarks/mixed_sampling.py --sizes 1000 100000 1000000
 
 Demonstrations and online part have the same size; the latter holds transitions, or steps that are folded when they are
-drawn. The cost must follow the batch: a hundred times the rows may cost cache misses, not a hundred times the time.
-Writes the stores to a temporary directory; a million rows take about 2 GB of memory.
+drawn. The time must depend on the batch size: a hundred times the rows may cause cache misses, but must not take a
+hundred times as long. Writes the stores to a temporary directory; a million rows take about 2 GB of memory.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How near each way of noise aliasing comes, and what it costs: residual against time on a policy's demonstrations.
+"""Residual and time of each method of noise aliasing on a policy's demonstrations.
 
     python benchmarks/noise_aliasing.py --policy runs/shortcut_flow_bc-planar-state-0
 
 prints, for inversion, retrieval and reversal at several settings, the milliseconds per row and the residual of the
-aliases: the root mean square distance, in normalised units, of the action that the latent gives from the demonstrated
-one (mean, median and 90 % quantile). With --output the table is also written as Markdown, and drawn as an SVG.
+aliases: the root mean square distance, in normalised units, between the latent's action and the demonstrated action
+(mean, median and 90 % quantile). With --output the table is also written as Markdown and drawn as an SVG.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Args:
     policy: str
     """Run directory or checkpoint with a flow."""
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
-    """What a latent steers."""
+    """The steps that a latent steers."""
     latent_bound: float | None = None
     """Bound of the latents."""
     rows: int = 256
     """Demonstrated chunks."""
     num_steps: int | None = None
-    """Sampling steps K of the flow; its own where none is given."""
+    """Sampling steps K of the flow; by default those of the policy."""
     threads: int = 1
     """CPU threads."""
     output: Path | None = None

@@ -1,14 +1,14 @@
-"""What an update of TD3+BC, IQL and CQL costs: the recipes' against the plain PyTorch of CORL's single files.
+"""Time of an update of TD3+BC, IQL and CQL in the recipes, compared with CORL's plain PyTorch.
 
     python benchmarks/offline_updates.py
     python benchmarks/offline_updates.py --compiled --algorithms td3_bc --results benchmarks/results.csv
 
-`ours` is what the loop of a recipe does with a batch: the loss, `gradient_step` with its checks, one fused Adam, the
-targets. `plain` restates CORL's update: a module for each network, one Adam for each, losses in its order, its log's
-`.item()`, a loop over the parameters of the targets. Both have networks of the same sizes and the same equations, and
-their first losses are compared. An update of TD3+BC is one of two, of which the second trains the policy too. Printed
-are the median CPU time, the median ratio of neighbouring measurements with its quartiles (below 1, ours is faster),
-the numbers of parameters, and the floor: the time of the matrix products alone, at the rate measured in this process.
+`ours` is a recipe's work for one batch: the loss, `gradient_step` with its checks, one fused Adam, and the target
+update. `plain` is CORL's update: a module and an Adam for each network, losses in its order, the `.item()` of its log,
+and a loop over the parameters of the targets. Both have networks of the same sizes and the same equations, and their
+first losses are compared. For TD3+BC, every second update also trains the policy. The output has median CPU time, the
+median ratio of neighbouring measurements with its quartiles (below 1, `ours` is faster), numbers of parameters, and a
+lower bound: the time of the matrix products only, at the rate measured in this process.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Args:
     action_dim: int = 32
     hidden_sizes: tuple[int, ...] = (256, 256)
     rounds: int = 30
-    """Number of measurements of each form, taken in turns, after three that do not count."""
+    """Number of measurements of each form, taken alternately, after three warm-ups."""
     repeats: int = 4
-    """Updates in a measurement; even, for TD3+BC trains its policy at every second."""
+    """Updates per measurement; an even number, since TD3+BC trains its policy at every second update."""
     compiled: bool = False
-    """Measure our losses compiled too, against the plain form as it is."""
+    """Also measure `ours` with compiled losses, compared with the uncompiled plain form."""
     threads: int = 1
     """Number of CPU threads."""
     device: str = "cpu"
@@ -77,7 +77,7 @@ def make_batch(args: Args) -> TensorDict:
 
 
 def networks(args: Args, algorithm: Algorithm) -> tuple[nn.Module, list[nn.Module], nn.Module]:
-    """Policy, two critics and a value, the same at each call."""
+    """Return policy, two critics and a value network, the same at each call."""
     torch.manual_seed(0)
     sizes = config(args, algorithm)
     policy, values, value = make_state_policy(sizes), make_state_values(sizes), make_observation_value(sizes)
@@ -85,7 +85,7 @@ def networks(args: Args, algorithm: Algorithm) -> tuple[nn.Module, list[nn.Modul
 
 
 class Ours:
-    """An update as the recipes make it."""
+    """The update of the recipes."""
 
     def __init__(self, args: Args, algorithm: Algorithm, batch: TensorDict, *, compiled: bool = False) -> None:
         policy, values, value = networks(args, algorithm)
@@ -111,14 +111,14 @@ class Ours:
         self.actor: Any = torch.compile(loss.actor_loss) if compiled else loss.actor_loss
 
     def first_loss(self) -> Tensor:
-        """Return the critics' loss of the batch at the start, which both forms compute alike."""
+        """Return the critics' initial loss, which must be equal in both forms."""
         loss: Any = self.loss
         torch.manual_seed(1)
         name = "q_loss" if self.algorithm == "cql" else "qvalue_loss"
         return getattr(loss, name)(self.batch.clone(False))[0].detach()
 
     def update(self) -> None:
-        """Do one update; TD3+BC one of its two."""
+        """Do one update; for TD3+BC, one of its two kinds."""
         self.steps += 1
         batch = self.batch.clone(False)
         if self.algorithm != "td3_bc":
@@ -142,20 +142,20 @@ def soft_update(target: nn.Module, source: nn.Module) -> None:
 
 
 class PlainMLP(nn.Module):
-    """A multi-layer perceptron of a state, or of a state and an action."""
+    """Multi-layer perceptron with a state, or a state and an action, as input."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.layers = nn.Sequential(*network.layers)
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Return the output of the parts side by side."""
+        """Return the output for the concatenated inputs."""
         inputs = torch.cat(parts, -1) if len(parts) > 1 else next(iter(parts))
         return self.layers(inputs)
 
 
 class PlainPolicy(nn.Module):
-    """An action, or location and scale of a normal distribution before its hyperbolic tangent."""
+    """Policy that returns an action, or location and scale of a tanh-normal distribution."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class PlainPolicy(nn.Module):
 
 
 class _Plain:
-    """The updates of CORL's single files."""
+    """The updates of CORL's single-file implementations."""
 
     def __init__(self, args: Args, algorithm: Algorithm, batch: TensorDict) -> None:
         policy, values, value = networks(args, algorithm)
@@ -180,7 +180,7 @@ class _Plain:
         following: Any = batch["next"]
         self.s, self.a, self.next_s = batch["observation"], batch["action"], following["observation"]
         self.r, self.not_done = following["reward"], 1.0 - following["terminated"].float()
-        # Without normalisers: the files normalise the data set once.
+        # Without normalisers, since CORL's files normalise the data set once.
         self.policy: Any = PlainPolicy(policy.module if algorithm == "td3_bc" else policy[0].module)  # pyright: ignore
         self.q1, self.q2, self.v = (PlainMLP(one.module) for one in (*values, value))
         self.q1_target, self.q2_target, self.policy_target = map(copy.deepcopy, (self.q1, self.q2, self.policy))
@@ -189,13 +189,13 @@ class _Plain:
         def adam(*modules: nn.Module) -> torch.optim.Optimizer:
             return torch.optim.Adam([p for module in modules for p in module.parameters()], LR)
 
-        # IQL's critics are one module there, with one optimiser.
+        # In CORL, IQL's critics are one module with one optimiser.
         self.of_critics = [adam(self.q1, self.q2)] if algorithm == "iql" else [adam(self.q1), adam(self.q2)]
         self.of_policy, self.of_value = adam(self.policy), adam(self.v)
         self.of_alpha = torch.optim.Adam([self.log_alpha], LR)
 
     def parameters(self) -> list[Tensor]:
-        """Return what the update trains."""
+        """Return the parameters that the update trains."""
         modules = [self.policy, self.q1, self.q2, *([self.v] if self.algorithm == "iql" else [])]
         alpha = [self.log_alpha] if self.algorithm == "cql" else []
         return [*(p for module in modules for p in module.parameters()), *alpha]
@@ -302,7 +302,7 @@ class _Plain:
         soft_update(self.q2_target, self.q2)
 
     def first_loss(self) -> Tensor:
-        """Return the critics' loss of the batch at the start."""
+        """Return the critics' initial loss."""
         torch.manual_seed(1)
         return getattr(self, f"{self.algorithm}_critic_loss")().detach()
 

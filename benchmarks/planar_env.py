@@ -2,9 +2,9 @@
 
 Run ``python benchmarks/planar_env.py``.
 
-Prints one line per batch size: whole steps through ``env.step_and_maybe_reset`` with random actions (partial
-resets included; sub-environments are spread over their episodes first, so that some end at every step), the
-dynamics alone, and whole steps with pictures. Takes about half a minute on one core.
+Prints one line per batch size: full steps through ``env.step_and_maybe_reset`` with random actions and partial resets
+(sub-environments start at different steps of their episodes, so that some end at every step), only the dynamics, and
+full steps with images. Takes about half a minute on one core.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Args:
     num_envs: tuple[int, ...] = (1, 64, 1024, 4096)
     """Batch sizes with state observations."""
     num_envs_pixels: tuple[int, ...] = (64, 1024)
-    """Batch sizes with pictures."""
+    """Batch sizes with image observations."""
     seconds: float = 2.0
-    """How long each measurement runs."""
+    """Duration of each measurement."""
     threads: int = 1
     """CPU threads of torch."""
     device: str = "cpu"
-    """Where the env runs."""
+    """Device of the env."""
 
 
 def rate(step: Callable[[], None], num_envs: int, args: Args) -> float:
-    """Environment steps per second of a function that makes ``num_envs`` of them."""
+    """Return environment steps per second of a function that does ``num_envs`` of them."""
     calls, start = 0, 0.0
     for timed in (False, True):  # the first round warms up
         calls, start = 0, time.perf_counter()
@@ -50,7 +50,7 @@ def rate(step: Callable[[], None], num_envs: int, args: Args) -> float:
 
 
 def whole_step(env: PlanarPickPlaceEnv) -> Callable[[], None]:
-    """A function that steps the env and resets what is done, with episodes of spread-out ages."""
+    """Return a function that steps the env with partial resets; episodes start at different steps."""
     data = env.reset()
     age = torch.arange(env.batch_size.numel(), device=env.device).reshape(-1, 1)
     env._elapsed = age % env.max_episode_steps
@@ -67,7 +67,7 @@ def whole_step(env: PlanarPickPlaceEnv) -> Callable[[], None]:
 
 
 def dynamics_step(env: PlanarPickPlaceEnv) -> Callable[[], None]:
-    """A function that applies the dynamics alone."""
+    """Return a function that applies only the dynamics."""
     state = env.reset()["observation"]
     action = env.full_action_spec.rand()["action"]
 

@@ -5,8 +5,8 @@
     python examples/shortcut_flow_bc.py --task benchmarks.push_t:make_env --demos demos/push_t --name push_t
     TORCHRL_FLOW_TASKS=benchmarks.push_t:make_env python examples/reinflow.py --policy runs/push_t
 
-The planner tries pushes of the block in copies of the simulation, and executes the one that brings the corners of the
-block closest to those of the goal. Its targets get noise, and all episodes are kept, those without success too.
+The planner tries pushes of the block in copies of the simulation, and executes the push that brings the corners of the
+block closest to those of the goal. Noise is added to its targets, and all episodes are kept, including failures.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torchrl_flow.data import DemoStore
 STEPS = 300
 TASK = {"task": "gym_pusht/PushT-v0", "control_mode": "position", "obs_mode": "state", "reward_mode": "coverage"}
 SPEED = 25.0
-"""Pixels by which the target of the agent moves in a step."""
+"""Distance in pixels that the target of the agent moves in a step."""
 
 
 class FlatPushT(gym.Wrapper):
-    """Observes agent, corners of the block, sine and cosine of its angle, float32 ``[20]``; actions in [-1, 1]."""
+    """Wrapper with float32 ``[20]`` observations (agent, corners, sine and cosine of the block's angle)."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -44,7 +44,7 @@ class FlatPushT(gym.Wrapper):
         return self._observe(), {"success": np.array([False])}
 
     def step(self, action: Any) -> Any:
-        """Do a step; an action is the place that the agent moves to, scaled to the board."""
+        """Step the environment; an action is the agent's target position, scaled to the board."""
         _, reward, terminated, truncated, info = self.env.step(to_board(action))
         found = {"success": np.array([bool(info["is_success"])])}
         return self._observe(), float(reward), bool(terminated), truncated, found
@@ -67,12 +67,12 @@ def corners(block: Any) -> np.ndarray:
 
 
 def _shapes(block: Any) -> list[Any]:
-    # A set, whose order differs between copies.
+    # The shapes are a set, whose order differs between copies.
     return sorted(block.shapes, key=lambda shape: sorted(map(tuple, shape.get_vertices())))
 
 
 def make_gym(max_episode_steps: int = STEPS, render_mode: str | None = "rgb_array") -> FlatPushT:
-    """Make the environment of gymnasium."""
+    """Make the gymnasium environment."""
     import gym_pusht  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     return FlatPushT(gym.make(TASK["task"], max_episode_steps=max_episode_steps, render_mode=render_mode))
@@ -88,7 +88,7 @@ def make_env(max_episode_steps: int = STEPS) -> EnvBase:
 
 
 def simulated(scratch: Any, inner: Any, targets: np.ndarray) -> np.ndarray:
-    """Return the corners of the block after the agent was sent to targets ``[N, 2]``, in another environment."""
+    """Return the corners of the block after the agent moved to targets ``[N, 2]``, in another environment."""
     for name in ("agent", "block"):
         copied, body = getattr(scratch, name), getattr(inner, name)
         # A new angle turns the body about its centre of mass, which moves its position.
@@ -105,7 +105,7 @@ def simulated(scratch: Any, inner: Any, targets: np.ndarray) -> np.ndarray:
 
 
 def push(inner: Any, rng: np.random.Generator) -> np.ndarray:
-    """Draw a push: targets ``[N, 2]`` around the block to its edge, and along a direction into it."""
+    """Draw a push: targets ``[N, 2]`` around the block to its edge, then in a direction into the block."""
     shape = _shapes(inner.block)[rng.integers(2)]
     vertices = np.array([inner.block.local_to_world(vertex) for vertex in shape.get_vertices()])
     side = rng.integers(4)
@@ -117,7 +117,7 @@ def push(inner: Any, rng: np.random.Generator) -> np.ndarray:
     start = edge - 24 * direction
     path, here, centre = [], np.array(inner.agent.position), corners(inner.block).mean(0)
     for _ in range(12):
-        # On a circle around the block, unless the way is free.
+        # Move on a circle around the block unless the direct path is free.
         if np.dot(start - here, start - here) < 40**2 or _free(here, start, centre):
             break
         now, wanted = (np.arctan2(*(place - centre)[::-1]) for place in (here, start))
@@ -131,7 +131,7 @@ def push(inner: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def _free(here: np.ndarray, there: np.ndarray, centre: np.ndarray) -> bool:
-    """Tell whether a straight way keeps off the block, but for its end."""
+    """Return whether a straight path avoids the block, except at its end."""
     along = np.clip(np.dot(centre - here, there - here) / max(np.dot(there - here, there - here), 1e-6), 0, 1)
     return bool(np.linalg.norm(here + along * (there - here) - centre) > min(90.0, np.linalg.norm(there - centre) - 1))
 
@@ -146,7 +146,7 @@ def _line(here: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
 
 
 def plan(scratch: Any, inner: Any, goal: np.ndarray, rng: np.random.Generator, number: int) -> np.ndarray:
-    """Return the targets of the best of some pushes; a step costs as much as half a pixel."""
+    """Return the targets of the best of several pushes; a step costs as much as half a pixel."""
     pushes = [push(inner, rng) for _ in range(number)]
     costs = [np.linalg.norm(simulated(scratch, inner, p) - goal, axis=-1).mean() + 0.1 * len(p) for p in pushes]
     return pushes[int(np.argmin(costs))]
@@ -181,9 +181,9 @@ def main(number: int = 60, noise: float = 2.0, pushes: int = 40, output: str = "
     """Write the demonstrations.
 
     Args:
-        number: how many episodes.
+        number: number of episodes.
         noise: standard deviation of the noise on the targets, in pixels.
-        pushes: how many the planner tries.
+        pushes: number of pushes that the planner tries.
         output: directory of the demo store.
     """
     found = list(episodes(number, noise, pushes))

@@ -1,11 +1,11 @@
-"""What an ensemble of critics costs: QEnsemble's loop and batched form against vmap and against separate modules.
+"""Time of an ensemble of critics: QEnsemble's loop and batched form, vmap, and separate modules.
 
     python benchmarks/q_ensemble.py
     python benchmarks/q_ensemble.py --device cuda --results benchmarks/results.csv
 
 prints, for a forward pass and for forward and backward, the median time of each form in milliseconds and, for each
-pair, the median ratio of neighbouring measurements with its quartiles: below 1, QEnsemble's form is the faster.
-`vmap` is torch.func's over the stacked parameters, as TorchRL's losses do it; `modules` is a list of nn.Sequential.
+pair, the median ratio of neighbouring measurements with its quartiles; below 1, QEnsemble's form is faster. `vmap` is
+torch.func's vmap over the stacked parameters, as in TorchRL's losses; `modules` is a list of nn.Sequential.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Args:
     act_horizon: int = 8
     action_dim: int = 7
     rounds: int = 30
-    """Number of measurements of each form, taken in turns, after three that do not count."""
+    """Number of measurements of each form, taken alternately, after three warm-ups."""
     repeats: int = 3
     """Passes in a measurement."""
     threads: int = 1
@@ -81,7 +81,7 @@ def modules_form(critic: QEnsemble) -> nn.ModuleList:
 
 
 def forms(args: Args) -> tuple[dict[str, Callable[[], Tensor]], list[nn.Module]]:
-    """The four forms on the same parameters and inputs."""
+    """Return the four forms on the same parameters and inputs."""
     torch.manual_seed(0)
     encoder = ObservationEncoder(state_shape=(args.obs_horizon, args.state_dim))
     critic = QEnsemble(
@@ -112,7 +112,7 @@ def forms(args: Args) -> tuple[dict[str, Callable[[], Tensor]], list[nn.Module]]
 def measure(
     made: dict[str, Callable[[], Tensor]], owners: list[nn.Module], args: Args, *, backward: bool
 ) -> dict[str, list[float]]:
-    """Milliseconds per pass, `[form][round]`, the forms taking turns."""
+    """Return milliseconds per pass, `[form][round]`; the forms alternate."""
     times: dict[str, list[float]] = {name: [] for name in made}
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     for _ in range(args.rounds + 3):

@@ -1,14 +1,14 @@
-"""What a PPO update over the denoising chain costs: TorchRL's ClipPPOLoss on NoisyFlowActor against plain PyTorch.
+"""Time of a PPO update over the denoising chain: TorchRL's ClipPPOLoss on NoisyFlowActor and plain PyTorch.
 
     python benchmarks/reinflow_update.py
     python benchmarks/reinflow_update.py --compile --results benchmarks/results.csv
 
-The reference restates the published update: one call of the network for each of the K steps, torch's Normal, one term
-of the loss after the other. Both work on the same networks (those of the published state tasks: velocity MLP of 512 x 3
-with a residual block, critic of 256 x 3) and the same batch, and their losses are compared first. Printed are, for loss
-and backward and for the whole update with AdamW, the median milliseconds of each form and the median ratio of
-neighbouring measurements with its quartiles: below 1, the library is the faster. On one CPU thread CPU time is counted,
-which other programs disturb less.
+The reference is the published update: one network call for each of the K steps, torch's Normal, and separate terms of
+the loss. Both use the same networks (those of the published state tasks: velocity MLP of 512 x 3 with a residual block,
+critic of 256 x 3) and the same batch, and their losses are compared first. For loss and backward pass, and for the full
+update with AdamW, the output has the median milliseconds of each form and the median ratio of neighbouring measurements
+with its quartiles; below 1, the library is faster. With one CPU thread, CPU time is measured, which depends less on
+other programs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Args:
     state_dim: int = 23
     num_steps: int = 4
     rounds: int = 30
-    """Number of measurements of each form, taken in turns, after three that do not count."""
+    """Number of measurements of each form, taken alternately, after three warm-ups."""
     repeats: int = 2
     """Updates in a measurement."""
     compile: bool = False
@@ -64,7 +64,7 @@ class Args:
 
 
 class PublishedVelocity(ShortCutVelocityConcatMLP):
-    """The published velocity network, which the library has as ``concat_mlp``; its own forward for the reference."""
+    """The published velocity network (``concat_mlp`` in the library), with a separate forward for the reference."""
 
     published = False
 
@@ -78,7 +78,7 @@ class PublishedVelocity(ShortCutVelocityConcatMLP):
 
 
 def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) -> Tensor:
-    """The published update's loss, step by step."""
+    """Return the published update's loss, computed step by step."""
     steps, dt = noisy.num_steps, 1.0 / noisy.num_steps
     x, x_next = batch["flow", "x"], batch["flow", "x_next"]
     state = batch["observation"].flatten(1)
@@ -99,7 +99,7 @@ def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) 
     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     log_ratio = log_prob - batch["flow", "log_prob"]
     ratio = log_ratio.exp()
-    with torch.no_grad():  # what the published update logs of every minibatch
+    with torch.no_grad():  # the metrics that the published update logs for every minibatch
         _ = ((ratio - 1) - log_ratio).mean(), ((ratio - 1).abs() > CLIP).float().mean()
     policy = torch.max(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
     error = (value.head(state).view(-1) - batch["value_target"].view(-1)).square().mean()
@@ -107,7 +107,7 @@ def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) 
 
 
 def make(args: Args) -> tuple[NoisyFlowActor, StateValue, ClipPPOLoss, TensorDict]:
-    """Networks, the library's loss of them, and a batch that an older policy has sampled."""
+    """Make networks, the library's loss, and a batch sampled by an older policy."""
     torch.manual_seed(0)
     encoder = ObservationEncoder(state_shape=(1, args.state_dim))
     network = PublishedVelocity(args.action_dim, args.pred_horizon, encoder.out_features, embedding=16)
@@ -134,7 +134,7 @@ def make(args: Args) -> tuple[NoisyFlowActor, StateValue, ClipPPOLoss, TensorDic
 
 
 def measure(forms: dict[str, Callable[[], object]], args: Args) -> dict[str, list[float]]:
-    """Milliseconds per call, `[form][round]`, the forms taking turns."""
+    """Return milliseconds per call, `[form][round]`; the forms alternate."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     cpu = args.device == "cpu"
     clock = time.process_time if cpu and args.threads == 1 else time.perf_counter
@@ -153,7 +153,7 @@ def measure(forms: dict[str, Callable[[], object]], args: Args) -> dict[str, lis
 def make_losses(
     args: Args, noisy: NoisyFlowActor, value: StateValue, loss_module: ClipPPOLoss, batch: TensorDict
 ) -> dict[str, Callable[[TensorDict], Tensor]]:
-    """The forms of the loss, whose values are one."""
+    """Return the forms of the loss, whose values must be equal."""
 
     def library(batch: TensorDict) -> Tensor:
         out = loss_module(batch)
@@ -170,7 +170,7 @@ def make_losses(
     losses: dict[str, Callable[[TensorDict], Tensor]] = {"library": library, "reference": reference}
     torch.testing.assert_close(library(batch), reference(batch), rtol=1e-4, atol=1e-5)
     if args.compile:
-        # Compiled, TorchRL draws a sample for the entropy beside the exact one: with torch's own generator, the faster.
+        # If compiled, TorchRL also samples for the entropy; torch's own generator is then faster.
         options: dict[str, Any] = {"fallback_random": True}
         losses |= {f"{name} compiled": torch.compile(loss, options=options) for name, loss in losses.items()}
         torch.testing.assert_close(losses["library compiled"](batch), reference(batch), rtol=1e-4, atol=1e-5)
@@ -185,7 +185,7 @@ def main(args: Args) -> None:
     pairs = [("library", "reference")]
     if args.compile:
         pairs += [("library compiled", "reference"), ("library compiled", "reference compiled")]
-    # One optimiser a form: with the published options for the reference, one fused kernel for the library.
+    # One optimiser per form: the reference with the published options, the library with a fused kernel.
     optimizers = {
         name: torch.optim.AdamW(parameters, 1e-7, fused=name.startswith("library") or None) for name in losses
     }

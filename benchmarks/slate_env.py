@@ -1,14 +1,14 @@
-"""Speed of the slate recommender in environment steps per second, and the returns of its reference policies.
+"""Speed of the slate recommender in environment steps per second, and returns of its reference policies.
 
     python benchmarks/slate_env.py
     python benchmarks/slate_env.py --returns
     python benchmarks/slate_env.py --returns --envs diffuse_topdown --embeddings item_embeddings_diffuse.pt
 
-The first prints one line per batch size: whole steps through ``env.step_and_maybe_reset`` with random slates and a
-partial reset at every step, which is the worst case (``--no-spread-ages`` is the usual one). The second plays 2,048
+The first prints one line per batch size: full steps through ``env.step_and_maybe_reset`` with random slates and a
+partial reset at every step, which is the worst case (``--no-spread-ages`` is the usual case). The second plays 2,048
 users with each reference policy in all six environments, with the paper's click bookkeeping, and prints mean and
-standard error of the return; it takes about two minutes on one core. The third takes the items from a file of
-embeddings, as the recommender's authors publish one, in place of generated ones.
+standard error of the return; it takes about two minutes on one core. The third reads the items from a file of
+embeddings, such as the one published by the recommender's authors, instead of generating them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Args:
     num_envs: tuple[int, ...] = (1, 256, 1024)
     """Batch sizes."""
     seconds: float = 3.0
-    """How long each measurement of speed runs."""
+    """Duration of each measurement of speed."""
     spread_ages: bool = True
-    """Spread the sub-environments over their episodes first, so that some are reset at every step; episodes are of one
-    length and stay together otherwise."""
+    """Start the sub-environments at different steps of their episodes, so that some are reset at every step; otherwise
+    all are reset together, since episodes have one length."""
     returns: bool = False
     """Measure returns instead."""
     envs: tuple[str, ...] = SLATE_ENVS
@@ -50,21 +50,21 @@ class Args:
     users: int = 2048
     """Episodes of each."""
     exponent: float | None = None
-    """Exponent of the items; the environment's own where none is given."""
+    """Exponent of the items; by default that of the environment."""
     item_seed: int = 1
     """Seed of the items."""
     embeddings: str | None = None
-    """File with a tensor of item embeddings [1000, 20], which are taken as they are in place of generated ones."""
+    """File with a tensor of item embeddings [1000, 20], which is used unchanged instead of generated items."""
     legacy_click_history: bool = True
     """The paper's click bookkeeping."""
     threads: int = 1
     """CPU threads of torch."""
     device: str = "cpu"
-    """Where the env runs."""
+    """Device of the env."""
 
 
 def steps_per_second(args: Args, num_envs: int) -> float:
-    """Whole steps per second with random slates."""
+    """Return environment steps per second with random slates."""
     env = SlateEnv("diffuse_topdown", num_envs, seed=0, device=args.device)
     data = env.reset()
     if args.spread_ages:
@@ -84,14 +84,14 @@ def steps_per_second(args: Args, num_envs: int) -> float:
 
 
 def items(args: Args, name: str) -> ItemCatalogue:
-    """The items of an environment."""
+    """Return the items of an environment."""
     if args.embeddings is not None:
         return ItemCatalogue(torch.load(args.embeddings, map_location="cpu", weights_only=True))
     return make_catalogue(name, exponent=args.exponent, seed=args.item_seed)
 
 
 def episode_returns(args: Args, name: str, policy_name: SlatePolicyName) -> torch.Tensor:
-    """Return of each user's episode."""
+    """Return the episode return of each user."""
     catalogue = items(args, name)
     env = SlateEnv(
         name,

@@ -1,10 +1,10 @@
-"""What SMDPChunk costs: a chunk of 8 actions against a loop of 8 steps, on an env that does nothing.
+"""Overhead of SMDPChunk: a chunk of 8 actions compared with a loop of 8 steps, on a trivial env.
 
     python benchmarks/smdp_chunk.py
 
 prints, for each batch size, the median time of a chunk and of two loops in milliseconds, and the median
-ratio of neighbouring measurements with its quartiles: against a loop over the bare env, and against one over
-a ``TransformedEnv`` without transforms, which is the least that any transform costs.
+ratio of neighbouring measurements with its quartiles: compared with a loop over the bare env, and with one over a
+``TransformedEnv`` without transforms, the minimum cost of any transform.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Args:
 
 
 class EmptyEnv(EnvBase):
-    """Adds the action to the observation, and never ends."""
+    """Env that adds the action to the observation and never ends."""
 
     def __init__(self, batch_size: tuple[int, ...], device: str) -> None:
         super().__init__(batch_size=torch.Size(batch_size), device=device)
@@ -79,7 +79,7 @@ def loop(env: EnvBase, reset: TensorDictBase, actions: tuple[torch.Tensor, ...])
 
 
 def measure(functions: list[Callable[[], object]], args: Args) -> list[list[float]]:
-    """Milliseconds per call, `[function][round]`, the functions taking turns."""
+    """Return milliseconds per call, `[function][round]`; the functions alternate."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(args.rounds + 1):
         for function, row in zip(functions, times):

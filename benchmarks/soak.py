@@ -1,9 +1,9 @@
-"""Train AWSC for 100,000 updates on the planar task with small networks: are all numbers finite, is memory flat?
+"""Long AWSC training (100,000 updates) on the planar task that checks for finite numbers and constant memory.
 
 python benchmarks/soak.py
 
-Prints success, the largest values met and the memory at ten points; exits with 1 where a number was not finite or the
-memory grew by more than the limit between the second point and the last.
+Prints success, the largest values and the memory at ten points; exits with 1 if a number was not finite or the memory
+grew by more than the limit between the second and the last point.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from torchrl_flow.util.platform import largest_resident_mib
 
 @dataclasses.dataclass
 class Args:
-    """What the soak can be told on the command line."""
+    """Options of the soak test."""
 
     updates: int = 100_000
-    """critic updates; the actor has one for every 8"""
+    """critic updates; the actor is updated once per 8"""
     batch_size: int = 64
     """chunks in a batch"""
     width: int = 32
     """width of all networks"""
     num_qs: int = 2
-    """members of the critic; more take longer and hold no more"""
+    """members of the critic; more take longer without a further check"""
     ring: int = 5000
-    """online chunks to keep; collected are many more"""
+    """capacity for online chunks, far below the number of collected chunks"""
     growth_mib: float = 32.0
-    """memory that may be gained between a fifth of the way and the end"""
+    """allowed growth of memory between a fifth of the training and its end"""
     seed: int = 0
     """seed of everything"""
 
 
 def resident_mib() -> float:
-    """Return the process's memory now; on other systems than Linux the most it ever had."""
+    """Return the current memory of the process; on systems other than Linux, its peak."""
     gc.collect()
     status = Path("/proc/self/statm")
     if status.exists():
@@ -86,7 +86,7 @@ def make_parts(args: Args, folder: str) -> tuple[MixedReplayBuffer, AWFlowLoss, 
 
 
 def main(args: Args) -> int:
-    """Train and watch."""
+    """Train, and check numbers and memory."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     memory: list[float] = []

@@ -1,19 +1,19 @@
-"""Damage files of every kind that the library reads, read them, and count what becomes of it.
+"""Damage files of every kind that the library reads, read them, and count the outcomes.
 
     python scripts/damage_drill.py                       # every kind, 150 inputs each
     python scripts/damage_drill.py store cache --inputs 1000 --seed 3
 
-Each input is an intact file with one damage: bytes flipped, zeroed, overwritten, left out or put in, or the end cut
-off. What the reader does with it is one of
+Each input is an intact file with one damage: bytes flipped, zeroed, overwritten, removed or inserted, or the end cut
+off. The outcome of reading it is one of
 
-    equal     it reads what was written: the bytes mean nothing, or another program's checksum does not cover them
-    warned    it reads something else and says so in a warning
-    refused   it raises DataError, CheckpointError or a ValueError that names the file: the clear error
-    silent    it reads something else and says nothing
+    equal     it reads the original content: the damaged bytes have no meaning or no checksum
+    warned    it reads other content, with a warning
+    refused   it raises DataError, CheckpointError or a ValueError that names the file
+    silent    it reads other content, without a warning
     foreign   it raises another exception
     hung      it does not end within 20 s, or kills the process
 
-Exits with 1 if an input was foreign or hung. Reads run in forked processes: Linux and macOS only.
+Exits with 1 if an outcome was foreign or hung. Reads run in forked processes: Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MEMORY = 8 * 2**30
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Return the content with one damage; never the content itself, unless it is empty."""
+    """Return the content with one damage; it differs from the input unless that is empty."""
     if not content:
         return b"\x00"
     while True:
@@ -69,20 +69,20 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
             del changed[place:]
         elif way == "insert":
             changed[place:place] = rng.randbytes(length)
-        elif rng.random() < 0.1:  # an empty file is one input, and no more interesting than that
+        elif rng.random() < 0.1:  # an empty file is only one input
             changed.clear()
         if bytes(changed) != content:
             return bytes(changed)
 
 
 def files_of(kind: Kind, folder: Path) -> list[Path]:
-    """Return the files of a kind that are damaged, larger ones several times: data are most of what is stored."""
+    """Return the files of a kind to damage; larger files are repeated, since most stored bytes are data."""
     found = sorted({path for pattern in kind.damaged for path in folder.glob(pattern) if path.is_file()})
     return [path.relative_to(folder) for path in found]
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Tell whether two readings are the same, bit for bit."""
+    """Return whether two readings are equal, bit for bit."""
     if isinstance(one, torch.Tensor):
         same = isinstance(other, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype
         return same and bool(((one == other) | ((one != one) & (other != other))).all())
@@ -95,7 +95,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def attempt(kind: Kind, folder: Path, intact: Any) -> tuple[str, str]:
-    """Read the files in a folder; return what became of it, and the message."""
+    """Read the files in a folder; return the outcome and the message."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
@@ -117,7 +117,7 @@ def attempt(kind: Kind, folder: Path, intact: Any) -> tuple[str, str]:
 
 
 def trials(kind: Kind, folder: Path, count: int, rng: random.Random) -> Iterator[tuple[str, str, str]]:
-    """Damage and read ``count`` times; yields outcome, message and the file."""
+    """Damage and read ``count`` times; yield outcome, message and file."""
     intact_folder = folder / "intact"
     intact_folder.mkdir()
     kind.make(intact_folder)
@@ -131,7 +131,7 @@ def trials(kind: Kind, folder: Path, count: int, rng: random.Random) -> Iterator
 
 
 def _forked(kind: Kind, folder: Path, names: Sequence[Path], seeds: Sequence[int]) -> Iterator[tuple[str, str, str]]:
-    """Read in a process of its own; where it dies, that is the outcome of the input it was at."""
+    """Read in a separate process; if it dies, this is the outcome of its current input."""
     receive, send = os.pipe()
     pid = os.fork()
     if not pid:
@@ -177,7 +177,7 @@ def _read_all(kind: Kind, folder: Path, names: Sequence[Path], seeds: Sequence[i
 
 
 def drill(name: str, count: int, seed: int, *, show: int = 0) -> collections.Counter[str]:
-    """Do the trials of one kind; prints up to ``show`` examples of each outcome that is not clear."""
+    """Do the trials of one kind; print up to ``show`` examples of each bad outcome."""
     counts: collections.Counter[str] = collections.Counter()
     shown: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,7 @@ def drill(name: str, count: int, seed: int, *, show: int = 0) -> collections.Cou
 
 
 def main() -> int:
-    """Parse the command line and drill."""
+    """Parse the command line and run the drills."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"which: {', '.join(KINDS)}; all by default")
     parser.add_argument("--inputs", type=int, default=150, help="damaged files of each kind")

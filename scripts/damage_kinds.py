@@ -1,4 +1,4 @@
-"""Small intact files of every kind that the library reads, each with a function that reads all of it.
+"""Small intact files of every kind that the library reads, with functions that read them completely.
 
 Used by ``damage_drill.py`` and by the tests. A reader returns plain data: numbers, texts, tensors in dicts and lists.
 """
@@ -43,13 +43,13 @@ CHUNKS: dict[str, Any] = {"pred_horizon": 4, "act_horizon": 2, "obs_horizon": 1,
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file.
+    """A kind of file with its writer and reader.
 
     Args:
-        make: writes intact files into an empty directory.
-        read: reads all of them; ``folder`` is the directory.
-        damaged: patterns of the files that are damaged.
-        of: what the files are, in words.
+        make: function that writes intact files into an empty directory.
+        read: function that reads all files; ``folder`` is the directory.
+        damaged: patterns of the files to damage.
+        of: description of the files.
     """
 
     make: Callable[[Path], None]
@@ -102,7 +102,7 @@ def _read_maniskill(folder: Path) -> Any:
 
 
 def _store_content(store: DemoStore) -> dict[str, Any]:
-    unread = ("columns", "digest", "changed_ns")  # checksums and times tell of the files, and are no data
+    unread = ("columns", "digest", "changed_ns")  # checksums and times describe the files and are not data
     metadata = {name: value for name, value in store.metadata.items() if name not in unread}
     return {"metadata": metadata, "episodes": [episode.to_dict() for episode in store]}
 
@@ -271,7 +271,7 @@ def _read_run(folder: Path) -> Any:
     evaluation = read_evaluation(folder / "run")
     with Run(folder / "run", CONFIG, resume=True, progress=False) as run:
         config = run.config
-    # The row of the run is replaced by another one, in a table that is read.
+    # The row of the run is replaced by another row in an existing table.
     _record(folder, 0.75)
     table = (folder / "results.csv").read_text(encoding="utf-8")
     return [metrics, list(evaluation), config, table]

@@ -1,12 +1,12 @@
-"""Kill recipes at random moments, resume them, and compare what they leave with an uninterrupted run.
+"""Kill recipes at random moments, resume them, and compare the result with an uninterrupted run.
 
     python scripts/kill_drill.py awsc_online --trials 20
     python scripts/kill_drill.py --trials 3          # every recipe
 
-Every recipe runs in small on the planar task or on small slates. A trial starts the recipe, kills it with SIGKILL at a
-random moment, resumes it, and so on until it has been killed as often as asked for; then it is resumed to its end. The
-two runs must be equal in weights, optimisers, other states, counters, metrics and results, all but times. The
-processes are forked from this one, so that none imports torch anew. Linux and macOS only.
+Every recipe runs with small sizes on the planar task or on small slates. A trial starts the recipe, kills it with
+SIGKILL at a random moment and resumes it, until the requested number of kills is reached; then it is resumed to its
+end. The two runs must be equal in weights, optimisers, other states, counters, metrics and results, except times. The
+processes are forked from this one, so that they do not import torch again. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOGGED = ("--data", "data/slates.npz", "--iterations", "40", "--save-every", "10
 BASELINE = (*LOGGED, "--batch-size", "16", "--hidden-sizes", "16", "--eval-every", "15")
 
 RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    # name: (script, recipes that come before, options)
+    # name: (script, prerequisite recipes, options)
     "bc": ("shortcut_flow_bc", (), (*BC, *SMALL)),
     # A policy that solves some episodes.
     "expert": (
@@ -124,7 +124,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def run_recipe(script: str, options: list[str]) -> None:
-    """Run a recipe in this process, with what it prints in ``log.txt``."""
+    """Run a recipe in this process, with its output in ``log.txt``."""
     with Path("log.txt").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -134,7 +134,7 @@ def run_recipe(script: str, options: list[str]) -> None:
 
 
 def fork(script: str, options: list[str]) -> int:
-    """Start a recipe in a process of its own; returns its number."""
+    """Start a recipe in a separate process; return the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -169,7 +169,7 @@ def finish(script: str, options: list[str]) -> None:
 
 
 def run_options(name: str, options: tuple[str, ...], *more: str) -> list[str]:
-    """Return the options of a run of this name, with a table of results of its own."""
+    """Return the options of a run of this name, with a separate table of results."""
     return [*options, "--name", name, "--results", f"runs/{name}.csv", *more]
 
 
@@ -181,7 +181,7 @@ def run_here(name: str, run: str, *more: str) -> None:
 
 
 def prepare_here(name: str) -> None:
-    """Run in this process what a recipe starts from, where it is not there yet."""
+    """Run the missing prerequisites of a recipe in this process."""
     for before in RECIPES[name][1]:
         if before == "slates" and not Path("data/slates.npz").exists():
             make_slates_here()
@@ -199,7 +199,7 @@ def make_slates_here() -> None:
 
 
 def make_slates() -> None:
-    """Make small models and a log of slates, once, in a process of its own."""
+    """Make small models and a log of slates, once, in a separate process."""
     pid = os.fork()
     if not pid:
         with Path("log.txt").open("a", encoding="utf-8") as log:
@@ -212,7 +212,7 @@ def make_slates() -> None:
 
 
 def prepare(names: tuple[str, ...]) -> None:
-    """Run what comes before a recipe, where it is not there yet."""
+    """Run the missing prerequisites of a recipe."""
     for name in names:
         if name == "slates":
             if not Path("data/slates.npz").exists():
@@ -225,11 +225,11 @@ def prepare(names: tuple[str, ...]) -> None:
 
 
 def trial(script: str, options: tuple[str, ...], name: str, seconds: float, kills: int, rng: random.Random) -> int:
-    """Kill and resume a run; returns how often it was killed before it had ended by itself."""
+    """Kill and resume a run; return the number of kills before it ended by itself."""
     done = 0
     for _ in range(kills):
         pid = fork(script, run_options(name, options, "--resume"))
-        # On average the slices add up to less than the run, so that nearly every kill meets it.
+        # On average the slices add up to less than the run, so that nearly every kill hits the run.
         time.sleep(rng.uniform(0, 2 * seconds / (kills + 1)))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -239,7 +239,7 @@ def trial(script: str, options: tuple[str, ...], name: str, seconds: float, kill
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """Name everything in which two runs differ, times left out; empty where they are equal."""
+    """Return all differences of two runs, except times; empty if they are equal."""
     first, second = load_checkpoint(run), load_checkpoint(other)
     found: list[str] = []
     for group in ("roles", "optimizers", "states", "counters"):
@@ -295,7 +295,7 @@ def _results(path: Path) -> list[dict[str, str]]:
 
 
 def drill(name: str, *, trials: int, kills: int, seed: int) -> bool:
-    """Do the trials of one recipe in the current directory and print a line for each; tells whether all were equal."""
+    """Do the trials of one recipe in the current directory, print a line each, and return whether all were equal."""
     script, before, options = RECIPES[name]
     prepare(before)
     start = time.perf_counter()
@@ -315,7 +315,7 @@ def drill(name: str, *, trials: int, kills: int, seed: int) -> bool:
 
 
 def main() -> int:
-    """Parse the command line and drill."""
+    """Parse the command line and run the drills."""
     if not hasattr(os, "fork"):
         raise SystemExit("kill_drill.py starts its runs by fork(), which this system lacks: run it on Linux or macOS.")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -336,7 +336,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _chdir(folder: str):  # contextlib.chdir is there from Python 3.11 on.
+def _chdir(folder: str):  # contextlib.chdir exists since Python 3.11.
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -1,11 +1,11 @@
-"""Change one operator or number of the equations at a time, run their tests, and list the changes that no test sees.
+"""Mutation tests: change one operator or number at a time, run the tests, and list the changes that pass all tests.
 
     python scripts/mutate.py functional transforms                # every change
-    python scripts/mutate.py functional --sample 200 --seed 1     # as many at random
+    python scripts/mutate.py functional --sample 200 --seed 1     # this many at random
 
-A change is one of: a comparison, an arithmetic or logical operator replaced by its neighbour, a sign or a ``not`` left
-out, a number raised by one, True and False exchanged. Each is tried in a process forked from this one, which has
-imported torch, by the tests of the module; they end at the first failure. Linux and macOS only.
+A change is one of: a comparison, arithmetic or logical operator replaced by a similar one, a sign or a ``not`` removed,
+a number increased by one, True and False exchanged. Each is tried in a process forked from this one, which has imported
+torch, by the tests of the module; they end at the first failure. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ NEIGHBOURS: dict[type, type] = {
 
 
 class Places(ast.NodeVisitor):
-    """Collects the nodes that can be changed: what runs, but no message of an error and no annotation."""
+    """Visitor that collects the nodes that can be changed: executed code except error messages and annotations."""
 
     def __init__(self) -> None:
         self.found: list[tuple[ast.AST, int]] = []
 
     def visit(self, node: ast.AST) -> None:
-        """Note a node, and look inside."""
+        """Record a node, and visit its children."""
         if isinstance(node, (ast.Raise, ast.JoinedStr)):
             return
         if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in NEIGHBOURS:
@@ -67,7 +67,7 @@ class Places(ast.NodeVisitor):
 
 
 def places(tree: ast.Module) -> list[tuple[ast.AST, int]]:
-    """Return what can be changed in the functions of a module, in its order."""
+    """Return the changeable nodes in the functions of a module, in their order."""
     visitor = Places()
     for statement in tree.body:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
@@ -76,7 +76,7 @@ def places(tree: ast.Module) -> list[tuple[ast.AST, int]]:
 
 
 def change(node: ast.AST, part: int) -> str:
-    """Change a node in place; returns what was done."""
+    """Change a node in place; return a description of the change."""
     before = ast.unparse(node)
     if isinstance(node, (ast.BinOp, ast.BoolOp)):
         node.op = NEIGHBOURS[type(node.op)]()
@@ -103,7 +103,7 @@ def mutants(path: Path) -> Iterator[tuple[int, str, ast.Module]]:
 
 
 class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a changed module in the place of the one in the file."""
+    """Import hook that replaces a module by its changed version."""
 
     def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
         self.name, self.path, self.tree = name, path, tree
@@ -121,7 +121,7 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def survives(path: Path, tree: ast.Module, tests: tuple[str, ...]) -> bool:
-    """Tell whether the tests pass with a changed module."""
+    """Return whether the tests pass with a changed module."""
     pid = os.fork()
     if not pid:
         nothing = os.open(os.devnull, os.O_WRONLY)

@@ -1,13 +1,13 @@
-"""Run online recipes for long with tiny networks: are memory and open files flat, and all numbers finite?
+"""Run online recipes for a long time with tiny networks, and check memory, open files and finite numbers.
 
     python scripts/soak.py --minutes 60                  # every online recipe, an hour each
     python scripts/soak.py reinflow maniskill --minutes 5
 
-Every recipe runs on the planar task in a process of its own, and is ended by SIGTERM when its time is over; it must
-then write a checkpoint and exit with 143. ``maniskill`` steps a batch of ManiSkill environments at random, 100,000
-environment steps or until the time is over. Memory and open files are read from /proc: Linux only. Exits with 1 if a
-number was not finite, memory grew by more than ``--growth-mib`` between a fifth of the time and its end, or open files
-became more.
+Every recipe runs on the planar task in a separate process and is ended by SIGTERM after its time; it must then write a
+checkpoint and exit with 143. ``maniskill`` steps a batch of ManiSkill environments at random, 100,000 environment steps
+or until its time is over. Memory and open files are read from /proc: Linux only. Exits with 1 if a number was not
+finite, memory grew by more than ``--growth-mib`` between a fifth of the time and its end, or the number of open files
+grew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MANISKILL, MANISKILL_STEPS, MANISKILL_ENVS = "maniskill", 100_000, 16
 
 
 def resident_mib(pid: int) -> float:
-    """Return the memory of a process, without pages of files, which the system may take back."""
+    """Return the memory of a process, without file pages, which the system may reclaim."""
     resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1:3]
     return (int(resident) - int(shared)) * mmap.PAGESIZE / 2**20
 
@@ -65,7 +65,7 @@ def step_maniskill() -> None:
 
 
 def start(name: str) -> int:
-    """Start what is to be watched; returns the number of its process."""
+    """Start the watched program; return its process id."""
     if name != MANISKILL:
         script, before, options = RECIPES[name]
         prepare(before)
@@ -84,7 +84,7 @@ def start(name: str) -> int:
 
 
 def soak(name: str, seconds: float, growth_mib: float) -> bool:
-    """Run one for so long and print what was seen; tells whether all was well."""
+    """Run one program for the given time, print its measurements, and return whether all checks passed."""
     pid, begin = start(name), time.monotonic()
     memory: list[float] = []
     files: list[int] = []
@@ -113,7 +113,7 @@ def soak(name: str, seconds: float, growth_mib: float) -> bool:
 
 
 def _result(name: str, status: int, ended: bool) -> tuple[bool, str]:
-    """Tell whether it ended as it should, and how far it came."""
+    """Return whether the program ended as expected, and its progress."""
     if name == MANISKILL:
         steps = Path("steps.txt").read_text(encoding="utf-8") if Path("steps.txt").exists() else "0"
         return (os.WEXITSTATUS(status) == 0 if ended else True), f"{steps} steps"
@@ -121,7 +121,7 @@ def _result(name: str, status: int, ended: bool) -> tuple[bool, str]:
     stopped = not ended and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGTERM
     step = load_checkpoint(run).step if run.exists() else 0
     values = read_metrics(run / "metrics.csv") if run.exists() else {}
-    # What no episode or group of the batch tells is NaN by its definition.
+    # Metrics without an episode or group in the batch are NaN by definition.
     wrong = [key for key, (_, found) in values.items() if "loss" in key and not all(map(math.isfinite, found))]
     told = (
         f"{step} iterations" + (f", not finite: {wrong}" if wrong else "") + ("" if stopped else f", status {status}")
@@ -130,7 +130,7 @@ def _result(name: str, status: int, ended: bool) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Parse the command line and watch."""
+    """Parse the command line and watch the programs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"which: {', '.join(SOAKS)}, {MANISKILL}")
     parser.add_argument("--minutes", type=float, default=60.0, help="for each of them")
