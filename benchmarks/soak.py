@@ -46,7 +46,7 @@ class Args:
     growth_mib: float = 32.0
     """allowed growth of memory between a fifth of the training and its end"""
     seed: int = 0
-    """seed of everything"""
+    """seed of networks, environments and training"""
 
 
 def resident_mib() -> float:

@@ -18,7 +18,7 @@ __all__ = ["ExportArgs"]
 
 @dataclasses.dataclass
 class ExportArgs:
-    """Write the policy of a run as one file that acts with torch and NumPy alone."""
+    """Write the policy of a run as one file that needs only torch and NumPy."""
 
     checkpoint: Annotated[RunSource, tyro.conf.Positional]
     """checkpoint file, or the directory of a run"""

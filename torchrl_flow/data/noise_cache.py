@@ -57,8 +57,8 @@ class NoiseCache:
     Keyword Args:
         num_rows: rows of the data set.
         latent_shape: ``[S, A]``.
-        identity: JSON-able description of what the latents depend on, such as ``{"data": data_digest(data), "flow":
-            module_digest(flow), ...}``.
+        identity: JSON-able description of the inputs of the latents, such as
+            ``{"data": data_digest(data), "flow": module_digest(flow), ...}``.
         block_size: rows computed at a time.
         seed: seed of the blocks' generators.
 

@@ -83,7 +83,7 @@ class PrioritizedSampler(CompiledSampler):
         self._rows_seen = 0
 
     def _maybe_init_from_storage(self, storage: Storage | None) -> None:
-        """Do nothing: the trees are on the CPU, wherever the storage is."""
+        """Do nothing: the trees are always on the CPU."""
 
     def sample(self, storage: Storage, batch_size: int) -> Any:
         """Draw indices ``[batch_size]``, with replacement.

@@ -12,7 +12,7 @@ __all__ = ["ENV_STEPS", "axis_label", "is_rate", "metric_section", "own_steps_la
 Metrics = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 Section = Literal["evaluation", "training", "bookkeeping"]
 
-#: The metric that online recipes are drawn against.
+#: The x axis of online recipes' curves.
 ENV_STEPS = "train/env_steps"
 _LABELS = {
     "env_steps": "environment steps",

@@ -185,7 +185,7 @@ class SteeringArgs(TrainingArgs, SimulationArgs, PolicyArgs):
     """Options of a latent policy that steers a frozen flow, the policy that the run starts from."""
 
     steer_mode: Literal["full", "act_horizon", "tied"] = "tied"
-    """what the latent sets: the flow noise of all steps, of the executed steps, or one vector for all steps"""
+    """noise that the latent sets: of all steps, of the executed steps, or one vector for all steps"""
     latent_bound: Positive | None = 2.0
     """b of the bound b tanh(u / b) on the latent; None: no bound"""
     hidden_sizes: Sizes = (128, 128, 128)

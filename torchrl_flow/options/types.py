@@ -224,7 +224,7 @@ def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None
         here: see :func:`option_problem`.
 
     Raises:
-        SystemExit: if the check fails. The error names the option, what is allowed, and what was given.
+        SystemExit: if the check fails. The error names the option, the allowed values and the given value.
     """
     problem = option_problem(options, skip=skip, here=here)
     if problem is not None:

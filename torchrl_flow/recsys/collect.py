@@ -141,7 +141,7 @@ def collect_slates(args: CollectSlatesArgs, models: SlateModels, *, progress: bo
     """Log transitions with a reference policy, in bounded memory.
 
     Args:
-        args: what to collect and where.
+        args: environment, policy, number of steps and output file.
         models: belief encoder and ranker, which compute observations and actions.
         progress: show progress.
 

@@ -119,7 +119,7 @@ class SlateModels:
         return self.ranker.encode(slates, given)[0]
 
     def save(self, path: str | Path, *, config: Mapping[str, Any] | None = None) -> Path:
-        """Write everything to one file.
+        """Write items, encoder, ranker and quality to one file.
 
         Args:
             path: file to write.

@@ -78,7 +78,7 @@ def collect_sardine(args: CollectSardineArgs, *, progress: bool = True) -> Path:
     """Log episodes of a SARDINE env with the blurred-interests policy, in D4RL's shape.
 
     Args:
-        args: what to collect and where.
+        args: environment, number of episodes and output file.
         progress: show progress.
 
     Raises:

@@ -143,7 +143,7 @@ class SlateTask(OfflineTask):
         return play_latent_policy(self._acting, policy, **options, length=self._length, device=self.device)
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Mean returns to print beside scores.
+        """Return mean returns of reference policies.
 
         Returns:
             ``random_latent``; ``mean_latent``, the mean of the data's latents for every user at every step; ``sto``,
@@ -215,8 +215,8 @@ def play_latent_policy(
 def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float) -> dict[str, float]:
     """Compare the critics' values of logged, random and policy actions, without draws from global generators.
 
-    Critics that value random latents as high as logged ones have learned nothing from the data, and those above
-    ``bound`` have diverged.
+    If critics value random latents as high as logged ones, they have not learned from the data. If values exceed
+    ``bound``, the critics have diverged.
 
     Args:
         loss: loss with stacked critics ``qvalue_network``.

@@ -104,7 +104,7 @@ def compare_stages(
             | result.result_columns()
             for name, result in found.items()
         ]
-        # Not in the directory itself, where the run remembers the rows of its own stage.
+        # Not in the directory itself, in which the run stores the rows of its own stage.
         record_results(results, rows, directory=directory / "comparison")
     return found
 
@@ -124,7 +124,7 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def stages_svg(results: Mapping[str, EvaluationResult], *, title: str) -> str:
-    """Return a bar for each stage's ``success_once`` with its 95 % interval (return where there is no success), as SVG.
+    """Return an SVG with a bar for each stage's ``success_once`` and its 95 % interval (or for its return).
 
     Raises:
         RuntimeError: if matplotlib is missing. The error names the extra.

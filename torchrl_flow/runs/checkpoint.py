@@ -2,10 +2,10 @@
 
 A checkpoint is one zip archive written by :class:`torchrl.checkpoint.Checkpoint`. Its components are modules
 by role (``module.policy``, ``module.ema_policy``, ``module.critic``, ...), optimisers (``optimizer.<name>``),
-anything else with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators
-(``rng``). JSON values (config, task, actor config, counters, versions) are in the manifest, which is readable without
-loading a tensor. Tensors are read with ``weights_only=True``. The reader is in ``torchrl_flow.runs.checkpoint_reader``,
-the checks before reading in ``torchrl_flow.runs.checkpoint_check``.
+other objects with a state (``state.<name>``: schedulers, samplers, replay buffers) and the generators (``rng``). JSON
+values (config, task, actor config, counters, versions) are in the manifest, which is readable without loading a tensor.
+Tensors are read with ``weights_only=True``. The reader is in ``torchrl_flow.runs.checkpoint_reader``, the checks before
+reading in ``torchrl_flow.runs.checkpoint_check``.
 """
 
 from __future__ import annotations

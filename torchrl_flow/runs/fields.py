@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["AFTER_TRAINING", "BOOKKEEPING", "LENGTH", "calling_script"]
 
-#: Fields of a recipe's configuration that affect only what happens after training.
+#: Fields of a recipe's configuration that are used only after training.
 AFTER_TRAINING = (
     "resume",
     "results",

@@ -71,7 +71,7 @@ def load_memmap(root: str | Path) -> TensorDict:
 def check_memmap(
     folder: str | Path, *, root: str | Path | None = None, beside: Collection[str] = (), allow_null: bool = False
 ) -> dict[tuple[str, ...], MemmapEntry]:
-    """Check that a directory holds a memory-mapped TensorDict of plain tensors and nothing else.
+    """Check that a directory holds only a memory-mapped TensorDict of plain tensors.
 
     Args:
         folder: the directory.

@@ -25,7 +25,7 @@ _QUEUE = "prefetch.pt"
 
 
 class CheckedReplayBuffer(TensorDictReplayBuffer):
-    """A :class:`~torchrl.data.TensorDictReplayBuffer` that pickles nothing and unpickles nothing.
+    """A :class:`~torchrl.data.TensorDictReplayBuffer` that neither writes nor reads pickles.
 
     TorchRL keeps the queue of prefetched batches as a pickle. This class writes a ``torch.save`` file of tensors, reads
     it with ``weights_only=True``, and writes no file while the queue is empty.

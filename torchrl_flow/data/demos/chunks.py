@@ -284,7 +284,7 @@ class ChunkStorage(Storage):
         """Check that this storage has the same data and chunk options as the saved one.
 
         Raises:
-            RuntimeError: if the check fails. The error names what differs.
+            RuntimeError: if the data or options differ. The error names the difference.
         """
         own = self.state_dict()
         differing = differing_fields(state_dict, own, own, form="{name}: {found!r} saved, {wanted!r} here")

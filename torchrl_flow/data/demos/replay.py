@@ -97,7 +97,7 @@ class DemoReplayBuffer(CheckedReplayBuffer):
 def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **options: Any) -> DemoReplayBuffer:
     """Make a replay buffer from a ManiSkill ``.h5`` file or the directory of a demo store.
 
-    This is what ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls.
+    ``torchrl.data.datasets.load_dataset("maniskill:<path>", ...)`` calls this function.
 
     Args:
         path: trajectory ``.h5`` (with its ``.json``), or directory of a store.

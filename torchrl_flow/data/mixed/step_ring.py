@@ -213,8 +213,8 @@ def _same_episode(ends: Tensor, start: int) -> Tensor:
     """Return which steps of windows ``[n, H]`` are in the episode of step ``start``, from the ends of episodes."""
     ends = ends.to(torch.int64)
     past, future = ends[:, :start], ends[:, start:]
-    # A past step is of the episode if neither it nor a step between it and `start` is an end; a future step, if no step
-    # from `start` up to the one before it is an end.
+    # A past step belongs to the episode if no step from it up to the one before `start` is an end; a future step, if no
+    # step from `start` up to the one before it is an end.
     before = past.flip(1).cumsum(1).flip(1)
     after = future.cumsum(1) - future
     return torch.cat([before, after], 1) == 0
