@@ -9,6 +9,7 @@ contender, round after round. Compared are milliseconds an environment step, of 
 - ManiSkill's own single environment, stepped as its documentation does;
 - ``gymnasium.vector.AsyncVectorEnv`` over two processes of one environment each, as several are usually had on a CPU;
 - ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
+- the same in one thread with ``SMDPChunk``, a chunk of ``--act-horizon`` actions at a time;
 - the floor: the steps of PhysX alone that a control step of that environment takes.
 
 Printed is also the share of a step that reads observations, which chunks could save in the steps that nobody observes.
@@ -30,9 +31,11 @@ import gymnasium
 import numpy as np
 import torch
 import tyro
+from torchrl.envs import TransformedEnv
 
 from torchrl_flow.envs import ManiSkillEnv
 from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.transforms import SMDPChunk
 from torchrl_flow.reports import append_benchmark
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,6 +55,8 @@ class Args:
     """turns"""
     env_steps: int = 128
     """environment steps of a contender in a turn, at least one step of all its sub-environments"""
+    act_horizon: int = 8
+    """actions in a chunk; 0 leaves chunks out"""
     processes: int = 2
     """of AsyncVectorEnv; 0 leaves it out"""
     control_mode: str = "pd_ee_delta_pose"
@@ -64,22 +69,29 @@ class Contender:
     """Something that steps environments, and the times that it took."""
 
     def __init__(
-        self, label: str, threads: int, num_envs: int, step: Callable[[], Any], pids: Sequence[int] = ()
+        self,
+        label: str,
+        threads: int,
+        num_envs: int,
+        step: Callable[[], Any],
+        pids: Sequence[int] = (),
+        act_horizon: int = 1,
     ) -> None:
         self.label, self.threads, self.num_envs, self.step, self._pids = label, threads, num_envs, step, pids
+        self._steps = num_envs * act_horizon
         self.cpu_ms: list[float] = []
         self.wall_ms: list[float] = []
 
     def measure(self, env_steps: int) -> None:
         """Step, and note milliseconds an environment step."""
-        calls = max(1, env_steps // self.num_envs)
+        calls = max(1, env_steps // self._steps)
         cpu, wall = time.process_time() + _cpu_of(self._pids), time.perf_counter()
         for _ in range(calls):
             self.step()
         wall = time.perf_counter() - wall
         cpu = time.process_time() + _cpu_of(self._pids) - cpu
-        self.cpu_ms.append(1e3 * cpu / calls / self.num_envs)
-        self.wall_ms.append(1e3 * wall / calls / self.num_envs)
+        self.cpu_ms.append(1e3 * cpu / calls / self._steps)
+        self.wall_ms.append(1e3 * wall / calls / self._steps)
 
 
 def _cpu_of(pids: Sequence[int]) -> float:
@@ -197,6 +209,20 @@ def batch(task: str, control_mode: str, num_envs: int, threads: int) -> Batch:
     return Batch(ours, floor, grown, env)
 
 
+def chunks(made: Batch, act_horizon: int) -> Contender:
+    """Return a contender that steps the environment of a batch by chunks; no episode ends in between."""
+    env = TransformedEnv(made.env, SMDPChunk(act_horizon))
+    state = env.reset()
+    actions, count = _actions(env.action_spec.shape), iter(range(10**9))
+
+    def step() -> None:
+        nonlocal state
+        state = env.step(state.set("action", actions[next(count) % 64]))["next"]
+
+    label = f"{made.ours.label}, chunks of {act_horizon}"
+    return Contender(label, 1, made.ours.num_envs, step, act_horizon=act_horizon)
+
+
 def measure(args: Args, task: str, *, with_memory: bool) -> None:
     """Measure one task and print a line for each contender; memory only as long as none was freed to be used again."""
     reference = maniskill(task, args.control_mode)
@@ -210,6 +236,10 @@ def measure(args: Args, task: str, *, with_memory: bool) -> None:
             made = batch(task, args.control_mode, num_envs, threads)
             memory[made.ours.label] = made.megabytes
             contenders += [made.ours] if made.floor is None else [made.ours, made.floor]
+            if args.act_horizon and threads == 1:
+                chunked = batch(task, args.control_mode, num_envs, threads)
+                contenders.append(chunks(chunked, args.act_horizon))
+                memory[contenders[-1].label] = chunked.megabytes
             batches.append(made)
     for turn in range(args.rounds + 1):
         for contender in contenders:
