@@ -20,7 +20,7 @@ __all__ = ["NoisyFlowActor"]
 
 
 class NoisyFlowActor(TensorDictModuleBase):
-    """Policy that samples chunks by a noisy chain ``x_{k+1} ~ Normal(x_k + v(x_k, k/K, 1/K) / K, sigma_k)`` and scores it.
+    """Policy that samples and scores noisy chains ``x_{k+1} ~ Normal(x_k + v(x_k, k/K, 1/K) / K, sigma_k)``.
 
     As a policy it reads the encoder's observations ``[*B, T, ...]`` and, if present, ``noise`` ``[*B, H, A]`` (the
     chain's start) and ``chain_noise`` ``[*B, K, H, A]`` (standard normal noise of the steps). Missing noise is drawn,
@@ -108,7 +108,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         self.mean_bound, self.train_encoder = mean_bound, train_encoder
 
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the encoded observations ``[B, C]`` of a batch of any shape; they have a gradient if ``train_encoder``."""
+        """Return encoded observations ``[B, C]`` of a batch of any shape; ``train_encoder`` enables their gradient."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
