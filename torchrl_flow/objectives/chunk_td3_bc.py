@@ -49,7 +49,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
 
     @dataclass
     class _AcceptedKeys(TD3BCLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
             action_mask: ``[*B, H_a]`` bool, True where a step of the chunk is real; optional.

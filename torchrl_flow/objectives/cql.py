@@ -67,7 +67,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
 
     @dataclass
     class _AcceptedKeys(CQLLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
             steps_to_next_obs: executed steps ``[*B, 1]``; optional for single actions.

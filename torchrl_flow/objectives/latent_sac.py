@@ -56,7 +56,7 @@ class LatentSACLoss(SACLoss):
 
     @dataclass
     class _AcceptedKeys(SACLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
             steps_to_next_obs: executed steps ``[*B, 1]``, from the root.

@@ -83,7 +83,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of ClipPPOLoss.
+        """Keys that ``set_keys`` accepts, in addition to those of ClipPPOLoss.
 
         Attributes:
             noise: initial noise of both flows of the anchor, ``[*B, H, A]``; drawn if absent.
