@@ -110,7 +110,7 @@ class PlanarDemonstrator:
         self._bumps = zeros.clone()
         self._noise = zeros.new_zeros((*seeds.shape, 2), dtype=torch.float32)
         self._via = self._noise.clone()
-        # : True where the demonstrator has stopped: the recording ends before this step's action.
+        #: True where the demonstrator has stopped: the recording ends before this step's action.
         self.stopped = torch.zeros_like(seeds, dtype=torch.bool)
 
     def _draw_style(self, quality: str) -> None:

@@ -9,7 +9,7 @@ from torchrl_flow.envs.planar.dynamics import CLOSURE, DISC, GOAL, GRIPPER, OPEN
 
 __all__ = ["COLOURS", "pixel_of", "render_planar"]
 
-# : RGB of all drawn objects; later entries cover earlier ones.
+#: RGB of all drawn objects; later entries cover earlier ones.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "ground": (244, 241, 234),
     "goal": (124, 198, 120),
