@@ -1,4 +1,4 @@
-"""Rollout of one episode in every sub-environment of an env, and its measurements."""
+"""A rollout of one episode in every sub-environment of an env, and its measurements."""
 
 from __future__ import annotations
 

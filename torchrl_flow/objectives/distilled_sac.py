@@ -145,7 +145,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
 
         Args:
             tensordict: batch ``[*B]``.
-            num: number of steps of distillation.
+            num: number of distillation steps.
 
         Returns:
             batches ``[num, R]`` of observations, latents and the teacher's values, with the rows' importance weights if

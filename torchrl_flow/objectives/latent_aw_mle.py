@@ -29,7 +29,7 @@ __all__ = ["LatentAWMLELoss", "LatentScorerFn"]
 
 
 class LatentAWMLELoss(HeldNetworks, FlowLossModule):
-    """Fit a latent policy to latents of the prior, weighted by a critic's values: stage 1 of noise steering, offline.
+    """Likelihood of prior latents under a latent policy, weighted by a critic's values: offline stage of steering.
 
     For each observation M candidates ``w_i`` are drawn from the prior (bounded like the policy's latents). One batched
     pass of the scorer values them, and the members' values give a pessimistic score, ``s = mean + kappa std`` with

@@ -27,7 +27,7 @@ TIMEOUT = timedelta(seconds=300)
 
 
 class LearnerError(RuntimeError):
-    """A learner could not start, or has ended."""
+    """Error if a learner cannot start or has ended."""
 
 
 class _Learner:

@@ -20,7 +20,7 @@ __all__ = ["ChunkRollouts", "CollectorError", "finished_success", "minibatches"]
 
 
 class CollectorError(RuntimeError):
-    """A collector process could not start, or has ended; the message names it."""
+    """Error if a collector process cannot start or has ended; the message names it."""
 
 
 class ChunkRollouts:

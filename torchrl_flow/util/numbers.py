@@ -17,7 +17,7 @@ finite."""
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient, weight or observation is NaN or infinite; nothing was changed or saved after the detection."""
+    """Error for a NaN or infinite loss, gradient, weight or observation, raised before any change or save."""
 
 
 def first_implausible(value: Tensor) -> tuple[tuple[int, ...], str] | None:

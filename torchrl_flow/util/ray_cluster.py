@@ -14,7 +14,7 @@ __all__ = ["RayError", "connect_ray", "disconnect_ray", "has_ray", "ray_session"
 
 
 class RayError(RuntimeError):
-    """Ray is not installed, cannot be reached, or has too few CPUs; the message states the cause."""
+    """Error if Ray is not installed, cannot be reached, or has too few CPUs; the message states the cause."""
 
 
 def has_ray() -> bool:

@@ -18,7 +18,7 @@ _building = threading.Lock()
 
 
 class BatchUnsupportedError(ValueError):
-    """ManiSkill's code of a task fails with several sub-environments; the message states the cause."""
+    """Error of a task whose ManiSkill code fails with several sub-environments; the message states the cause."""
 
 
 def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int | None, **kwargs: Any) -> Any:

@@ -26,11 +26,11 @@ _IMPORT_NOISE = (".*pkg_resources.*", ".*system libvulkan.*", ".*Failed to find 
 
 
 class ManiSkillUnavailableError(ImportError):
-    """ManiSkill cannot be imported on this machine; the message is one line that names the command to run."""
+    """Error if ManiSkill cannot be imported; the message is one line that names the command to run."""
 
 
 class RenderDeviceError(RuntimeError):
-    """Rendering is required but not possible on this machine; the message is one line that states a remedy."""
+    """Error if rendering is required but not possible; the message is one line that states a remedy."""
 
 
 def maniskill_installed() -> bool:

@@ -9,7 +9,7 @@ __all__ = ["ActionBox"]
 
 
 class ActionBox(nn.Module):
-    """Map actions in [-1, 1] to the units of the data, ``centre + half range * action``, and back.
+    """Map from actions in [-1, 1] to the data's units, ``centre + half range * action``, and its inverse.
 
     A constant dimension is mapped to 0 in [-1, 1], and back to its constant value. Both directions clamp to the box.
 
