@@ -10,6 +10,7 @@ round. The output has CPU time and wall time in milliseconds per environment ste
 - ``gymnasium.vector.AsyncVectorEnv`` over two processes of one environment each, the usual way to run several
   environments on a CPU;
 - ``ManiSkillEnv(task, num_envs=N)``, in one thread and in two;
+- the same in one thread with ``SMDPChunk``, with chunks of ``--act-horizon`` actions;
 - the lower bound: only the PhysX steps of a control step of that environment.
 
 The share of a step for reading observations is printed too; chunks could skip it in steps without observation.
@@ -31,9 +32,11 @@ import gymnasium
 import numpy as np
 import torch
 import tyro
+from torchrl.envs import TransformedEnv
 
 from torchrl_flow.envs import ManiSkillEnv
 from torchrl_flow.envs.maniskill.headless import headless
+from torchrl_flow.envs.transforms import SMDPChunk
 from torchrl_flow.reports import append_benchmark
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -53,6 +56,8 @@ class Args:
     """turns"""
     env_steps: int = 128
     """environment steps of a contender per turn, at least one step of all its sub-environments"""
+    act_horizon: int = 8
+    """actions in a chunk; 0 skips the measurement with chunks"""
     processes: int = 2
     """processes of AsyncVectorEnv; 0 skips it"""
     control_mode: str = "pd_ee_delta_pose"
@@ -65,22 +70,29 @@ class Contender:
     """A way to step environments, and its measured times."""
 
     def __init__(
-        self, label: str, threads: int, num_envs: int, step: Callable[[], Any], pids: Sequence[int] = ()
+        self,
+        label: str,
+        threads: int,
+        num_envs: int,
+        step: Callable[[], Any],
+        pids: Sequence[int] = (),
+        act_horizon: int = 1,
     ) -> None:
         self.label, self.threads, self.num_envs, self.step, self._pids = label, threads, num_envs, step, pids
+        self._steps = num_envs * act_horizon
         self.cpu_ms: list[float] = []
         self.wall_ms: list[float] = []
 
     def measure(self, env_steps: int) -> None:
         """Step, and record milliseconds per environment step."""
-        calls = max(1, env_steps // self.num_envs)
+        calls = max(1, env_steps // self._steps)
         cpu, wall = time.process_time() + _cpu_of(self._pids), time.perf_counter()
         for _ in range(calls):
             self.step()
         wall = time.perf_counter() - wall
         cpu = time.process_time() + _cpu_of(self._pids) - cpu
-        self.cpu_ms.append(1e3 * cpu / calls / self.num_envs)
-        self.wall_ms.append(1e3 * wall / calls / self.num_envs)
+        self.cpu_ms.append(1e3 * cpu / calls / self._steps)
+        self.wall_ms.append(1e3 * wall / calls / self._steps)
 
 
 def _cpu_of(pids: Sequence[int]) -> float:
@@ -198,6 +210,20 @@ def batch(task: str, control_mode: str, num_envs: int, threads: int) -> Batch:
     return Batch(ours, floor, grown, env)
 
 
+def chunks(made: Batch, act_horizon: int) -> Contender:
+    """Return a contender that steps the environment of a batch by chunks; no episode ends in between."""
+    env = TransformedEnv(made.env, SMDPChunk(act_horizon))
+    state = env.reset()
+    actions, count = _actions(env.action_spec.shape), iter(range(10**9))
+
+    def step() -> None:
+        nonlocal state
+        state = env.step(state.set("action", actions[next(count) % 64]))["next"]
+
+    label = f"{made.ours.label}, chunks of {act_horizon}"
+    return Contender(label, 1, made.ours.num_envs, step, act_horizon=act_horizon)
+
+
 def measure(args: Args, task: str, *, with_memory: bool) -> None:
     """Measure one task and print a line for each contender; memory is valid only before any memory was freed."""
     reference = maniskill(task, args.control_mode)
@@ -211,6 +237,10 @@ def measure(args: Args, task: str, *, with_memory: bool) -> None:
             made = batch(task, args.control_mode, num_envs, threads)
             memory[made.ours.label] = made.megabytes
             contenders += [made.ours] if made.floor is None else [made.ours, made.floor]
+            if args.act_horizon and threads == 1:
+                chunked = batch(task, args.control_mode, num_envs, threads)
+                contenders.append(chunks(chunked, args.act_horizon))
+                memory[contenders[-1].label] = chunked.megabytes
             batches.append(made)
     for turn in range(args.rounds + 1):
         for contender in contenders:

@@ -227,7 +227,7 @@ def test_the_policys_own_value_as_a_baseline(reduction):
     cloning = ShortCutFlowLoss(loss.actor_network, reduction="none")
     cloning.target_actor_network_params.data.update_(loss.target_actor_network_params.data)
     errors = run(cloning, batch)["loss_flow"].detach()
-    loss._policy_values = lambda _: found
+    loss._policy_values = lambda *_: found
     relative = q - found
     advantage = relative.min(0).values if reduction == "min" else relative.mean(0)
     weights = (2.0 * advantage).exp()
@@ -241,8 +241,8 @@ def test_a_td_advantage_is_what_came_of_the_chunk_less_the_states_value():
     loss, batch = make_loss(**options), make_batch()
     values = {"here": torch.randn(3, 8), "next": torch.randn(3, 8)}
     of_next = batch["next", "observation"]
-    loss._policy_values = lambda td: values["next" if torch.equal(td["observation"], of_next) else "here"]
-    found = loss._relative_values(batch, torch.full((3, 8), torch.nan))
+    loss._policy_values = lambda td, *_: values["next" if torch.equal(td["observation"], of_next) else "here"]
+    found = loss._relative_values(batch, torch.full((3, 8), torch.nan), None)
     for member in range(3):
         for row in range(8):
             following = batch["next"][row]
@@ -257,7 +257,7 @@ def test_a_td_advantage_is_what_came_of_the_chunk_less_the_states_value():
 def test_advantages_are_what_the_weights_are_made_of(baseline):
     loss, batch = make_loss(beta=2.0, baseline=baseline, advantage_reduction="mean"), make_batch()
     relative = torch.randn(3, 8)
-    loss._relative_values = lambda td, q: relative
+    loss._relative_values = lambda *_: relative
     expected = relative.mean(0) - (relative.mean() if baseline == "batch" else 0)
     torch.testing.assert_close(loss.advantages(batch), expected)
     weights = (2.0 * expected).exp()
@@ -282,9 +282,9 @@ def test_the_policys_baseline_makes_the_filter_keep_what_beats_the_policy():
     batch["is_demo"] = torch.zeros(8, 1, dtype=torch.bool)
     q = loss.critic_network(batch)["state_action_value"].squeeze(-1).detach()
     # A baseline that is 1 above the first four rows' values and 1 below the others'.
-    loss._policy_values = lambda _: q + torch.tensor([1.0] * 4 + [-1.0] * 4)
+    loss._policy_values = lambda *_: q + torch.tensor([1.0] * 4 + [-1.0] * 4)
     assert run(loss, batch)["policy_share"] == 0.5
-    loss._policy_values = lambda _: q + 1.0
+    loss._policy_values = lambda *_: q + 1.0
     assert run(loss, batch)["policy_share"] == 0
 
 

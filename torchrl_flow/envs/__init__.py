@@ -1,4 +1,4 @@
-"""Environments and their transforms. No simulator is imported before an environment is built."""
+"""Environments and their transforms. A simulator is imported only when an environment is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of a chunk policy, and resets to fixed seeds."""
+"""Construction of chunk environments, and resets to fixed seeds."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from torchrl_flow.envs.unwrap import base_env
 __all__ = ["ChunkEnv", "base_env", "make_chunk_env", "reset_with_seeds"]
 
 STEP_SUCCESS = "step_success"
-"""Key of the success of the last executed env step, beside ``success``, which is latched over the chunk."""
+"""Key of the success of the last executed env step; ``success`` is latched over the chunk."""
 
 EPISODE_REWARD = "episode_reward"
 """Key of the undiscounted sum of env-step rewards, the default ``out_key`` of ``RewardSum``."""
 
 
 class ChunkEnv(TransformedEnv):
-    """A :class:`~torchrl.envs.TransformedEnv` whose ``step`` writes the number of executed steps at the root too.
+    """A :class:`~torchrl.envs.TransformedEnv` whose ``step`` also writes the number of executed steps at the root.
 
     The value estimators of TorchRL's losses read it there. In a plain ``TransformedEnv``,
-    :class:`~torchrl_flow.envs.SMDPChunk` does so in rollouts and collectors, but not in a call of ``step`` alone.
+    :class:`~torchrl_flow.envs.SMDPChunk` writes it in rollouts and collectors, but not in a single call of ``step``.
     """
 
     def step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -41,7 +41,7 @@ class ChunkEnv(TransformedEnv):
         return result
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        """Draw chunks of actions, also where the environment below has transforms of its own."""
+        """Draw chunks of actions; the base environment may have its own transforms."""
         return EnvBase.rand_action(self, tensordict)
 
 
@@ -58,10 +58,10 @@ def make_chunk_env(
 ) -> ChunkEnv:
     """Build the environment in which one step executes a chunk of actions.
 
-    From the inside to the outside, all but the last once per env step: ``RewardSum`` (the undiscounted
-    return, key ``episode_reward``); a copy of ``success`` under ``step_success`` (``success`` itself is
-    latched over the chunk, so that only the copy tells whether the *last* step succeeded); a
-    :class:`~torchrl_flow.envs.transforms.frames.FrameRecorder`, off until an evaluation asks for frames; the
+    Transforms from inside to outside, where all except the last run once per env step: ``RewardSum`` (the undiscounted
+    return, key ``episode_reward``); a copy of ``success`` under ``step_success`` (``success`` is latched over the
+    chunk, and the copy holds the success of the *last* step); a
+    :class:`~torchrl_flow.envs.transforms.frames.FrameRecorder`, which is off until an evaluation starts it; the
     observation history; and :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Args:
@@ -71,15 +71,15 @@ def make_chunk_env(
         gamma: discount of the rewards inside a chunk, in [0, 1].
         obs_keys: observations that get a dimension of history.
         success_key: key of the success flag. If the env has no such key, nothing is copied.
-        record_steps: add a ``StepRecorder``, which records nothing until it is started.
+        record_steps: add a ``StepRecorder``, which is off until it is started.
         **chunk: further arguments of :class:`~torchrl_flow.envs.SMDPChunk`.
 
     Returns:
         An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
 
     Raises:
-        ValueError: if an observation key is not there, or observations or actions are float64; the horizons are checked
-            by the transforms.
+        ValueError: if an observation key is missing, or observations or actions are float64. The transforms check the
+            horizons.
     """
     known = set(base_env.full_observation_spec.keys(True, True))
     missing = [key for key in obs_keys if key not in known]
@@ -107,8 +107,8 @@ def reset_with_seeds(env: EnvBase, seeds: Sequence[int]) -> TensorDictBase:
     """Reset every sub-environment to the initial state of its own seed.
 
     An unbatched env gets ``reset(seed=int)``, a batched one ``reset(seed=[int, ...])``; ``SerialEnv`` and
-    ``ParallelEnv`` hand each worker its share. ``EnvBase.set_seed`` does not serve here: it derives the seeds
-    of the sub-environments from the first one.
+    ``ParallelEnv`` pass each worker its share. ``EnvBase.set_seed`` is not usable here: it derives the seeds of the
+    sub-environments from the first one.
 
     Args:
         env: env whose ``reset`` takes ``seed``, below any transforms.

@@ -13,15 +13,16 @@ __all__ = ["CollectorEnvs"]
 
 @dataclass(frozen=True)
 class CollectorEnvs:
-    """A factory from which collector processes make their environments; it takes the place of an environment.
+    """A factory from which collector processes make their environments; pass it in place of an environment.
 
     Args:
-        make: makes the environment of one process. It is sent to the process and must be picklable, for example a
-            :func:`functools.partial` of a function.
+        make: function that makes the environment of one process. It is sent to the process and must be picklable, for
+            example a :func:`functools.partial` of a function.
         processes: number of processes.
-        num_envs: sub-environments that ``make`` makes; ``None`` for one environment without a batch dimension.
-        on_ray: whether the processes are Ray's, which may be on other machines, and not children of this one.
-        ray_address: address of a Ray cluster. Defaults to a Ray on this machine alone.
+        num_envs: number of sub-environments of each environment; ``None`` for one environment without a batch
+            dimension.
+        on_ray: use Ray processes, which may run on other machines, instead of child processes.
+        ray_address: address of a Ray cluster. Defaults to a local Ray instance.
 
     Raises:
         ValueError: if a number is below 1.

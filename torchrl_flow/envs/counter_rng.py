@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, counter): one independent stream per sub-environment.
 
-A batched environment that re-seeds single sub-environments cannot share one ``torch.Generator``: what one
-sub-environment draws would depend on its neighbours. Hashing (seed, counter) instead makes every draw
-independent of the batch size, of the device and of the order of resets, and needs no loop.
+A batched environment that re-seeds single sub-environments cannot share one ``torch.Generator``: the draws of one
+sub-environment would depend on the others. A hash of (seed, counter) makes every draw independent of the batch size,
+the device and the order of resets, without a loop.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def counter_uniform(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
-    """Return uniform numbers in [0, 1) that depend on ``(seed, counter)`` alone.
+    """Return uniform numbers in [0, 1) that depend only on ``(seed, counter)``.
 
     Args:
-        seed: int64 ``[*B]``, one stream each.
+        seed: int64 ``[*B]``, one stream per seed.
         counter: int64 ``[*B]``, the position in the stream.
-        num_draws: how many numbers to draw for each pair.
+        num_draws: number of draws per pair.
 
     Returns:
-        float32 ``[*B, num_draws]``, equal for equal pairs whatever the rest of the batch is.
+        float32 ``[*B, num_draws]``, equal for equal pairs regardless of the rest of the batch.
 
     Examples:
         >>> seed = torch.tensor([3, 4, 3])
@@ -70,12 +70,12 @@ def counter_uniform(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
 
 
 def counter_normal(seed: Tensor, counter: Tensor, num_draws: int) -> Tensor:
-    """Return standard normal numbers that depend on ``(seed, counter)`` alone (Box-Muller).
+    """Return standard normal numbers that depend only on ``(seed, counter)`` (Box-Muller).
 
     Args:
-        seed: int64 ``[*B]``, one stream each.
+        seed: int64 ``[*B]``, one stream per seed.
         counter: int64 ``[*B]``, the position in the stream.
-        num_draws: how many numbers to draw for each pair.
+        num_draws: number of draws per pair.
 
     Returns:
         float32 ``[*B, num_draws]``.

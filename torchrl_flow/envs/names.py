@@ -1,4 +1,4 @@
-"""Names of the planar task and of choices about an environment; reading options needs them without torch."""
+"""Names of the planar task and of environment options, without an import of torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["PLANAR", "PLANAR_CONTROL_MODE", "AfterSuccess", "ObsMode"]
 PLANAR = "planar"
 """Name of the planar task."""
 PLANAR_CONTROL_MODE = "delta_position"
-"""Its control mode."""
+"""Control mode of the planar task."""
 AfterSuccess = Literal["end", "continue"]
 """Whether success ends a training episode."""
 ObsMode = Literal["state", "rgb", "rgb+state"]
-"""What a policy observes: the state, images, or both."""
+"""Observations of a policy: the state, images, or both."""

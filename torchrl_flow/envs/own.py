@@ -1,4 +1,4 @@
-"""User-defined environments, named as a task by the function that makes them: ``my_package:make_env``."""
+"""User-defined environments, whose task name is the function that makes them: ``my_package:make_env``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 TRUSTED = "TORCHRL_FLOW_TASKS"
-"""Environment variable: tasks ``my_package:make_env``, separated by commas, that a checkpoint may name."""
+"""Environment variable: comma-separated tasks ``my_package:make_env`` that a checkpoint may load."""
 
 IDENTITY = "_torchrl_flow_task"
 """Attribute of the innermost environment that holds the identity of a user-defined task."""
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_own_task(task: str) -> bool:
-    """Tell whether a task is the name of a function that makes an environment.
+    """Return whether a task is the name of a function that makes an environment.
 
     Examples:
         >>> is_own_task("my_package:make_env"), is_own_task("PickCube-v1")
@@ -50,20 +50,20 @@ def is_own_task(task: str) -> bool:
 
 
 def trusted_tasks() -> set[str]:
-    """Return the functions that the user has named, so that a checkpoint may name them, too."""
+    """Return the functions that the user has named and that a checkpoint may therefore load."""
     return {name.strip() for name in os.environ.get(TRUSTED, "").split(",") if name.strip()}
 
 
 def trust_task(task: str) -> None:
-    """Allow checkpoints to name this function, also in processes that are started from here."""
+    """Allow checkpoints to load this function, also in child processes."""
     os.environ[TRUSTED] = ",".join(sorted({*trusted_tasks(), task}))
 
 
 def load_factory(task: str) -> Callable[..., EnvBase]:
-    """Import the function of ``my_package:make_env``; the current directory is searched too.
+    """Import the function ``my_package:make_env``; the current directory is searched too.
 
     Raises:
-        ValueError: if the name has another form, or there is no such module or function. The error says which.
+        ValueError: if the name has another form, or there is no such module or function. The error states the cause.
     """
     if not _NAME.fullmatch(task):
         raise ValueError(
@@ -94,26 +94,26 @@ def make_own_env(
 ) -> EnvBase:
     """Make the environment of single actions of a user-defined task.
 
-    The function gets those of ``num_envs``, ``max_episode_steps``, ``obs_mode``, ``control_mode``,
-    ``ignore_terminations`` and ``device`` that it has parameters for and that are given. Without a parameter
-    ``num_envs``, several environments are a :class:`~torchrl.envs.SerialEnv`; without ``max_episode_steps``, a time
-    limit is a :class:`~torchrl.envs.StepCounter`.
+    The given options among ``num_envs``, ``max_episode_steps``, ``obs_mode``, ``control_mode``, ``ignore_terminations``
+    and ``device`` are passed to the function if it has a parameter of that name. Without a parameter ``num_envs``,
+    several environments are made as a :class:`~torchrl.envs.SerialEnv`; without ``max_episode_steps``, a
+    :class:`~torchrl.envs.StepCounter` sets the time limit.
 
-    The identity of the task is the ``task_info`` of the environment where it has one, with this name as ``task`` and
-    its own as ``name``; else the modes that are given here. Success is the entry ``success``, where there is one.
+    The identity of the task is the environment's ``task_info`` if it has one, with the function's name as ``task`` and
+    the environment's own task name as ``name``; otherwise it consists of the given modes. Success is the entry
+    ``success``, if present.
 
     Args:
         task: ``my_package:make_env``.
-        obs_mode: determines which of ``observation`` ``[*B, D]`` and ``pixels`` ``[*B, 3, h, w]`` the environment must
-            have.
+        obs_mode: determines the required entries among ``observation`` ``[*B, D]`` and ``pixels`` ``[*B, 3, h, w]``.
         control_mode: control mode, recorded as part of the identity of the task.
         num_envs: number of sub-environments; ``None`` for one environment without a batch dimension.
         max_episode_steps: time limit.
-        **options: other options of ManiSkill tasks. An option that the function has no parameter for is ignored.
+        **options: other options of ManiSkill tasks. An option without a parameter of the function is ignored.
 
     Raises:
-        ValueError: if the function cannot be imported, returns something else than an environment of TorchRL, or one
-            whose observations or actions the policies of this package do not take, saying what to do.
+        ValueError: if the function cannot be imported, does not return a TorchRL environment, or returns an environment
+            whose observations or actions do not fit the policies of this package. The error states a remedy.
     """
     factory = load_factory(task)
     trust_task(task)
@@ -147,19 +147,19 @@ def make_own_env(
 
 
 def _told(env: Any) -> dict[str, Any]:
-    """Return the attributes of an environment that describe its task; environments in workers have none."""
+    """Return an environment's attributes that describe its task; environments in workers have none."""
     base = base_env(env) if isinstance(env, EnvBase) else env
     found = None if isinstance(base, BatchedEnvBase) else getattr(base, "task_info", None)
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def own_identity(env: EnvBase) -> TaskInfo | None:
-    """Return the identity of the task of a user-defined environment; None for another environment."""
+    """Return the task identity of a user-defined environment; None for other environments."""
     return vars(base_env(env)).get(IDENTITY)
 
 
 def _check(env: EnvBase, task: str, obs_mode: str) -> None:
-    """Validate that policies can read the observations and write the actions."""
+    """Check that policies can read the observations and write the actions."""
     if len(env.batch_size) > 1:
         raise ValueError(f"{task} has the batch size {list(env.batch_size)}: one dimension at most.")
     specs: dict[Any, Any] = dict(env.full_observation_spec.items())
@@ -194,10 +194,10 @@ def _check(env: EnvBase, task: str, obs_mode: str) -> None:
 
 
 def require_float32(dtype: torch.dtype, key: Any, source: str, *, actions: bool = False) -> None:
-    """Validate that observations, or actions, are not float64, which networks of float32 neither read nor write.
+    """Check that observations, or actions, are not float64, which float32 networks cannot read or write.
 
     Raises:
-        ValueError: if the check fails. The error names the transform that converts them.
+        ValueError: if the check fails. The error names the transform for the conversion.
     """
     if dtype == torch.float64:
         keys = f"in_keys_inv=[{key!r}]" if actions else f"in_keys=[{key!r}]"
@@ -208,7 +208,7 @@ def require_float32(dtype: torch.dtype, key: Any, source: str, *, actions: bool 
 
 
 def sizes_of(env: EnvBase) -> dict[str, Any]:
-    """Return the sizes of states, images and actions of an environment of single actions; none without either."""
+    """Return the sizes of states, images and actions of an env of single actions; empty without states and images."""
     specs: dict[Any, Any] = dict(env.full_observation_spec.items())
     state, pixels = specs.get("observation"), specs.get("pixels")
     if state is None and pixels is None:

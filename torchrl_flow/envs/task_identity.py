@@ -1,4 +1,4 @@
-"""Identity of a task, and checks that demonstrations and options fit it."""
+"""Identity of an environment's task, and checks of task names and of the number of sub-environments."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 
 def task_info(env: EnvBase) -> TaskInfo:
-    """Return the identity of an environment's task, below any transforms, with the sizes of observations and actions.
+    """Return the task identity of an environment below any transforms, with the sizes of observations and actions.
 
-    The environment describes its task by its own attribute ``task_info``, a mapping of the fields and details of
-    :class:`TaskInfo`, as far as they are known. The sizes ``state_dim``, ``pixels_size`` and ``action_dim`` are read
-    from the specs; they are not recorded for an environment that has neither ``observation`` nor ``pixels``.
+    The environment describes its task by its attribute ``task_info``, a mapping of the known fields and details of
+    :class:`TaskInfo`. The sizes ``state_dim``, ``pixels_size`` and ``action_dim`` are read from the specs; they are
+    omitted for an environment that has neither ``observation`` nor ``pixels``.
 
     Raises:
-        ValueError: if the environment has no attribute ``task_info``, or a field of it is not allowed.
+        ValueError: if the environment has no attribute ``task_info``, or one of its fields is not allowed.
     """
     own = own_identity(env)
     env = base_env(env)
@@ -49,7 +49,7 @@ def task_info(env: EnvBase) -> TaskInfo:
 
 
 def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
-    """Return the bounds ``[A]`` of one action of an environment, of single actions or of chunks; None without any."""
+    """Return the bounds ``[A]`` of one action of an environment of single actions or chunks; None without bounds."""
     spec: Any = env.full_action_spec_unbatched[env.action_key]
     if not isinstance(spec, Bounded):
         return None, None
@@ -59,7 +59,7 @@ def action_bounds(env: EnvBase) -> tuple[Tensor | None, Tensor | None]:
 
 
 def require_task_name(task: str) -> None:
-    """Validate the name of the planar task; ManiSkill, if installed, validates the names of its tasks.
+    """Check a task name for a misspelt planar task; ManiSkill, if installed, checks the names of its tasks.
 
     Raises:
         ValueError: if the check fails. The error names the task that was probably meant.
@@ -67,7 +67,7 @@ def require_task_name(task: str) -> None:
     if task == PLANAR or is_own_task(task):
         return
     hint = did_you_mean(task, [PLANAR])
-    # Where ManiSkill is, a name that is like it may be that of a task that the user has registered.
+    # With ManiSkill installed, a similar name may be a task that the user has registered.
     if task.lower() == PLANAR or (hint and not maniskill_installed()):
         raise ValueError(f"there is no task {task!r}.{hint}")
 
@@ -75,10 +75,10 @@ def require_task_name(task: str) -> None:
 def require_num_envs(
     task: str, num_envs: int | None, sim_backend: str = "physx_cpu", obs_mode: str | None = "state"
 ) -> None:
-    """Validate the number of sub-environments of a task.
+    """Check the number of sub-environments of a task.
 
     Raises:
-        ValueError: for more than one of ManiSkill that renders on the CPU, or a misspelt task.
+        ValueError: for several ManiSkill sub-environments that render on the CPU, or a misspelt task.
     """
     require_task_name(task)
     renders = "rgb" in (obs_mode or "state")

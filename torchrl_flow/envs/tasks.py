@@ -1,4 +1,4 @@
-"""Tasks by name: the environment that a recipe, a checkpoint or the command line asks for."""
+"""Construction of environments by the task name of a recipe, a checkpoint or the command line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_task_env(
     """Make the environment of single actions of a task.
 
     Args:
-        task: ``"planar"``, the ManiSkill id of a task, or a function that makes an environment of your own,
+        task: ``"planar"``, the ManiSkill id of a task, or a function that makes a user-defined environment,
             ``"my_package:make_env"`` (``envs.own.make_own_env``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``.
         control_mode: ManiSkill's controller. Defaults to ``pd_ee_delta_pose``. The planar task has one control mode.
@@ -115,7 +115,7 @@ def make_task_chunk_env(
         record_steps: record the steps that :func:`~torchrl_flow.evaluation.record_episodes` reads.
         **kwargs: passed to :func:`make_task_env`.
     """
-    # Rendering is most of a step's time, and the policy sees the last frames of a chunk alone.
+    # Rendering takes most of a step's time, and the policy reads only the last frames of a chunk.
     renders = obs_mode != "state" and task != PLANAR and not is_own_task(task)
     return make_chunk_env(
         make_task_env(task, obs_mode=obs_mode, **kwargs),
@@ -131,18 +131,19 @@ def make_task_chunk_env(
 def default_num_envs(
     task: str, obs_mode: str | None = "state", episodes: int | None = None, visuals: bool | None = None
 ) -> int | None:
-    """Return how many sub-environments an evaluation runs at a time; its result is the same for any number.
+    """Return the number of sub-environments of an evaluation; its result does not depend on this number.
 
     Args:
         task: name of the task.
         obs_mode: observation mode.
         episodes: episodes of the evaluation. The number of sub-environments is chosen so that the last group of
             episodes is nearly full.
-        visuals: whether the environment must be able to film without :func:`filming_env`, which films for a batch.
+        visuals: whether the environment itself must have visuals for videos; otherwise :func:`filming_env` provides
+            them for a batch.
 
     Returns:
-        About 25 for the states of ManiSkill on the CPU. ``None``, one environment without a batch dimension, for images
-        (only single environments render) and for user-defined environments.
+        About 25 for ManiSkill with state observations on the CPU. ``None``, one environment without a batch dimension,
+        for images (only single environments render) and for user-defined environments.
 
     Examples:
         >>> default_num_envs("planar"), default_num_envs("PickCube-v1", "rgb")
@@ -161,14 +162,14 @@ def default_num_envs(
 
 
 def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any) -> EnvBase:
-    """Make the chunk environment to evaluate in, with terminations ignored.
+    """Make the chunk environment of an evaluation, with terminations ignored.
 
-    Where ``num_envs`` is not given it is that of :func:`default_num_envs`, and one environment for a task of ManiSkill
-    that cannot be batched. An episode of ManiSkill's is the same for any number: it depends on its seed and actions.
+    The default of ``num_envs`` is :func:`default_num_envs`, or one environment for a ManiSkill task that cannot be
+    batched. A ManiSkill episode does not depend on this number, only on its seed and actions.
 
     Args:
         task: name of the task, see :func:`make_task_env`.
-        episodes: number of episodes that will be played, for the default of ``num_envs``.
+        episodes: number of episodes of the evaluation, for the default of ``num_envs``.
         **kwargs: passed to :func:`make_task_chunk_env`.
     """
     kwargs.setdefault("ignore_terminations", True)
@@ -182,7 +183,7 @@ def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any
             raise
         return make_task_chunk_env(task, **kwargs)
     if env.batch_size and task != PLANAR and not is_own_task(task):
-        # A batch on the CPU has no visuals. What films in its place is made when somebody asks.
+        # A batch on the CPU has no visuals. filming_env makes the environment that films on demand.
         single = {**kwargs, "num_envs": None, "visuals": None}
         setattr(env, _FILMED_BY, functools.partial(make_task_chunk_env, task, **single))
     return env
@@ -190,10 +191,10 @@ def make_evaluation_env(task: str, *, episodes: int | None = None, **kwargs: Any
 
 @contextlib.contextmanager
 def filming_env(env: EnvBase) -> Iterator[EnvBase]:
-    """Provide an environment that films the episodes of an evaluation environment: equal seeds, equal episodes.
+    """Provide an environment that films the episodes of an evaluation environment; equal seeds give equal episodes.
 
-    It is the environment itself, except for a batch of :func:`make_evaluation_env` that has no visuals, on a machine
-    that renders: then a single one with visuals, closed afterwards.
+    The result is the environment itself. For a batch of :func:`make_evaluation_env` without visuals, on a machine that
+    renders, it is a single environment with visuals, which is closed afterwards.
 
     Args:
         env: environment of :func:`make_evaluation_env`, or any other.

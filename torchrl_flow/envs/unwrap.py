@@ -1,4 +1,4 @@
-"""The environments inside of an environment with transforms."""
+"""Access to the environments and transforms inside a transformed environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TransformT = TypeVar("TransformT", bound=Transform)
 
 
 def layers(env: EnvBase) -> Iterator[EnvBase]:
-    """Yield the environment, the one below its transforms, and so on down to the one without transforms."""
+    """Yield the environment and each environment below its transforms, down to the one without transforms."""
     yield env
     while isinstance(env, TransformedEnv):
         env = env.base_env
@@ -21,16 +21,16 @@ def layers(env: EnvBase) -> Iterator[EnvBase]:
 
 
 def base_env(env: EnvBase) -> EnvBase:
-    """Return the environment below all transforms, which holds the state of the simulation and is what to checkpoint.
+    """Return the environment below all transforms, which holds the simulation's state; checkpoint this environment.
 
-    A :class:`~torchrl.envs.TransformedEnv` has in its own ``state_dict`` the transforms alone.
+    The ``state_dict`` of a :class:`~torchrl.envs.TransformedEnv` holds only the transforms.
     """
     *_, innermost = layers(env)
     return innermost
 
 
 def find_transform(env: EnvBase, kind: type[TransformT]) -> TransformT | None:
-    """Return the outermost transform of a kind among those of an environment, nested ones too; None where none is."""
+    """Return the outermost transform of a kind in an environment, nested ones included; None if there is none."""
     for layer in layers(env):
         for module in layer.transform.modules() if isinstance(layer, TransformedEnv) else ():
             if isinstance(module, kind):

@@ -1,4 +1,4 @@
-"""Evaluation over fixed seeds, of chunk policies in environments and of offline policies."""
+"""Evaluation over fixed seeds of chunk policies in environments and of offline policies."""
 
 from __future__ import annotations
 

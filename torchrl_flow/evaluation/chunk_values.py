@@ -1,4 +1,4 @@
-"""Values of executed chunks against their returns: whether a critic predicts returns and ranks chunks of a state."""
+"""Comparison of a critic's values with returns: prediction over episodes, and ranking of chunks within a state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["values_and_returns", "values_within_states"]
 def values_and_returns(
     env: EnvBase, actor: FlowActor, critic: QEnsemble, episodes: int, *, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the critic's mean value and the discounted return of every chunk of some episodes, ``[N]`` each.
+    """Return the critic's mean values and the discounted returns of all chunks of several episodes, ``[N]`` each.
 
     Args:
         env: batch of chunk environments; each episode ends with its first ``done``.
@@ -66,25 +66,25 @@ def values_within_states(
     rollouts: int,
     gamma: float,
 ) -> dict[str, float]:
-    """Return how well the critic's values rank several chunks of the policy in one state.
+    """Measure how well the critic's values rank several chunks of the policy in one state.
 
-    In each state ``candidates`` chunks start, each in ``rollouts`` environments, in which the policy then goes on.
-    State ``i`` is reached from seed 40000 + i, after ``i % 8`` chunks.
+    In each state ``candidates`` chunks are executed, each in ``rollouts`` environments, where the policy then continues
+    to the end of the episode. State ``i`` is reached from seed 40000 + i, after ``i % 8`` chunks.
 
     Args:
         env: ``candidates * rollouts`` chunk environments.
         actor: the policy.
         critic: critic; the values of its members are averaged.
-        states: states to compare chunks in; those after the end of an episode are left out.
-        candidates: chunks that are compared in a state, at least 2.
-        rollouts: episodes that continue from each chunk, at least 2; their mean is its return.
+        states: number of states; states after the end of an episode are omitted.
+        candidates: chunks per state, at least 2.
+        rollouts: continuations of each chunk, at least 2; their mean return is the chunk's return.
         gamma: discount of one environment step.
 
     Returns:
-        ``within_state_correlation`` of values and mean returns, both less the mean of their state;
+        ``within_state_correlation`` of values and mean returns, both centred within each state;
         ``within_state_agreement``, the correlation of the means of two halves of the returns, which measures their
-        noise; ``within_state_q_std`` and ``within_state_return_std``, deviations within a state; ``within_states``, the
-        number of states. Empty without a state.
+        noise; ``within_state_q_std`` and ``within_state_return_std``, standard deviations within a state;
+        ``within_states``, the number of states. Empty if no state remains.
     """
     values, returns = [], []
     bar = Progress(states, description="states", unit="state")
@@ -100,7 +100,7 @@ def values_within_states(
 
 
 def _branch(env: EnvBase, actor: FlowActor, seed: int, lead: int, candidates: int, rollouts: int) -> Any:
-    """Reach one state in all environments and write the chunks that start there; None if the episode ends before."""
+    """Reach one state in all environments and write its candidate chunks; None if the episode ends earlier."""
     parallel = env.batch_size.numel()
     generator = torch.Generator().manual_seed(seed)
     data = reset_with_seeds(env, [seed] * parallel)
@@ -116,7 +116,7 @@ def _branch(env: EnvBase, actor: FlowActor, seed: int, lead: int, candidates: in
 
 
 def _continued_returns(env: EnvBase, actor: FlowActor, data: Any, gamma: float) -> Tensor:
-    """Execute the chunks of ``data``, let the policy go on to the end, and return the discounted returns ``[B]``."""
+    """Return the discounted returns ``[B]`` of the chunks of ``data``, continued by the policy to the end."""
     parallel = env.batch_size.numel()
     total, discount, alive = torch.zeros(parallel), torch.ones(parallel), torch.ones(parallel, dtype=torch.bool)
     while alive.any():
@@ -131,7 +131,7 @@ def _continued_returns(env: EnvBase, actor: FlowActor, data: Any, gamma: float) 
 
 
 def _within_state_figures(q: Tensor, returns: Tensor) -> dict[str, float]:
-    """Compare values ``[S, candidates]`` with returns ``[S, candidates, rollouts]``, less the mean of each state."""
+    """Compare values ``[S, candidates]`` with returns ``[S, candidates, rollouts]``, centred within each state."""
     halves = returns[..., ::2].mean(-1), returns[..., 1::2].mean(-1)
 
     def centred(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One episode in every sub-environment of an env, and its measurements."""
+"""A rollout of one episode in every sub-environment of an env, and its measurements."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class GroupRollout:
         self.generators: list[torch.Generator] = []
 
     def run(self, seeds: Sequence[int], recorder: FrameRecorder | None, rows: int) -> None:
-        """Play the episodes, recording the frames of the first ``rows`` sub-environments."""
+        """Play the episodes and record the frames of the first ``rows`` sub-environments."""
         noise_seed = mix_seeds(seeds)
         self.generators = [torch.Generator().manual_seed(mix_seeds([seed])) for seed in seeds]
         seed_everything(noise_seed)
@@ -58,14 +58,14 @@ class GroupRollout:
             recorder.start(rows)
         try:
             tensordict = reset_with_seeds(self.env, seeds)
-            # Again, since a reset may seed the global generators.
+            # Seeded again, since a reset may seed the global generators.
             seed_everything(noise_seed)
             while True:
                 tensordict = self.env.step(self._act(tensordict))
                 self._record(tensordict.get("next"))
                 if not self.active.any():
                     break
-                # Sub-environments that are done go on in an episode that nobody counts.
+                # Sub-environments that are done continue in an episode that is not counted.
                 tensordict = self.env.maybe_reset(self.env.step_mdp(tensordict))
         finally:
             if recorder is not None and rows:
@@ -87,7 +87,7 @@ class GroupRollout:
         return tensordict.update(acted.to(device))
 
     def _set_noise(self, tensordict: TensorDictBase) -> None:
-        """Give a flow policy noise from each episode's own generator, whatever episodes run beside it."""
+        """Give a flow policy noise from each episode's own generator, independent of concurrent episodes."""
         shape, key = getattr(self.policy, "noise_shape", None), getattr(self.policy, "noise_key", None)
         if shape is None or key is None or not draws_noise():
             return
@@ -146,7 +146,7 @@ class GroupRollout:
         """Return the columns of the first ``count`` episodes; the others are padding."""
         success = self.success_key is not None
         rows = self.frames[0].shape[0] if self.frames else 0
-        # Frame i of an episode is that of env step i, the first that of the reset.
+        # Frame i of an episode belongs to env step i, and frame 0 to the reset.
         videos = [np.stack([f[i] for f in self.frames[: int(self.lengths[i]) + 1]]) for i in range(rows)]
         return {
             "success_once": self.success_once[:count] if success else None,

@@ -1,4 +1,4 @@
-"""Logged transitions for offline baselines: actions in [-1, 1], with or without an environment."""
+"""Offline tasks for baselines: logged transitions with actions in [-1, 1], with or without an environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["OfflineTask", "Policy", "SlateReturns", "episode_returns", "on_devic
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 DIAGNOSTIC_ROWS = 2048
-"""Transitions, spread over the data, on which a trained policy is judged without an environment."""
+"""Number of transitions, spread over the data, for the diagnosis of a trained policy without an environment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SlateReturns:
     """Returns of evaluated episodes.
 
     Attributes:
-        returns: one per user.
+        returns: one return per user.
     """
 
     returns: tuple[float, ...]
@@ -55,11 +55,11 @@ class SlateReturns:
 
 
 class OfflineTask:
-    """Logged transitions alone, of any sizes: policies are trained on them and judged by their values.
+    """Logged transitions of any sizes without an environment: policies are assessed by their values.
 
     Actions are mapped to [-1, 1] by the smallest and largest value of each dimension, so that the ``tanh`` of a policy
-    covers the data; ``box`` maps them back, and the recipes keep it in their checkpoints
-    (see :func:`~torchrl_flow.recsys.in_data_units`).
+    covers the data; ``box`` maps them back, and the recipes store it in their checkpoints (see
+    :func:`~torchrl_flow.recsys.in_data_units`).
 
     Args:
         data: ``.npz`` file (see :func:`~torchrl_flow.data.read_npz`).
@@ -93,7 +93,7 @@ class OfflineTask:
 
     @property
     def name(self) -> str:
-        """Name of the task: that of the file."""
+        """Name of the task, equal to that of the file."""
         return self.path.stem
 
     @property
@@ -123,7 +123,7 @@ class OfflineTask:
 
     @property
     def value_bound(self) -> float:
-        """The largest possible value, if no reward exceeds the largest one of the data."""
+        """The largest possible value if no reward exceeds the largest reward of the data."""
         highest = float(self.data.transitions["next", "reward"].max())
         if highest < 0 and self.data.transitions["next", "terminated"].any():
             return highest  # an episode can end after one step
@@ -131,11 +131,11 @@ class OfflineTask:
 
     @property
     def module_configs(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the networks: the bounds of the actions."""
+        """Configurations that a checkpoint stores in addition to networks: the bounds of the actions."""
         return {"action_box": {"low": self.box.low.tolist(), "high": self.box.high.tolist()}}
 
     def keep_best(self, eval_every: int) -> str | None:
-        """Name the metric whose best checkpoint a run keeps: the return, where it is measured during training."""
+        """Return the metric of a run's best checkpoint: the return if measured during training, otherwise None."""
         return "eval/return" if self.has_env and eval_every else None
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
@@ -143,7 +143,7 @@ class OfflineTask:
         return self.data.statistics()
 
     def diagnostic_rows(self) -> TensorDict:
-        """Return transitions spread evenly over the data, the same ones each time."""
+        """Return a fixed set of transitions spread evenly over the data."""
         number = len(self.data.transitions)
         index = torch.linspace(0, number - 1, min(number, DIAGNOSTIC_ROWS), dtype=torch.float64).long().unique()
         return self.data.transitions[index.to(self.device)]
@@ -151,7 +151,7 @@ class OfflineTask:
     def evaluate(
         self, policy: Policy, *, episodes: int = 256, seed: int = EVALUATION_SEED, random: bool = False
     ) -> SlateReturns:
-        """Play episodes, where there is an environment.
+        """Play episodes in the environment.
 
         Args:
             policy: policy that reads ``observation`` and writes ``action`` in [-1, 1].
@@ -165,21 +165,21 @@ class OfflineTask:
         raise ValueError(f"{self.path} names no environment to evaluate in: give one (--env).")
 
     def references(self, *, episodes: int = 256) -> dict[str, float]:
-        """Return mean returns to print beside scores: ``behaviour``, that of the whole episodes in the data, if any."""
+        """Return mean returns for comparison: ``behaviour``, that of the complete episodes in the data, if any."""
         found = episode_returns(self.path)
         return {"behaviour": float(np.mean(found))} if len(found) else {}
 
 
 EPISODE_ARRAYS = ("rewards", "terminals", "timeouts", "observations", "next_observations")
-"""Arrays of a file that tell where episodes end."""
+"""Arrays of a file from which the returns of episodes are computed."""
 
 
 def episode_returns(path: str | Path) -> list[float]:
-    """Return the undiscounted returns of the whole episodes in an ``.npz`` file of transitions, in its order.
+    """Return the undiscounted returns of the complete episodes in an ``.npz`` file of transitions, in file order.
 
-    An episode ends at a terminal or timeout, and where the next observation is not the one of the following row. What
-    follows the last end is no whole episode. Rows of which most are not followed by their next observation are in no
-    order, and make no episodes.
+    An episode ends at a terminal or timeout, and where the next observation differs from the observation of the
+    following row. Rows after the last end are not a complete episode. If the following row does not match for most
+    rows, the rows are unordered, and the result is empty.
     """
     path = Path(path)
     with open_npz(path) as file:
@@ -199,11 +199,11 @@ def episode_returns(path: str | Path) -> list[float]:
 
 
 def on_device(policy: Policy, device: torch.device) -> Policy:
-    """Let a policy of another device act in an environment on the CPU."""
+    """Wrap a policy on another device for an environment on the CPU."""
     if device.type == "cpu":
         return policy
 
-    # TorchRL tells functions of tensordicts from those of tensors by the name of their argument.
+    # TorchRL distinguishes functions of tensordicts from functions of tensors by the name of their argument.
     def act(tensordict: TensorDictBase) -> TensorDictBase:
         seen = TensorDict({"observation": tensordict["observation"].to(device)}, tensordict.batch_size)
         return tensordict.set("action", policy(seen)["action"].cpu())

@@ -1,4 +1,4 @@
-"""Episodes that a policy plays, as demonstrations."""
+"""Recording of a policy's episodes as demonstrations."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def record_episodes(
 ) -> Iterator[Episode]:
     """Play one episode from every seed and yield its single steps, in the order of the seeds.
 
-    An episode depends on the weights of the policy and its seed alone, as in
-    :func:`~torchrl_flow.evaluation.evaluate`: recording again gives the same episodes. Actions are those that were
-    executed, so that a chunk cut from an episode holds the policy's reactions to what it saw inside the chunk.
+    An episode depends only on the policy's weights and its seed, as in :func:`~torchrl_flow.evaluation.evaluate`: a
+    repeated recording gives the same episodes. Actions are the executed ones, so that a chunk cut from an episode
+    includes the policy's reactions to observations inside the chunk.
 
     Args:
         env: chunk env, made with ``record_steps=True`` (:func:`~torchrl_flow.envs.make_chunk_env`).
-        policy: maps observations to an action chunk.
+        policy: policy that maps observations to an action chunk.
         seeds: seeds, one per episode.
 
     Keyword Args:
-        noise_scale: standard deviation of the noise that a flow policy starts from.
+        noise_scale: standard deviation of a flow policy's initial noise.
         progress: show progress.
 
     Raises:
@@ -50,7 +50,7 @@ def record_episodes(
         for first in range(0, len(seeds), number):
             group = list(seeds[first : first + number])
             recorder.start()
-            # Of the generator's own: whoever takes the episodes may draw numbers between two of them.
+            # Isolated, since the consumer of this generator may draw random numbers between two episodes.
             with isolated_rng(0), torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 rollout = GroupRollout(env, policy, {}, None, None, noise_scale)
                 rollout.run(group + [group[-1]] * (number - len(group)), None, 0)
@@ -64,7 +64,7 @@ def record_episodes(
 
 
 def _episode(rows: dict[NestedKey, Tensor], row: int, seed: int, obs_keys: Sequence[NestedKey]) -> Episode:
-    """Cut one sub-environment's steps ``[N, T, ...]`` at its first end."""
+    """Cut one sub-environment's steps ``[N, T, ...]`` at the first end of its episode."""
     done = rows["done"][row].reshape(-1)
     length = int(done.to(torch.uint8).argmax()) + 1 if bool(done.any()) else len(done)
     data: dict[Any, Any] = {key: rows[key][row, : length + 1] for key in obs_keys}
@@ -74,14 +74,14 @@ def _episode(rows: dict[NestedKey, Tensor], row: int, seed: int, obs_keys: Seque
 
 
 def successful_part(episode: Episode, hold: int = 0) -> Episode | None:
-    """Return the steps of an episode up to its success, ``None`` where it has none.
+    """Return the steps of an episode up to its success, or ``None`` without a success.
 
-    Where the episode ends in success, these are all steps up to the beginning of the last unbroken success and
-    ``hold`` steps after it, so that a clone learns to stay; else those up to the first success, which was lost again.
+    If the episode ends in success, these are all steps up to the start of the last continuous success and ``hold``
+    steps after it, so that a clone learns to stay; otherwise the steps up to the first success, which was lost again.
 
     Args:
         episode: the episode.
-        hold: number of steps to keep of a success that lasts to the end of the episode, at least 0.
+        hold: number of steps to keep from a success that lasts to the end of the episode, at least 0.
     """
     if hold < 0:
         raise ValueError(f"hold must be at least 0, got {hold}.")

@@ -38,40 +38,39 @@ def evaluate(
 ) -> EvaluationResult:
     """Run one episode from every seed and report success, return, length and latency.
 
-    The result depends on the weights and the seeds alone. Every episode starts from ``env.reset(seed=...)``; a
-    flow policy (one with ``noise_key`` and ``noise_shape``) gets noise from a generator of each episode's own, so
-    that it does not matter which episodes run beside it; another policy draws from the global generators, seeded
-    for each group of episodes. They are put back afterwards, so that evaluating or not leaves training the same. A
-    batched env runs as many episodes at a time as it has sub-environments; where the last group is smaller it is
-    padded and the padding dropped. Use a separate env for evaluation, because it is left in the middle of an
-    episode.
+    The result depends only on the weights and the seeds. Every episode starts from ``env.reset(seed=...)``. A flow
+    policy (one with ``noise_key`` and ``noise_shape``) gets noise from a separate generator per episode, independent of
+    concurrent episodes; other policies draw from the global generators, which are seeded for each group of episodes.
+    Their state is restored afterwards, so that an evaluation does not affect training. A batched env runs one episode
+    per sub-environment at a time; a smaller last group is padded and the padding dropped. Use a separate env for
+    evaluation, because it is left in mid-episode.
 
-    With ManiSkill's protocol (``ignore_terminations=True``) every episode runs to the time limit:
-    ``success_once`` tells whether any env step succeeded, ``success_at_end`` whether the last one did.
+    With ManiSkill's protocol (``ignore_terminations=True``) every episode runs to the time limit: ``success_once`` is
+    whether any env step succeeded, ``success_at_end`` whether the last one did.
 
     :class:`torchrl.collectors.Evaluator` takes the first N trajectories that end, which favours short ones. It has no
-    seed for each episode and no success at a step inside a chunk. It is fit for a curve in the background of a training
-    run: pass it the env of :func:`make_chunk_env` and ``metrics_fn=success_metrics``.
+    seed per episode and does not record success at a step inside a chunk. It is suitable for a learning curve in the
+    background of a training run: pass it the env of :func:`make_chunk_env` and ``metrics_fn=success_metrics``.
 
     Args:
         env: chunk env (see :func:`make_chunk_env`) or env of single actions, batched or not.
-        policy: maps the observation TensorDict to one with the action.
+        policy: policy that maps the observation TensorDict to one with the action.
         seeds: seeds, one per episode, in the order of the result.
         max_steps: number of env steps after which an episode ends (at the end of the chunk). Defaults to None: an
             episode ends when it is done.
         exploration_type: RANDOM samples a flow policy; DETERMINISTIC starts its flow at zero noise.
-        noise_scale: standard deviation of the noise that a flow policy starts from. Below 1, its actions stay closer to
-            their mode, which improves policies that were cloned from unsteady demonstrations or trained to explore.
+        noise_scale: standard deviation of a flow policy's initial noise. A value below 1 keeps actions closer to their
+            mode, which improves policies that were cloned from noisy demonstrations or trained to explore.
         policy_kwargs: more arguments for each call of the policy, such as ``num_steps``.
-        success_key: key of the success flag; None for a task without success. An environment of your own that is named
-            as a task (``my_package:make_env``) may lack the key.
-        num_videos: number of episodes whose frames are kept, the first ones. Rendering is included in the measured
-            times; film in a separate evaluation if times are compared.
+        success_key: key of the success flag; None for a task without success. A user-defined environment
+            (``my_package:make_env``) may lack the key.
+        num_videos: number of episodes, from the first on, whose frames are kept. Rendering is included in the measured
+            times; use a separate evaluation for videos if times are compared.
         progress: show progress.
 
     Raises:
-        ValueError: if the seeds are empty or repeat, the env lacks what is asked for. The error names the key, or
-            ``noise_scale`` is negative or given for a policy that takes no noise.
+        ValueError: if the seeds are empty or repeat, the env lacks a required key, which the error names, or
+            ``noise_scale`` is negative or given for a policy without noise.
 
     Examples:
         >>> from torchrl.envs import GymEnv
@@ -121,20 +120,20 @@ def compare_num_steps(
 ) -> dict[int, EvaluationResult]:
     """Evaluate a flow policy at several numbers of sampling steps K, over the same seeds.
 
-    Each K is warmed up before its clock starts (:func:`warm_up`), so that none pays for what the first call sets up.
+    Each K is warmed up before its timing (:func:`warm_up`), so that no time includes the set-up of the first call.
 
     Args:
         env: see :func:`evaluate`.
-        policy: flow policy that takes ``num_steps`` in a call.
+        policy: flow policy whose call takes ``num_steps``.
         seeds: seeds, one per episode, the same for every K.
         num_steps: the numbers of sampling steps.
         **kwargs: passed to :func:`evaluate`.
 
     Returns:
-        The result of each K, in the order given: success and latency side by side.
+        The result of each K, in the given order.
 
     Raises:
-        ValueError: if ``num_steps`` is empty or holds a number below 1.
+        ValueError: if ``num_steps`` is empty or contains a number below 1.
     """
     if not num_steps or min(num_steps) < 1:
         raise ValueError(f"num_steps must hold numbers of at least 1, got {list(num_steps)}.")
@@ -157,7 +156,7 @@ def warm_up(
 ) -> None:
     """Take one step of an episode, so that the time of an evaluation does not include the set-up of kernels.
 
-    What :func:`evaluate` finds stays the same, as it depends on weights and seeds alone.
+    The result of :func:`evaluate` is not affected, since it depends only on weights and seeds.
 
     Args:
         env: see :func:`evaluate`.

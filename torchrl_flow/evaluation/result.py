@@ -1,4 +1,4 @@
-"""Result of an evaluation, as numbers, metrics and tables."""
+"""Result of an evaluation as numbers, metrics and tables."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class EvaluationResult:
     """Outcome of one episode per seed.
 
     Args:
-        seeds: seed of each episode, ``n`` of them.
+        seeds: seeds of the ``n`` episodes.
         returns: undiscounted sum of env-step rewards, float64 ``[n]``.
         lengths: env steps, int64 ``[n]``.
         success_once: whether any env step succeeded, bool ``[n]``; None for a task without success.
         success_at_end: whether the last env step succeeded, bool ``[n]``; None for a task without success.
-        wall_s: seconds the evaluation took.
-        policy_ms: median milliseconds of one call of the policy, for all sub-environments together.
+        wall_s: wall time of the evaluation in seconds.
+        policy_ms: median milliseconds of one policy call for all sub-environments together.
         policy_calls: number of calls of the policy.
-        videos: frames of the first episodes, uint8 ``[length + 1, h, w, 3]`` each. Rendering them is part of ``wall_s``
-            and disturbs ``policy_ms``: reports leave out the times of an evaluation that was filmed.
+        videos: frames of the first episodes, uint8 ``[length + 1, h, w, 3]`` each. Rendering is part of ``wall_s`` and
+            disturbs ``policy_ms``: reports omit the times of an evaluation with videos.
 
     Examples:
         >>> import torch
@@ -87,7 +87,7 @@ class EvaluationResult:
 
     @property
     def filmed(self) -> bool:
-        """Whether frames were kept. Rendering takes time: do not compare the times with other evaluations."""
+        """Whether frames were kept; the times then include rendering and are not comparable with other evaluations."""
         return bool(self.videos)
 
     @property
@@ -136,7 +136,7 @@ class EvaluationResult:
         return rows
 
     def result_columns(self) -> dict[str, Any]:
-        """Return the columns of ``results.csv`` that an evaluation knows."""
+        """Return the columns of ``results.csv`` that an evaluation determines."""
         return {
             "episodes": self.episodes,
             "success_once": None if self.success_once is None else self.success_once_rate,
@@ -145,7 +145,7 @@ class EvaluationResult:
         }
 
     def summary(self) -> str:
-        """Return the outcome in one line."""
+        """Return a one-line summary."""
         parts = [f"{self.episodes} episodes"]
         if self.success_once is not None:
             for name in ("success_once", "success_at_end"):
@@ -155,7 +155,7 @@ class EvaluationResult:
         return ", ".join([*parts, f"policy {self.policy_ms:.2f} ms", f"{self.wall_s:.1f} s"])
 
     def _repr_html_(self) -> str:
-        """Return the outcome for a notebook: figures, every episode, and the video where there is one."""
+        """Return an HTML summary for a notebook: numbers, a table of episodes, and the video if there is one."""
         return result_html(self)
 
 

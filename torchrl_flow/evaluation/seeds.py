@@ -1,15 +1,15 @@
-"""Seeds of episodes: for the final evaluation, for evaluations while training, and for training."""
+"""Seeds of episodes of the final evaluation, of evaluations during training, and of training."""
 
 from __future__ import annotations
 
 __all__ = ["EVALUATION_SEED", "TRAINING_SEED", "VALIDATION_SEED", "evaluation_seeds", "validation_seeds"]
 
 EVALUATION_SEED = 10_000
-"""Seed of the first episode of a final evaluation. All policies meet the same episodes."""
+"""Seed of the first episode of a final evaluation; all policies are evaluated on the same seeds."""
 VALIDATION_SEED = 20_000
-"""Seed of the first episode of an evaluation while training, which chooses the best checkpoint."""
+"""Seed of the first episode of an evaluation during training, which selects the best checkpoint."""
 TRAINING_SEED = 1_000_000
-"""Seed of the first episode that a policy plays in order to learn from it."""
+"""Seed of the first episode of a policy's training data."""
 
 
 def evaluation_seeds(episodes: int) -> range:
@@ -23,7 +23,7 @@ def evaluation_seeds(episodes: int) -> range:
 
 
 def validation_seeds(episodes: int) -> range:
-    """Return the seeds of an evaluation while training: none of them is one of a final evaluation.
+    """Return the seeds of an evaluation during training, disjoint from those of a final evaluation.
 
     Examples:
         >>> validation_seeds(50)

@@ -1,4 +1,4 @@
-"""Pure functions of tensors: the equations that the classes call."""
+"""Pure functions of tensors: the equations behind the classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Mish activation, in the form that is fast where it runs."""
+"""The Mish activation, by the fastest form on each device."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 __all__ = ["mish"]
 
 _LINEAR_ABOVE = 20.0
-"""Above this value, Mish equals the identity in every bit; the limit also keeps the exponential from overflowing."""
+"""Above this value, Mish equals the identity bit for bit; the limit also prevents overflow of the exponential."""
 
 
 def _gate(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``tanh(softplus(x))`` and ``exp(x)``, by one exponential."""
+    """Return ``tanh(softplus(x))`` and ``exp(x)``, from one exponential."""
     e = torch.exp(x.clamp(max=_LINEAR_ABOVE))
     n = e * (e + 2)
     return n / (n + 2), e
 
 
 def _gate_alone(x: Tensor) -> Tensor:
-    """Return the gate where no gradient is asked for, in as few new tensors as there can be."""
+    """Return the gate without a gradient, with as few new tensors as possible."""
     e = x.clamp(max=_LINEAR_ABOVE).exp_()
     n = (e + 2).mul_(e)
     return n.div_(n + 2)
 
 
 def _value(x: Tensor) -> Tensor:
-    """Return Mish where no gradient is asked for."""
+    """Return Mish without a gradient."""
     return _gate_alone(x).mul_(x)
 
 
 class _Mish(torch.autograd.Function):
-    """Mish that keeps its gate for the backward pass, which then needs one exponential and two new tensors."""
+    """Mish that saves its gate for the backward pass, which then needs one exponential and two new tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -50,17 +50,17 @@ class _Mish(torch.autograd.Function):
             (gate,) = kept
             slope = torch.sigmoid(x).mul_(x).mul_((gate * gate).neg_().add_(1))
             return slope.add_(gate).mul_(grad)
-        # Differentiable itself, for a second derivative.
+        # Differentiable, for second derivatives.
         gate, e = _gate(x)
         return grad * (gate + x * (1 - gate * gate) * (e / (1 + e)))
 
 
 _SMALL = 4096
-"""Up to so many numbers PyTorch's one kernel takes less time than the start of several."""
+"""Up to this number of elements PyTorch's single kernel is faster than several kernels."""
 
 
 class _TransformedMish(_Mish):
-    """The same for the transforms of ``torch.func``, in a form whose every call inspects signatures: 60 us."""
+    """The same function for the transforms of ``torch.func``; signature inspection costs 60 us per call."""
 
     generate_vmap_rule = True
 
@@ -74,17 +74,18 @@ class _TransformedMish(_Mish):
 
 
 def _is_transformed() -> bool:
-    """Tell whether a transform of ``torch.func`` runs, which PyTorch tells under a private name alone."""
+    """Return whether a transform of ``torch.func`` is active; PyTorch has only a private function for this."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)  # pyright: ignore[reportPrivateUsage]
     return active is None or active()
 
 
 def mish(x: Tensor) -> Tensor:
-    """Compute ``x tanh(softplus(x))`` element by element.
+    """Compute ``x tanh(softplus(x))`` elementwise.
 
-    On a CPU, PyTorch's own kernel takes a logarithm, an exponential and a hyperbolic tangent an element, and so as long
-    as the matrix product before it; here one exponential does, at a third to a half of the time and within 1e-6.
-    Elsewhere, of few numbers, in half precision and inside ``torch.compile`` it is PyTorch's own.
+    On a CPU, PyTorch's kernel computes a logarithm, an exponential and a hyperbolic tangent per element and takes as
+    long as the preceding matrix product. This function needs one exponential: a third to a half of the time, equal
+    within 1e-6. PyTorch's kernel is used on other devices, for few elements, in half precision and inside
+    ``torch.compile``.
 
     Args:
         x: any shape.

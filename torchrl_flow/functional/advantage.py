@@ -1,4 +1,4 @@
-"""Advantages, the weights that exponentiate them, and how many samples such weights are worth.
+"""Advantages, their exponential weights, and the effective sample size of weights.
 
 References:
     Peters and Schaal, "Reinforcement learning by reward-weighted regression", ICML 2007
@@ -16,9 +16,9 @@ from torch import Tensor
 from torchrl_flow.functional.checks import check_at_least, check_mask, check_one_of, check_positive
 
 AdvantageNorm = Literal["none", "std", "mad"]
-"""How advantages are scaled: not at all, by their standard deviation, or by their median absolute deviation."""
+"""Scale of advantages: none, their standard deviation, or their median absolute deviation."""
 Weighting = Literal["exp", "softmax", "binary"]
-"""How advantages become weights: exponentials, a softmax over the batch, or 1 where the advantage is positive."""
+"""Weights of advantages: exponentials, a softmax over the batch, or 1 where the advantage is positive."""
 
 __all__ = ["AdvantageNorm", "Weighting", "advantage_weights", "batch_advantage", "effective_sample_size"]
 __all__ += ["filtered_weights"]
@@ -36,7 +36,7 @@ def _mean(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _median(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the lower median, as ``Tensor.median`` does, without a shape that depends on the data."""
+    """Return the lower median, like ``Tensor.median``, without a data-dependent shape."""
     if mask is None:
         return value.median()
     ordered = torch.where(mask, value, torch.full_like(value, torch.inf)).sort().values
@@ -52,15 +52,14 @@ def batch_advantage(
     mask: Tensor | None = None,
     center: bool = True,
 ) -> Tensor:
-    """Return ``q`` less its mean over the batch, on request divided by its spread.
+    """Return ``q`` minus its mean over the batch, optionally divided by its spread.
 
     Args:
         q: action values ``[B]``.
-        norm: ``"none"``; ``"std"``, the standard deviation; ``"mad"``, the median absolute deviation times
-            1.4826, which outliers do not move.
-        eps: constant added to the spread, so that equal values give 0.
-        mask: ``[B]`` bool, True where a row counts in mean and spread. Defaults to all rows. Every row gets an
-            advantage.
+        norm: ``"none"``; ``"std"``, the standard deviation; ``"mad"``, the median absolute deviation times 1.4826,
+            which is robust against outliers.
+        eps: constant added to the spread, so that equal values yield 0.
+        mask: ``[B]`` bool, True where a row counts in mean and spread. Defaults to all rows. All rows get an advantage.
         center: subtract the mean. False for values that are already relative to a baseline and only need to be scaled.
 
     Raises:
@@ -92,22 +91,22 @@ def advantage_weights(
     weighting: Weighting = "exp",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Turn advantages into weights of mean 1, in log space, so that no exponential overflows.
+    """Compute weights of mean 1 from advantages, in log space, so that no exponential overflows.
 
     Args:
         advantage: ``[B]``.
-        beta: inverse temperature, at least 0. At 0, and where all advantages are equal, every weight is exactly 1
+        beta: inverse temperature, at least 0. At 0, and if all advantages are equal, every weight is exactly 1
             (``"exp"`` and ``"softmax"``).
         weight_clip: bound on ``exp(beta A)`` before normalisation (only ``"exp"``).
-        weighting: ``"exp"``, ``min(exp(beta A), weight_clip)``; ``"softmax"``, the same without a bound;
-            ``"binary"``, 1 where ``A > 0`` (all 1 where no row has one).
+        weighting: ``"exp"``, ``min(exp(beta A), weight_clip)``; ``"softmax"``, the same without a bound; ``"binary"``,
+            1 where ``A > 0`` (all 1 if no advantage is positive).
         mask: ``[B]`` bool, True where a row counts. Defaults to all rows.
 
     Returns:
-        weights ``[B]``, of mean 1 over the rows that count and 0 on the others; all 0 where none counts.
+        weights ``[B]``, with mean 1 over the counted rows and 0 for the others; all 0 if no row counts.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> import torch
@@ -131,7 +130,7 @@ def advantage_weights(
         if weighting == "exp":
             log_weight = log_weight.clamp(max=math.log(weight_clip))
         log_weight = torch.where(counted, log_weight, torch.full_like(log_weight, finite.min))
-        # The largest weight is 1, so that the mean is no smaller than 1 / B and equal weights become 1 exactly.
+        # The largest weight is 1, so that the mean is at least 1 / B and equal weights become exactly 1.
         weight = torch.exp(log_weight - log_weight.max()) * counted
     return weight / _mean(weight, mask).clamp(min=torch.finfo(weight.dtype).tiny)
 
@@ -148,28 +147,28 @@ def filtered_weights(
     always: Tensor | None = None,
     threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Keep the rows that are better than the batch, and weigh them against one another.
+    """Filter rows by their advantage over the batch, and weight the kept rows by their advantage.
 
-    A row is kept if it is to be kept ``always`` or if its advantage against all valid rows exceeds ``threshold``; the
-    weights are made of its advantage against the rows that are kept.
+    A row is kept if it is in ``always``, or if its advantage relative to all valid rows exceeds ``threshold``. The
+    weights are computed from advantages relative to the kept rows.
 
     Args:
-        value: values that advantages are computed from, ``[B]``, see :func:`batch_advantage`.
+        value: values from which advantages are computed, ``[B]``, see :func:`batch_advantage`.
         beta: see :func:`advantage_weights`.
         weight_clip: see :func:`advantage_weights`.
         weighting: see :func:`advantage_weights`.
         norm: see :func:`batch_advantage`.
         center: see :func:`batch_advantage`.
         valid: ``[B]`` bool, True where a row counts at all. Defaults to all rows.
-        always: ``[B]`` bool, rows to keep whatever their advantage is. Defaults to all valid rows.
-        threshold: advantage above which another row is kept.
+        always: ``[B]`` bool, rows to keep regardless of their advantage. Defaults to all valid rows.
+        threshold: advantage above which a row outside ``always`` is kept.
 
     Returns:
-        weights ``[B]``, with mean 1 over the rows that are kept and 0 elsewhere; and the mask of the rows that are
-        kept, ``None`` for all.
+        weights ``[B]``, with mean 1 over the kept rows and 0 elsewhere; and the mask of the kept rows, ``None`` for
+        all.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> import torch
@@ -188,7 +187,7 @@ def filtered_weights(
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """Return Kish's ``(sum w)^2 / sum w^2``: how many equally weighted samples the weights are worth.
+    """Return Kish's effective sample size ``(sum w)^2 / sum w^2``.
 
     Args:
         weights: non-negative weights ``[B]``.

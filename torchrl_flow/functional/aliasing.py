@@ -1,7 +1,7 @@
-"""Search for a noise from which a flow makes a given action: inversion, retrieval and reversal.
+"""Search for noise from which a flow reproduces a given action: inversion, retrieval and reversal.
 
-Nothing here draws a random number: starting points and candidates are passed in. ``decode`` carries noise
-``[N, H, A]`` to what is compared with the action, ``[N, H', A]`` (the head of a chunk, say).
+No function draws random numbers: starting points and candidates are arguments. ``decode`` maps noise ``[N, H, A]`` to
+the actions that are compared with the target, ``[N, H', A]`` (for example the head of a chunk).
 
 References:
     Wagenmaker et al., "Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
@@ -26,7 +26,7 @@ __all__ = ["DecodeFn", "alias_residual", "best_alias", "invert_noise", "reverse_
 
 
 def alias_residual(decoded: Tensor, target: Tensor) -> Tensor:
-    """Return the root mean square distance of decoded actions from the wanted ones.
+    """Return the root mean square distance between decoded actions and target actions.
 
     Args:
         decoded: ``[*B, H', A]``.
@@ -44,11 +44,11 @@ def alias_residual(decoded: Tensor, target: Tensor) -> Tensor:
 
 
 def best_alias(candidates: Tensor, decoded: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for each row, the candidate whose decoded action is nearest to the wanted one, and how near.
+    """Return, for each row, the candidate whose decoded action is nearest to the target, and its residual.
 
     Args:
         candidates: noise ``[B, S, H, A]``.
-        decoded: actions that the candidates are decoded to, ``[B, S, H', A]``.
+        decoded: decoded actions of the candidates, ``[B, S, H', A]``.
         target: target actions ``[B, H', A]``.
 
     Returns:
@@ -80,9 +80,10 @@ def invert_noise(
     final_lr: float = 0.01,
     prior_coef: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Minimise ``|| decode(w) - a ||^2`` over ``w`` by Adam, all rows and starts in one batch, and take the best.
+    """Minimise ``|| decode(w) - a ||^2`` over ``w`` by Adam, for all rows and starts in one batch.
 
-    The best point that each row met on its way from any start is returned, so that more steps never make it worse.
+    For each row the best point of all iterations and starts is returned, so that more steps never increase the
+    residual.
 
     Args:
         decode: differentiable function from ``[B, S, H, A]`` to ``[B, S, H', A]``.
@@ -91,7 +92,7 @@ def invert_noise(
         num_steps: Adam steps.
         lr: learning rate at the start; it falls geometrically to ``final_lr``.
         final_lr: learning rate at the end.
-        prior_coef: weight of ``|| w ||^2 / (H A)``, a penalty that keeps ``w`` where the prior has mass.
+        prior_coef: weight of ``|| w ||^2 / (H A)``, a penalty that keeps ``w`` in the region of high prior density.
 
     Returns:
         noise ``[B, H, A]`` and residual ``[B]`` (root mean square).
@@ -132,18 +133,18 @@ def invert_noise(
 def reverse_flow(
     velocity_fn: VelocityFn, x_1: Tensor, *, num_steps: int, iterations: int = 3, shortcut: bool = False
 ) -> Tensor:
-    """Undo the K Euler steps of :func:`~torchrl_flow.functional.integrate`: carry data back to noise.
+    """Invert the K Euler steps of :func:`~torchrl_flow.functional.integrate`: map data back to noise.
 
-    Each step solves ``x_{i+1} = x_i + (1/K) v(x_i, i/K)`` for ``x_i`` by fixed-point iterations, each of which shrinks
-    the error by the field's Lipschitz constant over K. Steps of the equation itself, run backwards, would come back to
-    where Euler's forward steps started only up to their error of order 1/K.
+    Each step solves ``x_{i+1} = x_i + (1/K) v(x_i, i/K)`` for ``x_i`` by fixed-point iterations, each of which
+    multiplies the error by the field's Lipschitz constant divided by K. Plain backward Euler integration would recover
+    the start of the forward steps only up to an error of order 1/K.
 
     Args:
         velocity_fn: the velocity field.
         x_1: data ``[B, *E]``.
         num_steps: K, at least 1.
         iterations: fixed-point iterations per step, at least 1.
-        shortcut: give the network the step size ``1/K``; ``False`` asks for the instantaneous velocity.
+        shortcut: give the network the step size ``1/K``; ``False`` for the instantaneous velocity.
 
     Returns:
         the point at time 0, ``[B, *E]``.

@@ -1,6 +1,6 @@
 """The denoising chain as a sequence of Gaussian steps: its log-probability, its noise levels and their schedule.
 
-A flow's K Euler steps become a policy with a density by adding noise to each: ``x_{k+1} ~ Normal(m_k, sigma_k)`` with
+Noise in each of a flow's K Euler steps gives a policy with a density: ``x_{k+1} ~ Normal(m_k, sigma_k)`` with
 ``m_k = x_k + v(x_k, k/K, 1/K) / K``. Chains are tensors ``[*B, K, H, A]``.
 
 References:
@@ -19,9 +19,9 @@ from torch import Tensor
 from torchrl_flow.functional.checks import check_at_least, check_one_of, check_same_shape, check_shape
 
 LogProbReduction = Literal["mean", "sum"]
-"""Whether a chain's log-probability is averaged or summed over steps, chunk and action dimensions."""
+"""Reduction of a chain's log-probability over steps, chunk and action dimensions: mean or sum."""
 NoiseSchedule = Literal["constant", "linear", "exponential"]
-"""How the bound on the noise decays during training."""
+"""Schedule of the upper bound of the noise during training."""
 
 __all__ = [
     "LogProbReduction",
@@ -38,7 +38,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def chain_times(num_steps: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the times ``k / K``, k = 0 .. K-1, at which the chain asks for velocities, ``[K]``.
+    """Return the times ``[K]`` at which the chain evaluates velocities, ``k / K`` for k = 0 .. K-1.
 
     Args:
         num_steps: K, at least 1.
@@ -64,10 +64,10 @@ def bounded_sigma(z: Tensor, sigma_min: float, sigma_max: Tensor | float) -> Ten
     Args:
         z: any shape.
         sigma_min: lower bound, above 0.
-        sigma_max: upper bound, at least ``sigma_min``; a tensor of one element if a schedule changes it.
+        sigma_max: upper bound, at least ``sigma_min``; a one-element tensor if a schedule changes it.
 
     Raises:
-        ValueError: if ``sigma_min`` is not above 0, or a bound given as a number lies below it.
+        ValueError: if ``sigma_min`` is not above 0, or a ``sigma_max`` given as a number lies below it.
 
     Examples:
         >>> import torch
@@ -100,7 +100,7 @@ def max_sigma_schedule(
         decay_steps: steps after which the bound stays constant, at least 1.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> round(max_sigma_schedule(50, kind="linear", sigma_max=0.3, sigma_min=0.1, decay_steps=100), 3)
@@ -127,13 +127,13 @@ def chain_log_prob(
     noise: Tensor | None = None,
     reduction: LogProbReduction = "mean",
 ) -> Tensor:
-    """Return the log-probability of chains ``[*B]``: that of each Gaussian step, summed or averaged over K, H and A.
+    """Return the log-probability of chains ``[*B]``, summed or averaged over K, H and A.
 
     Args:
         x_next: points after each step, ``[*B, K, H, A]``.
         mean: mean of each step, ``[*B, K, H, A]``.
         sigma: standard deviation of each step, ``[*B, K, H, A]``.
-        noise: x_0, ``[*B, H, A]``. If given, its standard normal density is added as one more step. Defaults to None,
+        noise: x_0, ``[*B, H, A]``. If given, its standard normal density is added as one more term. Defaults to None,
             since the density of x_0 cancels in probability ratios.
         reduction: ``"sum"``, or ``"mean"``, which divides by the number of terms.
 
@@ -148,7 +148,7 @@ def chain_log_prob(
     """
     check_same_shape("[*B, K, H, A]", 3, x_next=x_next, mean=mean, sigma=sigma)
     check_one_of("reduction", reduction, ("mean", "sum"))
-    # Constants are added after the sum: fewer passes over memory, and less is lost to rounding.
+    # Constants are added after the sum: fewer passes over memory and a smaller rounding error.
     terms = -0.5 * ((x_next - mean) / sigma).square() - sigma.log()
     total, count = terms.sum((-3, -2, -1)), terms.shape[-3:].numel()
     if noise is not None:
@@ -162,7 +162,7 @@ def chain_log_prob(
 def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Tensor:
     """Return the entropy of the Gaussian steps ``[*B]``, summed or averaged over K, H and A.
 
-    It is that of the added noise, each step's given the point before, which is what can be rewarded in closed form.
+    It is the sum or mean of each step's conditional entropy given the preceding point, which has a closed form.
 
     Args:
         sigma: standard deviation of each step, ``[*B, K, H, A]``.
@@ -180,10 +180,10 @@ def chain_entropy(sigma: Tensor, *, reduction: LogProbReduction = "mean") -> Ten
 
 
 def chunk_transport_cost(chunk: Tensor, reference: Tensor) -> Tensor:
-    """Return ``|| chunk - reference ||^2`` of each row: averaged, a bound on the squared 2-Wasserstein distance.
+    """Return each row's ``|| chunk - reference ||^2``; its mean bounds the squared 2-Wasserstein distance from above.
 
-    Two flows that start from the same noise couple their distributions; the mean cost of a coupling is never below
-    the squared distance.
+    Two flows that start from the same noise define a coupling of their distributions, and the mean cost of any coupling
+    is at least the squared distance.
 
     Args:
         chunk: ``[*B, H, A]``.

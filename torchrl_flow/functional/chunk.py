@@ -1,9 +1,8 @@
 """An action chunk as one transition: executed steps, discounted return, latched flags.
 
-A policy sends a chunk of ``k_max`` actions; the environment executes ``k <= k_max`` of them, because it
-stops at the first step that ends the episode. Everything a semi-Markov decision process needs to know
-about the chunk follows from the per-step rewards and flags, and is computed here for the environment
-transform and for the data readers alike.
+A policy sends a chunk of ``k_max`` actions; the environment executes ``k <= k_max`` of them, because it stops at the
+first step that ends the episode. The functions compute a chunk's semi-Markov transition from its per-step rewards and
+flags, for both the environment transform and the data readers.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ __all__ = [
 ]
 
 ChunkAlignment = Literal["newest", "oldest"]
-"""Whether a chunk starts at the newest or at the oldest observation's step."""
+"""First step of a predicted chunk: that of the newest or of the oldest observation."""
 ALIGNMENTS = ("newest", "oldest")
 
 
 def executed_slice(
     pred_horizon: int, act_horizon: int, obs_horizon: int = 1, alignment: ChunkAlignment = "newest"
 ) -> slice:
-    """Return where the executed steps lie in a predicted chunk.
+    """Return the slice of the executed steps in a predicted chunk.
 
     Two conventions exist for the first step of a chunk that is predicted from ``obs_horizon``
     observations. With ``"newest"`` it is the step of the newest observation, so that execution starts at
@@ -42,7 +41,7 @@ def executed_slice(
     Args:
         pred_horizon (int): number of predicted actions, H.
         act_horizon (int): number of actions to execute, H_a.
-        obs_horizon (int): number of observations the prediction is made from, T. Defaults to 1.
+        obs_horizon (int): number of observations in the policy's input, T. Defaults to 1.
         alignment (str): ``"newest"`` or ``"oldest"``. Defaults to ``"newest"``.
 
     Returns:
@@ -73,11 +72,11 @@ def executed_slice(
 
 
 def executed_mask(done: Tensor) -> Tensor:
-    """Return whether each step of a chunk is executed: those up to and including the first done.
+    """Return whether each step of a chunk is executed; the last executed step is the first done.
 
     Args:
-        done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step. Values after the first
-            True of a row are of no effect.
+        done (Tensor): bool ``[*B, k_max]``, whether the episode ended at the step. Values after the first True of a row
+            have no effect.
 
     Returns:
         Tensor: bool ``[*B, k_max]``; the first step is always executed.
@@ -121,8 +120,8 @@ def executed_steps(done: Tensor) -> Tensor:
 def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
     """Discounted sum of the executed steps' rewards, ``sum_i gamma^i r_i``.
 
-    The exponent is the position of the step in the chunk. Rewards of steps that were not executed are of
-    no effect, also where they are infinite or NaN.
+    The exponent is the position of the step in the chunk. Rewards of steps that were not executed have no effect, even
+    if they are infinite or NaN.
 
     Args:
         rewards (Tensor): floating point ``[*B, k_max]``.
@@ -130,7 +129,7 @@ def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
         gamma (float): discount per step, in [0, 1].
 
     Returns:
-        Tensor: ``[*B, 1]``, of the dtype of ``rewards``.
+        Tensor: ``[*B, 1]``, with the dtype of ``rewards``.
 
     Raises:
         ValueError: if shapes or dtypes do not fit, or ``gamma`` lies outside [0, 1].
@@ -153,18 +152,18 @@ def chunk_return(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
 
 
 def value_bound(reward: Tensor, steps: Tensor, gamma: float) -> Tensor:
-    """Compute the largest size of a value if every chunk gave such a reward, ``|R| / (1 - gamma^k)``.
+    """Compute the largest absolute value if every chunk gave the reward R, ``|R| / (1 - gamma^k)``.
 
     Args:
         reward: discounted sum R of a chunk's rewards, any shape.
         steps: number k of its executed steps, of the same shape, at least 1.
-        gamma: discount of a step, in [0, 1]; at 1 there is no bound but for rewards of 0.
+        gamma: discount of a step, in [0, 1]; at 1 the bound is infinite except for rewards of 0.
 
     Returns:
         bounds of the same shape.
 
     Raises:
-        ValueError: if the shapes differ or gamma is out of its range.
+        ValueError: if the shapes differ or gamma is outside [0, 1].
 
     Examples:
         >>> value_bound(torch.tensor([1.0, -3.0]), torch.tensor([1, 2]), 0.5)
@@ -177,7 +176,7 @@ def value_bound(reward: Tensor, steps: Tensor, gamma: float) -> Tensor:
 
 
 def latch(flags: Tensor, executed: Tensor) -> Tensor:
-    """Return whether a flag was raised at any executed step.
+    """Return whether a flag is True at any executed step.
 
     Args:
         flags (Tensor): bool ``[*B, k_max]``.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl_flow.functional.checks import check_one_of, check_shape
 
 EnsembleReduction = Literal["min", "mean", "ucb"]
-"""How an ensemble's values become one: minimum over a random subset, mean, or an upper confidence bound."""
+"""Reduction of an ensemble's values to one: minimum over a random subset, mean, or an upper confidence bound."""
 REDUCTIONS = ("min", "mean", "ucb")
 
 __all__ = ["EnsembleReduction", "reduce_ensemble", "subset_min", "take_best", "upper_confidence_bound"]
@@ -33,7 +33,7 @@ def subset_min(q: Tensor, draws: Tensor, *, size: int) -> Tensor:
         q: action values ``[num_qs, *B]``.
         draws: independent continuous draws ``[num_qs]``, such as ``torch.rand(num_qs)``. The members with the largest
             draws form the subset, so that every subset is equally likely.
-        size: members in the subset, between 1 and ``num_qs``; with ``num_qs`` it is the minimum over all.
+        size: number of members in the subset, between 1 and ``num_qs``; ``num_qs`` gives the minimum over all.
 
     Returns:
         ``[*B]``.
@@ -55,7 +55,7 @@ def subset_min(q: Tensor, draws: Tensor, *, size: int) -> Tensor:
 
 
 def upper_confidence_bound(q: Tensor, *, kappa: float) -> Tensor:
-    """Return mean plus ``kappa`` standard deviations over the members: below 0 pessimistic, above 0 optimistic.
+    """Return mean plus ``kappa`` standard deviations over the members; a negative ``kappa`` is pessimistic.
 
     Args:
         q: action values ``[num_qs, *B]``.
@@ -88,13 +88,14 @@ def reduce_ensemble(
         reduction: ``"min"``, :func:`subset_min`; ``"mean"``; ``"ucb"``, :func:`upper_confidence_bound`.
         draws: draws of ``"min"``, see :func:`subset_min`; ignored by the other reductions.
         num_min_qs: size of the subset of ``"min"``.
-        kappa: weight of the standard deviation of ``"ucb"``: below 0 pessimistic, above 0 optimistic.
+        kappa: weight of the standard deviation in ``"ucb"``; a negative weight is pessimistic, a positive one
+            optimistic.
 
     Returns:
         ``[*B]``.
 
     Raises:
-        ValueError: if the reduction is unknown, or ``"min"`` is asked for without draws.
+        ValueError: if the reduction is unknown, or ``"min"`` has no draws.
 
     Examples:
         >>> import torch
@@ -113,7 +114,7 @@ def reduce_ensemble(
 
 
 def take_best(scores: Tensor, candidates: Tensor, *, dim: int = 0) -> Tensor:
-    """Return, for each row, the candidate of the highest score; the first of equal ones.
+    """Return, for each row, the candidate with the highest score; the first one among equal scores.
 
     Args:
         scores: ``[B, S]``, one per candidate.

@@ -1,7 +1,7 @@
 """Straight-line flows between noise and action chunks: interpolation, targets and Euler sampling.
 
-Symbols follow the papers: ``x_0`` noise, ``x_1`` data, ``x_t = (1 - t) x_0 + t x_1``, velocity ``x_1 - x_0``,
-``d`` the size of a sampling step. Nothing here draws a random number: noise and times are passed in.
+Symbols follow the papers: ``x_0`` noise, ``x_1`` data, ``x_t = (1 - t) x_0 + t x_1``, velocity ``x_1 - x_0``, ``d`` the
+size of a sampling step. No function draws random numbers: noise and times are arguments.
 
 References:
     Lipman et al., "Flow Matching for Generative Modeling", https://arxiv.org/abs/2210.02747
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def is_power_of_two(value: int) -> bool:
-    """Tell whether ``value`` is 1, 2, 4, 8, ...
+    """Return whether ``value`` is 1, 2, 4, 8, ...
 
     Examples:
         >>> [n for n in range(10) if is_power_of_two(n)]
@@ -48,7 +48,7 @@ def is_power_of_two(value: int) -> bool:
 
 
 def _per_row(name: str, value: Tensor, x: Tensor) -> Tensor:
-    """View a per-row scalar ``[B]`` so that it multiplies ``x [B, *E]``."""
+    """View per-row scalars ``[B]`` in a shape that broadcasts with ``x [B, *E]``."""
     if value.shape != x.shape[:1]:
         raise ValueError(f"{name} must hold one value per row, shape {tuple(x.shape[:1])}, got {tuple(value.shape)}.")
     return value.reshape(-1, *([1] * (x.ndim - 1)))
@@ -115,7 +115,7 @@ def dyadic_step_sizes(max_steps: int) -> list[float]:
         max_steps: M, the number of steps of the finest sampler; a power of two, at least 2.
 
     Raises:
-        ValueError: if ``max_steps`` is not such a number.
+        ValueError: if ``max_steps`` is not a power of two of at least 2.
 
     Examples:
         >>> dyadic_step_sizes(8)
@@ -130,7 +130,7 @@ def dyadic_step_sizes(max_steps: int) -> list[float]:
 
 
 def select_dyadic_steps(u_step: Tensor, u_time: Tensor, *, max_steps: int) -> tuple[Tensor, Tensor]:
-    """Turn uniform draws into step sizes ``d`` and times ``t``, a multiple of ``d`` in ``[0, 1 - d]``.
+    """Map uniform draws to step sizes ``d`` and times ``t``, multiples of ``d`` in ``[0, 1 - d]``.
 
     Args:
         u_step: uniform draws in [0, 1), ``[B]``, that choose ``d`` among :func:`dyadic_step_sizes`.
@@ -156,12 +156,12 @@ def select_dyadic_steps(u_step: Tensor, u_time: Tensor, *, max_steps: int) -> tu
 
 
 def shortcut_times(u_time: Tensor, u_step: Tensor, rows: Tensor, *, max_steps: int) -> tuple[Tensor, Tensor]:
-    """Return times and step sizes of a batch of which some rows train self-consistency and the others flow matching.
+    """Return times and step sizes of a batch whose rows train self-consistency or flow matching.
 
     Args:
-        u_time: uniform draws in [0, 1), ``[B]``: the time itself, or its place on the grid of ``d``.
+        u_time: uniform draws in [0, 1), ``[B]``: the time itself, or its position on the grid of ``d``.
         u_step: uniform draws in [0, 1), ``[B]``, that choose ``d``.
-        rows: indices of the rows of self-consistency, see :func:`consistency_rows`.
+        rows: indices of the self-consistency rows, see :func:`consistency_rows`.
         max_steps: M, a power of two.
 
     Returns:
@@ -169,7 +169,7 @@ def shortcut_times(u_time: Tensor, u_step: Tensor, rows: Tensor, *, max_steps: i
         rows.
 
     Raises:
-        ValueError: if the shapes differ, or M is no power of two.
+        ValueError: if the shapes differ, or M is not a power of two.
 
     Examples:
         >>> import torch
@@ -193,7 +193,7 @@ def shortcut_target(
     """Return the mean velocity of two half steps, the self-consistency target of a ShortCut flow.
 
     ``v_1 = v(x_t, t, d/2)``, ``x' = x_t + (d/2) v_1``, ``v_2 = v(x', t + d/2, d/2)``; the target is
-    ``(v_1 + v_2) / 2``. Half steps of the finest size ``1/M`` ask for the instantaneous velocity (``d = 0``).
+    ``(v_1 + v_2) / 2``. Half steps of the finest size ``1/M`` use the instantaneous velocity (``d = 0``).
 
     Args:
         velocity_fn: velocity of the teacher; call it under ``no_grad`` and with the averaged weights.
@@ -222,14 +222,14 @@ def shortcut_target(
 
 
 def integrate(velocity_fn: VelocityFn, x_0: Tensor, *, num_steps: int, shortcut: bool = True) -> Tensor:
-    """Carry noise to data with K Euler steps ``x <- x + (1/K) v(x, i/K, 1/K)``, i = 0 .. K-1.
+    """Map noise to data by K Euler steps ``x <- x + (1/K) v(x, i/K, 1/K)``, i = 0 .. K-1.
 
     Args:
         velocity_fn: the velocity field.
         x_0: noise ``[B, *E]``.
         num_steps: K, at least 1.
-        shortcut: give the network the step size ``1/K``; ``False`` asks for the instantaneous velocity (``d = 0``), for
-            a K on which the network was not trained.
+        shortcut: give the network the step size ``1/K``; ``False`` for the instantaneous velocity (``d = 0``), for a K
+            without a trained step size.
 
     Returns:
         the point at time 1, ``[B, *E]``.
@@ -260,7 +260,7 @@ def masked_mean_square(error: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: ``[B, H]`` bool, True where a step counts. A row with no such step gives 0.
 
     Returns:
-        ``[B]``. What masked steps hold, NaN included, reaches neither the value nor the gradient.
+        ``[B]``. The entries of masked steps, NaN included, affect neither the value nor the gradient.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -281,11 +281,11 @@ def masked_mean_square(error: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def part_means(errors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean error of the rows of flow matching, and that of the rows of self-consistency.
+    """Return the mean errors of the flow-matching rows and of the self-consistency rows.
 
     Args:
         errors: errors of all rows, ``[B]``.
-        rows: indices of the rows of self-consistency.
+        rows: indices of the self-consistency rows.
 
     Returns:
         two scalars; NaN for a part with no rows.
@@ -300,9 +300,9 @@ def part_means(errors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def consistency_rows(batch_size: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
-    """Choose which rows of a batch train self-consistency: a share of them, spread evenly.
+    """Return the rows of a batch that train self-consistency: an evenly spread share.
 
-    Even spreading keeps the share equal in every part of a batch that is put together from several sources.
+    Even spreading keeps the share equal in every part of a batch from several sources.
 
     Args:
         batch_size: B.
@@ -320,7 +320,7 @@ def consistency_rows(batch_size: int, fraction: float, *, device: torch.device |
         tensor([3, 7])
     """
     check_fraction("fraction", fraction)
-    # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
+    # The small constant prevents a product such as 10 * 0.3 from falling below the intended whole number by rounding.
     edges = [int(i * fraction + 1e-9) for i in range(batch_size + 1)]
     rows = [i for i in range(batch_size) if edges[i + 1] > edges[i]]
     return torch.tensor(rows, dtype=torch.int64, device=device)

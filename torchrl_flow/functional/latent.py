@@ -1,8 +1,8 @@
 """The latent space of a steered flow: bounds, densities against the N(0, I) prior, and weights of candidates.
 
-Symbols: ``w`` the latent, in which the flow starts; ``u`` the latent before a bound, ``w = b tanh(u / b)``. With that
-bound the prior of ``w`` is the image of ``u ~ N(0, I)``, so that divergences from the prior need no correction, and a
-large ``b`` leaves ``w = u``.
+Symbols: ``w`` the flow's initial latent; ``u`` the latent before a bound, ``w = b tanh(u / b)``. With that bound the
+prior of ``w`` is the image of ``u ~ N(0, I)``, so that divergences from the prior need no correction, and ``w``
+approaches ``u`` for large ``b``.
 
 References:
     Wagenmaker et al., "Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
@@ -21,7 +21,7 @@ from torch import Tensor
 from torchrl_flow.functional.checks import check_at_least, check_one_of, check_positive, check_same_shape
 
 SteerMode = Literal["full", "act_horizon", "tied"]
-"""Which noise a latent policy chooses: all of it, that of the executed steps, or one vector for all steps."""
+"""Part of the noise that a latent policy chooses: all steps, the executed steps, or one vector for all steps."""
 
 __all__ = [
     "SteerMode",
@@ -44,7 +44,7 @@ def _check_bound(bound: float | None) -> None:
 
 
 def bound_latent(u: Tensor, bound: float | None) -> Tensor:
-    """Return ``w = b tanh(u / b)``, or ``u`` where there is no bound.
+    """Return ``w = b tanh(u / b)``, or ``u`` if there is no bound.
 
     Args:
         u: latents before the bound, any shape.
@@ -65,7 +65,7 @@ def bound_latent(u: Tensor, bound: float | None) -> Tensor:
 def unbound_latent(w: Tensor, bound: float | None) -> Tensor:
     """Return ``u = b atanh(w / b)``, the inverse of :func:`bound_latent`.
 
-    A latent at the bound, where rounding may put it, is taken for the largest below it.
+    A latent that rounding has placed at the bound is replaced by the largest number below it.
 
     Args:
         w: latents, any shape.
@@ -119,7 +119,7 @@ def normal_log_prob(u: Tensor, loc: Tensor | float = 0.0, scale: Tensor | float 
 def kl_to_prior(loc: Tensor, scale: Tensor) -> Tensor:
     """Return ``KL(N(loc, scale^2) || N(0, I))``, summed over the last two dimensions.
 
-    A bound leaves it as it is: a divergence does not change under a bijection of both distributions.
+    A bound does not change it, since a divergence is invariant under a bijection of both distributions.
 
     Args:
         loc: mean ``[*B, S, A]``.
@@ -146,7 +146,7 @@ def mixture_log_prob(log_prob: Tensor, prior_log_prob: Tensor, prior_fraction: T
     Args:
         log_prob: ``log p``, ``[*B]``.
         prior_log_prob: ``log p_prior``, ``[*B]``.
-        prior_fraction: rho in [0, 1], of a shape that broadcasts.
+        prior_fraction: rho in [0, 1], broadcastable to ``[*B]``.
 
     Examples:
         >>> import torch
@@ -154,17 +154,17 @@ def mixture_log_prob(log_prob: Tensor, prior_log_prob: Tensor, prior_fraction: T
         >>> mixture_log_prob(p, q, torch.tensor([0.5])).exp()
         tensor([0.4000])
     """
-    # At rho = 0 and 1 a logarithm is -inf and its term drops out, with a gradient of 0.
+    # At rho = 0 and 1 one logarithm is -inf; its term contributes nothing and has a gradient of 0.
     return torch.logaddexp(prior_log_prob + prior_fraction.log(), log_prob + torch.log1p(-prior_fraction))
 
 
 def expand_latent(latent: Tensor, fill: Tensor, mode: SteerMode) -> Tensor:
-    """Turn a latent into the noise of a whole chunk.
+    """Expand a latent to the noise of a whole chunk.
 
     Args:
         latent: ``[*B, S, A]``: S is H (``"full"``), H_a (``"act_horizon"``) or 1 (``"tied"``).
         fill: draws from the prior ``[*B, H, A]``; ``"act_horizon"`` uses their steps from H_a on.
-        mode: steer mode, which noise the latent determines.
+        mode: steer mode: the part of the noise that the latent determines.
 
     Returns:
         noise ``[*B, H, A]``.
@@ -196,7 +196,7 @@ def candidate_weights(scores: Tensor, *, beta: float) -> Tensor:
     """Return the weights of a row's candidates, ``softmax(beta s)``.
 
     The published form is ``softmax(beta (s - b))`` with a soft baseline ``b = sum_i softmax(s / tau)_i s_i``. A softmax
-    does not see a shift: baseline and tau cancel, and are left out.
+    is invariant to a shift of its inputs: baseline and tau cancel and are omitted.
 
     Args:
         scores: ``[B, M]``.

@@ -1,4 +1,4 @@
-"""The one order in which nested robot observations become a vector."""
+"""The fixed order in which nested robot observations are flattened to a vector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 STATE_GROUPS = ("agent", "extra")
-"""The groups of a nested observation that make up its state vector, in order."""
+"""The groups of a nested observation in the state vector, in order."""
 
 
 def _leaves(group: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -21,7 +21,7 @@ def _leaves(group: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple
 
 
 def state_paths(observation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """List the entries of a nested observation that make up its state vector, in their order.
+    """List the entries of a nested observation's state vector, in order.
 
     Args:
         observation: nested mapping with the groups ``agent`` and ``extra`` (either may be absent): a
@@ -36,10 +36,10 @@ def state_paths(observation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
     """Compute the state vector of a nested observation: everything under ``agent``, then under ``extra``.
 
-    Within a group the entries keep the order of the mapping, depth first, never an alphabetical one. It is
-    ManiSkill's own order, and that in which it writes its ``.h5`` files (they track the order of creation),
-    so an environment that calls this on a live observation and a reader that calls it on a file get the same
-    columns. Camera images and parameters (``sensor_data``, ``sensor_param``) are not part of the state.
+    Within a group the entries keep the order of the mapping, depth first; they are not sorted by name. ManiSkill's
+    observations and its ``.h5`` files (which track the order of creation) have the same order, so that a live
+    observation and a stored one give the same columns. Camera images and parameters (``sensor_data``, ``sensor_param``)
+    are not part of the state.
 
     Args:
         observation: nested mapping whose entries are tensors, arrays or HDF5 datasets of shape ``[N]`` or
@@ -50,7 +50,7 @@ def flatten_state(observation: Mapping[str, Any]) -> torch.Tensor:
         the input.
 
     Raises:
-        ValueError: if there is no entry at all, or one is neither ``[N]`` nor ``[N, d]``.
+        ValueError: if there is no entry, or an entry is neither ``[N]`` nor ``[N, d]``.
 
     Examples:
         >>> agent, extra = {"qpos": torch.zeros(2, 3)}, {"is_grasped": torch.tensor([True, False])}

@@ -16,8 +16,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     .. math:: \frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p)/n + z^2/4n^2}}{1 + z^2/n}.
 
-    Unlike :math:`\hat p \pm z \sqrt{\hat p (1 - \hat p)/n}` it never leaves [0, 1] and has a width above zero
-    at 0 and at ``n`` successes, which short evaluations often meet.
+    Unlike :math:`\hat p \pm z \sqrt{\hat p (1 - \hat p)/n}` it always lies in [0, 1] and has a positive width at 0 and
+    at ``n`` successes, which are frequent in short evaluations.
 
     References:
         E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
@@ -31,7 +31,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         The lower and the upper end, both in [0, 1].
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> low, high = wilson_interval(8, 10)
@@ -49,7 +49,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     centre = rate + z * z / (2 * n)
     half_width = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
     scale = 1 + z * z / n
-    # Rounding must not push the ends past the bounds that they reach exactly at 0 and at n successes.
+    # At 0 and n successes the ends are exactly 0 and 1; rounding must not move them outside [0, 1].
     low = 0.0 if successes == 0 else (centre - half_width) / scale
     high = 1.0 if successes == n else (centre + half_width) / scale
     return low, high
@@ -66,7 +66,7 @@ def difference_interval(
     .. math::
         p_1 - p_2 - \sqrt{(p_1 - l_1)^2 + (u_2 - p_2)^2}, \qquad p_1 - p_2 + \sqrt{(u_1 - p_1)^2 + (p_2 - l_2)^2}.
 
-    The rates are taken as independent: on equal seeds the interval is wider than it would have to be.
+    The rates are treated as independent: with equal seeds the interval is wider than necessary.
 
     References:
         R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
@@ -75,15 +75,15 @@ def difference_interval(
     Args:
         successes: number of successes, ``0 <= successes <= n``.
         n: number of trials, at least 1.
-        other_successes: successes of the rate that is subtracted.
-        other_n: trials of the rate that is subtracted.
+        other_successes: number of successes of the subtracted rate.
+        other_n: number of trials of the subtracted rate.
         confidence: probability that the interval covers the true difference, in (0, 1).
 
     Returns:
         The lower and the upper end, both in [-1, 1].
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> low, high = difference_interval(56, 70, 48, 80)

@@ -13,5 +13,5 @@ class Mish(nn.Module):
     """:func:`~torchrl_flow.functional.mish` as a layer, in place of :class:`torch.nn.Mish`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it to a tensor of any shape."""
+        """Apply the activation to a tensor of any shape."""
         return mish(x)

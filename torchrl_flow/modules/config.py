@@ -1,4 +1,4 @@
-"""Flat descriptions of networks: from and to plain values, with limits on the sizes that they may ask for."""
+"""Flat configurations of networks: conversion from and to plain values, and limits on sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar
 from torchrl_flow.util.plain_config import PlainConfig
 
 MAX_SIZE = 100_000
-"""Largest width, dimension or other whole number of a configuration, where the class states no other limit."""
+"""Largest width, dimension or other whole number of a configuration, unless the class states another limit."""
 MAX_DEPTH = 1000
 """Largest number of blocks, layers or members."""
 MAX_WEIGHTS = 2**31
@@ -26,8 +26,8 @@ __all__ = ["MAX_DEPTH", "MAX_SIZE", "MAX_WEIGHTS", "Config", "dense_weights"]
 class Config(PlainConfig):
     """Base of the dataclasses that describe a network by plain values.
 
-    A subclass with a ``__post_init__`` of its own calls this one first. A subclass whose sizes multiply overrides
-    ``_weights``.
+    A subclass that defines ``__post_init__`` must call this one first. A subclass whose number of weights is a product
+    of sizes overrides ``_weights``.
 
     Raises:
         ValueError: if a size is above its limit, or the network would have more than :data:`MAX_WEIGHTS` weights.
@@ -44,7 +44,7 @@ class Config(PlainConfig):
     """
 
     limits: ClassVar[Mapping[str, int]] = {}
-    """Largest values of fields for which :data:`MAX_SIZE` is not the limit."""
+    """Largest values of the fields whose limit is not :data:`MAX_SIZE`."""
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -65,7 +65,7 @@ class Config(PlainConfig):
             )
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
-        """Yield the name and value of each whole number, those inside of tuples too."""
+        """Yield the name and value of each whole number, including those inside tuples."""
         for field in dataclasses.fields(self):
             if not _INTEGER.search(str(field.type)):
                 continue
@@ -80,7 +80,7 @@ class Config(PlainConfig):
 
 
 def dense_weights(sizes: Sequence[int]) -> int:
-    """Count the weights of an MLP with these sizes of input, hidden layers and output.
+    """Count the weights of an MLP with the given sizes of input, hidden layers and output.
 
     Examples:
         >>> dense_weights([2, 8, 3])

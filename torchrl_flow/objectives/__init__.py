@@ -1,4 +1,4 @@
-"""Loss modules, and the terms that they hold."""
+"""Loss modules, and the terms from which they are built."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
 from torchrl_flow.functional.flow import dyadic_step_sizes
-from torchrl_flow.objectives.chunk_advantages import ChunkAdvantages
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
 from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic, EncoderGrad, SharedEncoder
 from torchrl_flow.objectives.held_networks import HeldNetworks
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["AWFlowLoss", "EncoderGrad"]
 
 
-class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMDPLossModule):
+class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMDPLossModule):
     """Weighted ShortCut cloning of a flow actor, and temporal differences of its chunk critic.
 
     Actor: the mean of ``w * error``, with the error of each row by :class:`~torchrl_flow.objectives.ShortCutTerm` and
@@ -188,18 +187,17 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
         scale: dict[str, Any] = {"norm": advantage_norm, "center": baseline == "batch"}
         self.weights = AdvantageWeightTerm(beta, weight_clip, weighting, **scale, threshold=advantage_threshold)
         self.q_gradient = QGradientTerm(anchor_coeff)
-        self.extraction, self.clone_coeff = extraction, clone_coeff
         self.td = ChunkTDTerm(num_min_qs, target_reduction, kappa, num_action_samples, target_num_steps)
         self.baseline, self.advantage, self.num_baseline_samples = baseline, advantage, num_baseline_samples
-        self.advantage_reduction, self.encoder_grad = advantage_reduction, encoder_grad
-        self.filter_policy_data = filter_policy_data
+        self.advantage_reduction, self.filter_policy_data = advantage_reduction, filter_policy_data
+        self.encoder_grad: EncoderGrad = encoder_grad
         self.shared_encoder = self.shares_encoder(actor_network, critic_network)
         for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
             self.convert_to_functional(network, name, create_target_params=True)  # pyright: ignore[reportArgumentType]
-        # Made here and not at first use, so that every state dict of the loss has the same entries.
-        self.make_value_estimator()
+        self.make_value_estimator()  # Not at first use: every state dict of the loss has the same entries.
         self.register_buffer("skipped_policy_batches", torch.zeros((), dtype=torch.int64, device=self._default_device))
         anchored, self.anchor = extraction == "q_gradient", anchor
+        self.extraction, self.clone_coeff = extraction, clone_coeff
         held = anchored and anchor == "start"
         self.hold(reference_actor=copy.deepcopy(actor_network).eval().requires_grad_(False) if held else None)
         self._out_keys = ["loss_actor", "loss_qvalue", "flow_error", "consistency_error"]
@@ -234,8 +232,10 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
             ValueError: if a shape does not fit.
         """
         # In this order the actor's term draws first, and thus what ShortCutFlowLoss would draw.
-        cloning = self._flow_errors(tensordict)
-        q, chunks = self._chunk_values(tensordict), self._shared_chunks(tensordict)
+        cloning, q, chunks = self._flow_errors(tensordict), self._chunk_values(tensordict), None
+        td_advantage = self.extraction == "weights" and self.advantage == "td"
+        if td_advantage and self.num_baseline_samples == (num := self.td.num_action_samples):
+            chunks = self.td.chunks(self.actor_network, self.target_actor_network_params, tensordict["next"], num)  # pyright: ignore[reportArgumentType]
         loss_actor, actor_metrics = self.actor_loss(tensordict, cloning, q.detach(), chunks)
         loss_qvalue, critic_metrics = self.qvalue_loss(tensordict, q, chunks)
         metrics = {**actor_metrics, **critic_metrics}
@@ -253,15 +253,14 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the actor's loss alone, the mean of ``w * error`` over the rows that are kept, and its metrics.
 
-        Each argument but the batch is what ``forward`` has computed of it already: the output of ``self.shortcut``, the
-        critic's values ``[num_qs, B]``, the averaged actor's chunks of the next states ``[B, N, H_a, A]``.
+        The optional arguments avoid a second computation: the output of ``self.shortcut``, the critic's values
+        ``[num_qs, B]``, the averaged actor's chunks of the next states ``[B, N, H_a, A]``.
         """
         errors, error_metrics = self._flow_errors(tensordict) if cloning is None else cloning
         valid = self._valid_rows(tensordict, errors)
         demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
         if self.extraction == "weights":
-            known = () if chunks is None else (chunks,)
-            value = self.td.reduce(self._relative_values(tensordict, q, *known), self.advantage_reduction)
+            value = self.td.reduce(self._relative_values(tensordict, q, chunks), self.advantage_reduction)
             weights, counted, metrics = self.weights(value, valid, demos)
             row_weights = self._row_weights(tensordict, errors.shape)
             if row_weights is not None:
@@ -278,9 +277,9 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
 
     def _q_gradient_loss(self, tensordict: TensorDictBase, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss by the critic's gradient alone, and its metrics."""
-        actor = self.actor_network
+        actor, reference = self.actor_network, self.reference_actor
         detach = self.shared_encoder and self.encoder_grad == "critic"
-        reference = self.target_actor_network_params if self.reference_actor is None else self.reference_actor
+        reference = self.target_actor_network_params if reference is None else reference
         args = (actor, self.actor_network_params, reference, tensordict)
         chunks, distance = self.q_gradient.chunks(*args, detach_features=detach)
         # A critic whose weights are detached still transmits the gradient to the chunk.
@@ -298,8 +297,7 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
         q = self._chunk_values(tensordict) if q is None else q
         if chunks is None:
             return self._td_loss(tensordict, q)
-        following: Any = tensordict["next"]
-        return self._td_loss(tensordict, q, self.discounted(tensordict, self.next_value(following, chunks)))
+        return self._td_loss(tensordict, q, self.discounted(tensordict, self.next_value(tensordict["next"], chunks)))  # pyright: ignore[reportArgumentType]
 
     def _flow_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the ShortCut error of each row ``[*B]``, and its metrics."""
@@ -308,16 +306,44 @@ class AWFlowLoss(ChunkAdvantages, AveragedActor, AveragedCritic, SharedEncoder, 
         detach = self.shared_encoder and self.encoder_grad == "critic"
         return self.shortcut(self.actor_network, *params, *data, detach_features=detach)
 
-    def _shared_chunks(self, tensordict: TensorDictBase) -> Tensor | None:
-        """Draw the chunks of the next states once, where advantages and targets of values need as many of them."""
-        needed = self.extraction == "weights" and self.advantage == "td"
-        if not needed or self.num_baseline_samples != self.td.num_action_samples:
-            return None
-        return self._averaged_chunks(tensordict["next"], self.num_baseline_samples)
+    def _chunk_values(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the critic's values ``[num_qs, B]`` of the executed chunks."""
+        action = tensordict[self.tensor_keys.action]
+        data = (tensordict, action.reshape(-1, *action.shape[-2:]))
+        detach = self.shared_encoder and self.encoder_grad == "actor"
+        return self.td.values(self.critic_network, self.critic_network_params, *data, detach_features=detach)
+
+    @torch.no_grad()
+    def _policy_values(self, tensordict: TensorDictBase, chunks: Tensor | None = None) -> Tensor:
+        """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
+        if chunks is None:
+            actor, num = (self.actor_network, self.target_actor_network_params), self.num_baseline_samples
+            chunks = self.td.chunks(*actor, tensordict, num)
+        return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)
+
+    @torch.no_grad()
+    def _relative_values(self, tensordict: TensorDictBase, q: Tensor | None, chunks: Tensor | None) -> Tensor:
+        """Return each member's values ``[num_qs, B]`` of the executed chunks, less its baseline."""
+        if self.advantage == "td":
+            following: Any = tensordict["next"]
+            batch = self.actor_network.encoder.batch_shape(tensordict)
+            values = self._policy_values(following, chunks)
+            q = self.discounted(tensordict, values.reshape(-1, *batch, 1)).reshape(values.shape)
+        elif q is None:
+            q = self._chunk_values(tensordict)
+        return q if self.baseline == "batch" else q - self._policy_values(tensordict)
+
+    @torch.no_grad()
+    def advantages(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the advantages ``[B]`` before ``advantage_norm``, for inspection."""
+        value = self.td.reduce(self._relative_values(tensordict, None, None), self.advantage_reduction)
+        return value - value.mean() if self.baseline == "batch" else value
 
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase, chunks: Tensor | None = None) -> Tensor:
         """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for states."""
-        chunks = self._averaged_chunks(tensordict, self.td.num_action_samples) if chunks is None else chunks
+        if chunks is None:
+            actor, num = (self.actor_network, self.target_actor_network_params), self.td.num_action_samples
+            chunks = self.td.chunks(*actor, tensordict, num)
         value = self.td.next_value(self.critic_network, self.target_critic_network_params, tensordict, chunks)
         return value.reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)

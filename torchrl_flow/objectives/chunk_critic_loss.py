@@ -1,4 +1,4 @@
-"""Temporal differences of a critic of executed chunks, beside a flow that stays as it is."""
+"""TD loss of a critic of executed chunks; the flow is not trained."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ __all__ = ["ChunkCriticLoss"]
 
 
 class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
-    """TD loss of ``Q(s, a)`` on executed action chunks, online and off: the action critic of a steered flow.
+    """TD loss of ``Q(s, a)`` on executed action chunks, online or offline: the action critic of a steered flow.
 
-    ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the flow: started from the prior,
-    or from the latents of a policy that steers it. The flow is not trained; give the parameters of
+    ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')`` with ``a'`` from the flow, which starts from the
+    prior or from the latents of a steering policy. The flow is not trained; give the parameters of
     :meth:`critic_parameters` to the optimiser and step the target by
     ``NetworkSoftUpdate(loss, "critic_network", tau=0.005)``.
 
     Args:
         actor_network: the flow :class:`~torchrl_flow.modules.FlowActor`.
         critic_network: the :class:`~torchrl_flow.modules.QEnsemble`. Its weights are shared, not copied.
-        latent_policy: chooses the noise of ``a'``; the prior where ``None``. Held, neither copied nor trained
-            (:class:`~torchrl_flow.objectives.HeldNetworks`), so that what trains it is seen at once.
+        latent_policy: chooses the noise of ``a'``; the prior where ``None``. It is shared, neither copied nor trained
+            (:class:`~torchrl_flow.objectives.HeldNetworks`), so that updates made elsewhere take effect at once.
 
     Keyword Args:
         gamma: discount of one environment step.
-        num_min_qs: members in the random subset of the minimum, drawn anew for each use.
-        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken. They take the
-            actor's own K steps where N is 1, and one step where it is more.
+        num_min_qs: size of the random subset of members whose minimum is taken; a new subset is drawn for each use.
+        num_action_samples: N, candidates for ``a'``; the one with the highest mean target value is used. They are
+            sampled with the actor's own K steps if N is 1, and with one step otherwise.
         augment: let the encoders augment observations.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
     Output: ``loss_qvalue``, and detached: ``q_mean``, ``q_std`` (between members), ``q_target_mean``, ``td_error``.
-    Writes each row's largest TD error into the input, as priority for a replay buffer.
+    Each row's largest TD error is written into the input as the priority for a replay buffer.
 
     Raises:
-        ValueError: if an argument is outside what is allowed, or the networks do not fit together.
+        ValueError: if an argument is outside its allowed range, or the networks do not fit together.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor
@@ -92,7 +92,7 @@ class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
         )
         for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
             self.convert_to_functional(network, name, create_target_params=True)  # pyright: ignore[reportArgumentType]
-        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        # Made here, not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator()
         self.hold(latent_policy=latent_policy)
         self._out_keys = ["loss_qvalue", "q_mean", "q_std", "q_target_mean", "td_error"]
@@ -104,7 +104,7 @@ class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
         return list(dict.fromkeys(unravel_key(key) for key in wanted))
 
     def critic_parameters(self) -> Iterator[Parameter]:
-        """Yield the critic's parameters, which are all that the loss trains."""
+        """Yield the critic's parameters, the only ones that the loss trains."""
         return self.critic_network_params.parameters()
 
     @dispatch(auto_batch_size=False)
@@ -132,7 +132,7 @@ class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
         """Return the target critic's value ``[*B, 1]`` of the flow's chunk (the best of N) for a state.
 
         Args:
-            tensordict: the observations that follow, ``[*B]``.
+            tensordict: the next observations, ``[*B]``.
         """
         chunks = self.sample_targets(tensordict, self.td.num_action_samples)
         value = self.td.next_value(self.critic_network, self.target_critic_network_params, tensordict, chunks)
@@ -144,7 +144,7 @@ class ChunkCriticLoss(AveragedCritic, HeldNetworks, SMDPLossModule):
         return self.td.chunks(self.actor_network, self.target_actor_network_params, tensordict, num, steer)
 
     def _steer(self, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
-        """Put the policy's latents into noise ``[B, num, H, A]`` from the prior."""
+        """Steer noise ``[B, num, H, A]`` from the prior by the policy's latents."""
         policy: Any = self.latent_policy
         latent = policy.normal(tensordict).sample(torch.Size([noise.shape[1]]))
         latent = latent.reshape(noise.shape[1], -1, *latent.shape[-2:]).transpose(0, 1)

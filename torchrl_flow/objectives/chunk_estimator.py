@@ -33,10 +33,10 @@ __all__ = ["make_chunk_advantage", "make_chunk_estimator"]
 Loss = TypeVar("Loss", bound=LossModule)
 
 OFF_POLICY = (SACLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CrossQLoss, ConservativeQLoss, SMDPLossModule)
-"""Losses that call ``value_estimate`` and so need k in every batch."""
+"""Losses that call ``value_estimate`` and therefore need k in every batch."""
 
 ON_POLICY = (PPOLoss, A2CLoss, ReinforceLoss)
-"""Losses that call the estimator where a batch has no advantage yet."""
+"""Losses that call the estimator if a batch has no advantage yet."""
 
 REASONS = {
     "CQLLoss": "its conservative term draws single actions; ConservativeQLoss takes chunks",
@@ -54,7 +54,7 @@ REASONS = {
     "MAPPOLoss": "its rewards are those of several agents, and SMDPChunk counts one k for all",
     "IPPOLoss": "its rewards are those of several agents, and SMDPChunk counts one k for all",
 }
-"""Why a loss cannot learn from chunks."""
+"""Reasons why losses cannot learn from chunks, by loss."""
 
 
 def make_chunk_estimator(
@@ -67,17 +67,17 @@ def make_chunk_estimator(
 ) -> Loss:
     """Make the value estimator of a loss discount by ``gamma ** k``, the executed steps of each chunk.
 
-    It calls ``make_value_estimator``, and then tells the estimator where k is. TorchRL's own default is an entry at the
-    root, which REDQLoss and IQLLoss drop before they read it. A batch without k is an error from then on, where TorchRL
-    would discount it as one step. Calls by keywords take k too (``next_steps_to_next_obs``; ``steps_to_next_obs`` of
-    TQCLoss), but not those of ConservativeQLoss and A2CLoss, whose ``in_keys`` are fixed.
+    It calls ``make_value_estimator`` and sets the estimator's key of k. TorchRL's default key is an entry at the root,
+    which REDQLoss and IQLLoss drop before they read it. A batch without k then raises an error; TorchRL would discount
+    it as one step. Keyword calls of the loss take k too (``next_steps_to_next_obs``; ``steps_to_next_obs`` of TQCLoss),
+    but not those of ConservativeQLoss and A2CLoss, whose ``in_keys`` are fixed.
 
     Supported are SACLoss, TQCLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CrossQLoss, PPOLoss and its
     subclasses for one agent, A2CLoss and ReinforceLoss, with subclasses, and the losses of this package.
 
     Args:
         loss_module: loss; set its keys of reward, done and action before.
-        value_type: kind of value estimator, as of ``make_value_estimator``. Defaults to the loss's own default.
+        value_type: kind of value estimator, as in ``make_value_estimator``. Defaults to the loss's own default.
         gamma: discount of one environment step, the same as that of :class:`~torchrl_flow.envs.SMDPChunk`.
         steps_key: key of k, int64 ``[*B, 1]``.
         **hyperparams: further hyper-parameters of the estimator, such as ``lmbda``.
@@ -107,7 +107,7 @@ def make_chunk_estimator(
     estimator: Any = loss_module.value_estimator
     read_key = steps_key
     if isinstance(loss_module, TQCLoss):
-        # It selects k beside "next" and gives each quantile one: a key under "next" is an error there.
+        # The loss selects k beside "next" and repeats it for each quantile: a key under "next" is an error there.
         read_key = estimator.default_keys().steps_to_next_obs
     estimator.set_keys(steps_to_next_obs=read_key)
     reader: nn.Module = estimator if isinstance(loss_module, ON_POLICY) else loss_module
@@ -127,8 +127,8 @@ def make_chunk_advantage(value_network: Any, *, gamma: float, lmbda: float, **op
         value_network: TensorDict module that writes ``state_value`` ``[*B, 1]``.
         gamma: discount of one environment step.
         lmbda: lambda of the estimator, per chunk.
-        **options: further keyword arguments of :class:`~torchrl.objectives.value.GAE`. ``vectorized`` is ``False``
-            here: on a CPU the loop is faster where gamma differs from row to row.
+        **options: further keyword arguments of :class:`~torchrl.objectives.value.GAE`. ``vectorized`` defaults to
+            ``False``: on a CPU the loop is faster if gamma differs between rows.
 
     Raises:
         ValueError: if ``gamma`` or ``lmbda`` is outside [0, 1].
@@ -148,7 +148,7 @@ def make_chunk_advantage(value_network: Any, *, gamma: float, lmbda: float, **op
 
 
 class _NeedsSteps:
-    """Refuses a batch without k; a hook before ``forward``.
+    """Forward pre-hook that raises an error for a batch without k.
 
     Args:
         steps_key: key of k.

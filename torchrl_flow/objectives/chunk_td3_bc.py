@@ -1,4 +1,4 @@
-"""TD3+BC on action chunks: masks, weights, and the discount of the steps that were really executed."""
+"""TD3+BC on action chunks: masks, weights, and a discount by the number of executed steps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["ChunkTD3BCLoss"]
 class ChunkTD3BCLoss(TD3BCLoss):
     """TorchRL's :class:`~torchrl.objectives.TD3BCLoss` for chunks ``[*B, H_a, A]`` of actions.
 
-    Where it differs: the cloning term of a row is the mean over its real steps alone (``action_mask``) and enters the
-    reduction with the row, so that priority weights and ``reduction="none"`` apply to it too, where TorchRL has one
-    mean over the whole batch; and targets are discounted by ``gamma ** k`` for the ``k`` steps that were executed
-    (``("next", "steps_to_next_obs")``). With chunks of one step, no mask and ``reduction="mean"`` both are equal.
-    Critics read the whole chunk that was sent.
+    Differences: the cloning term of a row is the mean over its real steps only (``action_mask``). It is reduced
+    together with the row, so that priority weights and ``reduction="none"`` apply to it too; TorchRL takes one mean
+    over the whole batch. Targets are discounted by ``gamma ** k`` for ``k`` executed steps
+    (``("next", "steps_to_next_obs")``). With chunks of one step, no mask and ``reduction="mean"`` both losses are
+    equal. Critics read the whole chunk that was sent.
 
     Args:
         actor_network: policy that writes a deterministic ``action`` ``[*B, H_a, A]``.
@@ -49,7 +49,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
 
     @dataclass
     class _AcceptedKeys(TD3BCLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
             action_mask: ``[*B, H_a]`` bool, True where a step of the chunk is real; optional.
@@ -70,7 +70,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
         self._out_keys += ["state_action_value_actor", "next_state_value", "target_value"]
         self.make_value_estimator(gamma=gamma)
 
-    # A list of the class in TorchRL, of which select_out_keys cannot choose.
+    # In TorchRL a list of the class, on which select_out_keys has no effect.
     @property
     def out_keys(self) -> list[NestedKey]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Keys that the loss writes."""
@@ -91,7 +91,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
             self._value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> ChunkTD3BCLoss:
-        """Choose the value estimator of the targets, as in TorchRL; it reads the executed steps."""
+        """Choose the value estimator of the targets, as in TorchRL; it reads the number of executed steps."""
         super().make_value_estimator(value_type, **hyperparams)
         self.value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
         return self
@@ -100,7 +100,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
         """Compute the critics' loss.
 
         Raises:
-            KeyError: if a key of the transition is missing; there is no default.
+            KeyError: if a key of the transition is missing.
         """
         wanted: Any = self.in_keys
         for key in wanted:
@@ -111,7 +111,7 @@ class ChunkTD3BCLoss(TD3BCLoss):
         """Compute the policy's loss, ``-alpha Q(s, pi(s)) / mean |Q| + bc`` of each row.
 
         Raises:
-            ValueError: if the policy's chunk has another shape than the data's.
+            ValueError: if the policy's chunk and the data's chunk differ in shape.
         """
         weights = self._maybe_get_priority_weight(tensordict)
         data = tensordict.select(*self.actor_network.in_keys, strict=False)
@@ -144,6 +144,6 @@ class ChunkTD3BCLoss(TD3BCLoss):
         mask = tensordict.get(self.tensor_keys.action_mask, None)
         if mask is None:
             return (chunk - target).square().mean((-2, -1))
-        # What lies past the end may be anything, not a number included.
+        # Entries past the end may hold any value, including NaN.
         errors = torch.where(mask.unsqueeze(-1), chunk - target, 0.0).square().mean(-1).sum(-1)
         return errors / mask.sum(-1).clamp(min=1)

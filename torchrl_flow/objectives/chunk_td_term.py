@@ -1,4 +1,4 @@
-"""The TD error of a critic of executed chunks, for losses to hold."""
+"""The TD error of a critic of executed chunks, as a term of losses."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ def check_critic_fits(actor: FlowActor, critic: QEnsemble, num_min_qs: int = 1) 
 
 @dataclass(frozen=True)
 class ChunkTDTerm:
-    """Squared temporal difference of each row, ``mean_i (Q_i(s, a) - y)^2``, and what ``y`` bootstraps from.
+    """Squared temporal difference of each row, ``mean_i (Q_i(s, a) - y)^2``, and the bootstrap value of ``y``.
 
     ``y = R + gamma^k (1 - terminated) reduce_i Q_target,i(s', a')`` with ``a'`` the best of N chunks of the averaged
-    actor. The discounting is that of the loss's value estimator; all else is here.
+    actor. The loss's value estimator applies the discount; this term does the rest.
 
-    The term owns no network: a loss that holds it passes actor, critic and the parameters to run them with.
+    The term owns no network: the loss passes actor, critic and the parameters to run them with.
 
     Args:
-        num_min_qs: members in the random subset of the reduction ``"min"``, which is drawn for each use.
+        num_min_qs: size of the random subset of members for the reduction ``"min"``; a new subset is drawn for each
+            use.
         target_reduction: reduction of the target critic's members; see
             :func:`~torchrl_flow.functional.reduce_ensemble`.
-        kappa: weight of the standard deviation of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above
-            0 optimistic.
+        kappa: weight of the standard deviation of the reduction ``"ucb"``, mean + kappa std: a negative weight is
+            pessimistic, a positive one optimistic.
         num_action_samples: N, candidates for ``a'``; the candidate with the highest mean target value is used.
         target_num_steps: sampling steps K of the candidates.
         augment: let the encoders augment observations.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
     """
 
     num_min_qs: int = 2
@@ -77,7 +78,7 @@ class ChunkTDTerm:
 
         Returns:
             errors ``[B]``; TD errors ``[B]``, detached; ``q_mean``, ``q_std`` (between members), ``q_target_mean`` and
-            ``td_error``, its mean size, detached.
+            ``td_error``, its mean absolute value, detached.
         """
         rows = (q - target).square().mean(0)
         q = q.detach()
@@ -136,15 +137,15 @@ class ChunkTDTerm:
             params: parameters of the actor, or its averaged parameters.
             tensordict: batch ``[*B]`` with the observations.
             num: chunks for each observation.
-            steer: function of noise from the prior, ``[B, num, H, A]``, whose result the flow starts from. Defaults to
-                None: the flow starts from the noise itself.
+            steer: function of noise from the prior, ``[B, num, H, A]``, that returns the flow's initial noise. Defaults
+                to None: the flow starts from the noise itself.
 
         Returns:
             ``[B, num, H_a, A]``.
         """
         with running(params, actor):
             features = actor.features(tensordict, augment=self.augment)
-            # Drawn here: inside a loss TorchRL sets the exploration type that would make the actor's own noise 0.
+            # Drawn here: inside a loss, TorchRL sets an exploration type under which the actor's own noise would be 0.
             shape = (features.shape[0], num, *actor.noise_shape)
             noise = torch.randn(shape, device=features.device, dtype=features.dtype)
             noise = noise if steer is None else steer(tensordict, noise)
@@ -159,9 +160,9 @@ class ChunkTDTerm:
     def next_value(
         self, critic: QEnsemble, params: TensorDictParams, tensordict: TensorDictBase, chunks: Tensor
     ) -> Tensor:
-        """Return the value ``[B]`` of the best of N candidates ``[B, N, H_a, A]``, by the target critic.
+        """Return the target critic's value ``[B]`` of the best of N candidates ``[B, N, H_a, A]``.
 
-        The minimum over a random subset of members needs no others where there is one candidate to choose from.
+        With a single candidate, the minimum over a random subset of members needs only the members of that subset.
         """
         if self.target_reduction == "min" and chunks.shape[1] == 1:
             draws = torch.rand(critic.num_qs, device=chunks.device)
@@ -170,5 +171,5 @@ class ChunkTDTerm:
         return self.bootstrap(self.values(critic, params, tensordict, chunks))
 
     def bootstrap(self, q: Tensor) -> Tensor:
-        """Return the value ``[B]`` of the best of N candidates, by the members' values ``[num_qs, B, N]``."""
+        """Return the value ``[B]`` of the best of N candidates from the members' values ``[num_qs, B, N]``."""
         return self.reduce(take_best(q.mean(0), q, dim=1), self.target_reduction)

@@ -28,16 +28,17 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
     """TorchRL's :class:`~torchrl.objectives.CQLLoss` with the conservative term of the paper, CQL(H).
 
     The term of a state is ``log sum_a exp Q(s, a) - Q(s, a_data)``, its sum estimated with ``num_random`` uniform
-    actions and as many of the policy at this state and the next, each divided by its density. TorchRL 0.14.1 stacks
-    the three kinds along the last dimension of ``[B * num_random, 1]``: its log-sum-exp runs over three actions at a
-    time and the mean over the rest is taken outside of the logarithm, which is a weaker penalty; and with
-    ``reduction="none"`` every row holds a mean over the batch. All else is TorchRL's, arguments included, except that
-    the value estimator is made at once, of TD(0) unless :meth:`make_value_estimator` is called.
+    actions and ``num_random`` actions of the policy at each of this state and the next, each divided by its density.
+    TorchRL 0.14.1 stacks the three kinds along the last dimension of ``[B * num_random, 1]``: its log-sum-exp runs over
+    three actions at a time and the mean over the others is taken outside the logarithm, which is a weaker penalty; and
+    with ``reduction="none"`` every row holds a mean over the batch. Everything else, arguments included, is as in
+    TorchRL, except that the value estimator is made in the constructor: TD(0) unless :meth:`make_value_estimator` is
+    called.
 
     Actions are single ones ``[*B, A]``, or chunks ``[*B, H_a, A]``, which TorchRL's loss does not take. A chunk is one
     action: the policy's log-probability is that of the whole chunk, uniform chunks have the density ``2^-(H_a A)``, and
     targets are discounted by ``gamma^k`` for the k steps that were executed (``("next", "steps_to_next_obs")``). Single
-    actions count as one step where a batch has no such entry.
+    actions count as one step if a batch has no such entry.
 
     Args:
         actor_network: see TorchRL's loss.
@@ -47,9 +48,9 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         **kwargs: see TorchRL's loss.
 
     Raises:
-        ValueError: in a call, if the policy's log-probability is not one number for each action or chunk, or critics
-            do not give one value.
-        KeyError: in a call, if chunks come without the number of executed steps.
+        ValueError: in a call, if the policy's log-probability is not one number for each action or chunk, or a critic
+            does not return one value.
+        KeyError: in a call, if a batch of chunks has no number of executed steps.
 
     References:
         Kumar et al., "Conservative Q-Learning for Offline Reinforcement Learning", https://arxiv.org/abs/2006.04779
@@ -66,10 +67,10 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
 
     @dataclass
     class _AcceptedKeys(CQLLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
-            steps_to_next_obs: executed steps ``[*B, 1]``; single actions may be without.
+            steps_to_next_obs: executed steps ``[*B, 1]``; optional for single actions.
         """
 
         steps_to_next_obs: NestedKey = ("next", "steps_to_next_obs")
@@ -79,7 +80,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
 
     def __init__(self, actor_network: Any, qvalue_network: Any, *, gamma: float = 0.99, **kwargs: Any) -> None:
         super().__init__(actor_network, qvalue_network, **kwargs)
-        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        # Made here, not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator(gamma=gamma)
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
@@ -88,7 +89,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
             self._value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> ConservativeQLoss:
-        """Choose the value estimator of the targets, as in TorchRL; it reads the executed steps."""
+        """Choose the value estimator of the targets, as in TorchRL; it reads the number of executed steps."""
         super().make_value_estimator(value_type, **hyperparams)
         self.value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
         return self
@@ -97,7 +98,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         """Compute the critics' loss, as in TorchRL.
 
         Raises:
-            KeyError: if chunks come without the number of executed steps; there is no default.
+            KeyError: if a batch of chunks has no number of executed steps.
         """
         if tensordict[self.tensor_keys.action].ndim > tensordict.ndim + 1:
             tensordict[self.value_estimator.tensor_keys.steps_to_next_obs]
@@ -114,7 +115,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         return loss, {"td_error": (values.detach() - target).square()}
 
     def _target(self, tensordict: TensorDictBase) -> Tensor:
-        """Return ``r + gamma^k (1 - terminated) (min_i Q_i(s', a') - alpha log pi(a' | s'))``, by target critics."""
+        """Return ``r + gamma^k (1 - terminated) (min_i Q_i(s', a') - alpha log pi(a' | s'))`` of the target critics."""
         if self.max_q_backup:
             return self._get_value_v(
                 tensordict.copy(), self._alpha, self.actor_network_params, self.target_qvalue_network_params
@@ -152,11 +153,11 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         return self._reduce_loss(terms.sum(0), tensordict=tensordict), {}  # pyright: ignore[reportArgumentType]
 
     def actor_bc_loss(self, tensordict: TensorDictBase, policy: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        """Compute the loss of a policy that clones, ``alpha log pi(a' | s) - log pi(a | s)`` with ``a'`` drawn from it.
+        """Compute the policy's cloning loss, ``alpha log pi(a' | s) - log pi(a | s)`` with ``a'`` from the policy.
 
         Args:
             tensordict: a batch.
-            policy: the policy's distribution in its states, where that is known.
+            policy: the policy's distribution in the batch's states, if already computed.
         """
         policy = distribution(self.actor_network, self.actor_network_params, tensordict) if policy is None else policy
         _, log_prob = rsample_and_log_prob(policy)
@@ -166,11 +167,11 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         return loss, {"bc_log_prob": cloned.mean().detach()}
 
     def actor_loss(self, tensordict: TensorDictBase, policy: Any = None) -> tuple[Tensor, dict[Any, Any]]:
-        """Compute the policy's loss, ``alpha log pi(a | s) - min_i Q_i(s, a)`` with ``a`` drawn from it.
+        """Compute the policy's loss, ``alpha log pi(a | s) - min_i Q_i(s, a)`` with ``a`` drawn from the policy.
 
         Args:
             tensordict: a batch.
-            policy: the policy's distribution in its states, where that is known.
+            policy: the policy's distribution in the batch's states, if already computed.
         """
         keys = self.tensor_keys
         policy = distribution(self.actor_network, self.actor_network_params, tensordict) if policy is None else policy
@@ -193,7 +194,7 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
         actions = [data.new_empty([*shape, *event]).uniform_(-1.0, 1.0)]
         densities = [data.new_full(shape, -event.numel() * math.log(2.0))]
         for given in ({}, entries_of_next(tensordict, self.actor_network.in_keys)):
-            # The policy's network runs once a state, and not once for each action.
+            # The policy's network runs once per state, not once per action.
             policy = distribution(self.actor_network, self.actor_network_params, tensordict, given, number)
             drawn, log_prob = rsample_and_log_prob(policy)
             if log_prob.numel() != shape.numel():
@@ -218,4 +219,4 @@ class ConservativeQLoss(ReadyEstimator, CQLLoss):
 
 
 _NETWORKS = ("actor_network_params", "qvalue_network_params", "target_qvalue_network_params")
-"""Parameters whose weak references TorchRL's losses clear where they are compiled."""
+"""Parameters whose weak references TorchRL's losses clear under compilation."""

@@ -1,4 +1,4 @@
-"""TD3+BC and IQL by TorchRL's losses, whose networks are called on tensors: the same values in less time."""
+"""TorchRL's TD3+BC and IQL losses with networks called on tensors: the same values in less time."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["DirectIQLLoss", "DirectTD3BCLoss"]
 
 
 class _CriticCalls(ReadyEstimator):
-    """Mixin of losses with stacked critics ``qvalue_network``: their values of a batch, one critic after the other."""
+    """Mixin of losses with stacked critics ``qvalue_network``: evaluates the critics one after the other."""
 
     qvalue_network: Any
     tensor_keys: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Made here and not at first use, so that every state dict of the loss has the same entries.
+        # Made here, not at first use, so that every state dict of the loss has the same entries.
         self.make_value_estimator()
 
     def _critic_values(self, params: Any, tensordict: TensorDictBase, given: Entries | None = None) -> Tensor:
-        """Return the critics' values ``[num, *B]``, by their stacked parameters; ``given`` replaces entries."""
+        """Return the critics' values ``[num, *B]``; ``given`` replaces entries of the batch."""
         key = self.tensor_keys.state_action_value
         return evaluate_members(self.qvalue_network, params, tensordict, key, given).squeeze(-1)
 
@@ -44,9 +44,9 @@ class _CriticCalls(ReadyEstimator):
 class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
     """TorchRL's :class:`~torchrl.objectives.TD3BCLoss` in three quarters of its time.
 
-    The values, keys and arguments are TorchRL's, and so is what it draws. The value estimator is made at once. The loss
-    calls its networks on tensors and not on TensorDicts, one critic after the other and not by ``torch.vmap``. The
-    policy's loss computes only the first critic, the one that TorchRL's loss uses of all.
+    Values, keys, arguments and random draws are the same as in TorchRL. The value estimator is made in the constructor.
+    The loss calls its networks on tensors instead of TensorDicts, one critic after the other instead of by
+    ``torch.vmap``. The policy's loss evaluates only the first critic; TorchRL's loss evaluates all and uses the first.
 
     Args:
         *args: see TorchRL's loss.
@@ -68,7 +68,7 @@ class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
         keys = self.tensor_keys
         weights = self._maybe_get_priority_weight(tensordict)
         action = evaluate(self.actor_network, self.actor_network_params, tensordict, keys.action)
-        # A critic whose weights are detached still transmits the gradient to the action.
+        # The gradient reaches the action although the critic's weights are detached.
         first = members(self._cached_detach_qvalue_network_params)[0]
         given = {keys.action: action}
         value = evaluate(self.qvalue_network, first, tensordict, keys.state_action_value, given).squeeze(-1)
@@ -79,7 +79,7 @@ class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
         return loss, {"state_action_value_actor": value.detach(), "bc_loss": bc_loss.detach(), "lmbd": scale}
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the critics' loss, the distance to ``r + gamma (1 - terminated) min_i Q_i(s', pi(s') + noise)``."""
+        """Compute the critics' loss with the target ``r + gamma (1 - terminated) min_i Q_i(s', pi(s') + noise)``."""
         keys = self.tensor_keys
         weights = self._maybe_get_priority_weight(tensordict)
         noise = torch.randn_like(tensordict[keys.action]) * self.policy_noise
@@ -103,9 +103,10 @@ class DirectTD3BCLoss(_CriticCalls, TD3BCLoss):
 class DirectIQLLoss(_CriticCalls, IQLLoss):
     """TorchRL's :class:`~torchrl.objectives.IQLLoss` in two thirds of its time.
 
-    The values, keys and arguments are TorchRL's. The value estimator is made at once. :meth:`forward` computes the
-    target critics' values of the batch and the value of its states once each, and TorchRL's loss twice. The loss calls
-    its networks on tensors and not on TensorDicts, one critic after the other and not by ``torch.vmap``.
+    Values, keys and arguments are the same as in TorchRL. The value estimator is made in the constructor.
+    :meth:`forward` computes the target critics' values of the batch and the values of its states once each; TorchRL's
+    loss computes them twice. The loss calls its networks on tensors instead of TensorDicts, one critic after the other
+    instead of by ``torch.vmap``.
 
     Args:
         *args: see TorchRL's loss.
@@ -148,7 +149,7 @@ class DirectIQLLoss(_CriticCalls, IQLLoss):
             return self._critic_values(self.target_qvalue_network_params, tensordict).amin(0)
 
     def _state_values(self, tensordict: TensorDictBase, given: Entries | None = None) -> Tensor:
-        """Return the values ``[*B]`` of the batch's states; ``given`` replaces entries."""
+        """Return the values ``[*B]`` of the batch's states; ``given`` replaces entries of the batch."""
         params, key = self.value_network_params, self.tensor_keys.value
         return evaluate(self.value_network, params, tensordict, key, given).squeeze(-1)
 
@@ -159,8 +160,8 @@ class DirectIQLLoss(_CriticCalls, IQLLoss):
 
         Args:
             tensordict: a batch.
-            q: the target critics' smallest values of its actions ``[*B]``, where they are known.
-            value: the values of its states ``[*B]``, likewise.
+            q: the target critics' smallest values of the batch's actions ``[*B]``, if already computed.
+            value: the values of the batch's states ``[*B]``, if already computed.
         """
         policy = distribution(self.actor_network, self.actor_network_params, tensordict)
         log_prob = policy.log_prob(tensordict[self.tensor_keys.action])
@@ -187,7 +188,7 @@ class DirectIQLLoss(_CriticCalls, IQLLoss):
         return loss, {}
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the critics' loss, the distance to ``r + gamma (1 - terminated) V(s')``."""
+        """Compute the critics' loss with the target ``r + gamma (1 - terminated) V(s')``."""
         with torch.no_grad():
             following = entries_of_next(tensordict, self.value_network.in_keys)  # pyright: ignore[reportOptionalMemberAccess]
             next_value = self._state_values(tensordict, following)
@@ -207,4 +208,4 @@ _NETWORKS = (
     "value_network_params",
     "target_value_network_params",
 )
-"""Parameters whose weak references TorchRL's losses clear where they are compiled."""
+"""Parameters whose weak references TorchRL's losses clear under compilation."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchrl_flow.objectives.latent_scorer import ActionScorer
 
 DistillationMode = Literal["forward", "aliased", "both"]
-"""Which pairs of noise and action train the critic of noise: forward, aliased, or both."""
+"""Kind of the pairs of noise and action that train the critic of noise: forward, aliased, or both."""
 
 __all__ = ["DistillationMode", "DistilledSACLoss"]
 
@@ -30,38 +30,40 @@ TARGET_KEY = "distillation_target"
 class DistilledSACLoss(HeldNetworks, LatentSACLoss):
     """SAC over noise whose critics ``Q(s, w)`` are distilled from a critic of actions: DSRL with noise aliasing.
 
-    ``Q(s, w) <- Q(s, a)``, head by head, on pairs of a latent and the action that it stands for: ``"forward"``,
-    ``w`` from the prior, bounded as the policy's latents are, and ``a`` by the flow; ``"aliased"``, the batch's latent
-    and executed action, of an online transition or of a demonstration whose latent was found by a
-    :class:`~torchrl_flow.modules.NoiseAliaser`; or ``"both"``. The action critic learns by
-    :class:`~torchrl_flow.objectives.ChunkCriticLoss`, from all data, whatever policy made it; nothing here trains it.
+    ``Q(s, w) <- Q(s, a)``, head by head, on pairs of a latent and its action. ``"forward"``: ``w`` is drawn from the
+    prior, bounded like the policy's latents, and the flow computes ``a``. ``"aliased"``: the batch's latent and
+    executed action, of an online transition or of a demonstration whose latent was found by a
+    :class:`~torchrl_flow.modules.NoiseAliaser`. ``"both"``: both kinds. This loss does not train the action critic;
+    :class:`~torchrl_flow.objectives.ChunkCriticLoss` does, from data of any policy.
 
-    A row's loss is the mean over its pairs: ``num_latents`` forward ones, and the aliased one.
-    :meth:`distillation_pairs` makes the pairs of several steps in one pass of the flow; what it returns is a batch for
-    :meth:`qvalue_loss`, whose rows are pairs.
+    A row's loss is the mean over its pairs: ``num_latents`` forward pairs, and the aliased pair.
+    :meth:`distillation_pairs` makes the pairs of several steps in one pass of the flow; it returns batches for
+    :meth:`qvalue_loss` whose rows are pairs.
 
-    The latent changes ``Q(s, a)`` far less than the state does. A critic that is distilled by squared errors therefore
-    learns the states first, but the policy needs the differences between the latents of one state. With several pairs
-    of a row, ``within_state_weight`` multiplies the squared differences of their errors from the row's mean error.
+    The latent changes ``Q(s, a)`` far less than the state does. A critic distilled by squared errors therefore first
+    learns the differences between states, but the policy needs the differences between latents of one state. If a row
+    has several pairs, ``within_state_weight`` multiplies the squared deviations of their errors from the row's mean
+    error.
 
     Args:
         latent_policy: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
         qvalue_network: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
         teacher: the :class:`~torchrl_flow.objectives.ActionScorer` of the flow and the critic of its executed chunks.
-            It is shared, and neither copied nor trained (:class:`~torchrl_flow.objectives.HeldNetworks`).
+            It is shared, neither copied nor trained (:class:`~torchrl_flow.objectives.HeldNetworks`).
 
     Keyword Args:
         mode: ``"forward"``, ``"aliased"`` or ``"both"``.
-        num_latents: forward pairs of a row.
+        num_latents: forward pairs per row.
         within_state_weight: weight of the differences between a row's pairs; 1 is the plain squared error.
         **kwargs: see :class:`~torchrl_flow.objectives.LatentSACLoss`.
 
     Output: as :class:`~torchrl_flow.objectives.LatentSACLoss`; ``td_error`` is the error of the distillation. If a row
-    has several pairs, also ``within_state_correlation``, of both critics' values of a row's pairs, less their mean.
+    has several pairs, also ``within_state_correlation``, the correlation of the two critics' values of a row's pairs
+    after the row's mean is subtracted.
 
     Raises:
-        ValueError: if the teacher does not have one head for each critic, an argument is outside what is allowed, or
-            ``within_state_weight`` is given where a row has one pair.
+        ValueError: if the teacher does not have one head for each critic, an argument is outside its allowed range, or
+            ``within_state_weight`` is given and a row has one pair.
     """
 
     teacher: ActionScorer
@@ -91,7 +93,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         heads = teacher.critic_network.num_qs
         if heads != len(qvalue_network):
             raise ValueError(f"the action critic has {heads} heads for {len(qvalue_network)} critics of noise.")
-        # Before the parent asks for the keys; networks can be registered after it alone.
+        # Set before the parent's constructor, which reads the keys; networks can only be registered after it.
         self.mode, self._teacher_keys = mode, teacher.in_keys
         self._executed_key = teacher.critic_network.action_key
         super().__init__(latent_policy, qvalue_network, **kwargs)
@@ -106,7 +108,7 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         self._in_keys: list[NestedKey] = list(dict.fromkeys(wanted))
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of distillation alone, ``sum_i (Q_i(s, w) - Q_i(s, a))^2``, and its metrics.
+        """Compute only the distillation loss, ``sum_i (Q_i(s, w) - Q_i(s, a))^2``, and its metrics.
 
         Args:
             tensordict: batch, or the result of :meth:`distillation_pairs`.
@@ -126,28 +128,29 @@ class DistilledSACLoss(HeldNetworks, LatentSACLoss):
         return loss, metrics
 
     def _ranking(self, *values: Tensor) -> Tensor:
-        """Correlate two values ``[N, R]`` of the pairs, each as the mean over heads less the mean of its row."""
+        """Correlate two values ``[N, R]`` of the pairs, averaged over the heads and centred within each row."""
         ours, theirs = (value.mean(0).unflatten(-1, (-1, self.pairs_per_row)) for value in values)
         ours, theirs = (value - value.mean(-1, keepdim=True) for value in (ours, theirs))
         return (ours * theirs).sum() / (ours.norm() * theirs.norm()).clamp(min=1e-12)
 
     def _weighted(self, error: Tensor) -> Tensor:
-        """Scale the differences of the errors ``[N, R]`` from the mean error of their row's pairs."""
+        """Scale the deviations of the errors ``[N, R]`` from the mean error of their row's pairs."""
         error = error.unflatten(-1, (-1, self.pairs_per_row))
         mean = error.mean(-1, keepdim=True)
         return (mean + self.within_state_weight**0.5 * (error - mean)).flatten(-2)
 
     @torch.no_grad()
     def distillation_pairs(self, tensordict: TensorDictBase, num: int = 1) -> TensorDict:
-        """Make the pairs of ``num`` steps of distillation from a batch, by one pass of flow and teacher.
+        """Make the pairs of ``num`` distillation steps from a batch, in one pass of flow and teacher.
 
         Args:
             tensordict: batch ``[*B]``.
-            num: number of steps of distillation.
+            num: number of distillation steps.
 
         Returns:
-            batches ``[num, R]`` of observations, latents and the teacher's values, with the rows' importance weights
-            where the batch has any; R is the number of rows times that of a row's pairs, which follow each other.
+            batches ``[num, R]`` of observations, latents and the teacher's values, with the rows' importance weights if
+            the batch has any; R is the number of rows times the number of pairs per row, and a row's pairs are
+            adjacent.
         """
         policy, teacher = self.actor_network, self.teacher
         reference = next(teacher.critic_network.parameters())

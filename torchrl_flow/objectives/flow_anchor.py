@@ -1,4 +1,4 @@
-"""The transport cost between the action chunks of a fine-tuned flow and of its initial weights."""
+"""The transport cost between the action chunks of a fine-tuned flow and those of its initial weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["FlowAnchorLoss"]
 
 
 class FlowAnchorLoss(FlowLossModule):
-    """Mean squared distance between the chunks of a flow and of its initial weights, from the same noise.
+    """Mean squared distance between the chunks of a flow and those of its initial weights, from the same noise.
 
-    A bound on the squared 2-Wasserstein distance between the two policies, in units of normalised actions and without
-    the environment's bounds, so that its gradient vanishes nowhere. The start is the actor's weights when this loss is
-    built; they are the target parameters, which nothing need update.
+    It is an upper bound on the squared 2-Wasserstein distance between the two policies. Actions are normalised and not
+    clipped to the environment's bounds, so that the gradient vanishes nowhere. The initial weights are the actor's
+    weights when this loss is built; they are the target parameters, which need no updater.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor`. It is shared, not copied.
@@ -36,7 +36,7 @@ class FlowAnchorLoss(FlowLossModule):
         num_steps: sampling steps K. Defaults to those of the actor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
-    Output: ``loss_anchor``. Reads the observations and, where present, ``noise`` ``[*B, H, A]``; draws it otherwise.
+    Output: ``loss_anchor``. Reads the observations and ``noise`` ``[*B, H, A]``, which is drawn if absent.
 
     Raises:
         ValueError: if the reduction is unknown.
@@ -58,7 +58,7 @@ class FlowAnchorLoss(FlowLossModule):
         """Keys that ``set_keys`` accepts.
 
         Attributes:
-            noise: what both flows start from, ``[*B, H, A]``; optional.
+            noise: initial noise of both flows, ``[*B, H, A]``; optional.
             priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
         """
 

@@ -1,4 +1,4 @@
-"""The base of the losses of flows: keys, weights of rows, averaged networks."""
+"""Base class and mixins of the losses of flows: keys, weights of rows, averaged networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor, QEnsemble
 
 EncoderGrad = Literal["actor", "critic", "both"]
-"""Which loss trains an encoder that actor and critic share."""
+"""The loss that trains an encoder shared by actor and critic."""
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 __all__ = [
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum", "none")
-"""What a loss may make of its rows: their mean, their sum, or nothing."""
+"""Reductions of a loss over its rows: mean, sum, or none."""
 
 
 class AveragedNetwork(Generic[NetworkT]):
-    """The averaged (target) weights of one network of a loss: a copy when it is called, a state dict for checkpoints.
+    """Averaged (target) weights of one network of a loss: a call returns a copy; a state dict serves checkpoints.
 
     Args:
         loss_module: the loss whose target parameters are the average.
@@ -89,7 +89,7 @@ class AveragedActor:
 
     @property
     def ema_actor(self) -> AveragedNetwork[FlowActor]:
-        """The averaged actor: ``loss.ema_actor()`` is a copy, its state dict is for checkpoints."""
+        """The averaged actor: ``loss.ema_actor()`` returns a copy; its state dict serves checkpoints."""
         return AveragedNetwork(self, "actor_network")  # pyright: ignore[reportArgumentType]
 
 
@@ -98,15 +98,15 @@ class AveragedCritic:
 
     @property
     def target_critic(self) -> AveragedNetwork[QEnsemble]:
-        """The target critic: ``loss.target_critic()`` is a copy, its state dict is for checkpoints."""
+        """The target critic: ``loss.target_critic()`` returns a copy; its state dict serves checkpoints."""
         return AveragedNetwork(self, "critic_network")  # pyright: ignore[reportArgumentType]
 
 
 class SharedEncoder:
-    """Mixin of losses whose actor and critic may share an encoder: the parameters that each of them trains.
+    """Mixin of losses whose actor and critic may share an encoder: assigns its parameters to one or both.
 
-    A loss that inherits from it sets ``encoder_grad`` to ``"actor"``, ``"critic"`` or ``"both"``, and
-    ``shared_encoder`` to what :meth:`shares_encoder` returns.
+    A subclass sets ``encoder_grad`` to ``"actor"``, ``"critic"`` or ``"both"``, and ``shared_encoder`` to the result of
+    :meth:`shares_encoder`.
     """
 
     encoder_grad: EncoderGrad
@@ -114,15 +114,15 @@ class SharedEncoder:
 
     @staticmethod
     def shares_encoder(actor: FlowActor, critic: QEnsemble) -> bool:
-        """Tell whether actor and critic have parameters of their encoders in common."""
+        """Return whether the encoders of actor and critic have parameters in common."""
         return not {*actor.encoder.parameters()}.isdisjoint(critic.encoder.parameters())
 
     def actor_parameters(self) -> Iterator[Parameter]:
-        """Yield the actor's parameters; with ``encoder_grad="actor"`` a shared encoder is among them."""
+        """Yield the actor's parameters; those of a shared encoder are included if ``encoder_grad="actor"``."""
         return self._parameters_of("actor_network", "critic_network" if self.encoder_grad != "actor" else None)
 
     def critic_parameters(self) -> Iterator[Parameter]:
-        """Yield the critic's parameters; unless ``encoder_grad="actor"`` a shared encoder is among them."""
+        """Yield the critic's parameters; those of a shared encoder are included unless ``encoder_grad="actor"``."""
         return self._parameters_of("critic_network", "actor_network" if self.encoder_grad == "actor" else None)
 
     def _parameters_of(self, network: str, owner: str | None) -> Iterator[Parameter]:
@@ -132,10 +132,10 @@ class SharedEncoder:
 
 
 class FlowLossModule(LossModule):
-    """A :class:`~torchrl.objectives.LossModule` without a term: keys, and importance weights of rows.
+    """Base :class:`~torchrl.objectives.LossModule` of the losses of flows: keys, and importance weights of rows.
 
-    A subclass says what it reads in ``_make_in_keys`` and what it writes in ``_out_keys``, computes each of its terms
-    in a method, and holds what several losses compute alike, such as a
+    A subclass lists its inputs in ``_make_in_keys`` and its outputs in ``_out_keys``, and computes each of its terms in
+    a method. Computations that several losses share are objects that it holds, such as a
     :class:`~torchrl_flow.objectives.ShortCutTerm`.
 
     Args:
@@ -192,25 +192,25 @@ class FlowLossModule(LossModule):
         self._in_keys = None
 
     def _row_weights(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
-        """Return the rows' importance weights, where the batch has any; nested keys included."""
+        """Return the rows' importance weights if the batch has any; the key may be nested."""
         if self.use_prioritized_weights not in (True, "auto"):
             return None
         weights = tensordict.get(self.tensor_keys.priority_weight, None)
         return None if weights is None else weights.reshape(shape)
 
     def _reduce_rows(self, tensordict: TensorDictBase, rows: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Reduce the losses of rows ``[*B]`` with their importance weights; over the rows ``kept`` ``[B]`` if given."""
+        """Reduce the losses of rows ``[*B]`` with their importance weights, over the rows ``kept`` ``[B]`` if given."""
         row_weights = self._row_weights(tensordict, rows.shape)
         if kept is not None:
             chosen = kept.to(rows.dtype).reshape(rows.shape)
-            # Where no row is kept all count, each with loss 0: a zero with a graph instead of 0 / 0.
+            # If no row is kept, all count with loss 0: the result is a zero with a graph instead of 0 / 0.
             counted = torch.where(kept.any(), chosen, 1.0)
             row_weights = counted if row_weights is None else counted * row_weights
             rows = rows * chosen
         return self._reduce_loss(rows, tensordict, weights=row_weights)
 
     def _valid_rows(self, tensordict: TensorDictBase, rows: Tensor) -> Tensor | None:
-        """Return which rows TorchRL's validity masks leave in the losses, flat; ``None`` where there is no mask."""
+        """Return the flat mask of the rows that TorchRL's validity masks keep; ``None`` without such masks."""
         masks = [tensordict.get(key, None) for key in self._loss_mask_keys()]
         masks = [self._expand_loss_mask(mask, rows).reshape(-1) for mask in masks if mask is not None]
         return functools.reduce(torch.Tensor.logical_and, masks) if masks else None

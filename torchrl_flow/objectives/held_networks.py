@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
     _Base = LossModule
 else:
-    # No loss of its own: TorchRL wraps the forward of every class of losses, and its own would come before the other's.
+    # Not a LossModule: TorchRL wraps the forward of every loss class, and the mixin's would precede that of the loss.
     _Base = object
 
 __all__ = ["HeldNetworks"]
 
 
 class HeldNetworks(_Base):
-    """Mixin of losses that hold networks, such as a frozen flow: part of the module, but not of what it trains.
+    """Mixin of losses that hold networks which they do not train, such as a frozen flow.
 
-    A held network is a registered submodule: it moves and is cast with the loss, is copied and saved with it. It is not
-    among :meth:`parameters` or :meth:`named_parameters`, so that no optimiser of the loss meets it, and :meth:`train`
-    leaves its mode as it is. It is shared, not copied: what trains it elsewhere is seen at once.
+    A held network is a registered submodule: it is moved, cast, copied and saved with the loss. :meth:`parameters` and
+    :meth:`named_parameters` omit it, so that no optimiser of the loss updates it, and :meth:`train` does not change its
+    mode. It is shared, not copied: updates made elsewhere take effect at once.
 
-    Name it before the loss among the bases, and call :meth:`hold` once the loss's own networks are there.
+    List it before the loss among the bases, and call :meth:`hold` after the loss's own networks are registered.
     """
 
     _held: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class HeldNetworks(_Base):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, **options: Any
     ) -> Iterator[tuple[str, Parameter]]:
-        """Yield the parameters that the loss trains; those of held networks are not among them."""
+        """Yield the parameters that the loss trains, without those of held networks."""
         start = f"{prefix}." if prefix else ""
         held = tuple(f"{start}{name}." for name in self._held)
         for name, parameter in super().named_parameters(prefix=prefix, recurse=recurse, **options):
@@ -58,7 +58,7 @@ class HeldNetworks(_Base):
                 yield name, parameter
 
     def train(self, mode: bool = True) -> HeldNetworks:
-        """Set the mode of the loss; held networks keep theirs."""
+        """Set the mode of the loss; held networks keep their mode."""
         modes = [(module, module.training) for name in self._held for module in getattr(self, name).modules()]
         super().train(mode)
         for module, training in modes:
@@ -69,7 +69,7 @@ class HeldNetworks(_Base):
         for former, now in self._former_names.items():
             for key in [key for key in state_dict if key.startswith(f"{prefix}{former}.")]:
                 state_dict[f"{prefix}{now}{key[len(prefix) + len(former) :]}"] = state_dict.pop(key)
-        # State dicts of before had no held networks: those stay as they are then.
+        # Older state dicts have no held networks, which then keep their weights.
         for name in self._held:
             start = f"{prefix}{name}."
             if not any(key.startswith(start) for key in state_dict):

@@ -29,20 +29,20 @@ __all__ = ["LatentAWMLELoss", "LatentScorerFn"]
 
 
 class LatentAWMLELoss(HeldNetworks, FlowLossModule):
-    """Fit a latent policy to latents of the prior, weighted by a critic's values: stage 1 of noise steering, offline.
+    """Likelihood of prior latents under a latent policy, weighted by a critic's values: offline stage of steering.
 
-    For each observation M candidates ``w_i`` come from the prior (bounded as the policy's latents are), are valued in
-    one batched pass and scored pessimistically over the critic's members, ``s = mean + kappa std`` with ``kappa < 0``.
-    With ``omega = softmax(beta s)`` (the soft baseline of the paper cancels here) the loss is
+    For each observation M candidates ``w_i`` are drawn from the prior (bounded like the policy's latents). One batched
+    pass of the scorer values them, and the members' values give a pessimistic score, ``s = mean + kappa std`` with
+    ``kappa < 0``. With ``omega = softmax(beta s)`` (the soft baseline of the paper cancels here) the loss is
     ``-sum_i omega_i log pi(w_i | s) + kl_coef KL(pi || prior)``. The scorer gets no gradient.
 
     Args:
         latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`. It is shared, not copied.
-        scorer: values latents, ``scorer(tensordict, latent [B, M, S, A]) -> [num_qs, B, M]``: an
+        scorer: function that values latents, ``scorer(tensordict, latent [B, M, S, A]) -> [num_qs, B, M]``: an
             :class:`~torchrl_flow.objectives.ActionScorer` by flow and critic of actions, a
-            :class:`~torchrl_flow.objectives.LatentScorer` by critics of latents, or any function. A module is held,
-            neither copied nor trained: see :class:`~torchrl_flow.objectives.HeldNetworks`; its ``in_keys``, where it
-            has any, are keys of the loss too.
+            :class:`~torchrl_flow.objectives.LatentScorer` by critics of latents, or any function. A module is shared,
+            neither copied nor trained: see :class:`~torchrl_flow.objectives.HeldNetworks`; if it has ``in_keys``, they
+            are keys of the loss too.
 
     Keyword Args:
         num_candidates: M, number of candidates.
@@ -50,17 +50,17 @@ class LatentAWMLELoss(HeldNetworks, FlowLossModule):
         kappa: weight of the members' standard deviation in the score ``mean + kappa std``, at most 0 (pessimistic). The
             paper writes ``mean - kappa std`` with kappa 1.0, which is -1.0 here. A value above 0 would prefer latents
             on which the members disagree, and raises an error.
-        standardize_scores: divide a row's scores by their spread (over the candidates), which makes ``beta``
-            independent of the reward's scale.
+        standardize_scores: divide a row's scores by their spread over the candidates, which makes ``beta`` independent
+            of the reward's scale.
         kl_coef: weight of the divergence from the prior.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row).
 
-    Output: ``loss_latent_policy``, and detached: ``kl_to_prior``; ``effective_candidates``, the mean effective number
-    of candidates that the weights leave; ``score_mean`` and ``score_gain``, by how much the weighted score exceeds
-    the mean; ``latent_scale``, the mean standard deviation.
+    Output: ``loss_latent_policy``, and detached: ``kl_to_prior``; ``effective_candidates``, the mean effective sample
+    size of the weights; ``score_mean``; ``score_gain``, the weighted mean score minus the mean score; ``latent_scale``,
+    the mean standard deviation.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, LatentPolicyConfig, QEnsemble
@@ -100,7 +100,7 @@ class LatentAWMLELoss(HeldNetworks, FlowLossModule):
         super().__init__(reduction)
         check_at_least("num_candidates", num_candidates, 1)
         check_at_least("kl_coef", kl_coef, 0)
-        candidate_weights(torch.zeros(1, 1), beta=beta)  # It names what it refuses.
+        candidate_weights(torch.zeros(1, 1), beta=beta)  # Raises a ValueError that names the argument.
         if kappa > 0:
             raise ValueError(
                 f"kappa must be at most 0, got {kappa}: the score is mean + kappa std over the critic's members, and a "

@@ -26,10 +26,10 @@ __all__ = ["LatentSACLoss"]
 
 
 class LatentSACLoss(SACLoss):
-    """TorchRL's :class:`~torchrl.objectives.SACLoss` on latents and SMDP transitions, with metrics of steering.
+    """TorchRL's :class:`~torchrl.objectives.SACLoss` on latents and SMDP transitions, with additional metrics.
 
-    Keys, discount of ``gamma^k`` and target entropy are set; losses and gradients are SACLoss's own. Beside that there
-    is a switch for the entropy in the backup.
+    It sets the keys, the discount ``gamma^k`` and the target entropy, and can omit the entropy from the backup. Losses
+    and gradients are otherwise those of SACLoss.
 
     Args:
         latent_policy: the :class:`~torchrl_flow.modules.LatentGaussianPolicy`.
@@ -38,7 +38,7 @@ class LatentSACLoss(SACLoss):
     Keyword Args:
         gamma: discount of one environment step.
         target_entropy: a number, or ``"auto"`` for -0.5 times the size of the latent.
-        backup_entropy: whether the target includes the entropy of the policy in the next state.
+        backup_entropy: include the policy's entropy in the next state in the target.
         **kwargs: further options of SACLoss.
 
     Output: ``loss_actor``, ``loss_qvalue``, ``loss_alpha``, and detached: ``alpha``, ``policy_entropy``, ``q_mean``,
@@ -56,7 +56,7 @@ class LatentSACLoss(SACLoss):
 
     @dataclass
     class _AcceptedKeys(SACLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of TorchRL's loss.
+        """Keys that ``set_keys`` accepts, in addition to those of TorchRL's loss.
 
         Attributes:
             steps_to_next_obs: executed steps ``[*B, 1]``, from the root.
@@ -94,7 +94,7 @@ class LatentSACLoss(SACLoss):
         )
         self.backup_entropy = backup_entropy
         self.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
-        # Registered now, so that every state dict of the loss has the same entries.
+        # Reading the property registers its buffer, so that every state dict of the loss has the same entries.
         _ = self.target_entropy
         self._out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "policy_entropy", "q_mean", "q_std"]
         self._out_keys += ["td_error"]
@@ -105,7 +105,7 @@ class LatentSACLoss(SACLoss):
             self._value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> LatentSACLoss:
-        """Choose the value estimator of the targets, as in TorchRL; it reads the executed steps."""
+        """Choose the value estimator of the targets, as in TorchRL; it reads the number of executed steps."""
         super().make_value_estimator(value_type, **hyperparams)
         self.value_estimator.set_keys(steps_to_next_obs=self.tensor_keys.steps_to_next_obs)
         return self
@@ -122,7 +122,7 @@ class LatentSACLoss(SACLoss):
         self._in_keys = list(dict.fromkeys([*map(unravel_key, observations), *following, *self._transition_keys()]))
 
     def _next_state_value(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the smallest target value ``[*B, 1]`` of a draw, without the entropy."""
+        """Return the smallest target value ``[*B, 1]`` of a sampled latent, without the entropy."""
         with running(self.actor_network_params, self.actor_network):
             latent = self.actor_network.get_dist(tensordict).sample()
         tensordict.set(self.tensor_keys.action, latent)
@@ -131,7 +131,7 @@ class LatentSACLoss(SACLoss):
 
     def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
         for key in self._transition_keys():
-            tensordict[key]  # A missing k would be taken for 1.
+            tensordict[key]  # Raises a KeyError; a missing k would count as 1.
         if self.backup_entropy:
             return super()._compute_target_v2(tensordict)
         with torch.no_grad():
@@ -148,7 +148,7 @@ class LatentSACLoss(SACLoss):
         return values.get(self.tensor_keys.state_action_value).squeeze(-1)
 
     def _observations(self, tensordict: TensorDictBase) -> TensorDict:
-        """Return the observations that the critics read in a batch ``[*B]``, flattened; also without a batch size."""
+        """Return the critics' observations in a batch ``[*B]``, flattened; the batch size may be empty."""
         batch = self.actor_network.encoder.batch_shape(tensordict)
         keys = [key for key in self.qvalue_network.in_keys if key != self.tensor_keys.action]
         flat = {key: tensordict[key].reshape(-1, *tensordict[key].shape[len(batch) :]) for key in keys}
@@ -165,7 +165,7 @@ class LatentSACLoss(SACLoss):
         return self.latent_values(tensordict, latent.unsqueeze(1)).mean(0).squeeze(-1)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the critics' loss alone, ``sum_i (Q_i(s, w) - y)^2``, and its metrics."""
+        """Compute only the critics' loss, ``sum_i (Q_i(s, w) - y)^2``, and its metrics."""
         rows, error, metrics = self._regression(self._values(tensordict), self._compute_target_v2(tensordict))
         loss = self._reduce_loss(rows, tensordict=tensordict, weights=self._maybe_get_priority_weight(tensordict))
         tensordict.set(self.tensor_keys.priority, error)
@@ -180,7 +180,7 @@ class LatentSACLoss(SACLoss):
         return rows, error.amax(0), metrics
 
     def policy_loss(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the losses of the policy and of the temperature alone, and their metrics."""
+        """Compute only the losses of the policy and the temperature, and their metrics."""
         loss_actor, metadata = self.actor_loss(tensordict)
         log_prob = metadata["log_prob"]
         weights = self._maybe_get_priority_weight(tensordict)
@@ -189,7 +189,7 @@ class LatentSACLoss(SACLoss):
         return TensorDict({"loss_actor": loss_actor, "loss_alpha": loss_alpha, **metrics})
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
-        # What a loss that distils holds besides is no part of this one; policy and critics are the same.
+        # A DistilledSACLoss has additional entries, which are dropped; policy and critics have the same keys.
         if not hasattr(self, "teacher"):
             absent = tuple(f"{prefix}{name}." for name in ("teacher", "flow", "action_critic"))
             for key in [key for key in state_dict if key.startswith(absent)]:

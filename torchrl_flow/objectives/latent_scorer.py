@@ -1,4 +1,4 @@
-"""Values of latents, by the actions that a flow makes of them or by critics of latents."""
+"""Values of latents, from a critic of the actions that a flow makes of them or from critics of latents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ActionScorer", "LatentScorer"]
 
 
 class ActionScorer(nn.Module):
-    """Values of latents by a critic of actions: the flow carries each latent to a chunk, which the critic values.
+    """Values of latents from a critic of actions: the flow maps each latent to a chunk, which the critic values.
 
     Args:
         actor_network: the frozen :class:`~torchrl_flow.modules.FlowActor`. It is shared, not copied.
@@ -28,7 +28,7 @@ class ActionScorer(nn.Module):
 
     Keyword Args:
         steer_mode: steer mode of the latents, ``latent_policy.steer_mode``.
-        num_steps: K of the flow; ``None`` for its own.
+        num_steps: sampling steps K; ``None`` for the flow's own.
 
     Raises:
         ValueError: if the networks do not fit together.
@@ -58,7 +58,7 @@ class ActionScorer(nn.Module):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Observations that flow and critic read."""
+        """Keys of the observations of flow and critic."""
         return list(dict.fromkeys([*self.actor_network.in_keys, *self.critic_network.encoder.in_keys]))
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class ActionScorer(nn.Module):
 
 
 class LatentScorer(nn.Module):
-    """Values of latents by the critics of a loss that has them.
+    """Values of latents from the critics of a loss.
 
     Args:
         loss_module: the :class:`~torchrl_flow.objectives.LatentSACLoss` or
@@ -91,7 +91,7 @@ class LatentScorer(nn.Module):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Observations that the critics read."""
+        """Keys of the critics' observations."""
         loss = self.loss_module
         return [key for key in loss.qvalue_network.in_keys if key != loss.tensor_keys.action]
 

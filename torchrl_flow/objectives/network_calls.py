@@ -1,8 +1,8 @@
-"""Calls of a loss's networks with its parameters, without the work that TensorDict does around each call.
+"""Calls of a loss's networks with its parameters, without TensorDict's overhead around each call.
 
-``params.to_module(network)`` takes 60 us for a network of three layers, and a ``TensorDictModule`` 90 us, for it asks
-at each output whether pandas is installed. With two hidden layers of 256 units and 256 rows this is as much as the
-arithmetic. Inside ``torch.compile``, where nothing of it is left, TensorDict's own functions are called.
+``params.to_module(network)`` takes 60 us for a network of three layers, and a ``TensorDictModule`` 90 us, because it
+checks at each output whether pandas is installed. With two hidden layers of 256 units and 256 rows this equals the time
+of the arithmetic. Inside ``torch.compile`` the overhead vanishes, and TensorDict's own functions are called.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 Weights = Mapping[str, Any]
-"""Parameters and buffers by name, those of a submodule in a mapping of their own."""
+"""Parameters and buffers by name, with a nested mapping for each submodule."""
 Entries = Mapping[Any, Tensor]
 """Tensors by key."""
 
@@ -41,8 +41,8 @@ def running(params: Any, network: nn.Module) -> AbstractContextManager[Any]:
     """Run a network with other parameters inside a block, as ``params.to_module(network)`` does.
 
     Args:
-        params: a TensorDict of parameters and buffers, or what :func:`members` returned.
-        network: the network; its own parameters are back in place after the block.
+        params: a TensorDict of parameters and buffers, or an item of the result of :func:`members`.
+        network: the network; its own parameters are restored after the block.
     """
     if torch.compiler.is_compiling():
         return params.to_module(network, preserve_module_state=False)
@@ -64,7 +64,7 @@ class _Running(AbstractContextManager[None]):
 
 
 def _by_name(params: Any) -> Weights:
-    """Return the entries of a TensorDict as it keeps them; ``items()`` takes ten times as long."""
+    """Return the dictionary in which a TensorDict stores its entries; ``items()`` takes ten times as long."""
     if isinstance(params, TensorDictParams):
         params = params._param_td  # pyright: ignore[reportPrivateUsage]
     if isinstance(params, dict):
@@ -74,7 +74,7 @@ def _by_name(params: Any) -> Weights:
 
 
 def _put(network: nn.Module, weights: Weights, own: list[tuple[dict[str, Any], str, Any]]) -> None:
-    """Put weights into a network, and note what was there."""
+    """Put weights into a network, and record the replaced ones."""
     parameters, buffers, modules = network._parameters, network._buffers, network._modules
     for name, value in weights.items():
         if isinstance(value, Tensor):
@@ -87,14 +87,14 @@ def _put(network: nn.Module, weights: Weights, own: list[tuple[dict[str, Any], s
 
 
 def plain(params: TensorDictBase | Weights) -> Weights:
-    """Return the entries of a TensorDict in dictionaries, the inner ones too."""
+    """Return the entries of a TensorDict as nested dictionaries."""
     if isinstance(params, dict):
         return params
     return {name: one if isinstance(one, Tensor) else plain(one) for name, one in _by_name(params).items()}
 
 
 def paired_leaves(first: Any, second: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return each tensor of a TensorDict with the one of the same key in another."""
+    """Return the pairs of tensors with the same key in two TensorDicts."""
     others, found = _by_name(second), []
     for name, value in _by_name(first).items():
         pair = value, others[name]
@@ -103,7 +103,7 @@ def paired_leaves(first: Any, second: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def members(params: Any) -> list[Any]:
-    """Return the parameters of each member of an ensemble, whose stack has a batch size ``[num]``; one where none."""
+    """Return each ensemble member's parameters from a stack of batch size ``[num]``; one member if it is empty."""
     if not params.ndim:
         return [params]
     if torch.compiler.is_compiling():
@@ -114,7 +114,7 @@ def members(params: Any) -> list[Any]:
 def _split(params: TensorDictBase | Weights, number: int) -> list[Any]:
     parts: list[dict[str, Any]] = [{} for _ in range(number)]
     for name, value in _by_name(params).items():
-        # One unbind per parameter: its backward stacks the members' gradients once.
+        # One unbind per parameter: its backward pass stacks the members' gradients once.
         split = value.unbind(0) if isinstance(value, Tensor) else _split(value, number)
         for part, piece in zip(parts, split):
             part[name] = piece
@@ -122,14 +122,14 @@ def _split(params: TensorDictBase | Weights, number: int) -> list[Any]:
 
 
 def distribution(network: Any, params: Any, tensordict: Any, given: Entries | None = None, repeat: int = 0) -> Any:
-    """Return the distribution that a probabilistic module with other parameters gives of a batch ``[*B]``.
+    """Return the distribution of a probabilistic module, run with other parameters, for a batch ``[*B]``.
 
     Args:
-        network: modules of which the last draws, as in TorchRL's ``ProbabilisticActor``.
+        network: sequence of modules whose last one samples, as in TorchRL's ``ProbabilisticActor``.
         params: a TensorDict of parameters and buffers.
-        tensordict: the batch, which stays as it is.
-        given: entries that take the place of the batch's.
-        repeat: each row's distribution that often, ``[*B, repeat]``; as it is where 0.
+        tensordict: the batch, which is not changed.
+        given: entries that replace those of the batch.
+        repeat: number of copies of each row's distribution, ``[*B, repeat]``; 0 for none.
     """
     data = _inputs(network, tensordict, given)
     batch, last = data.batch_size, network[-1]
@@ -150,17 +150,17 @@ def distribution(network: Any, params: Any, tensordict: Any, given: Entries | No
 
 
 def evaluate(network: Any, params: Any, tensordict: Any, key: NestedKey, given: Entries | None = None) -> Tensor:
-    """Return the entry that a TensorDict module with other parameters makes of a batch, which stays as it is.
+    """Return an output entry of a TensorDict module, run with other parameters, for a batch, which is not changed.
 
-    A module with a method ``with_weights(weights, *inputs)``, as those of ``modules/actors/state_policy.py``, is asked
-    for its output; others hold the parameters while they are called.
+    A method ``with_weights(weights, *inputs)`` of the module, as in ``modules/actors/state_policy.py``, is used if
+    present; other modules hold the parameters during the call.
 
     Args:
         network: the module.
-        params: a TensorDict of parameters and buffers, or what :func:`members` returned.
+        params: a TensorDict of parameters and buffers, or an item of the result of :func:`members`.
         tensordict: the batch.
-        key: the entry asked for.
-        given: entries that take the place of the batch's.
+        key: key of the entry.
+        given: entries that replace those of the batch.
     """
     if _takes_weights(network):
         return _with_weights(network, params, tensordict, key, given)
@@ -171,14 +171,14 @@ def evaluate(network: Any, params: Any, tensordict: Any, key: NestedKey, given: 
 def evaluate_members(
     network: Any, params: Any, tensordict: Any, key: NestedKey, given: Entries | None = None
 ) -> Tensor:
-    """Return the entry that each member of an ensemble makes of a batch, ``[num, *B, ...]``; see :func:`evaluate`.
+    """Return an output entry of each ensemble member for a batch, ``[num, *B, ...]``; see :func:`evaluate`.
 
     Args:
-        network: the module that the members are copies of.
+        network: the module whose copies are the members.
         params: their stacked parameters.
         tensordict: the batch.
-        key: the entry asked for.
-        given: entries that take the place of the batch's.
+        key: key of the entry.
+        given: entries that replace those of the batch.
     """
     rows, batch = tensordict.numel(), tensordict.batch_size
     if not (_takes_weights(network) and params.ndim):
@@ -192,7 +192,7 @@ def evaluate_members(
 
 
 _ROWS_AT_ONCE = 1024
-"""The layers of so many rows stay in a core's cache; with more, pieces of them are faster by a third."""
+"""Rows whose activations fit in a core's cache; larger batches in pieces of this size take a third less time."""
 
 
 def _takes_weights(network: Any) -> bool:
@@ -208,13 +208,13 @@ def _with_weights(network: Any, params: Any, tensordict: Any, key: NestedKey, gi
 
 
 def call(network: Any, tensordict: Any, key: NestedKey, given: Entries | None = None) -> Tensor:
-    """Return the entry that a TensorDict module makes of a batch, which stays as it is.
+    """Return an output entry of a TensorDict module for a batch, which is not changed.
 
     Args:
         network: the module.
         tensordict: the batch.
-        key: the entry asked for.
-        given: entries that take the place of the batch's.
+        key: key of the entry.
+        given: entries that replace those of the batch.
     """
     given = given or {}
     if _calls_its_module_alone(network):
@@ -224,20 +224,20 @@ def call(network: Any, tensordict: Any, key: NestedKey, given: Entries | None = 
 
 
 def _inputs(network: Any, tensordict: Any, given: Entries | None) -> Any:
-    """Return what a module reads of a batch, with the entries that take the place of the batch's."""
+    """Return a module's inputs from a batch, with the given entries in place of those of the batch."""
     return tensordict.select(*network.in_keys, strict=False).update(given or {})
 
 
 def _calls_its_module_alone(network: Any) -> bool:
-    """Tell whether a call of the network is one of the module that it wraps, with keys read and written around it."""
-    # A subclass with a forward of its own, such as one that projects on a spec, is called as a whole.
+    """Return whether a call of the network only reads its keys, calls the wrapped module and writes its keys."""
+    # A subclass that overrides forward, for example to project on a spec, is called as a whole.
     plain = isinstance(network, TensorDictModule) and type(network).forward is TensorDictModule.forward
     hooks = plain and (network._forward_hooks or network._forward_pre_hooks)
     return plain and not hooks and network._kwargs is None and network.method is None and not network.method_kwargs  # pyright: ignore
 
 
 def entries_of_next(tensordict: Any, keys: list[NestedKey]) -> dict[Any, Tensor]:
-    """Return the entries of what follows in a batch; an entry that does not change is at the root alone."""
+    """Return the entries of the next step of a batch; a constant entry is stored at the root only."""
     following = tensordict["next"]
     found = {key: following.get(key, None) for key in keys}
     return {key: value for key, value in found.items() if value is not None}

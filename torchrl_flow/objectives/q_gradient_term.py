@@ -1,4 +1,4 @@
-"""The gradient of a critic through a flow's sampler, held near a reference flow, for losses to hold."""
+"""The gradient of a critic through a flow's sampler, anchored to a reference flow, as a term of losses."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from torchrl_flow.modules import FlowActor
 
 Extraction = Literal["weights", "q_gradient"]
-"""How the actor learns from the critic: by the weights of the rows that it clones, or by the critic's gradient."""
+"""How the actor learns from the critic: by weights of the cloned rows, or by the critic's gradient."""
 Anchor = Literal["start", "average"]
-"""What anchors the gradient of Q: the actor as it was when its loss was built, or the averaged actor."""
+"""Reference flow of the term: the actor's initial weights when the loss was built, or the averaged actor."""
 
 __all__ = ["Anchor", "Extraction", "QGradientTerm"]
 
 
 @dataclass(frozen=True)
 class QGradientTerm:
-    """Each row's ``-Q(s, a) / mean |Q| + anchor_coeff |a - a_ref|^2``, of chunks that a flow carries noise to.
+    """Each row's ``-Q(s, a) / mean |Q| + anchor_coeff |a - a_ref|^2``, of chunks to which a flow maps noise.
 
-    ``a = flow(s, z)`` takes ``num_steps`` Euler steps, one by default: the one-step map of a ShortCut flow takes the
-    place of the one-step policy that FQL distils. ``a_ref`` is the chunk that a reference flow carries the same z to
-    by as many steps. The distance is the mean square over the components of the whole chunk ``[H, A]``, in normalised
-    actions and without bounds, so that its gradient vanishes nowhere. Q sees the executed steps, within the bounds of
-    the actions: from it no gradient comes to the others, nor past a bound.
+    ``a = flow(s, z)`` takes ``num_steps`` Euler steps, one by default: the one-step map of a ShortCut flow replaces the
+    one-step policy that FQL distils. ``a_ref`` is the chunk to which a reference flow maps the same z in as many steps.
+    The distance is the mean square over the components of the whole chunk ``[H, A]``, in normalised actions and without
+    clipping, so that its gradient vanishes nowhere. Q reads the executed steps, clipped to the bounds of the actions:
+    its gradient is 0 for the other steps and outside the bounds.
 
-    The term owns no network: a loss that holds it passes its flows, and the critic's values.
+    The term owns no network: the loss passes its flows and the critic's values.
 
     Args:
         anchor_coeff: weight of the distance.
@@ -42,7 +42,7 @@ class QGradientTerm:
         augment: let the encoders augment observations.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     References:
         Park et al., "Flow Q-Learning", https://arxiv.org/abs/2502.02538
@@ -65,7 +65,7 @@ class QGradientTerm:
         Args:
             value: values of the executed chunks ``[B]``, with a gradient.
             distance: distances ``[B]``, see :meth:`chunks`.
-            valid: ``[B]`` bool, True where a row counts in the mean size of the values. Defaults to all rows.
+            valid: ``[B]`` bool, True where a row counts in the mean absolute value. Defaults to all rows.
 
         Returns:
             rows ``[B]``, and the detached means ``q_policy`` of the values and ``anchor_distance``.
@@ -88,12 +88,12 @@ class QGradientTerm:
         *,
         detach_features: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Draw noise, and carry it to chunks by both flows.
+        """Draw noise and map it to chunks by both flows.
 
         Args:
             actor: the flow actor.
-            params: parameters of the actor, for which the chunks have a gradient.
-            reference: reference, which is not trained: another flow, or other parameters of the actor.
+            params: parameters of the actor; the chunks have a gradient for them.
+            reference: the untrained reference: another flow, or other parameters of the actor.
             tensordict: batch ``[*B]`` with the observations.
             detach_features: stop the gradient before the actor's encoder.
 
@@ -107,7 +107,7 @@ class QGradientTerm:
             chunk = actor.sample_normalised(features, noise, num_steps=self.num_steps)
             executed = actor.clamp(actor.action_normalizer.inverse(chunk))[..., actor.executed_slice, :]
         with torch.no_grad():
-            # Not augmented: the reference says what it does in the state that is.
+            # Not augmented: the reference acts on the true observation.
             if isinstance(reference, TensorDictParams):
                 with running(reference, actor):
                     target = actor.sample_normalised(actor.features(tensordict), noise, num_steps=self.num_steps)

@@ -1,4 +1,4 @@
-"""PPO over a denoising chain, with the schedules for fine-tuning a cloned flow."""
+"""PPO over a denoising chain, with schedules for fine-tuning a cloned flow."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = ["ReinFlowPPOLoss"]
 class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
     """TorchRL's :class:`~torchrl.objectives.ClipPPOLoss` on the chain of a noisy flow, with a training schedule.
 
-    Beside PPO's own terms, and each off by default:
+    Additions to PPO, each off by default:
 
-    - **Warm-up of the critic.** Until ``warmup_steps`` environment steps there is ``loss_critic`` alone: no gradient
+    - **Warm-up of the critic.** Before ``warmup_steps`` environment steps the only loss is ``loss_critic``: no gradient
       reaches the flow or its noise.
-    - **Schedule of the noise.** The upper bound of the chain's noise falls from where it stands when the loss is built.
-    - **Stop by divergence.** :meth:`should_stop` tells when ``divergence``, the mean of ``r - 1 - log r`` over the
-      ratios r, has passed ``target_kl``. It estimates ``KL(old || new)`` and is never negative, unlike ``kl_approx``.
-    - **Anchor.** ``anchor_coeff`` times the transport cost between the chunks that the flow and its start (its weights
-      when the loss is built) carry the same noise to: a bound on the squared 2-Wasserstein distance.
+    - **Schedule of the noise.** The upper bound of the chain's noise falls from its value when the loss is built.
+    - **Stop by divergence.** :meth:`should_stop` returns whether ``divergence``, the mean of ``r - 1 - log r`` over the
+      ratios r, exceeds ``target_kl``. It estimates ``KL(old || new)`` and is never negative, unlike ``kl_approx``.
+    - **Anchor.** ``anchor_coeff`` times the transport cost between the chunks of the flow and those of its initial
+      weights (when the loss is built), from the same noise: an upper bound on the squared 2-Wasserstein distance.
 
-    Call :meth:`set_env_steps` between iterations; what was drawn under one bound of the noise is then scored under the
-    same. Minibatches are to hold ``advantage`` and ``value_target``, as :class:`~torchrl.objectives.value.GAE` writes
-    them to whole rollouts.
+    Call :meth:`set_env_steps` between iterations, so that chains are scored under the noise bound under which they were
+    drawn. Minibatches must hold ``advantage`` and ``value_target``, which :class:`~torchrl.objectives.value.GAE` writes
+    into whole rollouts.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.NoisyFlowActor`. It is shared, not copied.
@@ -59,11 +59,11 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         anchor_coeff: weight of the distance to the initial flow; 0 for none.
         **kwargs: see :class:`~torchrl.objectives.ClipPPOLoss`.
 
-    Output: ``loss_critic`` and ``explained_variance``; after the warm-up what ClipPPOLoss writes, ``divergence``, and
-    with an anchor ``loss_anchor``.
+    Output: ``loss_critic`` and ``explained_variance``; after the warm-up also the outputs of ClipPPOLoss,
+    ``divergence``, and with an anchor ``loss_anchor``.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     References:
         Zhang et al., "ReinFlow", https://arxiv.org/abs/2505.22094
@@ -83,10 +83,10 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys that ``set_keys`` accepts, beside those of ClipPPOLoss.
+        """Keys that ``set_keys`` accepts, in addition to those of ClipPPOLoss.
 
         Attributes:
-            noise: what both flows of the anchor start from, ``[*B, H, A]``; drawn where it is missing.
+            noise: initial noise of both flows of the anchor, ``[*B, H, A]``; drawn if absent.
         """
 
         action: NestedKey | list[NestedKey] = ("flow", "x_next")
@@ -133,14 +133,14 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @property
     def warming_up(self) -> bool:
-        """Whether only the value learns."""
+        """Whether only the value network is trained."""
         return self._warming_up
 
     def noise_bound(self, env_steps: int = 0) -> float:
-        """Return the upper bound of the noise after so many environment steps.
+        """Return the upper bound of the noise after ``env_steps`` environment steps.
 
         Raises:
-            ValueError: if the schedule is unknown or a number is outside what is allowed.
+            ValueError: if the schedule is unknown or a number is outside its allowed range.
         """
         kind: Any = self.noise_schedule or "constant"
         return max_sigma_schedule(
@@ -155,18 +155,18 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
         """Set the number of environment steps, which ends the warm-up and lowers the bound of the noise.
 
         Raises:
-            ValueError: if it is negative.
+            ValueError: if ``env_steps`` is negative.
         """
         bound = self.noise_bound(env_steps)
         self.env_steps.fill_(env_steps)
         self._warming_up = env_steps < self.warmup_steps
         if self.noise_schedule is not None:
-            # Of the policy that acts, and of the parameters that score: after a cast they are two tensors.
+            # Set for the acting policy and for the scoring parameters: after a cast they are two tensors.
             self.actor_network.noise_net.set_sigma_max(bound)
             self.actor_network_params["noise_net", "sigma_max"].data.fill_(bound)
 
     def should_stop(self, divergence: Tensor | float) -> bool:
-        """Tell whether a divergence, such as an epoch's mean, has passed ``target_kl``."""
+        """Return whether a divergence, such as an epoch's mean, exceeds ``target_kl``."""
         return self.target_kl is not None and float(divergence) > self.target_kl
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -183,7 +183,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """Keys that the loss writes now; in the warm-up fewer."""
+        """Keys that the loss currently writes; fewer during the warm-up."""
         if self._out_keys is not None:
             return self._out_keys
         critic = ["loss_critic"] if self._has_critic else []
@@ -207,27 +207,27 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
     # The terms
 
     def _get_entropy(self, dist: Distribution, adv_shape: torch.Size) -> Tensor:
-        # A chain's entropy has a closed form; TorchRL's general way draws samples where it is compiled.
+        # A chain's entropy has a closed form; TorchRL's generic method draws samples under compilation.
         return dist.entropy().unsqueeze(-1)
 
     def _log_weight(self, tensordict: TensorDictBase, adv_shape: torch.Size) -> tuple[Any, ...]:
         for key in (self.tensor_keys.action, self.tensor_keys.sample_log_prob):
-            tensordict[key]  # pyright: ignore[reportArgumentType]  # TorchRL would go on without it.
+            tensordict[key]  # pyright: ignore[reportArgumentType]  # KeyError here; TorchRL would ignore the absence.
         found = super()._log_weight(tensordict, adv_shape)
         log_ratio = found[0].detach()
-        # r - 1 - log r is of the order of (log r)^2, which a difference of means would lose to rounding.
+        # r - 1 - log r is of the order of (log r)^2; a difference of means would lose it to rounding.
         self._divergence = (torch.expm1(log_ratio) - log_ratio).mean()
         return found
 
     def critic_terms(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the critic's loss alone, and its metrics."""
+        """Compute only the critic's loss, and its metrics."""
         rows, clip_fraction, explained_variance = self.loss_critic(tensordict)
         loss = self._reduce_loss(rows, tensordict).squeeze(-1)  # pyright: ignore[reportArgumentType]
         metrics = {"value_clip_fraction": clip_fraction, "explained_variance": explained_variance}
         return TensorDict({"loss_critic": loss, **{k: v for k, v in metrics.items() if v is not None}})
 
     def anchor_loss(self, tensordict: TensorDictBase) -> Tensor:
-        """Compute the anchor's loss, weighted, of a batch of any shape.
+        """Compute the weighted anchor loss of a batch of any shape.
 
         Raises:
             ValueError: if the loss has no anchor, or the noise's shape is not ``[*B, H, A]``.
@@ -241,7 +241,7 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
             noise = self._anchor_noise(tensordict, batch, features)
             chunk = actor.flow_actor.sample_normalised(features, noise, num_steps=actor.num_steps)
         with torch.no_grad():
-            # A frozen encoder is still the start's.
+            # A frozen encoder still has its initial weights.
             features = start.features(tensordict) if actor.train_encoder else features
             reference = start.sample_normalised(features, noise, num_steps=actor.num_steps)
         rows = chunk_transport_cost(chunk, reference).reshape(batch)
@@ -257,11 +257,11 @@ class ReinFlowPPOLoss(HeldNetworks, ClipPPOLoss):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Compute the losses of a batch; in the warm-up the critic's alone.
+        """Compute the losses of a batch; during the warm-up only the critic's loss.
 
         Raises:
-            KeyError: if an entry is missing. An advantage is not computed here, as TorchRL's PPO would: rows of a
-                minibatch do not follow one another.
+            KeyError: if an entry is missing. Unlike TorchRL's PPO, the loss does not compute a missing advantage: rows
+                of a minibatch are not consecutive steps.
         """
         advantage = self.tensor_keys.advantage
         if not self._warming_up and tensordict.get(advantage, None) is None:

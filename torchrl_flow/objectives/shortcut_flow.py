@@ -20,12 +20,12 @@ __all__ = ["ShortCutFlowLoss"]
 
 
 class ShortCutFlowLoss(AveragedActor, FlowLossModule):
-    """Flow matching on a part of each batch, ShortCut self-consistency on the rest.
+    """Flow matching on part of each batch, ShortCut self-consistency on the rest.
 
     A row of the flow-matching part draws ``t ~ U(0, 1)`` and regresses the instantaneous velocity (``d = 0``) on
     ``x_1 - x_0``. A row of the consistency part draws a dyadic ``d`` and a ``t`` on its grid, and regresses
-    ``v(x_t, t, d)`` on the mean of two half steps of the averaged (target) network. Steps past an episode's end,
-    where ``action_mask`` is False, count in neither. See :class:`~torchrl_flow.objectives.ShortCutTerm`.
+    ``v(x_t, t, d)`` on the mean of two half steps of the averaged (target) network. Steps past an episode's end, where
+    ``action_mask`` is False, count in neither part. See :class:`~torchrl_flow.objectives.ShortCutTerm`.
 
     The target parameters are the exponential moving average that both the teacher and evaluation use: attach
     TorchRL's :class:`~torchrl.objectives.SoftUpdate` and call its ``step()`` after each optimiser step.
@@ -44,7 +44,7 @@ class ShortCutFlowLoss(AveragedActor, FlowLossModule):
     a part with no rows).
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     References:
         Frans et al., "One Step Diffusion via Shortcut Models", https://arxiv.org/abs/2410.12557
@@ -66,7 +66,7 @@ class ShortCutFlowLoss(AveragedActor, FlowLossModule):
 
         Attributes:
             action_chunk: the chunk to clone ``[*B, H, A]``, in the environment's units.
-            action_mask: ``[*B, H]`` bool, True where a step of it is real; optional.
+            action_mask: ``[*B, H]`` bool, True where a step of the chunk is real; optional.
             priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
         """
 

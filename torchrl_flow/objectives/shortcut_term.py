@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -102,31 +103,13 @@ class ShortCutTerm:
             x_t, u = interpolate(x_0, x_1, t), velocity_target(x_0, x_1)
             if rows.numel() > 0:
                 observed = [None if part is None else part[rows] for part in (states, pixels)]
-                u = u.index_copy(0, rows, self._taught(actor, averaged_params, observed, x_t[rows], t[rows], d[rows]))
+                with torch.no_grad(), running(averaged_params, actor):
+                    teacher = functools.partial(actor.velocity, actor.encoder(*observed))
+                    options: dict[str, Any] = {"max_steps": actor.max_steps, "clip": self.target_clip}
+                    taught = shortcut_target(teacher, x_t[rows], t[rows], d[rows], **options)
+                u = u.index_copy(0, rows, taught)
             features = actor.encoder(states, pixels)
             velocity = actor.velocity(features.detach() if detach_features else features, x_t, t, d)
         errors = masked_mean_square(velocity - u, mask)
         flow, consistency = part_means(errors.detach(), rows)
         return errors.reshape(batch), {"flow_error": flow, "consistency_error": consistency}
-
-    @torch.no_grad()
-    def _taught(
-        self,
-        actor: FlowActor,
-        params: TensorDictParams,
-        observed: list[Tensor | None],
-        x_t: Tensor,
-        t: Tensor,
-        d: Tensor,
-    ) -> Tensor:
-        """Return the mean velocity of the teacher's two half steps."""
-        with running(params, actor):
-            features = actor.encoder(*observed)
-            return shortcut_target(
-                lambda x, time, step: actor.velocity(features, x, time, step),
-                x_t,
-                t,
-                d,
-                max_steps=actor.max_steps,
-                clip=self.target_clip,
-            )

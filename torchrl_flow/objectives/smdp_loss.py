@@ -151,17 +151,13 @@ class SMDPLossModule(FlowLossModule):
             KeyError: if a key of the transition is missing; there is no default.
         """
         keys = self.tensor_keys
-        for key in (("next", keys.reward), ("next", keys.done), ("next", keys.terminated), keys.steps_to_next_obs):
-            tensordict[unravel_key(key)]  # pyright: ignore[reportArgumentType]
+        of_next = (keys.reward, keys.done, keys.terminated)
+        read = [unravel_key(key) for key in (*(("next", key) for key in of_next), keys.steps_to_next_obs)]
+        for key in read:
+            tensordict[key]  # pyright: ignore[reportArgumentType]
         if next_value.ndim > tensordict["next", keys.reward].ndim:  # pyright: ignore
-            tensordict = self._transition_of_members(tensordict, next_value.shape)
+            shape, transition = next_value.shape, TensorDict(batch_size=next_value.shape[:-1])
+            for key in read:
+                transition.set(key, tensordict[key].expand(shape))  # pyright: ignore
+            tensordict = transition
         return self.value_estimator.value_estimate(tensordict, next_value=next_value)
-
-    def _transition_of_members(self, tensordict: TensorDictBase, shape: torch.Size) -> TensorDictBase:
-        """Return what the value estimator reads of a batch, each entry expanded to ``shape``."""
-        keys = self.tensor_keys
-        wanted = [unravel_key(("next", key)) for key in (keys.reward, keys.done, keys.terminated)]
-        out = TensorDict(batch_size=shape[:-1])
-        for key in (*wanted, unravel_key(keys.steps_to_next_obs)):
-            out.set(key, tensordict[key].expand(shape))  # pyright: ignore
-        return out

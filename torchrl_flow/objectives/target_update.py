@@ -1,4 +1,4 @@
-"""Target updates of one network of a loss, so that networks can follow at their own rates and times."""
+"""Target updates of a loss: a faster SoftUpdate, and one for a single network at its own rate and interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DirectSoftUpdate", "NetworkSoftUpdate"]
 
 
 class DirectSoftUpdate(SoftUpdate):
-    """TorchRL's :class:`~torchrl.objectives.SoftUpdate` in a fifth of its time: one kernel, and no TensorDict around.
+    """TorchRL's :class:`~torchrl.objectives.SoftUpdate` in a fifth of its time: one kernel, no TensorDict overhead.
 
     Args:
         loss_module: the loss.
@@ -29,7 +29,7 @@ class DirectSoftUpdate(SoftUpdate):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the targets."""
+        """Update the targets."""
         if torch.compiler.is_compiling():
             super().step()
             return
@@ -43,13 +43,12 @@ class DirectSoftUpdate(SoftUpdate):
 
 
 class NetworkSoftUpdate(DirectSoftUpdate):
-    """TorchRL's :class:`~torchrl.objectives.SoftUpdate`, of the target parameters of one network alone.
+    """TorchRL's :class:`~torchrl.objectives.SoftUpdate` for the target parameters of a single network.
 
-    ``SoftUpdate(loss, tau=0.005)`` moves all targets of a loss at one rate. Make two of these instead where an
-    actor's average is slower than a target critic, or is stepped less often.
+    ``SoftUpdate(loss, tau=0.005)`` moves all targets of a loss at one rate. Make one updater per network instead if,
+    for example, an actor's average has a lower rate than a target critic or is stepped less often.
 
-    Like every updater of TorchRL it sets the target to the source when it is made: make it before a checkpoint is
-    loaded.
+    Like every updater of TorchRL, its constructor sets the target to the source: make it before a checkpoint is loaded.
 
     Args:
         loss_module: the loss.
@@ -60,7 +59,7 @@ class NetworkSoftUpdate(DirectSoftUpdate):
         eps: ``1 - tau``; give either ``tau`` or ``eps``.
 
     Raises:
-        ValueError: if the loss has no target parameters of that name. The error names those it has.
+        ValueError: if the loss has no target parameters of that name. The error lists the existing names.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor
@@ -84,11 +83,11 @@ class NetworkSoftUpdate(DirectSoftUpdate):
         self.network = network
         updated = dict(loss_module._has_update_associated)
         super().__init__(loss_module, eps=eps, tau=tau)  # pyright: ignore[reportArgumentType]
-        # The parent takes all networks for updated; the others are not, and TorchRL's warning should say so.
+        # The parent marks all networks as updated; the others are not, and TorchRL's warning should name them.
         loss_module._has_update_associated.update({**updated, network: True})
 
     def init_(self) -> None:
-        """Set the target of this network, and of no other, to its source."""
+        """Set the target of this network only to its source."""
         self._source_names = [f"{self.network}_params"]
         self._target_names = [f"target_{self.network}_params"]
         super().init_()

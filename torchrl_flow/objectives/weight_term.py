@@ -1,4 +1,4 @@
-"""The weights of rows by their advantages in a loss."""
+"""Advantage weights of a loss's rows."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torchrl_flow.functional.advantage import (
 )
 
 Baseline = Literal["batch", "policy"]
-"""What advantages are relative to: the batch's mean value, or the policy's in the same state."""
+"""Baseline of the advantages: the batch's mean value, or the policy's value in the same state."""
 AdvantageSource = Literal["critic", "td"]
-"""What the advantage of a chunk is: the critic's value of it, or the temporal difference."""
+"""Definition of a chunk's advantage: the critic's value of the chunk, or the temporal difference."""
 
 __all__ = ["AdvantageSource", "AdvantageWeightTerm", "Baseline", "of_mean_one"]
 
 
 @dataclass(frozen=True)
 class AdvantageWeightTerm:
-    """Weights ``w = min(exp(beta A), weight_clip)`` of mean 1 over the rows that are kept, 0 on the others.
+    """Weights ``w = min(exp(beta A), weight_clip)`` with mean 1 over the kept rows and 0 for the others.
 
     Args:
         beta: inverse temperature of the weights.
@@ -34,10 +34,10 @@ class AdvantageWeightTerm:
         weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
         norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
         center: subtract the mean over the batch. False for values that are already relative to a baseline.
-        threshold: advantage above which a row is kept, if it is not kept always.
+        threshold: advantage above which a row is kept, unless it is always kept.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
     """
 
     beta: float = 20.0
@@ -48,21 +48,21 @@ class AdvantageWeightTerm:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the options by a call of the functionals."""
+        """Check the options by calling the functions that use them."""
         self(torch.zeros(1))
 
     def __call__(
         self, value: Tensor, valid: Tensor | None = None, always: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Weigh rows against one another.
+        """Compute the weights of rows.
 
         Args:
-            value: values that advantages are computed from, ``[B]``.
+            value: values from which advantages are computed, ``[B]``.
             valid: ``[B]`` bool, True where a row counts at all. Defaults to all rows.
-            always: ``[B]`` bool, rows to keep whatever their advantage is. Defaults to all valid rows.
+            always: ``[B]`` bool, rows to keep regardless of their advantage. Defaults to all valid rows.
 
         Returns:
-            weights ``[B]``; which rows are kept, ``None`` for all; and ``effective_sample_size`` of the weights,
+            weights ``[B]``; the mask of kept rows, ``None`` for all; and ``effective_sample_size`` of the weights,
             ``policy_share``, the share of rows kept, and ``advantage_std``, the spread of the values.
         """
         weights, kept = filtered_weights(

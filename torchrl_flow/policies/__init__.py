@@ -1,4 +1,4 @@
-"""Policies from checkpoints: rebuilt, put into their environment, steered, or taken as the start of a later stage."""
+"""Policies from checkpoints: rebuilding, environments, steering, export, and warm starts of later stages."""
 
 from __future__ import annotations
 

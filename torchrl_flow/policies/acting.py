@@ -1,4 +1,4 @@
-"""Rebuilds the policy of a run from its checkpoint, whatever its kind."""
+"""Rebuilding of a run's policy of any kind from its checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 STATE_POLICY = "state_policy"
-"""Key under which checkpoints describe the policy of an offline baseline."""
+"""Key of the configuration of an offline baseline's policy in checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PolicyKind:
     Attributes:
         name: name of the kind in messages.
         holds: function that returns whether a checkpoint holds such a policy.
-        load: function that rebuilds the policy from only the checkpoint.
+        load: function that rebuilds the policy from the checkpoint.
         recipe: name of the recipe in tables of results.
         stage: stage of the recipe; ``None`` if it has only one.
         on_logged_data: True for a policy that acts in the environment of logged transitions (:func:`offline_task`), one
@@ -69,11 +69,11 @@ class RunLabels:
 def load_acting_policy(
     source: str | Path | TrainingCheckpoint, *, which: Which = "last", device: torch.device | str = "cpu"
 ) -> tuple[Any, TrainingCheckpoint]:
-    """Rebuild the policy that a run trained and evaluated in its own report.
+    """Rebuild the policy that a run trained and evaluated for its report.
 
-    The averaged flow where there is an average; a flow with the latent policy that steers it; the flow of a run that
-    was trained with noise in its steps, without that noise; the policy of states of an offline baseline; a flow that
-    acts one step at a time on logged data. Steps, bounds and other options are those of the run.
+    The kinds are: a flow, averaged if the checkpoint has an average; a flow with its latent policy; a flow trained with
+    noise in its sampling steps, rebuilt without that noise; the state policy of an offline baseline; a single-step flow
+    trained on logged data. Sampling steps, bounds and other options are those of the run.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
@@ -82,7 +82,7 @@ def load_acting_policy(
 
     Returns:
         the policy in evaluation mode, and the checkpoint. The policy raises a ``NonFiniteError``, which names key and
-        row, for an observation that is not finite or above 1e9 in size.
+        row, for an observation that is not finite or above 1e9 in absolute value.
 
     Raises:
         CheckpointError: if the checkpoint holds no known kind of policy.
@@ -94,7 +94,7 @@ def load_acting_policy(
 
 
 def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Which = "last") -> TrainingCheckpoint:
-    """Open the checkpoint of a flow policy of action chunks, steered or not: what later stages start from.
+    """Open the checkpoint of a flow policy of action chunks, steered or not, as the start of a later stage.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
@@ -114,10 +114,10 @@ def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Whic
 
 
 def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:
-    """Tell the kind of policy that a checkpoint holds: the first of :data:`POLICY_KINDS` that does.
+    """Return the kind of a checkpoint's policy, the first match in :data:`POLICY_KINDS`.
 
     Raises:
-        CheckpointError: if it holds none of them.
+        CheckpointError: if no kind matches.
     """
     for kind in POLICY_KINDS:
         if kind.holds(checkpoint):
@@ -131,7 +131,7 @@ def policy_kind(checkpoint: TrainingCheckpoint) -> PolicyKind:
 
 
 def run_labels(checkpoint: TrainingCheckpoint) -> RunLabels:
-    """Return recipe, stage and seed of the run that wrote a checkpoint, as in tables of results."""
+    """Return recipe, stage and seed of the run of a checkpoint, as in tables of results."""
     kind, config = policy_kind(checkpoint), checkpoint.config
     recipe = config.get("recipe") or kind.recipe(checkpoint)
     parts = (kind.stage(checkpoint), config.get("label"))
@@ -153,7 +153,7 @@ def _steered_recipe(checkpoint: TrainingCheckpoint) -> str:
 
 
 def _stage_by_steps(offline: str, online: str) -> Callable[[TrainingCheckpoint], str]:
-    """Return a function that names the stage: offline if the run has counted no environment steps, else online."""
+    """Return a function that names the stage: offline if the run has no environment steps, otherwise online."""
     return lambda checkpoint: online if "env_steps" in checkpoint.counters else offline
 
 
@@ -224,4 +224,4 @@ POLICY_KINDS: list[PolicyKind] = [
     PolicyKind("weighted flow", _is_weighted, _load_flow, lambda checkpoint: "awsc", _stage_by_steps("2", "3")),
     PolicyKind("flow", _is_flow, _load_flow, lambda checkpoint: "shortcut_flow"),
 ]
-"""The kinds of policies, in the order in which a checkpoint is tested for them. Insert your own kind at the front."""
+"""The kinds of policies, in the order in which they are tested. Insert a user-defined kind at the front."""

@@ -1,4 +1,4 @@
-"""The parts of an advantage-weighted flow, as its offline and its online recipe build them."""
+"""Actor, loss, updates and policy of an advantage-weighted flow, for its offline and online recipes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["aw_flow_modules", "collecting_policy", "make_aw_flow_actor", "make_a
 def make_aw_flow_actor(
     checkpoint: TrainingCheckpoint, wanted: Mapping[str, Any], *, extraction: str = "weights", device: str = "cpu"
 ) -> FlowActor:
-    """Build a flow actor of the checkpoint's sizes; :func:`warm_start` loads its weights and its average's.
+    """Build a flow actor with the checkpoint's sizes; :func:`warm_start` loads its weights and their average.
 
     Args:
         checkpoint: checkpoint of the previous stage.
         wanted: fields that the checkpoint's ``FlowActorConfig`` must have; ``None`` accepts any value.
         extraction: option of :class:`~torchrl_flow.objectives.AWFlowLoss`. With ``"q_gradient"`` the actor takes one
-            sampling step, since the gradient of Q goes through the one-step map.
+            sampling step, since the gradient of Q is taken through the one-step map.
         device: device of the actor.
 
     Raises:
-        CheckpointError: if a field differs from what is wanted.
+        CheckpointError: if a field differs from ``wanted``.
     """
     require_actor_config(checkpoint, wanted)
     config = FlowActorConfig.from_dict(checkpoint.actor_config)
@@ -60,7 +60,7 @@ def make_aw_flow_loss(
     Args:
         actor: flow actor; the critic is made on its device.
         critic: sizes of the critic.
-        preset: values of the arguments that ``options`` lacks: those of ``AWFlowLoss`` or of ``AWFlowLoss.published``.
+        preset: source of the values of arguments not in ``options``: ``AWFlowLoss`` or ``AWFlowLoss.published``.
         **options: keyword arguments of :class:`~torchrl_flow.objectives.AWFlowLoss`.
     """
     build: Any = AWFlowLoss.published if preset == "published" else AWFlowLoss
@@ -78,9 +78,9 @@ def make_aw_flow_stepper(
     critic_warmup: int = 0,
     utd_ratio: float | None = None,
 ) -> NamedLossStepper:
-    """Build the update of critic and actor: an optimiser and an average for each of them.
+    """Build the update of critic and actor, each with an optimiser and an average.
 
-    Making it copies both networks to their averages: call :func:`warm_start` afterwards.
+    The call copies both networks to their averages: call :func:`warm_start` afterwards.
 
     Args:
         loss_module: the loss.
@@ -90,8 +90,8 @@ def make_aw_flow_stepper(
         ema: decay of the averaged actor.
         actor_every: updates of the critic for each update of the actor.
         critic_warmup: updates of the critic before the first update of the actor.
-        utd_ratio: updates of the critic for each chunk that is written to the replay buffer; ``None`` if the recipe
-            decides when to update.
+        utd_ratio: updates of the critic per chunk written to the replay buffer; ``None`` if the recipe schedules the
+            updates.
     """
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=ema)
@@ -115,12 +115,12 @@ def aw_flow_modules(loss_module: AWFlowLoss) -> dict[str, Any]:
 
 
 def collecting_policy(loss_module: AWFlowLoss, *, best_of: int = 1, noise_scale: float = 1.0) -> TensorDictModuleBase:
-    """Return the policy that collects online chunks: the actor, or a variant of it that shares its weights.
+    """Return the policy for online collection: the actor, or a variant that shares its weights.
 
     Args:
-        loss_module: the loss with the actor and the critic that are being trained.
-        best_of: candidates of a chunk, of which the critic takes the best.
-        noise_scale: standard deviation of the flow noise; below 1, the policy explores less.
+        loss_module: the loss of the trained actor and critic.
+        best_of: number of candidate chunks, from which the critic selects the best.
+        noise_scale: standard deviation of the flow noise; a value below 1 reduces exploration.
 
     Raises:
         ValueError: if both are given.

@@ -24,7 +24,7 @@ from torchrl_flow.util.files import staged, write_bytes
 __all__ = ["HELPER", "export_policy"]
 
 HELPER = "exported_policy.py"
-"""File that runs an archive, written next to it; it needs only torch and NumPy."""
+"""Module that runs an archive, written next to it; it needs only torch and NumPy."""
 MAX_BATCH = 4096
 
 
@@ -36,26 +36,26 @@ def export_policy(
     num_steps: int | None = None,
     compile: bool = False,
 ) -> Path:
-    """Write a policy as one file that acts without this library, and the file that acts with it.
+    """Write a policy as an archive that runs without this library, and the Python module that runs it.
 
     The archive holds the weights, the normalisers of observations and actions, the sampler and the bounds of actions.
     Its program reads histories of observations ``[B, T, ...]`` and noise ``[B, H, A]``, for any B up to 4096, and
     returns the executed actions ``[B, H_a, A]`` and the whole chunk ``[B, H, A]``. The file ``exported_policy.py``
-    beside it loads the archive and keeps history and chunk; it needs torch and NumPy alone.
+    beside it loads the archive and manages history and chunk; it needs only torch and NumPy.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         output: file to write, whose name ends in ``.pt2``.
         which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
         num_steps: sampling steps K. Defaults to those of the policy.
-        compile: compile the program by AOTInductor for the CPU of this machine, which needs a C++ compiler. The
-            archive then has no program that another machine could run.
+        compile: compile the program by AOTInductor for the CPU of this machine, which needs a C++ compiler. The archive
+            then cannot run on other machines.
 
     Returns:
         The archive.
 
     Raises:
-        CheckpointError: if the checkpoint holds no policy of action chunks.
+        CheckpointError: if the checkpoint has no policy of action chunks.
         ValueError: if ``output`` does not end in ``.pt2``, or there is no compiler.
 
     References:
@@ -120,7 +120,7 @@ def _write(program: _Program, description: dict[str, Any], path: Path, *, compil
 
 
 def _describe(actor: FlowActor | SteeredFlowActor, checkpoint: TrainingCheckpoint, *, compiled: bool) -> dict[str, Any]:
-    """Return what the archive says of its policy, as JSON can hold it."""
+    """Return the archive's description of its policy, JSON-able."""
     flow, encoder = _flow(actor), _flow(actor).encoder
     shapes: dict[NestedKey, tuple[Any, str]] = {}
     if encoder.state_shape is not None:

@@ -1,4 +1,4 @@
-"""Run an exported policy. This file needs only torch and NumPy: copy it to the robot, next to the archive.
+"""Execution of an exported policy. This file needs only torch and NumPy: copy it to the robot, next to the archive.
 
     policy = ExportedPolicy("policy.pt2")
     control = RecedingHorizon(policy)
@@ -28,14 +28,14 @@ FORMAT = 1
 
 
 class ExportedPolicy:
-    """The policy of an archive: histories of observations to chunks of actions.
+    """The policy of an archive, from histories of observations to chunks of actions.
 
     Args:
         path: archive written by ``torchrl-flow export``.
         device: device of the program; an archive of AOTInductor runs only on the device that it was compiled for.
 
     Raises:
-        ValueError: if the file is no such archive, or cannot run there.
+        ValueError: if the file is not such an archive, or cannot run on the device.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu") -> None:
@@ -63,14 +63,14 @@ class ExportedPolicy:
     def chunk(
         self, observations: Mapping[str, Any], noise: Any = None, *, noise_scale: float = 1.0, whole: bool = False
     ) -> np.ndarray:
-        """Return the actions to execute, ``[*B, H_a, A]``.
+        """Return the executed actions, ``[*B, H_a, A]``.
 
         Args:
             observations: histories ``[*B, T, ...]`` by the names in ``inputs``, oldest first, with or without a batch
                 dimension.
-            noise: noise from which the sampler starts, ``[*B, H, A]``. Defaults to a draw from torch's generator.
+            noise: initial noise of the sampler, ``[*B, H, A]``. Defaults to a draw from torch's generator.
             noise_scale: standard deviation of the drawn noise; 0 for no noise.
-            whole: return the predicted chunk ``[*B, H, A]``.
+            whole: return the whole predicted chunk ``[*B, H, A]``.
 
         Raises:
             ValueError: if an observation is missing or of another shape.
@@ -103,7 +103,7 @@ class ExportedPolicy:
 
 
 class RecedingHorizon:
-    """Observation in, action out: keeps the history, and executes a part of each chunk before the next is sampled.
+    """Receding-horizon control: stores the history, and executes part of each chunk before the next is sampled.
 
     Args:
         policy: policy of an archive.
@@ -124,7 +124,7 @@ class RecedingHorizon:
         self.reset()
 
     def reset(self) -> None:
-        """Forget history and chunk; call it when an episode starts."""
+        """Clear history and chunk; call it when an episode starts."""
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=self.policy.obs_horizon)
         self._pending: deque[np.ndarray] = deque()
 
@@ -143,7 +143,7 @@ class RecedingHorizon:
         if missing:
             raise ValueError(f"the policy reads {', '.join(names)}, and the observation lacks {', '.join(missing)}.")
         frame = {name: np.asarray(observation[name]) for name in names}
-        # Before the first frame of an episode the first is repeated, as in training.
+        # The first frame of an episode fills the history, as in training.
         self._history.extend([frame] * (1 if self._history else self.policy.obs_horizon))
         if not self._pending:
             history = {name: np.stack([frame[name] for frame in self._history]) for name in names}
@@ -154,7 +154,7 @@ class RecedingHorizon:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """Read what an archive says of its policy; nothing in it is run."""
+    """Read an archive's description of its policy without running its program."""
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == DESCRIPTION)

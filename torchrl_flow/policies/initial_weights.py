@@ -16,25 +16,25 @@ __all__ = ["warm_start"]
 def warm_start(
     loss_module: ShortCutFlowLoss | AWFlowLoss, checkpoint: TrainingCheckpoint, *, critic: bool = False
 ) -> None:
-    """Load a checkpoint's policy, its average, and on demand its critic and target critic into a loss.
+    """Load a checkpoint's policy, its average, and optionally its critic and target critic into a loss.
 
-    Call it when the target updaters are made, since those set the targets to their sources. A checkpoint without an
-    average (``ema_policy``) gives its policy to both. The average is also the reference of ``extraction="q_gradient"``.
-    Of a flow that is steered the latent policy is left behind, with a warning.
+    Call it after the target updaters are made, since they set the targets to their sources. From a checkpoint without
+    an average (``ema_policy``), the policy is loaded into both. The average is also the reference of
+    ``extraction="q_gradient"``. The latent policy of a steered flow is not loaded; this raises a warning.
 
     Args:
         loss_module: the loss.
         checkpoint: checkpoint of the earlier stage.
-        critic: load the critic, too.
+        critic: load the critic too.
 
     Raises:
-        CheckpointError: if something is missing or has another size. The error names what is there.
+        CheckpointError: if a network is missing or has another size. The error lists the existing ones.
     """
     if LATENT_POLICY in checkpoint.module_configs:
         message = f"{checkpoint.path} holds a flow and the latent policy that steers it: the flow alone is taken."
         warnings.warn(message, stacklevel=2)
     actor = loss_module.actor_network
-    # How many steps sampling takes is no matter of weights.
+    # The number of sampling steps does not affect weights.
     require_actor_config(checkpoint, actor, (name for name in checkpoint.actor_config if name != "num_steps"))
     average = "ema_policy" if "ema_policy" in checkpoint.roles else "policy"
     checkpoint.restore(modules={"policy": actor})

@@ -31,7 +31,7 @@ __all__ = ["LatentLosses", "make_latent_losses"]
 
 @dataclass(frozen=True)
 class LatentLosses:
-    """The losses of a latent policy and its critics, and the target that the TD loss bootstraps from.
+    """The losses of a latent policy and its critics, and the target updater of the TD loss.
 
     Args:
         sac: the loss of the latent policy, its temperature and the critics of latents.
@@ -44,7 +44,7 @@ class LatentLosses:
     target: TargetNetUpdater
 
     def modules(self) -> dict[str, Any]:
-        """Return the networks by their role in a checkpoint, beside flow and latent policy."""
+        """Return the networks other than flow and latent policy, by their role in a checkpoint."""
         if self.td is None:
             return {"sac": self.sac}
         return {"critic": self.td.critic_network, "target_critic": self.td.target_critic, "sac": self.sac}
@@ -71,21 +71,20 @@ def make_latent_losses(
     steered_targets: bool = True,
     **options: Any,
 ) -> LatentLosses:
-    """Build the losses of a steered flow, with new critics of latents.
+    """Build the losses of a steered flow with new critics of latents.
 
     Args:
         actor: the flow and the latent policy that steers it.
         latent_critics: sizes of the critics of latents.
         critic: critic of actions, or the sizes of a new one, from which the critics of latents are distilled (DSRL-NA).
-            ``None``: the critics of latents learn from rewards.
+            With ``None`` the critics of latents learn from rewards.
         gamma: discount of one environment step.
-        tau: rate at which the target follows the critic. The target is set to the critic here; restore a checkpoint
+        tau: rate at which the target follows the critic. The call sets the target to the critic; restore a checkpoint
             afterwards.
         mode: pairs of latents and actions for the distillation; see :class:`~torchrl_flow.objectives.DistilledSACLoss`.
-        num_latents: latents of the prior for each state of the distillation.
+        num_latents: number of latents from the prior per state of the distillation.
         within_state_weight: weight of the differences between the latents of a state.
-        steered_targets: bootstrap the targets of the critic of actions from the latent policy. False uses the unsteered
-            flow.
+        steered_targets: bootstrap the action critic's targets from the latent policy. False uses the unsteered flow.
         **options: keyword arguments of :class:`~torchrl_flow.objectives.LatentSACLoss`.
     """
     policy, flow = actor.policy, flow_on_features(actor.flow) if actor.reads_features else actor.flow

@@ -1,4 +1,4 @@
-"""Flow actors and critics, rebuilt from a checkpoint."""
+"""Rebuilding of flow actors and critics from a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
-    """Return the description of a checkpoint's flow, with the number of sampling steps that it was trained to act with.
+    """Return the configuration of a checkpoint's flow, with the number of sampling steps of its training.
 
     Raises:
         CheckpointError: if the checkpoint holds no flow policy.
@@ -45,13 +45,13 @@ def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
 
 
 def critic_config(checkpoint: TrainingCheckpoint) -> CriticConfig | None:
-    """Return the description of a checkpoint's critic of action chunks; None if it holds no critic."""
+    """Return the configuration of a checkpoint's critic of action chunks; None without a critic."""
     found = checkpoint.module_configs.get("critic")
     return None if found is None else CriticConfig.from_dict(found)
 
 
 def _as_trained(checkpoint: TrainingCheckpoint, config: FlowActorConfig) -> FlowActorConfig:
-    # Older files of steered flows have the K of --num-steps among the script's arguments alone.
+    # Older files of steered flows store the K of --num-steps only among the script's arguments.
     steered = LATENT_POLICY in checkpoint.module_configs
     num_steps = checkpoint.config.get("num_steps") if steered else None
     return config if num_steps is None else dataclasses.replace(config, num_steps=num_steps)
@@ -64,14 +64,14 @@ def load_policy(
     which: Which = "last",
     device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint]:
-    """Rebuild the flow of a checkpoint: what a later stage starts from.
+    """Rebuild the flow of a checkpoint as the start of a later stage.
 
-    What acts in a run may be more than its flow: :func:`~torchrl_flow.policies.load_acting_policy` rebuilds that. Of a
-    flow that is steered the latent policy is left behind, with a warning.
+    The policy of a run may consist of more than its flow: :func:`~torchrl_flow.policies.load_acting_policy` rebuilds
+    the whole policy. The latent policy of a steered flow is not loaded; this raises a warning.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
-        role: role of the weights. Defaults to the averaged ones (``ema_policy``) if there are any, else ``policy``.
+        role: role of the weights. Defaults to the averaged weights (``ema_policy``) if present, otherwise ``policy``.
         which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
         device: device of the policy.
 
@@ -106,19 +106,19 @@ def rebuild_flow(
 def require_actor_config(
     checkpoint: TrainingCheckpoint, wanted: FlowActor | Mapping[str, Any], fields: Iterable[str] | None = None
 ) -> None:
-    """Refuse a checkpoint whose policy has another configuration, naming both values of each field that differs.
+    """Raise an error with both values of each differing field if a checkpoint's policy has another configuration.
 
     Args:
         checkpoint: the checkpoint.
-        wanted: policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`. A field that is None accepts
-            any value.
+        wanted: policy made by ``make_flow_actor``, or fields of :class:`FlowActorConfig`. None accepts any value of a
+            field.
         fields: fields to compare. Defaults to all fields of ``wanted``.
 
     Raises:
-        CheckpointError: if one differs.
+        CheckpointError: if a field differs.
     """
     given = wanted.config if isinstance(wanted, FlowActor) else wanted
-    # As the checkpoint has it, lists in place of tuples.
+    # As in the checkpoint, with lists in place of tuples.
     values: dict[str, Any] = as_json("wanted", given or {})
     names = [name for name in (values if fields is None else fields) if values.get(name) is not None]
     differing = differing_fields(checkpoint.actor_config, values, names)
@@ -135,11 +135,12 @@ def load_critic(
         source: checkpoint, its file, or the directory of a run.
         actor: policy whose chunks the critic values, see :func:`load_policy`. If the critic shares the encoder, its
             weights are loaded into the encoder of this policy.
-        role: role of the weights. Defaults to the averaged ones (``target_critic``) if there are any, else ``critic``.
+        role: role of the weights. Defaults to the averaged weights (``target_critic``) if present, otherwise
+            ``critic``.
         which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
 
     Raises:
-        CheckpointError: if the checkpoint holds no critic, or one of another policy's shapes.
+        CheckpointError: if the checkpoint has no critic, or its shapes do not fit the policy.
     """
     checkpoint = open_checkpoint(source, which)
 

@@ -1,4 +1,4 @@
-"""Functions shared by the recipes that steer a frozen flow: loading policies, demonstrations and their latents."""
+"""Functions for the recipes that steer a frozen flow: loading of policies, demonstrations and their latents."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ __all__ = [
 ]
 
 VALUE_BLOCK = 128
-"""Number of rows that are evaluated at a time."""
+"""Number of rows per evaluated block."""
 
 
 @contextlib.contextmanager
 def frozen_flow(flow: FlowActor, resumed_from: TrainingCheckpoint | None) -> Iterator[None]:
-    """Check, before and after the training inside this context, that the flow of a run has not changed.
+    """Check before and after a block of training that the flow of a run has not changed.
 
     Args:
-        flow: the flow that is steered.
-        resumed_from: the checkpoint that the run continues, whose role ``policy`` is the flow (``run.resumed_from``).
+        flow: the steered flow.
+        resumed_from: the checkpoint that the run resumes, whose role ``policy`` is the flow (``run.resumed_from``).
 
     Raises:
-        CheckpointError: if the resumed run steers another flow than ``flow``. It is raised before the training.
+        CheckpointError: before the training, if the resumed run steers another flow than ``flow``.
         RuntimeError: if the training changed the flow.
     """
     digest = module_digest(flow)
@@ -109,9 +109,9 @@ def load_latent_policy(
 def load_steered(
     source: str | Path | TrainingCheckpoint, *, which: Which = "last"
 ) -> tuple[SteeredFlowActor, TrainingCheckpoint]:
-    """Rebuild flow and latent policy of a checkpoint as one actor, with the sampling steps that it was trained with.
+    """Rebuild flow and latent policy of a checkpoint as one actor, with the sampling steps of the training.
 
-    Raises as :func:`load_latent_policy` does.
+    Errors are those of :func:`load_latent_policy`.
     """
     checkpoint = open_checkpoint(source, which)
     flow = rebuild_flow(checkpoint)
@@ -127,13 +127,13 @@ def steering_flow(
     init: TrainingCheckpoint | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint]:
-    """Load the flow that a run steers, and set its number of sampling steps.
+    """Load the steered flow of a run, and set its number of sampling steps.
 
     Args:
         source: checkpoint, its file, or the directory of a run.
         which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
-        num_steps: sampling steps K, kept in the flow's description. Defaults to those of ``init`` if it is given, else
-            to the flow's own.
+        num_steps: sampling steps K, stored in the flow's configuration. Defaults to those of ``init`` if given,
+            otherwise to the flow's own.
         init: checkpoint or run of an earlier stage, which must steer the same flow.
         device: device of the flow.
 
@@ -161,22 +161,22 @@ def start_latent_policy(
     train_encoder: bool = False,
     **changes: Any,
 ) -> LatentGaussianPolicy:
-    """Make a new latent policy, or load the one of an earlier stage.
+    """Make a new latent policy, or load that of an earlier stage.
 
-    A policy that sees images reads the features of the frozen flow, unless it shall train an encoder of its own.
+    A policy of images reads the features of the frozen flow, unless ``train_encoder`` is set.
 
     Args:
         flow: the flow to steer.
-        config: description of a new policy.
+        config: configuration of a new policy.
         init: checkpoint of the earlier stage.
-        defaults: default of ``config``. Fields of ``config`` that differ from it were asked for, and must be those of
+        defaults: default of ``config``. Fields of ``config`` that differ from it are explicit, and must equal those of
             the earlier stage.
         train_encoder: give a new policy that observes images a separate encoder.
-        **changes: fields that this stage sets whatever the earlier stage had, such as ``prior_mixing``.
+        **changes: fields that this stage sets regardless of the earlier stage, such as ``prior_mixing``.
 
     Raises:
-        SystemExit: if there is no encoder that could be trained, or the earlier stage's policy is another one than was
-            asked for.
+        SystemExit: if there is no encoder to train, or the earlier stage's policy differs from an explicit field of
+            ``config``.
     """
     sees_images = flow.encoder.pixel_encoder is not None
     if train_encoder and not sees_images:
@@ -204,24 +204,25 @@ def policy_demonstrations(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> DemoReplayBuffer:
-    """Return the demonstrations of a policy as SMDP transitions, in chunks of its horizons.
+    """Return the demonstrations of a policy as SMDP transitions, in chunks with the policy's horizons.
 
     Args:
         checkpoint: checkpoint of the policy.
-        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
-        gamma: discount of one environment step.
+        source: source of the demonstrations. Defaults to the policy's training demonstrations.
+        gamma: discount of one
+            environment step.
         batch_size: rows of a sample.
         device: device of the batches.
 
     Raises:
         CheckpointError: if no source is given and the checkpoint records none.
-        ValueError: if they are of another task.
+        ValueError: if the demonstrations are of another task.
     """
     source = DemoSource.of_checkpoint(checkpoint) if source is None else source
     actor = flow_config(checkpoint)
     horizons: dict[str, Any] = {name: getattr(actor, name) for name in ("pred_horizon", "act_horizon", "obs_horizon")}
     options: dict[str, Any] = {"gamma": gamma, "batch_size": batch_size, "device": device}
-    # Checkpoints made before tasks told them have the sizes in the policy's configuration.
+    # Older checkpoints, whose tasks do not include the sizes, have them in the policy's configuration.
     sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
     task = TaskInfo.of_file({**sizes, **checkpoint.task})
     return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
@@ -230,14 +231,14 @@ def policy_demonstrations(
 def alias_demonstrations(
     data: DemoReplayBuffer, aliaser: NoiseAliaser, root: str | Path, *, block_size: int = 512, progress: bool = True
 ) -> NoiseCache:
-    """Find a latent for every row of the demonstrations; read those that an earlier call has computed.
+    """Find a latent for every row of the demonstrations; latents from an earlier call are read from the cache.
 
     Args:
         data: the demonstrations.
         aliaser: search for latents.
         root: directory of the caches. The cache of these latents is a subdirectory whose name is a hash of data, flow
             and search.
-        block_size: number of rows that are processed at a time.
+        block_size: number of rows per block.
         progress: show progress.
 
     Raises:
@@ -272,7 +273,7 @@ def aliased_demonstrations(
     gamma: float,
     source: DemoSource | None = None,
 ) -> tuple[DemoReplayBuffer, Tensor, str]:
-    """Return the demonstrations of a policy, with a latent for each row from which the flow makes about its action.
+    """Return the demonstrations of a policy, and for each row a latent from which the flow approximates its action.
 
     Args:
         checkpoint: checkpoint of the policy.
@@ -280,10 +281,10 @@ def aliased_demonstrations(
         root: directory of the caches of latents (:func:`alias_demonstrations`).
         mode: method of the search for latents.
         gamma: discount of one environment step.
-        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
+        source: source of the demonstrations. Defaults to the policy's training demonstrations.
 
     Returns:
-        the demonstrations, their latents ``[N, S, A]``, and a text with their number and their residual.
+        the demonstrations, their latents ``[N, S, A]``, and a text with the number and residual of the latents.
     """
     data = policy_demonstrations(checkpoint, source, gamma=gamma)
     aliaser = NoiseAliaser(actor.flow, actor.policy, config=AliasConfig(mode=mode), num_steps=actor.num_steps)
@@ -310,7 +311,7 @@ def latent_value_gap(
     rows = observations.shape[0]
     noise = torch.randn(rows, *policy.latent_shape, generator=generator)
     of_prior, of_policy = [], []
-    # In blocks: with images the encoders of policy and critics need far more memory than the rows themselves.
+    # In blocks: the image encoders of policy and critics need far more memory than the rows.
     for block in torch.arange(rows).split(VALUE_BLOCK):
         seen: Any = observations[block.to(observations.device)]
         dist = policy.normal(seen)

@@ -27,18 +27,18 @@ def load_steering_start(
     num_steps: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[FlowActor, TrainingCheckpoint, TrainingCheckpoint | None]:
-    """Load the flow that a run steers, and the checkpoint of the stage before.
+    """Load the steered flow of a run, and the checkpoint of the previous stage.
 
     Args:
         policy: run directory or checkpoint of the flow.
         which: which checkpoint of both runs to use, ``"last"`` or ``"best"``.
-        init: run directory or checkpoint of the previous stage, which must steer the same flow. Defaults to None: there
-            is no previous stage.
-        num_steps: sampling steps K. Defaults to those of ``init`` if it is given, else to the flow's own.
+        init: run directory or checkpoint of the previous stage, which must steer the same flow. Defaults to None, for
+            no previous stage.
+        num_steps: sampling steps K. Defaults to those of ``init`` if given, otherwise to the flow's own.
         device: device of the flow.
 
     Returns:
-        the flow, its checkpoint, and that of the stage before.
+        the flow, its checkpoint, and that of the previous stage.
 
     Raises:
         SystemExit: if ``policy`` is a steered flow, or ``init`` steers another flow.
@@ -61,17 +61,17 @@ def latent_replay(
     source: DemoSource | None = None,
     device: str = "cpu",
 ) -> tuple[TensorDictReplayBuffer, str]:
-    """Make a replay buffer of chunks with latents, filled with the demonstrations of the policy.
+    """Make a replay buffer of chunks with latents that contains the policy's demonstrations.
 
     Args:
         checkpoint: checkpoint of the policy.
         actor: the steered flow.
-        mode: method of the search for latents of the demonstrations; ``"none"`` for a buffer that starts empty.
+        mode: method of the search for latents of the demonstrations; ``"none"`` for an initially empty buffer.
         batch_size: rows of a sample.
         gamma: discount of one environment step.
-        capacity: capacity in rows; ``None`` for as many as there are demonstrated chunks.
+        capacity: capacity in rows; ``None`` for the number of demonstrated chunks.
         cache: directory of the caches of latents.
-        source: source of the demonstrations. Defaults to the demonstrations that the policy was trained on.
+        source: source of the demonstrations. Defaults to the policy's training demonstrations.
         device: device of the buffer.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The environments that an online recipe trains and evaluates in, and checks of the options for them."""
+"""Training and evaluation environments of online recipes, and checks of their options."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def training_env_options(
     maniskill_envs: int = 1,
     obs_mode: str | None = "state",
 ) -> dict[str, Any]:
-    """Return number of environments and simulation for a task.
+    """Return the number of environments and the simulation backend of a training on a task.
 
     Args:
         task: ``"planar"`` or the ManiSkill id of a task.
-        num_envs: environments that are stepped together. 0, and 1 with ManiSkill, is one environment without a batch
-            dimension; ``None`` is the usual number of the task.
-        sim_backend: ManiSkill's simulation. ``None`` is physx_cuda for several environments on a machine with a CUDA
-            device, else physx_cpu, which simulates several environments in this process.
-        planar_envs: usual number of environments of the planar task.
-        maniskill_envs: usual number of environments of a ManiSkill task whose states are observed; with images it is 1.
+        num_envs: number of environments in the batch. 0, and 1 with ManiSkill, gives one environment without a batch
+            dimension; ``None`` the task's default.
+        sim_backend: ManiSkill's simulation backend. ``None`` is physx_cuda for several environments on a machine with a
+            CUDA device, otherwise physx_cpu, which simulates several environments in this process.
+        planar_envs: default number of environments of the planar task.
+        maniskill_envs: default number of environments of a ManiSkill task with state observations; with images it is 1.
         obs_mode: observation mode; images of several environments need physx_cuda.
 
     Raises:
-        SystemExit: if the task does not support these options. The message says what to do.
+        SystemExit: if the task does not support these options. The message states a remedy.
     """
     if num_envs is not None and num_envs < 0:
         raise SystemExit(f"--num-envs must be at least 0, got {num_envs}.")
@@ -92,7 +92,7 @@ def make_training_env(
     after_success: AfterSuccess = "end",
     **kwargs: Any,
 ) -> EnvBase:
-    """Make the chunk environment of a checkpoint's task to train in.
+    """Make the training environment of a checkpoint's task, an environment of chunks.
 
     Args:
         checkpoint: checkpoint of the policy.
@@ -123,16 +123,16 @@ def make_training_env(
 def evaluation_env_options(
     task: str, *, num_envs: int | None, sim_backend: str | None, obs_mode: str | None = "state"
 ) -> dict[str, Any]:
-    """Return number of environments and simulation of an evaluation, as far as they are given.
+    """Return the given options among number of environments and simulation backend of an evaluation.
 
     Args:
         task: ``"planar"`` or the ManiSkill id of a task.
-        num_envs: see :func:`training_env_options`; ``None`` is a number that suits the task.
+        num_envs: see :func:`training_env_options`; ``None`` for the task's default.
         sim_backend: see :func:`training_env_options`.
         obs_mode: observation mode.
 
     Raises:
-        SystemExit: if the task does not support these options. The message says what to do.
+        SystemExit: if the task does not support these options. The message states a remedy.
     """
     if num_envs is None and sim_backend is None:
         return {}
@@ -144,7 +144,7 @@ def evaluation_env_options(
 def policy_evaluation_env(
     checkpoint: TrainingCheckpoint, *, num_envs: int | None, sim_backend: str | None = None, **kwargs: Any
 ) -> EnvBase:
-    """Make the environment to evaluate a checkpoint's policy in (:func:`checkpoint_env`), simulated as asked for.
+    """Make the evaluation environment of a checkpoint's policy (:func:`checkpoint_env`) with the given backend.
 
     Args:
         checkpoint: checkpoint of the policy.
@@ -174,21 +174,21 @@ def make_training_envs(
     ray_address: str | None = None,
     **kwargs: Any,
 ) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
-    """Make the environment to train in (:func:`make_training_env`) and that to evaluate in.
+    """Make the training environment (:func:`make_training_env`) and the evaluation environment.
 
-    On a GPU ManiSkill evaluates with as many environments as it trains with, in the same simulation; elsewhere with as
-    many as suit the task. Several collector processes simulate on the CPU; their environments are not made here.
+    On a GPU ManiSkill evaluates with the number of environments and the backend of the training; otherwise with the
+    task's default number. Several collector processes simulate on the CPU and make their environments themselves.
 
     Args:
         checkpoint: checkpoint of the policy.
         num_envs: environments of each collector process, see :func:`training_env_options`.
         sim_backend: see :func:`training_env_options`.
-        planar_envs: environments of the planar task to train in, if ``num_envs`` is ``None``.
-        maniskill_envs: environments of a ManiSkill task to train in, if ``num_envs`` is ``None``.
+        planar_envs: training environments of the planar task if ``num_envs`` is ``None``.
+        maniskill_envs: training environments of a ManiSkill task if ``num_envs`` is ``None``.
         episodes: episodes of the evaluation.
-        after_success: see :func:`make_training_env`. The environment of evaluation always continues.
-        collectors: number of processes that collect; 1 collects in this process.
-        ray_workers: number of Ray workers that collect in their place. Defaults to none.
+        after_success: see :func:`make_training_env`. The evaluation environment always continues.
+        collectors: number of collector processes; 1 collects in this process.
+        ray_workers: number of Ray workers that collect instead. Defaults to none.
         ray_address: address of the Ray cluster. Defaults to this machine.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
@@ -216,7 +216,7 @@ def make_training_envs(
 
 
 def _cpu_backend(task: str, sim_backend: str | None, given: str) -> str | None:
-    """Return the simulation of collector processes, None for the planar task's only one."""
+    """Return the simulation backend of collector processes; None for the planar task."""
     if sim_backend not in (None, "physx_cpu"):
         raise SystemExit(
             f"{given} simulates on the CPU: leave out --sim-backend {sim_backend}, or collect in one process "
@@ -232,7 +232,7 @@ def _collector_envs(
     found: dict[str, Any],
     **kwargs: Any,
 ) -> CollectorEnvs:
-    """Return the factory of the environments of collector processes; test here whether the task can be batched."""
+    """Return the factory of the collector processes' environments, after a test that the task can be batched."""
     num_envs = found["num_envs"]
     if "device" in kwargs:
         kwargs["device"] = "cpu"

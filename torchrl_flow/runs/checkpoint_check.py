@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from torch import Tensor
 from torchrl.checkpoint import CheckpointError, DumpLoadCheckpointAdapter, StateDictCheckpointAdapter
 
 from torchrl_flow.data.checks.archive import check_zip, load_torch
 from torchrl_flow.data.checks.json import MAX_JSON_BYTES, parse_json, read_json
 from torchrl_flow.data.checks.replay import PREFETCH, check_dump, is_empty_prefetch
 from torchrl_flow.data.errors import DataError
+from torchrl_flow.functional.checks import listed
 
 __all__ = [
     "CheckedDumpAdapter",
@@ -25,6 +27,7 @@ __all__ = [
     "read_manifest",
     "require_archive",
     "require_readable_manifest",
+    "require_same_shapes",
 ]
 
 MANIFEST = "manifest.json"
@@ -204,6 +207,33 @@ def building(path: Path, field: str) -> Iterator[None]:
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError) as error:
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(f"{path}: no network can be built from {field!r} ({reason}).") from error
+
+
+def require_same_shapes(path: Path, role: str, state: Mapping[str, Any], network: Any) -> None:
+    """Refuse the weights of another network, such as a critic with another number of members.
+
+    Args:
+        path: checkpoint file, for the error.
+        role: name of the network in the checkpoint.
+        state: state dict in the checkpoint.
+        network: network that the state dict is loaded into, or another object with a state dict.
+
+    Raises:
+        CheckpointError: if an entry of both has another shape. Names that one of them lacks are left to
+            ``load_state_dict``, which knows the names of earlier versions.
+    """
+    own = network.state_dict() or {}  # A receiver that only collects the entries has none.
+    unequal = [
+        f"{name} {listed(value.shape)} in the file, {listed(own[name].shape)} in the network"
+        for name, value in state.items()
+        if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape
+    ]
+    if unequal:
+        more = f" (and {len(unequal) - 1} more entries)" if len(unequal) > 1 else ""
+        raise CheckpointError(
+            f"{path}: module.{role} does not fit, size mismatch: {unequal[0]}{more}. Build the network from the "
+            "configuration in the checkpoint (`actor_config` or `module_configs`)."
+        )
 
 
 @contextmanager

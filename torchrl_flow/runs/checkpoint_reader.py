@@ -19,6 +19,7 @@ from torchrl_flow.runs.checkpoint_check import (
     check_checkpoint,
     check_manifest_fields,
     require_archive,
+    require_same_shapes,
 )
 from torchrl_flow.runs.names import SUFFIX, Which
 from torchrl_flow.training.finite import buffers_of, require_finite
@@ -192,6 +193,8 @@ class TrainingCheckpoint:
             if group in ("module", "optimizer"):
                 unbounded = buffers_of(components[name])
                 require_finite(receiver.state, f"{_KINDS[group]} {part!r}", self.path, unbounded=unbounded)
+            if group == "module":
+                require_same_shapes(self.path, part, receiver.state, components[name])
         for name, receiver in receivers.items():
             try:
                 components[name].load_state_dict(receiver.state)

@@ -1,6 +1,6 @@
 """Parts of a training loop: gradient steps, steppers, learning rates, rollouts, replay, checks for NaN.
 
-The loops themselves are in the recipes.
+The recipes contain the training loops.
 """
 
 from __future__ import annotations

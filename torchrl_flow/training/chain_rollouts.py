@@ -1,4 +1,4 @@
-"""Chunks that a noisy flow executes, as PPO on its denoising chain reads them."""
+"""Rollouts of a noisy flow with the entries that PPO on its denoising chain reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noisy_rollouts(
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
 ) -> ChunkRollouts | CollectorRollouts | RayRollouts:
-    """Collect the observations that the noisy flow reads, its chain and the outcome of each chunk, and nothing else.
+    """Make rollouts that keep only the noisy flow's observations, its chain and the outcome of each chunk.
 
     Args:
         env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.

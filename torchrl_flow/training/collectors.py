@@ -1,4 +1,4 @@
-"""Rollouts of several processes at once, by TorchRL's own collectors, with the learner in this process."""
+"""Rollouts of several processes by TorchRL's collectors, with the learner in this process."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ __all__ = ["CollectorRollouts", "make_rollouts"]
 
 
 class CollectorRollouts:
-    """Collects what :class:`ChunkRollouts` collects, in several processes of some environments each.
+    """Rollouts like those of :class:`ChunkRollouts`, collected in several processes with several environments each.
 
     The processes are those of TorchRL's ``MultiSyncCollector``. Each has environments and a copy of the policy on the
-    CPU, which gets the weights and buffers of ``policy`` (such as the bound of its noise) before every rollout. They
-    collect together and wait while this process learns, so that data are as on-policy as in one process. Episodes go on
-    from one rollout to the next. They start at the first :meth:`collect`.
+    CPU, which gets the weights and buffers of ``policy`` (such as the bound of its noise) before every rollout. The
+    processes collect together and wait while this process learns, so that data are as on-policy as in one process.
+    Episodes continue from one rollout to the next. The processes start at the first :meth:`collect`.
 
-    The state is the number of rollouts alone. A resumed run goes on with the weights, optimisers and data that it had,
-    and its processes start new episodes with other seeds: it is not equal to the bit to a run that was not stopped.
-    Two runs that are not stopped are equal to the bit.
+    The state is only the number of rollouts. A resumed run continues with its weights, optimisers and data, but its
+    processes start new episodes with other seeds: it is not bitwise equal to an uninterrupted run. Two uninterrupted
+    runs are bitwise equal.
 
     Args:
         envs: factory of the environments of the processes; see :class:`~torchrl_flow.envs.CollectorEnvs`.
-        policy: policy that is trained, on any device.
+        policy: trained policy, on any device.
         num_steps: T, chunks per sub-environment.
 
     Keyword Args:
         keep: root entries to keep. Defaults to all.
         keep_next: entries below ``"next"`` to keep. Defaults to all.
-        prepare: function that is applied to each transition before it is kept, in this process.
-        seed: seed of the first episodes and of the draws of the policy's copies. Defaults to a random seed.
+        prepare: function applied to each transition before it is stored, in this process.
+        seed: seed of the first episodes and of the policy copies' draws. Defaults to a random seed.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
-        CollectorError: in collecting, if a process cannot start or has ended.
-        NonFiniteError: in collecting, if an environment gives a number that is not finite.
+        CollectorError: in :meth:`collect`, if a process cannot start or has ended.
+        NonFiniteError: in :meth:`collect`, if an environment returns a number that is not finite.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CollectorRollouts:
 
     @property
     def chunks(self) -> int:
-        """Chunks of a rollout, those of all processes together."""
+        """Number of chunks in a rollout, over all processes."""
         return self.envs.processes * self.envs.batch_size.numel() * self.num_steps
 
     @property
@@ -86,11 +86,11 @@ class CollectorRollouts:
         return self._collector
 
     def collect(self) -> TensorDictBase:
-        """Return the next ``[processes * N, T]`` transitions (``[processes, T]`` where no environment is batched).
+        """Return the next transitions ``[processes * N, T]`` (``[processes, T]`` for unbatched environments).
 
         Raises:
-            CollectorError: if a process cannot start or has ended. The error names it.
-            NonFiniteError: if a number is not finite. The error names it and the sub-environment, counted over all
+            CollectorError: if a process cannot start or has ended. The error names the process.
+            NonFiniteError: if a number is not finite. The error names its key and the sub-environment, counted over all
                 processes.
         """
         collector = self._started()
@@ -108,7 +108,7 @@ class CollectorRollouts:
         return lazy_stack([self._kept(self._prepare(step)) for step in data.unbind(-1)], -1).contiguous()
 
     def metrics(self) -> dict[str, Any]:
-        """Return what there is to log about the processes: nothing, for the end of one ends the run."""
+        """Return an empty mapping: the end of a process ends the run, so that there is nothing to log."""
         return {}
 
     def close(self) -> None:
@@ -118,11 +118,11 @@ class CollectorRollouts:
             self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of rollouts so far."""
+        """Return the number of completed rollouts."""
         return {"collected": self._collected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the number of rollouts so far; new processes start new episodes."""
+        """Set the number of completed rollouts; new processes start new episodes."""
         self.close()
         self._collected = int(state.get("collected", 0))
 
@@ -130,9 +130,10 @@ class CollectorRollouts:
         return kept_entries(data, self._keep, self._keep_next)
 
     def _send_weights(self, collector: MultiSyncCollector) -> None:
-        """Give the processes the weights and buffers of the learner's policy as they are now.
+        """Send the current weights and buffers of the learner's policy to the processes.
 
-        TorchRL waits for each process to say that it has them, without end where one has died: it waits in a thread.
+        TorchRL waits for a confirmation from each process, forever if a process has died; the call therefore runs in a
+        thread.
         """
         weights: Any = TensorDict.from_module(self.policy)
         errors: list[Exception] = []
@@ -168,8 +169,8 @@ class CollectorRollouts:
                 storing_device="cpu",
                 cat_results="stack",
                 init_fn=_ignore_interrupts,
-                auto_register_policy_transforms=False,  # policies of this library need none
-                num_threads=threads,  # its default would take threads from this process
+                auto_register_policy_transforms=False,  # not needed by policies of this library
+                num_threads=threads,  # the default would reduce the threads of this process
             )
         except Exception as error:
             cause = str(error).split("\n\nWorker traceback")[0]
@@ -179,19 +180,19 @@ class CollectorRollouts:
         finally:
             torch.set_num_threads(threads)
         self._stop = weakref.finalize(self, _shut_down, collector)
-        # After a resumption the episodes are others than the first ones.
+        # After a resumption the episodes differ from the first ones.
         collector.set_seed(mix_seeds([self._seed, self._collected]) % 2**31)
         collector.reset()
         self._collector, self._batches = collector, iter(collector)
         return collector
 
     def _ended(self, collector: MultiSyncCollector, error: Exception) -> CollectorError:
-        """Name the processes that have ended, and end the others."""
+        """End the remaining processes, and return the error that names the one that ended."""
         codes = _exit_codes(collector)
         self.close()
         what = f"the collectors failed ({type(error).__name__}: {error})"
         if codes:
-            # TorchRL terminates the others: the first to end is one that it did not.
+            # TorchRL terminates the others with SIGTERM: the first to end has another exit code.
             number, code = min(codes.items(), key=lambda item: item[1] == -signal.SIGTERM)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; its error is above"
             what = f"collector process {number + 1} of {self.envs.processes} has ended ({how})"
@@ -220,15 +221,16 @@ def make_rollouts(
     policy_device: torch.device | str | None = None,
     **options: Any,
 ) -> ChunkRollouts | CollectorRollouts | RayRollouts:
-    """Make the rollouts of an environment of this process, of collector processes, or of Ray workers.
+    """Make the rollouts of an environment in this process, of collector processes, or of Ray workers.
 
     Args:
         env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
-        policy: policy that maps the observation TensorDict to one with the action; it must be a module for collector
-            processes.
+        policy: policy that maps the observation TensorDict to one with the action; collector processes require a
+            module.
         num_steps: chunks per sub-environment and rollout.
         seed: seed of the first episodes.
-        policy_device: device of the policy, if it is not that of the environment; collector processes act on the CPU.
+        policy_device: device of the policy, if it is not that of the environment; collector processes run it on the
+            CPU.
         **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`; for
             Ray workers also ``wait_for_all`` of :class:`RayRollouts`.
     """
@@ -238,15 +240,15 @@ def make_rollouts(
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C reaches all processes of a terminal: the learner finishes its step with them, and then ends them.
+    # Ctrl-C reaches all processes of a terminal: the learner completes its step with them and then ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
-    """Return exit codes of the processes that have ended by themselves, by number."""
+    """Return exit codes of the processes that ended by themselves, by process number."""
     codes = {}
     for number, process in enumerate(collector.procs):
-        # TorchRL closes those that it has ended because of another one, which tell nothing any more.
+        # TorchRL closes the processes that it has ended because of another one; their exit codes are not available.
         with contextlib.suppress(ValueError):
             codes[number] = process.exitcode
     return {number: code for number, code in codes.items() if code is not None}
@@ -255,4 +257,4 @@ def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
 def _shut_down(collector: MultiSyncCollector) -> None:
     threads = torch.get_num_threads()
     collector.shutdown(raise_on_error=False)
-    torch.set_num_threads(threads)  # it would take those back that it was told not to take
+    torch.set_num_threads(threads)  # shutdown resets the number of threads

@@ -1,4 +1,4 @@
-"""Losses of several learners in data parallel: PyTorch's ``DistributedDataParallel`` around a loss and its methods."""
+"""Data-parallel losses of several learners: PyTorch's ``DistributedDataParallel`` around a loss and its methods."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["DataParallelLoss"]
 
 
 def _no_buffers() -> dict[str, Any]:
-    """Return the option that keeps forward passes from sending buffers; its name differs between versions of torch."""
+    """Return the option that stops forward passes from sending buffers; its name depends on torch's version."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 class _Call(nn.Module):
-    """Calls a loss, or one of its methods, in a forward pass, which is what DDP prepares its reduction in."""
+    """Module that calls a loss or one of its methods in its forward pass, where DDP prepares the reduction."""
 
     def __init__(self, loss_module: LossModule) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Call(nn.Module):
 
     def forward(self, batch: TensorDictBase, method: str | None = None) -> dict[str, Any]:
         result: Any = self.loss_module(batch) if method is None else getattr(self.loss_module, method)(batch)
-        # DDP looks for unused parameters from the tensors of an output, and sees none in a TensorDict.
+        # DDP finds unused parameters from the tensors of an output, and finds no tensors in a TensorDict.
         if isinstance(result, tuple):
             value, metrics = result
             return {"value": value, "metrics": dict(metrics.items())}
@@ -37,24 +37,24 @@ class _Call(nn.Module):
 
 
 class DataParallelLoss:
-    """Calls a loss so that the gradients of its backward pass are the mean over the processes of a process group.
+    """Data-parallel calls of a loss: its gradients are averaged over the processes of a process group.
 
-    Each process has a loss of the same weights, and calls it with its share of a batch; gradients are reduced while the
-    backward pass runs. Optimisers and target updates then do the same in each process, and weights stay equal to the
-    bit. ``DistributedDataParallel(loss)`` itself does so for :meth:`forward` alone, and only where each parameter is in
-    the graph each time: it sees no tensors in the TensorDict that a loss returns. This also takes the losses that are
-    computed alone (``"qvalue_loss"``), and losses that leave out parameters, such as those of a warm-up.
+    Each process has a loss with the same weights, and calls it with its share of a batch; gradients are reduced during
+    the backward pass. Optimisers and target updates then have the same effect in each process, and weights stay bitwise
+    equal. ``DistributedDataParallel(loss)`` supports only :meth:`forward`, and only if every parameter is in the graph
+    of every call: it finds no tensors in the TensorDict that a loss returns. This class also supports single methods
+    (``"qvalue_loss"``), and losses that omit parameters, for example during a warm-up.
 
-    The mean of gradients is the gradient of the mean over the whole batch where a loss is a mean of rows. Statistics of
-    a batch, such as the mean of advantage weights and normalised advantages, are those of each process's share.
+    If a loss is a mean over rows, the mean of gradients is the gradient for the whole batch. Statistics of a batch,
+    such as the mean of advantage weights and normalised advantages, are those of each process's share.
 
-    Buffers are not sent: target networks and schedules change in the same way everywhere. Counts such as
-    ``skipped_policy_batches`` are each process's own.
+    Buffers are not sent: target networks and schedules change equally in all processes. Counts such as
+    ``skipped_policy_batches`` are separate for each process.
 
     Args:
         loss_module: the loss, made in the same way in every process; the weights of process 0 are sent to the others.
-        process_group: of ``torch.distributed``; the default one where ``None``. Its backend is gloo for a loss on the
-            CPU and nccl for one on a GPU.
+        process_group: process group of ``torch.distributed``; ``None`` for the default one. Its backend must be gloo
+            for a loss on the CPU and nccl on a GPU.
 
     Raises:
         RuntimeError: if there is no process group.
@@ -73,11 +73,11 @@ class DataParallelLoss:
         )
 
     def __call__(self, batch: TensorDictBase, method: str | None = None) -> Any:
-        """Return what the loss gives, or what its method of that name gives.
+        """Return the result of the loss, or of its method of that name.
 
         Args:
-            batch: this process's share.
-            method: such as ``"qvalue_loss"``; the forward pass of the loss where ``None``.
+            batch: this process's share of the batch.
+            method: name of a method, such as ``"qvalue_loss"``; ``None`` for the forward pass of the loss.
         """
         out = self._parallel(batch, method)
         if method is None:

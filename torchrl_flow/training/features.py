@@ -1,4 +1,4 @@
-"""Environments that give the features of a frozen encoder in place of what it reads."""
+"""Environments whose observations include the features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["append_features"]
 
 
 class _Features(Transform):
-    """Encodes what an env observes, at resets too."""
+    """Transform that encodes an env's observations, also at resets."""
 
     def __init__(self, actor: FlowActor) -> None:
         super().__init__(in_keys=list(actor.encoder.in_keys), out_keys=[FEATURES_KEY])
-        # Not a submodule: the transform's state is that of the env, and the actor's is its own.
+        # Not a submodule: the actor's weights are not part of the env's state.
         self.__dict__["_actor"] = actor
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -46,13 +46,13 @@ def append_features(env: Any, actor: FlowActor) -> Any:
     """Add the features ``[*B, 1, C]`` of a frozen encoder to the observations of an environment.
 
     They are entry :data:`~torchrl_flow.modules.FEATURES_KEY`, which :func:`~torchrl_flow.modules.flow_on_features`
-    reads. Rollouts then need not keep the observations that they were made from, and each is encoded once. In an
-    environment of :func:`make_chunk_env` what a chunk ends with is encoded.
+    reads. Rollouts then need not store the observations, and each observation is encoded once. In an environment of
+    :func:`make_chunk_env` the observation at the end of a chunk is encoded.
 
     Args:
         env: ``TransformedEnv``, which is changed in place, or :class:`~torchrl_flow.envs.CollectorEnvs`, whose
             processes get a copy of the encoder on the CPU.
-        actor: flow actor. In this process it is shared, not copied; no gradient reaches its encoder.
+        actor: flow actor. In this process it is shared, not copied; its encoder gets no gradient.
 
     Returns:
         ``env``, or the new :class:`~torchrl_flow.envs.CollectorEnvs`.

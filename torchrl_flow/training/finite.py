@@ -1,4 +1,4 @@
-"""Refuse numbers that are not finite: in a loss, a gradient, a batch, the weights of a network or a state dict."""
+"""Checks for non-finite numbers in losses, gradients, batches, networks' weights and state dicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def non_finite_entries(data: TensorDictBase) -> list[str]:
-    """Name the entries of a batch that are not finite or above 1e9 in size, each with the first row where.
+    """List the entries of a batch that are not finite or above 1e9 in absolute value, each with its first such row.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -49,7 +49,7 @@ def non_finite_entries(data: TensorDictBase) -> list[str]:
 def _cause(batch: TensorDictBase | None) -> str:
     if batch is None:
         return "Look at the data, the learning rate and the loss's inputs."
-    # The TD error is what a loss of TorchRL writes into its batch, for priorities: an effect and no cause.
+    # Losses of TorchRL write the TD error into their batch for priorities: it is an effect, not a cause.
     entries = [entry for entry in non_finite_entries(batch) if not entry.startswith("'td_error'")]
     if entries:
         return f"The batch holds {', '.join(entries)}: correct or remove these rows of the data or the environment."
@@ -57,24 +57,24 @@ def _cause(batch: TensorDictBase | None) -> str:
 
 
 def total_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of some losses, a scalar with their graph."""
+    """Return the sum of losses as a scalar with their graph."""
     if len(losses) == 1:
         return next(iter(losses.values())).reshape(())
     return torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
 
 
 def require_finite_losses(losses: Mapping[str, Tensor], *, step: int, batch: TensorDictBase | None = None) -> None:
-    """Refuse losses that are NaN or infinite, before their gradient is computed.
+    """Raise an error for losses that are NaN or infinite, before their gradient is computed.
 
     Args:
         losses: scalars by name.
-        step: number of the update, for the message.
-        batch: batch that the losses were computed from, searched for the cause.
+        step: update number, for the message.
+        batch: batch of the losses, which is searched for the cause.
 
     Raises:
         NonFiniteError: if the check fails. The error names the losses, the step, and the keys and rows of the batch.
     """
-    # One number to look at: the sum is finite unless a term is not, and an overflow of the sum is no less an error.
+    # A single check: the sum is finite only if all terms are, and an overflow of the sum is an error too.
     if math.isfinite(total_of(losses).item()):
         return
     named = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items() if not loss.isfinite().all())
@@ -82,13 +82,13 @@ def require_finite_losses(losses: Mapping[str, Tensor], *, step: int, batch: Ten
 
 
 def require_finite_norm(norm: Tensor, name: str, *, step: int, batch: TensorDictBase | None = None) -> None:
-    """Refuse a gradient whose norm is NaN or infinite, before the optimiser uses it.
+    """Raise an error for a gradient whose norm is NaN or infinite, before the optimiser uses it.
 
     Args:
         norm: norm of the gradient.
         name: name of the optimiser or loss, for the message.
-        step: number of the update, for the message.
-        batch: batch that the gradient was computed from, searched for the cause.
+        step: update number, for the message.
+        batch: batch of the gradient, which is searched for the cause.
 
     Raises:
         NonFiniteError: if the check fails. The error names the gradient, the step, and the keys and rows of the batch.
@@ -98,7 +98,7 @@ def require_finite_norm(norm: Tensor, name: str, *, step: int, batch: TensorDict
 
 
 def gradient_norm(parameters: Iterable[Tensor], max_norm: float | None = None) -> Tensor:
-    """Return the norm of the gradient of all parameters together, and clip the gradient to ``max_norm``."""
+    """Return the norm of the joint gradient of all parameters, and clip the gradient to ``max_norm``."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if max_norm is not None:
@@ -115,23 +115,23 @@ def gradient_step(
     max_grad_norm: float | None = None,
     guard: UpdateGuard | None = None,
 ) -> dict[str, Tensor]:
-    """Minimise the sum of some losses by one step of each optimiser; change nothing if a number is not finite.
+    """Minimise the sum of losses by one step of each optimiser; nothing changes if a number is not finite.
 
     Args:
         losses: scalars by name.
         optimizers: optimisers by name.
-        step: number of the update, for messages.
-        batch: batch that the losses were computed from, searched for the cause of a non-finite loss.
+        step: update number, for messages.
+        batch: batch of the losses, which is searched for the cause of a non-finite loss.
         max_grad_norm: clip the gradient of each optimiser's parameters to this norm.
-        guard: decides how many updates may be skipped. Defaults to the guard of the current run; outside of a run, none
-            may be skipped.
+        guard: limit on skipped updates. Defaults to the guard of the current run; outside a run, no update may be
+            skipped.
 
     Returns:
-        ``gradient_norm_<name>`` of each optimiser, before clipping; NaN of an update that was skipped.
+        ``gradient_norm_<name>`` of each optimiser, before clipping; NaN for a skipped update.
 
     Raises:
-        NonFiniteError: if a loss or a gradient is NaN or infinite and the guard skips no more; no optimiser has made a
-            step then.
+        NonFiniteError: if a loss or a gradient is NaN or infinite and the guard does not skip the update; no optimiser
+            has then made a step.
 
     Examples:
         >>> net = nn.Linear(1, 1)
@@ -176,10 +176,10 @@ def _step(
 
 
 def require_finite_modules(modules: Mapping[str, Any], *, doing: str) -> None:
-    """Refuse networks with a parameter that is NaN or infinite, or a buffer that is NaN (bounds may be infinite).
+    """Raise an error for a parameter that is NaN or infinite, or a buffer that is NaN (bounds may be infinite).
 
     Args:
-        modules: modules by role. An object whose ``state_dict`` holds no tensors is ignored.
+        modules: modules by role. An object whose ``state_dict`` has no tensors is ignored.
         doing: consequence of the error, for the message, such as ``"the checkpoint of step 10 is not written"``.
 
     Raises:
@@ -196,17 +196,17 @@ def require_finite_modules(modules: Mapping[str, Any], *, doing: str) -> None:
 
 
 def buffers_of(module: Any) -> set[str]:
-    """Return the names of a module's buffers, which may be infinite: bounds, masks; none of another object."""
+    """Return the names of a module's buffers, which may be infinite (bounds, masks); empty for other objects."""
     return {name for name, _ in module.named_buffers()} if isinstance(module, nn.Module) else set()
 
 
 def non_finite_entry(state: Any, *, unbounded: Collection[str] = (), prefix: str = "") -> str | None:
-    """Return the name of the first entry of a state dict that holds NaN or an infinity, or None.
+    """Return the name of the first entry of a state dict that contains NaN or an infinity, or None.
 
     Args:
-        state: tensors in mappings and sequences.
-        unbounded: names of entries that may hold infinities. The sides of an action's bounds (``action_low``,
-            ``action_high``) are infinite where there is no bound, and may be so anyway.
+        state: tensors in nested mappings and sequences.
+        unbounded: names of entries that may contain infinities. The bounds of actions (``action_low``, ``action_high``)
+            are infinite on unbounded sides, and are always allowed.
         prefix: prefix of the names.
 
     Examples:
@@ -236,7 +236,7 @@ def _is_sound(value: Tensor, name: str, unbounded: bool) -> bool:
     if value.is_meta:
         return False
     if value.layout == torch.strided:
-        # One of the elements that an expanded dimension repeats is enough: a small file may claim a huge tensor.
+        # One element of an expanded dimension is enough: a small file may declare a huge tensor.
         for dim, stride in enumerate(value.stride()):
             if stride == 0 and value.shape[dim] > 1:
                 value = value.narrow(dim, 0, 1)
@@ -252,13 +252,13 @@ def _is_sound(value: Tensor, name: str, unbounded: bool) -> bool:
 
 
 def require_finite(state: Any, what: str, path: Path, *, unbounded: Collection[str] = ()) -> None:
-    """Refuse a state dict that holds NaN or an infinity.
+    """Raise an error for a state dict that contains NaN or an infinity.
 
     Args:
         state: the state dict.
         what: name of the state dict in the error, such as ``role 'policy'``.
         path: file of the state dict.
-        unbounded: names of entries that may hold infinities.
+        unbounded: names of entries that may contain infinities.
 
     Raises:
         CheckpointError: if the check fails. The error names role, entry and file.

@@ -1,4 +1,4 @@
-"""Handling of non-finite updates, and a check of values against the rewards."""
+"""Handling of non-finite updates, and a check of values against the bound of the rewards."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ STEPS_KEY: NestedKey = ("next", "steps_to_next_obs")
 VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value")
 """Names of metrics that are mean values of actions."""
 FACTOR = 10.0
-"""Factor by which values may exceed the bound of the rewards, since an entropy bonus adds to values."""
+"""Factor by which values may exceed the bound of the rewards, since an entropy bonus increases values."""
 
 
 class UpdateGuard:
-    """Counts updates whose loss or gradient is not finite, and stops when there are too many.
+    """Counter of updates whose loss or gradient is not finite, with an error above a limit.
 
-    A skipped update changes no weight, and its gradient is dropped. It counts as an update otherwise: schedules and
-    ratios of updates to data go on.
+    A skipped update changes no weights, and its gradient is discarded. Otherwise it counts as an update: schedules and
+    update-to-data ratios continue.
 
     Args:
-        max_skipped: number of updates that may be skipped; the next one raises an error.
-        gamma: discount of the values that :meth:`check_values` checks; None for no check.
+        max_skipped: number of updates that may be skipped; a further one raises an error.
+        gamma: discount of the values in :meth:`check_values`; None for no check.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is outside its allowed range.
 
     Examples:
         >>> guard = UpdateGuard(1)
@@ -53,27 +53,27 @@ class UpdateGuard:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}.")
         self.max_skipped, self.gamma = max_skipped, gamma
         self.skipped = 0
-        """Updates skipped so far."""
+        """Number of skipped updates."""
         self._bound: Tensor | None = None
         self._warned = False
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> UpdateGuard:
-        """Make the guard that a run's configuration asks for by ``skip_updates`` and ``gamma``, where it has them."""
+        """Make the guard from ``skip_updates`` and ``gamma`` of a run's configuration, if it has them."""
         gamma = config.get("gamma")
         if not isinstance(gamma, (int, float)) or not 0.0 <= gamma <= 1.0:
             gamma = None
         return cls(config.get("skip_updates", 0), gamma=gamma)
 
     def metrics(self) -> dict[str, float]:
-        """Return ``train/skipped_updates``, where there are any."""
+        """Return ``train/skipped_updates`` if any update was skipped."""
         return {"train/skipped_updates": float(self.skipped)} if self.skipped else {}
 
     def skip(self, error: NonFiniteError) -> None:
-        """Count an update that is not finite.
+        """Count a non-finite update.
 
         Raises:
-            NonFiniteError: the given error, if as many updates as allowed were skipped before.
+            NonFiniteError: the given error, if the allowed number of updates was already skipped.
         """
         if self.skipped >= self.max_skipped:
             if not self.max_skipped:
@@ -85,7 +85,7 @@ class UpdateGuard:
         _log.warning("%s Skipped: %d of at most %d.", error, self.skipped, self.max_skipped)
 
     def see(self, batch: TensorDictBase | None) -> None:
-        """Record the rewards of a batch, which bound the values of actions."""
+        """Record the rewards of a batch, which bound action values."""
         reward = None if batch is None or self.gamma is None else batch.get(REWARD_KEY, None)
         if batch is None or self.gamma is None or not isinstance(reward, Tensor) or not reward.numel():
             return
@@ -95,10 +95,10 @@ class UpdateGuard:
         self._bound = largest if self._bound is None else torch.maximum(self._bound, largest)
 
     def check_values(self, metrics: Mapping[str, Any]) -> None:
-        """Warn, once, of a mean value that is far above what the rewards seen so far can give.
+        """Warn once about a mean value far above the bound of all recorded rewards.
 
         Args:
-            metrics: scalars by name. Those whose name after the last slash is in :data:`VALUES` are checked.
+            metrics: scalars by name. Scalars whose name after the last slash is in :data:`VALUES` are checked.
         """
         if self._warned or self._bound is None:
             return
@@ -119,13 +119,13 @@ _guards: list[UpdateGuard] = []
 
 
 def current_guard() -> UpdateGuard:
-    """Return the guard of the current run; outside of a run, a guard that skips nothing."""
+    """Return the guard of the current run; outside a run, a guard that skips no updates."""
     return _guards[-1] if _guards else UpdateGuard()
 
 
 @contextmanager
 def guarding(guard: UpdateGuard) -> Iterator[UpdateGuard]:
-    """Make a guard the current one while the block runs."""
+    """Make a guard the current one inside the block."""
     _guards.append(guard)
     try:
         yield guard

@@ -16,23 +16,23 @@ __all__ = ["LossGroup", "losses_by_name", "scalar_loss"]
 
 @dataclass
 class LossGroup:
-    """Losses that one optimiser minimises, and how often.
+    """Losses minimised by one optimiser, and the interval of its updates.
 
     Args:
         losses: key or keys of the loss module's output; several are summed.
-        optimizer: optimiser of the parameters that these losses train.
-        every: number of updates of the stepper for each update of this group; 8 for an actor that is updated once for 8
-            updates of the critic.
-        warmup: number of updates of the stepper before the first update of this group, including those of pretraining;
-            for an actor that waits for its critic.
+        optimizer: optimiser of the parameters trained by these losses.
+        every: number of updates of the stepper per update of this group, such as 8 for one actor update per 8 critic
+            updates.
+        warmup: number of updates of the stepper before the first update of this group, including pretraining; it delays
+            an actor until its critic is trained.
         method: method of the loss module that computes only these losses from a batch, as a tensor, a pair of a tensor
-            and metrics, or a TensorDict. It avoids computing them when they are not due. Defaults to the loss module's
-            ``forward``, which computes the losses of all groups without a method.
+            and metrics, or a TensorDict. These losses are then computed only when they are due. Defaults to the loss
+            module's ``forward``, shared by all groups without a method.
         max_grad_norm: clip the gradient of the optimiser's parameters to this norm.
-        target_updater: target updater that is stepped after the optimiser.
+        target_updater: target updater stepped after the optimiser.
 
     Raises:
-        ValueError: if a number is out of its range or no loss is named.
+        ValueError: if a number is outside its allowed range or no loss is named.
     """
 
     losses: str | Sequence[str]
@@ -57,12 +57,12 @@ class LossGroup:
 
     @property
     def name(self) -> str:
-        """The first loss's name, without ``loss_``."""
+        """Name of the first loss, without ``loss_``."""
         return self.losses[0].removeprefix("loss_")
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimiser trains."""
+        """Parameters of the optimiser."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
@@ -71,7 +71,7 @@ def losses_by_name(result: Any, losses: Sequence[str]) -> dict[str, Tensor]:
 
     Args:
         result: output of the loss module or of one of its methods.
-        losses: names of the losses; a bare tensor is the only loss.
+        losses: names of the losses; a single tensor is the value of the only loss.
 
     Raises:
         ValueError: if the result has another type.
@@ -90,10 +90,10 @@ def losses_by_name(result: Any, losses: Sequence[str]) -> dict[str, Tensor]:
 
 
 def scalar_loss(outputs: Mapping[str, Tensor], loss: str) -> Tensor:
-    """Return the loss of that name.
+    """Return the loss with the given name.
 
     Raises:
-        ValueError: if there is none, or it is not a scalar.
+        ValueError: if there is no such loss, or it is not a scalar.
     """
     if loss not in outputs:
         raise ValueError(f"the loss module gives no {loss!r}; it gives {sorted(outputs)}.")

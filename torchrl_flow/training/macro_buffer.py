@@ -1,4 +1,4 @@
-"""Chunks that a steered flow executes, as losses over latents read them: their collection and their replay."""
+"""Collection and replay of a steered flow's executed chunks for losses over latents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = "steps_to_next_obs"
 OUTCOME = ("reward", "done", "terminated", "truncated", STEPS)
 IS_DEMO = "is_demo"
 NO_OBSERVATIONS = (*OUTCOME, IS_DEMO, "success", "episode_reward", "step_rewards")
-"""Entries at the root and below ``"next"`` that are not observations."""
+"""Entries at the root and below ``"next"`` other than observations."""
 
 
 def steered_rollouts(
@@ -36,9 +36,9 @@ def steered_rollouts(
     seed: int | None = None,
     policy_device: torch.device | str | None = None,
 ) -> ChunkRollouts | CollectorRollouts | RayRollouts:
-    """Collect with a steered flow what losses over latents read, and nothing else.
+    """Make rollouts of a steered flow that keep only the inputs of losses over latents.
 
-    Where the policy reads the features of the frozen flow, those are kept in place of the observations.
+    If the policy reads the features of the frozen flow, they are stored in place of the observations.
 
     Args:
         env: chunk env, or :class:`~torchrl_flow.envs.CollectorEnvs` for several processes.
@@ -71,16 +71,16 @@ def steered_rollouts(
 def macro_transitions(
     data: TensorDictBase, *, flow: FlowActor | None = None, observation_keys: Sequence[NestedKey] | None = None
 ) -> TensorDictBase:
-    """Return the entries of executed chunks that off-policy losses read, one row for each chunk.
+    """Return the entries of executed chunks that off-policy losses read, one row per chunk.
 
     Args:
-        data: chunks of any shape ``[*B]``, executed or demonstrated, with a ``latent`` each.
+        data: chunks of any shape ``[*B]``, executed or demonstrated, each with a ``latent``.
         flow: keep the features of this frozen flow instead of the observations, for networks that read features.
-        observation_keys: observations to keep, such as ``in_keys`` of the actor. Defaults to all entries of
-            floating-point numbers or bytes that are both at the root and below ``"next"``, except rewards.
+        observation_keys: observations to keep, such as ``in_keys`` of the actor. Defaults to all floating-point and
+            uint8 entries that exist both at the root and below ``"next"``, except rewards.
 
     Raises:
-        ValueError: if an entry is missing. The error names it and those that are there.
+        ValueError: if an entry is missing. The error names it and lists the existing entries.
     """
     data = data.reshape(-1)
     following: Any = data.get("next")
@@ -90,13 +90,13 @@ def macro_transitions(
         )
     seen = [FEATURES_KEY] if flow is not None else observation_keys or _observations(data, following)
     rows = TensorDict(batch_size=data.batch_size, device=data.device).update(_entries(data, (*seen, *ROOT)))
-    # A key that some rows lack is uninitialised memory in a ring: each row says whether it is a demonstration.
+    # A key missing in some rows would be uninitialised memory in the ring: therefore every row has the flag.
     is_demo = data.get(IS_DEMO, None)
     if is_demo is None:
         is_demo = torch.zeros(*data.batch_size, 1, dtype=torch.bool, device=rows[ROOT[0]].device)
     rows.set(IS_DEMO, is_demo)
     outcome = TensorDict(batch_size=data.batch_size, device=data.device).update(_entries(following, (*seen, *OUTCOME)))
-    # TorchRL's losses look for it at the root.
+    # TorchRL's losses read it at the root.
     return rows.set("next", outcome).set(STEPS, outcome[STEPS])
 
 
@@ -119,7 +119,7 @@ def _entries(data: TensorDictBase, keys: Sequence[NestedKey]) -> dict[NestedKey,
 def macro_replay(capacity: int, *, batch_size: int, device: str = "cpu") -> TensorDictReplayBuffer:
     """Make a replay buffer of chunk transitions that samples in O(1): a preallocated ring, uniform indices.
 
-    Latent and decoded action are stored as they were executed, so that no update runs the flow on old rows.
+    Latent and decoded action are stored as executed, so that no update runs the flow on old rows.
 
     Args:
         capacity: capacity in transitions; the oldest ones are overwritten first.
@@ -138,17 +138,17 @@ def replay_demonstrations(
     *,
     block_size: int = 256,
 ) -> None:
-    """Put demonstrations into a replay buffer, each with a latent from which the flow makes about its action.
+    """Add demonstrations to a replay buffer, each with a latent from which the flow approximates its action.
 
     Args:
         buffer: buffer of :func:`macro_replay`.
         data: the demonstrations.
         latent: latent of each demonstrated chunk (:func:`~torchrl_flow.policies.alias_demonstrations`).
-        actor: steered flow, whose policy determines whether observations or features are kept.
-        block_size: number of rows that are read and encoded at a time.
+        actor: steered flow, whose policy determines whether observations or features are stored.
+        block_size: number of rows per block.
 
     Raises:
-        ValueError: if they do not fit into what the buffer has left.
+        ValueError: if the demonstrations exceed the free capacity of the buffer.
     """
     capacity = buffer.storage.max_size - len(buffer)
     if len(data) > capacity:
@@ -161,9 +161,9 @@ def replay_demonstrations(
 
 
 class ReplayState:
-    """The state of the filled rows of a replay buffer, without its unused capacity.
+    """State of the filled rows of a replay buffer, without its unused capacity.
 
-    TorchRL saves a buffer's whole preallocated storage, of which most may never have been written.
+    TorchRL saves a buffer's whole preallocated storage, most of which may be unused.
 
     Args:
         buffer: buffer of :func:`macro_replay`. It is shared, not copied.
@@ -181,21 +181,21 @@ class ReplayState:
         self.buffer = buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows in the order of the ring, and where the next one goes."""
+        """Return the rows in the order of the ring, and the next write position."""
         rows: Any = self.buffer[: len(self.buffer)] if len(self.buffer) else TensorDict(batch_size=[0])
-        # Cloned, since what is saved of a view is all that lies below it.
+        # Cloned, since saving a view saves its whole underlying storage.
         rows = rows.exclude("index").flatten_keys(".").clone()
         return {"rows": dict(rows.items()), "writer": self.buffer.writer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put the rows back.
+        """Restore the rows.
 
         Raises:
-            ValueError: if there are more rows than the buffer has room for.
+            ValueError: if the number of rows exceeds the buffer's capacity.
         """
         rows = dict(state["rows"])
         if f"next.{STEPS}" in rows:
-            rows.setdefault(STEPS, rows[f"next.{STEPS}"])  # states of before have it there alone
+            rows.setdefault(STEPS, rows[f"next.{STEPS}"])  # older states have it only there
         self.buffer.empty()
         if rows:
             count = next(iter(rows.values())).shape[0]

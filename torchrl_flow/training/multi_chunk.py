@@ -1,4 +1,4 @@
-"""Transitions of several executed chunks, made of rollouts of single ones: returns of n chunks."""
+"""n-step returns over chunks: transitions of several executed chunks from rollouts of single chunks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["multi_chunk_transitions"]
 
 
 def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: float) -> TensorDictBase:
-    """Let each transition of a rollout lead to what is observed after up to ``num_chunks`` chunks.
+    """Replace each transition of a rollout by one over up to ``num_chunks`` chunks.
 
-    ``reward`` becomes ``sum_i gamma^(k_0 + .. + k_(i-1)) R_i``, and ``steps_to_next_obs`` the sum of the ``k_i``, at
-    the root too where it has the entry. A loss that discounts by executed steps then has the n-step return of its
-    target. Everything else below ``"next"`` is that of the last chunk. An episode's end, and the rollout's, end the
-    sum. The actions are those of the behaviour: for a policy that has changed since, more chunks make a target that is
-    more biased, but leans less on the critic.
+    ``reward`` becomes ``sum_i gamma^(k_0 + .. + k_(i-1)) R_i``, and ``steps_to_next_obs`` the sum of the ``k_i``, also
+    at the root if the entry exists there. A loss that discounts by executed steps then has an n-step target. All other
+    entries below ``"next"`` are those of the last chunk. The sum stops at the end of the episode or the rollout. The
+    actions are those of the behaviour policy: if the policy has changed since, more chunks increase the bias of the
+    target, but reduce its dependence on the critic.
 
     Args:
         data: transitions ``[*N, T]`` of a chunk environment, time in the last dimension, with ``reward``, ``done`` and
@@ -68,6 +68,6 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
     index = torch.arange(rows.shape[0], device=last.device).unsqueeze(1).expand_as(last)
     after = following[index, last].set("reward", total).set("steps_to_next_obs", executed)
     folded = rows.copy().set("next", after)
-    if "steps_to_next_obs" in folded:  # TorchRL's value estimators look there
+    if "steps_to_next_obs" in folded:  # TorchRL's value estimators read it there
         folded.set("steps_to_next_obs", executed)
     return folded.reshape(data.shape)

@@ -1,4 +1,4 @@
-"""Updates of several learners in data parallel: this process and Ray actors, each with its share of a batch."""
+"""Data-parallel updates of several learners: this process and Ray actors, each with its share of a batch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 TIMEOUT = timedelta(seconds=300)
-"""How long a learner waits for the others, at the start and in a reduction."""
+"""Timeout of a learner's wait for the others, at the start and in a reduction."""
 
 
 class LearnerError(RuntimeError):
-    """A learner could not start, or has ended."""
+    """Error if a learner cannot start or has ended."""
 
 
 class _Learner:
-    """What runs in an actor: a copy of the stepper with its loss, in the process group of all learners."""
+    """Ray actor: a copy of the stepper with its loss, in the process group of all learners."""
 
     def __init__(self, stepper: NamedLossStepper, port: int, rank: int, learners: int, seed: int) -> None:
         torch.set_num_threads(1)
@@ -44,7 +44,7 @@ class _Learner:
         try:
             self._stepper.update(batch)
         except Exception:
-            # The others would wait for this one's gradients.
+            # The other learners would wait for the gradients of this one.
             dist.destroy_process_group()
             raise
 
@@ -53,29 +53,29 @@ class _Learner:
 
 
 class RayLearners:
-    """The updates of a stepper, each by several learners on this machine: this process and Ray actors of one CPU.
+    """Data-parallel updates of a stepper on this machine by this process and Ray actors with one CPU each.
 
-    A batch is dealt out row by row, so that each learner has its share of demonstrations and of online chunks, and the
-    gradients are averaged by :class:`DataParallelLoss` over gloo. The learners have the same weights, to the bit. The
-    gradient is that of the whole batch but for what is normalised over a batch, such as advantage weights: that is
-    normalised over each learner's share. What the loss draws differs from one learner.
+    A batch is distributed row by row, so that each learner gets its share of demonstrations and of online chunks, and
+    :class:`DataParallelLoss` averages the gradients over gloo. The learners' weights are bitwise equal. The gradient is
+    that of the whole batch, except that quantities normalised over a batch, such as advantage weights, are normalised
+    over each learner's share. The loss's random draws differ from those of a single learner.
 
-    They start at the first update, as copies of the stepper as it is then: restore a checkpoint before. Where Ray is a
-    cluster, this process has to run on one of its machines. State, metrics
-    and checkpoints are those of this process. A learner that dies ends the run, which ``--resume`` continues.
+    The other learners start at the first update as copies of the current stepper: restore a checkpoint before. With a
+    Ray cluster, this process must run on one of its machines. State, metrics and checkpoints are those of this process.
+    The death of a learner ends the run, which ``--resume`` continues.
 
     Args:
-        stepper: of this process; its loss is on the CPU.
-        learners: how many, this process included.
+        stepper: stepper of this process; its loss is on the CPU.
+        learners: number of learners, including this process.
 
     Keyword Args:
-        seed: of what the other learners draw.
+        seed: seed of the other learners' random draws.
 
     Raises:
-        ValueError: if there are fewer than two learners, or the loss is not on the CPU; in updating, if a batch cannot
-            be dealt out evenly.
-        LearnerError: in updating, if a learner cannot start, fails or has ended.
-        NonFiniteError: in updating, if this one's share gives a loss or gradient that is not finite.
+        ValueError: if there are fewer than two learners, or the loss is not on the CPU; in :meth:`update`, if a batch
+            cannot be split evenly.
+        LearnerError: in :meth:`update`, if a learner cannot start, fails or has ended.
+        NonFiniteError: in :meth:`update`, if a loss or gradient of this process's share is not finite.
     """
 
     def __init__(self, stepper: NamedLossStepper, learners: int, *, seed: int = 0) -> None:
@@ -89,13 +89,13 @@ class RayLearners:
         self._connected = False
 
     def update(self, batch: TensorDictBase) -> Metrics:
-        """Do one update of all learners; return the metrics of this one's share.
+        """Make one update of all learners, and return the metrics of this process's share.
 
         Args:
             batch: rows ``[B]``, a multiple of the number of learners.
 
         Raises:
-            ValueError: if it is no multiple.
+            ValueError: if B is not a multiple of the number of learners.
             LearnerError: if a learner cannot start or has ended.
         """
         if batch.shape[0] % self.learners:
@@ -116,18 +116,18 @@ class RayLearners:
         return metrics
 
     def updates_due(self, write_count: int) -> int:
-        """Return what :meth:`NamedLossStepper.updates_due` does."""
+        """Return the result of :meth:`NamedLossStepper.updates_due`."""
         return self.stepper.updates_due(write_count)
 
     def weights(self) -> list[dict[str, torch.Tensor]]:
-        """Return the state dict of the loss of each learner that has started, this one's first."""
+        """Return the state dict of the loss of each started learner, that of this process first."""
         import ray
 
         own = {name: value.detach() for name, value in self.stepper.loss_module.state_dict().items()}
         return [own, *ray.get([actor.weights.remote() for actor in self._actors])]
 
     def close(self) -> None:
-        """End the other learners, and Ray if it was started here; the stepper goes on alone."""
+        """End the other learners, and Ray if this object started it; the stepper continues alone."""
         import ray
 
         for actor in self._actors:
@@ -141,11 +141,11 @@ class RayLearners:
             self._connected = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the stepper, which is the same in each learner."""
+        """Return the state of the stepper, which is equal in all learners."""
         return self.stepper.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore it; other learners start anew from it."""
+        """Restore the state; the other learners restart from it."""
         self.close()
         self.stepper.load_state_dict(state_dict)
 
@@ -162,7 +162,7 @@ class RayLearners:
         except RayError as error:
             raise LearnerError(f"The {self.learners} learners cannot start. {error}") from error
         store = dist.TCPStore(HOST, 0, self.learners, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-        # Gradients and what the loss keeps of a batch are not part of a learner's start.
+        # Gradients and batch data stored in the loss are not sent to new learners.
         self.stepper.loss_module.zero_grad(set_to_none=True)
         parts, node = ray.put(self.stepper), ray.get_runtime_context().get_node_id()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -179,7 +179,7 @@ class RayLearners:
             raise self._ended([actor.weights.remote() for actor in self._actors], error) from error
 
     def _ended(self, tasks: list[Any], error: Exception) -> LearnerError:
-        """Return the error that names the learner that has ended or failed."""
+        """Return the error that names the ended or failed learner."""
         import ray
         from ray import exceptions
 
@@ -192,7 +192,7 @@ class RayLearners:
                 reason = f"learner {rank} of {self.learners} has ended ({last})"
                 break
             except exceptions.RayTaskError as failed:
-                # It may have failed because another one has gone, which is named then.
+                # The failure may be caused by another learner's end, which is then named.
                 reason = f"learner {rank} of {self.learners} has failed ({_line(failed.cause or failed)})"
             except exceptions.RayError:
                 continue

@@ -1,11 +1,11 @@
 """Rollouts of Ray workers, on this machine or on a cluster; a worker that dies is replaced by a new one.
 
-TorchRL's ``RayCollector`` (0.14.1) does not do this. Its iterator is a generator that calls ``ray.get`` for the
-rollouts of its actors. Where one of them has died, the error ends the generator, and the rollouts that the others are
-at are lost with its local variables. ``add_collectors`` adds actors, and the dead one stays in the list that weights
-are sent to and rollouts are asked from; the scheme that sends weights knows the actors of the start alone. Ray's own
-restarts (``max_restarts`` in ``remote_configs``) would begin with the weights and the seeds of the start. So the actors
-here are this library's, around :class:`~torchrl_flow.training.ChunkRollouts`.
+TorchRL's ``RayCollector`` (0.14.1) does not replace dead workers. Its iterator is a generator that calls ``ray.get``
+for the rollouts of its actors. If an actor has died, the error ends the generator, and the running rollouts of the
+other actors are lost with its local variables. ``add_collectors`` adds actors, but the dead one stays in the list of
+actors for weights and rollouts, and the weight-sending scheme has only the initial actors. Ray's restarts
+(``max_restarts`` in ``remote_configs``) would use the initial weights and seeds. Therefore this module has its own
+actors around :class:`~torchrl_flow.training.ChunkRollouts`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = ["RayRollouts"]
 _log = logging.getLogger(__name__)
 
 DEATHS_IN_A_ROW = 3
-"""Times that a worker may die before it has delivered a rollout; the next time ends the run."""
+"""Number of times that a worker may die without delivering a rollout; the next death ends the run."""
 PATIENCE_S = 60.0
-"""Seconds without a rollout after which a warning says so."""
+"""Seconds without a rollout after which a warning is issued."""
 
 
 class _Collector:
-    """What runs in a worker: an environment, a copy of the policy, and rollouts of them."""
+    """Ray actor of a worker: an environment, a copy of the policy, and their rollouts."""
 
     def __init__(self, parts: tuple[Any, nn.Module], num_steps: int, seed: int, options: Mapping[str, Any]) -> None:
         torch.set_num_threads(1)
@@ -49,7 +49,7 @@ class _Collector:
         self._rollouts = ChunkRollouts(make(), self._policy, num_steps, seed=seed, **options)
 
     def collect(self, weights: TensorDictBase) -> tuple[TensorDictBase, tuple[str, int]]:
-        """Return a rollout by these weights, and the machine and process in which it was made."""
+        """Return a rollout with the given weights, and its machine and process."""
         held: Any = TensorDict.from_module(self._policy)
         held.data.update_(weights)
         return self._rollouts.collect(), (platform.node(), os.getpid())
@@ -57,18 +57,18 @@ class _Collector:
 
 @dataclass
 class _Worker:
-    """An actor and what it is at."""
+    """A worker's actor and its running task."""
 
     number: int
     actor: Any
     task: Any = None
     place: tuple[str, int] | None = None
     deaths: int = 0
-    """Deaths since its last rollout, those of the actors before it included."""
+    """Deaths since the worker's last rollout, including those of its earlier actors."""
 
     @property
     def where(self) -> str:
-        """Where it runs, as far as is known."""
+        """Known location of the worker, for messages."""
         return f"process {self.place[1]} on {self.place[0]}" if self.place else "before its first rollout"
 
     def start(self, weights: Any) -> None:
@@ -76,42 +76,41 @@ class _Worker:
 
 
 class RayRollouts:
-    """Collects what :class:`ChunkRollouts` collects, in Ray workers of some environments each.
+    """Rollouts like those of :class:`ChunkRollouts`, collected in Ray workers with several environments each.
 
-    Each worker is a Ray actor with one CPU, that has environments and a copy of the policy, and gets the weights and
-    buffers of ``policy`` through Ray's object store before each rollout. Episodes go on from one rollout to the next.
-    The workers start at the first :meth:`collect`.
+    Each worker is a Ray actor with one CPU, environments and a copy of the policy. It gets the weights and buffers of
+    ``policy`` through Ray's object store before each rollout. Episodes continue from one rollout to the next. The
+    workers start at the first :meth:`collect`.
 
     With ``wait_for_all`` a rollout is that of all workers, which collect together and wait while this process learns:
-    data are as on-policy as in one process, and two runs in which no worker dies are equal to the bit. Without it a
-    rollout is that of the worker which is ready first; it then goes on at once with the weights of that time, while
-    this process learns. Its data are by weights of one or more updates before, and which worker comes first differs
-    from run to run.
+    data are as on-policy as in one process, and two runs without dead workers are bitwise equal. Without it a rollout
+    is that of the first worker that is ready, which continues at once with the current weights while this process
+    learns. Its data come from weights of one or more updates earlier, and the order of workers differs between runs.
 
-    A worker whose process or machine has ended is replaced: a new one, with other seeds and the newest weights,
-    collects its rollout again, and ``replaced`` counts it. What the dead one had not delivered is lost; what
-    :meth:`collect` has returned is not touched. A worker that dies four times without a rollout ends the run, and so
-    does an error that the environment or the policy raises: a new worker would raise it again.
+    A worker whose process or machine has ended is replaced: a new worker, with other seeds and the newest weights,
+    repeats its rollout, and ``replaced`` counts it. Undelivered data of the dead worker are lost; results of
+    :meth:`collect` are not affected. A worker that dies four times without a rollout ends the run. An error in the
+    environment or the policy also ends the run, since a new worker would raise it again.
 
-    The state is the number of rollouts and of replaced workers alone: a resumed run starts new episodes.
+    The state is only the numbers of rollouts and of replaced workers: a resumed run starts new episodes.
 
     Args:
-        envs: makes the environment of each worker.
-        policy: the learner's, on any device; workers act on the CPU.
+        envs: factory of the workers' environments.
+        policy: policy of the learner, on any device; workers run it on the CPU.
         num_steps: T, chunks per sub-environment.
 
     Keyword Args:
-        wait_for_all: see above.
-        keep: root entries to keep; all where ``None``.
-        keep_next: entries below ``"next"`` to keep; all where ``None``.
-        prepare: done to each transition before it is kept, in this process.
-        seed: of the first episodes and of what the copies of the policy draw; drawn where ``None``.
+        wait_for_all: wait for all workers in each rollout, see above.
+        keep: root entries to keep; ``None`` for all.
+        keep_next: entries below ``"next"`` to keep; ``None`` for all.
+        prepare: function applied to each transition before it is stored, in this process.
+        seed: seed of the first episodes and of the policy copies' draws; ``None`` for a random seed.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
-        CollectorError: in collecting, if Ray cannot be reached or has too few CPUs, if a worker cannot start or dies
-            too often, or if its environment raises an error.
-        NonFiniteError: in collecting, if an environment gives a number that is not finite.
+        CollectorError: in :meth:`collect`, if Ray cannot be reached or has too few CPUs, if a worker cannot start or
+            dies too often, or if its environment raises an error.
+        NonFiniteError: in :meth:`collect`, if an environment returns a number that is not finite.
     """
 
     def __init__(
@@ -136,27 +135,27 @@ class RayRollouts:
         self._connected = False
         self._collected = 0
         self.replaced = 0
-        """Workers that have died and were replaced, those before a resumption included."""
+        """Number of replaced workers, including those before a resumption."""
 
     @property
     def chunks(self) -> int:
-        """Chunks of a rollout: those of all workers with ``wait_for_all``, and else those of one."""
+        """Number of chunks in a rollout: of all workers with ``wait_for_all``, otherwise of one worker."""
         return (self.envs.processes if self.wait_for_all else 1) * self.envs.batch_size.numel() * self.num_steps
 
     @property
     def places(self) -> list[tuple[str, int] | None]:
-        """Machine and process of each worker, by its last rollout; ``None`` for one that has delivered none."""
+        """Machine and process of each worker at its last rollout; ``None`` before its first rollout."""
         return [worker.place for worker in sorted(self._workers, key=lambda worker: worker.number)]
 
     def collect(self) -> TensorDictBase:
         """Return the next transitions.
 
-        They are ``[workers * N, T]`` with ``wait_for_all`` (``[workers, T]`` where no environment is batched), and else
-        those of one worker, ``[*N, T]``.
+        Their shape is ``[workers * N, T]`` with ``wait_for_all`` (``[workers, T]`` for unbatched environments),
+        otherwise that of one worker, ``[*N, T]``.
 
         Raises:
-            CollectorError: if a worker cannot start, dies too often or raises an error, naming it.
-            NonFiniteError: if a number is not finite, naming the worker.
+            CollectorError: if a worker cannot start, dies too often or raises an error. The error names the worker.
+            NonFiniteError: if a number is not finite. The error names the worker.
         """
         import ray
 
@@ -177,11 +176,11 @@ class RayRollouts:
         return lazy_stack(steps, -1).contiguous()
 
     def metrics(self) -> dict[str, Any]:
-        """Return ``replaced_workers``, how many have been so far."""
+        """Return ``replaced_workers``, the number of replaced workers."""
         return {"replaced_workers": self.replaced}
 
     def close(self) -> None:
-        """End the workers, and Ray if it was started here."""
+        """End the workers, and Ray if this object started it."""
         for worker in self._workers:
             _kill(worker.actor)
         self._workers, self._parts = [], None
@@ -190,11 +189,11 @@ class RayRollouts:
             self._connected = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of rollouts, and of replaced workers, so far."""
+        """Return the numbers of completed rollouts and of replaced workers."""
         return {"collected": self._collected, "replaced": self.replaced}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set these numbers; new workers start new episodes."""
+        """Restore these numbers; new workers start new episodes."""
         self.close()
         self._collected, self.replaced = int(state.get("collected", 0)), int(state.get("replaced", 0))
 
@@ -218,13 +217,13 @@ class RayRollouts:
         self._workers = [_Worker(number, self._actor(number)) for number in range(self.envs.processes)]
 
     def _actor(self, number: int) -> Any:
-        """Start an actor; its seed is that of no other, those of before a resumption included."""
+        """Start an actor with a seed that no other actor has, including those before a resumption."""
         import ray
 
         seed = mix_seeds([self._seed, self._collected, number, self.replaced]) % 2**31
-        # What is prepared here may need entries that are not kept.
+        # The prepare function may need entries that are not kept.
         options = {} if self._prepare is not None else {"keep": self._keep, "keep_next": self._keep_next}
-        # Ray would restart an actor with the weights and the seed that it began with.
+        # Ray would restart an actor with its initial weights and seed.
         remote: Any = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Collector)
         return remote.remote(self._parts, self.num_steps, seed, options)
 
@@ -242,12 +241,12 @@ class RayRollouts:
         return joined
 
     def _first(self, weights: Any) -> TensorDictBase:
-        """Return the rollout that is ready first; its worker goes on with the newest weights."""
+        """Return the first rollout that is ready; its worker continues with the newest weights."""
         while True:
             worker = self._ready(self._workers)
             data = self._delivered(worker, weights)
             if data is not None:
-                # To the end of the line: of several that are ready, the one that has waited longest comes first.
+                # Moved to the end of the list: of several ready workers, the one that has waited longest is first.
                 self._workers.remove(worker)
                 self._workers.append(worker)
                 worker.start(weights)
@@ -266,7 +265,7 @@ class RayRollouts:
             _log.warning("Rollout %d: no word from Ray workers %s for %.0f s.", self._collected + 1, names, waited)
 
     def _delivered(self, worker: _Worker, weights: Any) -> TensorDictBase | None:
-        """Return what a worker has collected; None where it has died and a new one is at it."""
+        """Return a worker's rollout, or None if the worker has died and a new one repeats the rollout."""
         import ray
         from ray import exceptions
 
@@ -292,7 +291,7 @@ class RayRollouts:
         return data
 
     def _replace(self, worker: _Worker, weights: Any, name: str, error: Exception) -> None:
-        """Start a new actor in the place of one that has died, at the same rollout with the newest weights."""
+        """Replace a dead actor by a new one, which repeats the rollout with the newest weights."""
         worker.deaths += 1
         if worker.deaths > DEATHS_IN_A_ROW:
             raise CollectorError(
@@ -309,7 +308,7 @@ class RayRollouts:
 def _kill(actor: Any) -> None:
     import ray
 
-    with contextlib.suppress(Exception):  # it is dead already, or Ray is
+    with contextlib.suppress(Exception):  # the actor or Ray may already be dead
         ray.kill(actor, no_restart=True)
 
 
@@ -318,5 +317,5 @@ def _line(error: BaseException) -> str:
 
 
 def _last_line(error: BaseException) -> str:
-    """Return the last line of a traceback in a message, the error that it ends with."""
+    """Return the last line of a traceback in a message, which is the error."""
     return str(error).strip().rsplit("\n", 1)[-1]

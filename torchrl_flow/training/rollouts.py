@@ -1,4 +1,4 @@
-"""Rollouts of fixed length from a chunk environment that goes on where the last one ended, also after a resumption."""
+"""Consecutive rollouts of fixed length from a chunk environment, which can be resumed in mid-episode."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["ChunkRollouts", "CollectorError", "finished_success", "minibatches"]
 
 
 class CollectorError(RuntimeError):
-    """A process that collects could not start, or has ended; the message names it."""
+    """Error if a collector process cannot start or has ended; the message names it."""
 
 
 class ChunkRollouts:
-    """Collects ``[*N, T]`` transitions at a time, sub-environments starting anew where their episodes end.
+    """Rollouts of ``[*N, T]`` transitions; sub-environments are reset when their episodes end.
 
-    The transition that ends an episode keeps its true last observation under ``"next"``, which is what value
-    estimators bootstrap from at a truncation. TorchRL's collectors serve as well; this one has a state, so that a
-    resumed run goes on in the middle of its episodes.
+    The last transition of an episode keeps its true last observation under ``"next"``, from which value estimators
+    bootstrap at a truncation. TorchRL's collectors can also be used; this class has a state, so that a resumed run
+    continues in mid-episode.
 
     Args:
         env: chunk env (see :func:`~torchrl_flow.envs.make_chunk_env`).
@@ -38,15 +38,14 @@ class ChunkRollouts:
     Keyword Args:
         keep: root entries to keep. Defaults to all.
         keep_next: entries below ``"next"`` to keep. Defaults to all.
-        prepare: function that is applied to each transition before it is kept, such as the encoding of the next
-            observation.
-        seed: seed of the first episodes, if the reset of the environment takes one. It also seeds the episodes with
-            which an environment without a state continues a resumed run.
+        prepare: function applied to each transition before it is stored, such as an encoder of the next observation.
+        seed: seed of the first episodes, if the reset of the environment takes one. In a resumed run, it also seeds the
+            new episodes of an environment without a state.
         policy_device: device of the policy, if it is not that of the environment.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
-        NonFiniteError: in collecting, if the environment gives an observation or a reward that is not finite.
+        NonFiniteError: in :meth:`collect`, if the environment returns an observation or a reward that is not finite.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class ChunkRollouts:
 
     @property
     def chunks(self) -> int:
-        """Chunks of a rollout, those of all sub-environments together."""
+        """Number of chunks in a rollout, over all sub-environments."""
         return self.env.batch_size.numel() * self.num_steps
 
     @torch.no_grad()
@@ -79,12 +78,12 @@ class ChunkRollouts:
         """Return the next ``[*N, T]`` transitions.
 
         Raises:
-            NonFiniteError: if the environment gives, or the policy makes, a number that is not finite, naming it and
-                the sub-environment; what is returned is safe to store.
+            NonFiniteError: if the environment or the policy returns a number that is not finite. The error names its
+                key and the sub-environment. Returned data are therefore safe to store.
         """
         if self._carry is None:
             if self._seed is not None:
-                # After a resumption that could not go on in its episodes these are others than the first ones.
+                # After a resumption without a state the episodes must differ from the first ones.
                 self.env.set_seed(self._seed if not self._collected else mix_seeds([self._seed, self._collected]))
             self._carry = self.env.reset()
             self._require_finite(self._carry, "reset")
@@ -118,7 +117,7 @@ class ChunkRollouts:
             )
 
     def metrics(self) -> dict[str, Any]:
-        """Return what there is to log about the processes that collect: nothing of this one."""
+        """Return an empty mapping: this process has nothing to log about collection."""
         return {}
 
     def close(self) -> None:
@@ -131,11 +130,11 @@ class ChunkRollouts:
         if self._carry is None:
             return {}
         base = base_env(self.env)
-        # TorchRL's own mark of an env whose state can be set, and that of one that plays its episodes again.
+        # The env's state can be set (TorchRL's mark), or the env replays its episodes (supports_resumption).
         if not (getattr(base, "supports_resumption", False) or can_set_state(base)):
             return {"collected": self._collected}
         carry = {_joined(key): value for key, value in self._carry.items(True, True)}
-        # A transformed env has in its own state that of its transforms alone, such as the frames of a history.
+        # The state of a transformed env holds only that of its transforms, such as the frames of a history.
         transforms = dict(self.env.state_dict()) if self.env is not base else {}
         simulation = dict(base.state_dict())
         return {"carry": carry, "collected": self._collected, "simulation": simulation, "transforms": transforms}
@@ -155,7 +154,7 @@ class ChunkRollouts:
 def kept_entries(
     step: TensorDictBase, keep: Sequence[NestedKey] | None, keep_next: Sequence[NestedKey] | None
 ) -> TensorDictBase:
-    """Return transitions with these root entries and these below ``"next"``, all where ``None``."""
+    """Return transitions with the given entries at the root and below ``"next"``; ``None`` for all."""
     after = step.get("next")
     after = after.select(*keep_next, strict=False) if keep_next is not None else after.copy()
     before = step.select(*keep, strict=False) if keep is not None else step.exclude("next")
@@ -163,12 +162,11 @@ def kept_entries(
 
 
 def finished_success(data: TensorDictBase, *, success_key: NestedKey = "success") -> dict[str, Tensor]:
-    """Return the share of successes over the episodes that finished in a rollout, as ``success``; nothing over none.
+    """Return ``success``, the share of successes over the episodes that finished in a rollout.
 
-    Nothing of a task without success either.
+    The result is empty if no episode finished, or if the task has no success.
 
-    Whether an episode succeeded is told by the success of the chunk that ended it, not by its termination, which may
-    be a failure.
+    The success of an episode is that of its last chunk, not its termination, which may be a failure.
 
     Args:
         data: transitions of any shape ``[*B]``, from an environment in which success ends an episode.
@@ -191,7 +189,7 @@ def _joined(key: NestedKey) -> str:
 
 
 def minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
-    """Yield the rows of ``data`` ``[B]`` in a random order, ``size`` at a time; a last smaller part is left out.
+    """Yield the rows of ``data`` ``[B]`` in a random order, ``size`` at a time; a smaller last part is dropped.
 
     Args:
         data: the rows.

@@ -8,13 +8,13 @@ __all__ = ["warmup_cosine"]
 
 
 def warmup_cosine(peak: float, step: int, total: int, *, warmup: int = 200, floor: float = 0.01) -> float:
-    """Return the learning rate of a step: a linear warm-up, and a half cosine that falls to ``floor * peak``.
+    """Return the learning rate of a step: a linear warm-up times a half cosine that falls to ``floor * peak``.
 
     Args:
         peak: learning rate at the top of the cosine.
         step: number of the step, from 1 to ``total``.
         total: steps of the cosine.
-        warmup: steps of the linear warm-up, by which the cosine is multiplied.
+        warmup: steps of the linear warm-up, a factor of the cosine.
         floor: fraction of ``peak`` at step ``total``.
 
     Examples:

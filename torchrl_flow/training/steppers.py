@@ -1,4 +1,4 @@
-"""Optimisation steps for losses with names: several optimisers, delayed actors, update-to-data ratios, pretraining."""
+"""Optimisation steps of named losses: several optimisers, delayed actors, update-to-data ratios, pretraining."""
 
 from __future__ import annotations
 
@@ -24,48 +24,46 @@ Compute = Callable[..., Any]
 
 
 class NamedLossStepper(OptimizationStepper):
-    """One update: the losses that are due, their optimisers, their target networks.
+    """Updates of named losses: each update runs the due losses, their optimisers and their target updates.
 
-    In a loop of one's own::
+    Use it in a custom loop::
 
         for data in collector:
             buffer.extend(data)
             for _ in range(stepper.updates_due(buffer.write_count)):
                 metrics = stepper.update(buffer.sample())
 
-    or as ``optimization_stepper`` of TorchRL's :class:`~torchrl.trainers.Trainer`, which then needs no optimizer. In
-    an update, the groups without a method come first, by one forward and one backward pass over the sum of what is
-    due of them; then those with a method, one after the other, each seeing what the ones before have changed. A
-    parameter is updated only by the group whose optimiser holds it, with all gradients it has received by then.
+    or as ``optimization_stepper`` of TorchRL's :class:`~torchrl.trainers.Trainer`, which then needs no optimizer. An
+    update first runs the groups without a method, with one forward and one backward pass over the sum of their due
+    losses; then the groups with a method, one after the other, each with the weights changed by the preceding ones. A
+    parameter is updated only by the group whose optimiser holds it, with all gradients accumulated up to then.
 
-    Gradients are clipped by group; the Trainer's own ``clip_norm`` and ``optimizer`` are ignored. With
-    ``utd_ratio`` a Trainer's ``optim_steps_per_batch`` must be 1: each step does all the updates that are due,
-    none or several, on batches that it draws itself from the trainer's replay buffer (without it, one update on the
-    batch it is given). With ``pretrain_steps`` the Trainer trains on its replay buffer before the first collection
-    and hands the weights to the collector.
+    Gradients are clipped by group; the Trainer's ``clip_norm`` and ``optimizer`` are ignored. With ``utd_ratio`` a
+    Trainer's ``optim_steps_per_batch`` must be 1: each step makes all due updates, none or several, on batches drawn
+    from the trainer's replay buffer (without ``utd_ratio``, one update on the given batch). With ``pretrain_steps`` the
+    Trainer trains on its replay buffer before the first collection and sends the weights to the collector.
 
-    A target updater copies the networks to their targets when it is made: make it before restoring a checkpoint.
-    ``state_dict()`` holds the optimisers and the counts; the networks, targets included, are the loss module's.
+    The constructor of a target updater copies the networks to their targets: make it before restoring a checkpoint.
+    ``state_dict()`` holds the optimisers and the counts; the networks, targets included, belong to the loss module.
 
     Args:
         loss_module: any TorchRL loss whose outputs are scalars by name.
         groups: groups of losses, each with its optimiser.
 
     Keyword Args:
-        target_updater: target updater that is stepped after every update, whichever losses were due.
-        utd_ratio: updates per row that was written to the buffer; may be a fraction. With SMDP transitions a row is a
-            chunk. Defaults to None: the caller sets the number of updates.
-        start_after: rows that must be written before the first update that ``utd_ratio`` counts.
-        pretrain_steps: updates before the first collection, in a Trainer.
-        delay_in_pretraining: whether ``every`` also applies in pretraining. Defaults to False: every group is updated
-            each time.
-        compute: function of a batch and the name of a method, or ``None``, that is called in place of the loss module,
-            for example a :class:`~torchrl_flow.training.DataParallelLoss` of it.
-        guard: decides how many non-finite updates may be skipped. Defaults to the guard of the current run, which
-            :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside of a run, none may be skipped.
+        target_updater: target updater stepped after every update, regardless of the due losses.
+        utd_ratio: updates per row written to the buffer; may be a fraction. A row of SMDP transitions is a chunk.
+            Defaults to None: the caller determines the number of updates.
+        start_after: number of rows written before ``utd_ratio`` starts to count.
+        pretrain_steps: number of updates before the first collection, in a Trainer.
+        delay_in_pretraining: apply ``every`` in pretraining too. Defaults to False: every update includes all groups.
+        compute: function of a batch and the name of a method (or ``None``), called in place of the loss module, for
+            example a :class:`~torchrl_flow.training.DataParallelLoss` of it.
+        guard: limit on skipped non-finite updates. Defaults to the guard of the current run, which
+            :meth:`Run.steps <torchrl_flow.runs.Run.steps>` makes; outside a run, no update may be skipped.
 
     Raises:
-        ValueError: if a number is out of its range, or two groups share a parameter or a loss.
+        ValueError: if a number is outside its allowed range, or two groups share a parameter or a loss.
 
     Examples:
         >>> from tensordict.nn import TensorDictModule
@@ -100,7 +98,7 @@ class NamedLossStepper(OptimizationStepper):
         self.target_updater, self.utd_ratio, self.start_after = target_updater, utd_ratio, start_after
         self.pretrain_steps, self.delay_in_pretraining = pretrain_steps, delay_in_pretraining
         self.num_updates = 0
-        """Updates so far, those of pretraining included."""
+        """Number of updates, including pretraining."""
         self.num_pretrain_updates = 0
         self._latest: Metrics = {}
         self._reported: tuple[str, ...] | None = None
@@ -129,27 +127,28 @@ class NamedLossStepper(OptimizationStepper):
                 raise ValueError(f"{type(self.loss_module).__name__} has no method {group.method!r}.")
 
     def update(self, batch: TensorDictBase) -> Metrics:
-        """Do one update.
+        """Make one update.
 
         Args:
             batch: input of the loss module.
 
         Returns:
-            Detached scalars: all that the loss module gave, and ``grad_norm_<group>`` where it is clipped.
+            Detached scalars: the outputs of the loss module, and ``grad_norm_<group>`` of groups with clipping.
 
         Raises:
-            ValueError: if the loss module does not give a loss that a group names, or it is not a scalar.
-            NonFiniteError: if a loss or a gradient is NaN or infinite and the guard skips no more, naming it, the
-                update and what the batch holds; the optimisers of that loss have made no step then.
+            ValueError: if the loss module does not return a loss of a group, or the loss is not a scalar.
+            NonFiniteError: if a loss or a gradient is NaN or infinite and the guard does not skip the update. The error
+                names it, the update and the batch's non-finite entries. The optimiser of that loss has then made no
+                step.
         """
         return self._update(batch, self._compute)
 
     def pretrain(self, sample: Callable[[], TensorDictBase], num_updates: int) -> Iterator[Metrics]:
-        """Update that ``utd_ratio`` does not count, such as those on demonstrations before the first collection.
+        """Make updates that ``utd_ratio`` does not count, for example on demonstrations before the first collection.
 
         Args:
             sample: function that returns a batch, such as ``buffer.sample``.
-            num_updates: total number of updates; earlier ones, also before a restart, count.
+            num_updates: total number of pretraining updates, including earlier ones and those before a restart.
 
         Yields:
             The metrics of each update.
@@ -158,10 +157,10 @@ class NamedLossStepper(OptimizationStepper):
             yield self._update(sample(), self._compute, pretraining=True)
 
     def updates_due(self, write_count: int) -> int:
-        """Return how many updates are to be done now, by ``utd_ratio``.
+        """Return the number of due updates according to ``utd_ratio``.
 
         Args:
-            write_count: number of rows written so far, a replay buffer's ``write_count``.
+            write_count: number of written rows, a replay buffer's ``write_count``.
 
         Raises:
             RuntimeError: if there is no ``utd_ratio``.
@@ -169,7 +168,8 @@ class NamedLossStepper(OptimizationStepper):
         if self.utd_ratio is None:
             raise RuntimeError("updates_due needs a utd_ratio: make the stepper with one.")
         rows = max(0, write_count - self.start_after)
-        # The small number keeps a product such as 10 * 0.3 from being rounded below the whole number it stands for.
+        # The small constant prevents a product such as 10 * 0.3 from falling below the intended whole number by
+        # rounding.
         return max(0, math.floor(self.utd_ratio * rows + 1e-9) - self.num_updates + self.num_pretrain_updates)
 
     def _compute(self, batch: TensorDictBase, method: str | None = None) -> Any:
@@ -223,11 +223,11 @@ class NamedLossStepper(OptimizationStepper):
                 group.target_updater.step()
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDict:
-        """Do the updates that are due in an optimisation step of a Trainer; see the class.
+        """Make the due updates in an optimisation step of a Trainer; see the class.
 
         Returns:
-            The same entries throughout the steps after one collection, which is what the Trainer's averages ask for:
-            what was not computed in this step is as it was last.
+            The same entries in all steps after one collection, as the Trainer's averages require; entries that were not
+            computed in this step have their last values.
         """
         count = 1 if self.utd_ratio is None else self.updates_due(_buffer(trainer).write_count)
         sums: dict[str, list[Tensor]] = {}
@@ -241,10 +241,10 @@ class NamedLossStepper(OptimizationStepper):
         return TensorDict({key: latest[key] for key in self._reported}, batch_size=[])
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
-        """Join a trainer; called by the trainer itself.
+        """Register with a trainer; the trainer calls this method.
 
         Raises:
-            ValueError: if its loss module is another one, or it lacks the replay buffer that is needed.
+            ValueError: if the trainer has another loss module, or lacks a required replay buffer.
         """
         if trainer.loss_module is not self.loss_module:
             raise ValueError("the trainer's loss_module must be the one that the stepper was made with.")
@@ -281,10 +281,10 @@ class NamedLossStepper(OptimizationStepper):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: if it is of other groups.
+            ValueError: if the state belongs to other groups.
         """
         names = [group.name for group in self.groups]
         if sorted(state_dict["optimizers"]) != sorted(names):

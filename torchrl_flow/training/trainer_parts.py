@@ -1,4 +1,4 @@
-"""Hooks of TorchRL's trainers for policies on chunks, and a collector for steered flows."""
+"""Hooks of TorchRL's trainers for chunk policies, and a collector for steered flows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Evaluate = Callable[[], Mapping[str, float]]
 
 
 class ChunkHooks:
-    """Hooks of a trainer: environment steps, schedules that follow them, success, and evaluations.
+    """Hooks of a trainer: counts of environment steps, schedules, success rates, and evaluations.
 
-    A frame of the trainer is a chunk. The hooks count the executed steps, log them with the success of the episodes
-    that ended, and call the schedules after the updates of a rollout. An evaluation is a function that has an
-    environment and seeds of its own, so that nothing of it reaches the replay buffer.
+    A frame of the trainer is a chunk. The hooks count the executed steps, log them with the success of the finished
+    episodes, and call the schedules after the updates of a rollout. An evaluation is a function with a separate
+    environment and seeds, so that its data do not enter the replay buffer.
 
     Args:
-        schedules: functions that are called with the number of environment steps, before the first rollout and after
-            the updates of each one, such as ``ReinFlowPPOLoss.set_env_steps``.
+        schedules: functions of the number of environment steps, called before the first rollout and after the updates
+            of each rollout, such as ``ReinFlowPPOLoss.set_env_steps``.
         evaluate: function that returns metrics by name, such as ``lambda: evaluate(env, policy, range(20)).metrics()``.
         eval_every: rollouts between evaluations; 0 for none.
 
@@ -58,13 +58,13 @@ class ChunkHooks:
             raise ValueError(f"eval_every={eval_every} needs a function to call: give evaluate, or eval_every=0.")
         self.schedules, self.evaluate, self.eval_every = tuple(schedules), evaluate, eval_every
         self.env_steps = 0
-        """Environment steps so far."""
+        """Number of environment steps."""
         self.rollouts = 0
-        """Rollouts so far."""
+        """Number of rollouts."""
         self._success: dict[str, Any] = {}
 
     def count(self, batch: TensorDictBase) -> TensorDictBase:
-        """Count the executed steps of a rollout ``[*N]``, and the successes of the episodes that it ended."""
+        """Count the executed steps of a rollout ``[*N]``, and the successes of its finished episodes."""
         self.rollouts += 1
         self.env_steps += int(batch["next", "steps_to_next_obs"].sum())
         success = finished_success(batch) if ("next", "done") in batch else {}
@@ -72,7 +72,7 @@ class ChunkHooks:
         return batch
 
     def log(self, batch: TensorDictBase | None = None) -> dict[str, Any]:
-        """Return what is logged of the last rollout that was counted; other hooks may have dropped entries of it."""
+        """Return the logged values of the last counted rollout, stored because other hooks may drop its entries."""
         return {"env_steps": self.env_steps, **self._success}
 
     def schedule(self) -> None:
@@ -81,15 +81,15 @@ class ChunkHooks:
             schedule(self.env_steps)
 
     def evaluated(self, batch: TensorDictBase | None = None) -> dict[str, float] | None:
-        """Return the measures of an evaluation where one is due, else nothing."""
+        """Return the metrics of an evaluation if one is due, otherwise None."""
         if self.evaluate is None or not self.eval_every or self.rollouts % self.eval_every:
             return None
         return {f"eval/{name.removeprefix('eval/')}": float(value) for name, value in self.evaluate().items()}
 
     def register(self, trainer: Trainer, name: str = "chunk_hooks") -> None:
-        """Add the hooks, and the counts to what the trainer saves.
+        """Add the hooks to the trainer, and the counts to its saved state.
 
-        Register before other hooks of ``batch_process`` that drop entries.
+        Register it before other hooks of ``batch_process`` that drop entries.
         """
         trainer.register_op("setup", self.schedule)
         trainer.register_op("batch_process", self.count)
@@ -109,18 +109,18 @@ class ChunkHooks:
 
 
 class SteeredCollector(Collector):
-    """A :class:`~torchrl.collectors.Collector` of a steered flow that also takes weights of its latent policy alone.
+    """A :class:`~torchrl.collectors.Collector` of a steered flow that also accepts weights of only its latent policy.
 
-    ``SACTrainer`` and ``PPOTrainer`` send the weights of the loss's policy. Of a
-    :class:`~torchrl_flow.modules.SteeredFlowActor` that is a part, which TorchRL's collector refuses.
+    ``SACTrainer`` and ``PPOTrainer`` send the weights of the loss's policy. This policy is only part of a
+    :class:`~torchrl_flow.modules.SteeredFlowActor`, and TorchRL's collector rejects partial weights.
 
     Args:
-        create_env_fn: environment, or function that makes it, as of TorchRL's collector.
+        create_env_fn: environment, or function that makes it, as in TorchRL's collector.
         policy: the steered flow.
         **kwargs: further options of TorchRL's collector.
 
     Raises:
-        ValueError: if the policy is no steered flow.
+        ValueError: if the policy is not a steered flow.
     """
 
     def __init__(self, create_env_fn: Any, policy: SteeredFlowActor, **kwargs: Any) -> None:
@@ -129,7 +129,7 @@ class SteeredCollector(Collector):
         super().__init__(create_env_fn, policy, **kwargs)
 
     def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        """Update the weights of the policy that acts.
+        """Update the weights of the acting policy.
 
         Args:
             policy_or_weights: module or weights of the steered flow or of its latent policy.

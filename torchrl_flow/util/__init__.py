@@ -1,6 +1,6 @@
 """Atomic files, progress bars, seeds, versions, and differences between platforms.
 
-A name is imported at its first use, because the command line reads small modules of this package before it needs torch.
+Names are imported at first use, because the command line reads small modules of this package without torch.
 """
 
 from __future__ import annotations

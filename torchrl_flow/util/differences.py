@@ -1,4 +1,4 @@
-"""Lists the fields in which two descriptions differ, for error messages."""
+"""Lists of the fields in which two descriptions differ, for error messages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def differing_fields(
     form: str = "{name}: checkpoint {found!r}, here {wanted!r}",
     absent: Any = None,
 ) -> list[str]:
-    """Name both values of each field that differs; a tuple and a list of the same entries do not.
+    """List each field that differs, with both values; a tuple and a list of the same entries count as equal.
 
     Args:
-        found: fields of the object that is checked, such as a checkpoint, a file or a directory.
+        found: fields of the checked object, such as a checkpoint, a file or a directory.
         wanted: fields with the required values.
         names: fields to compare. Defaults to all fields of ``found``, then the other fields of ``wanted``.
-        form: template of the text of one difference.
+        form: template of the text for one difference.
         absent: value of a field that ``found`` lacks.
 
     Returns:

@@ -15,11 +15,11 @@ __all__ = ["file_digest", "json_digest", "module_digest"]
 
 
 def module_digest(module: nn.Module, *, layout: bool = True) -> str:
-    """Return the SHA-256 of a module's state dict: names, shapes, types and every bit of it.
+    """Return the SHA-256 of a module's state dict: names, shapes, types and bits.
 
     Args:
         module: the network.
-        layout: include shapes and types in the hash. False hashes only names and bits, as files of slates do.
+        layout: include shapes and types in the hash. False hashes only names and bits, as in files of slates.
 
     Examples:
         >>> import torch
@@ -38,7 +38,7 @@ def module_digest(module: nn.Module, *, layout: bool = True) -> str:
 
 
 def json_digest(content: Mapping[str, Any], *, without: Collection[str] = ("digest",)) -> str:
-    """Return the SHA-256 of an object of JSON, whatever its indents and the order of its fields.
+    """Return the SHA-256 of a JSON object, independent of indentation and field order.
 
     Args:
         content: plain values, as read from JSON.
@@ -53,7 +53,7 @@ def json_digest(content: Mapping[str, Any], *, without: Collection[str] = ("dige
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(2**20):

@@ -22,7 +22,7 @@ _KEPT_S = 3600.0
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file so that a kill leaves the old one, or none, but never a part.
+    """Write a JSON file atomically: a kill leaves the old file or no file, never a partial one.
 
     Args:
         path: file to write.
@@ -33,9 +33,8 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old one, or none, but never a part."""
-    # The name of a run may hold bytes that are no text.
-    # Line ends are those of the text on every system.
+    """Write a text file atomically: a kill leaves the old file or no file, never a partial one."""
+    # The name of a run may contain bytes that are not text. Line endings are those of the text on every system.
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
@@ -43,8 +42,8 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        ValueError: if it is not UTF-8. The error names the file and the line.
-        OSError: if it cannot be read.
+        ValueError: if the file is not UTF-8. The error names the file and the line.
+        OSError: if the file cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -55,18 +54,18 @@ def read_text(path: Path) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old one, or none, but never a part."""
+    """Write a file atomically: a kill leaves the old file or no file, never a partial one."""
     with staged(path) as part:
         part.write_bytes(content)
 
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Give the place of a new file or directory, which replaces ``path`` when the block has ended without an error.
+    """Yield the path of a new file or directory, which replaces ``path`` when the block ends without an error.
 
-    The place lies in a new hidden directory beside ``path``, which this user alone can enter and whose name cannot be
-    guessed: in a directory that others may write to, nobody can put a link there beforehand. What a kill leaves is
-    removed by a later write of the same path, after an hour.
+    The new path lies in a new hidden directory beside ``path``, which only this user can enter and whose name cannot be
+    guessed: in a directory that others may write to, nobody can place a link there in advance. A later write of the
+    same path removes leftovers of killed writes that are older than an hour.
 
     Args:
         path: file or directory to write; an existing file keeps its permissions.
@@ -91,7 +90,7 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a name is one of those that :func:`staged` makes, which a kill may leave.
+    """Return whether a name has the form of the hidden directories of :func:`staged`, which a kill may leave.
 
     Examples:
         >>> is_leftover(".config.json.abcd1234.part"), is_leftover("config.json")
@@ -101,7 +100,7 @@ def is_leftover(name: str) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed writes of a path have left; a younger one may be of a writer that is at work."""
+    """Remove old leftovers of killed writes of a path; a recent one may belong to an active writer."""
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if not (is_leftover(entry.name) and entry.name.startswith(f".{path.name}.")):
@@ -115,7 +114,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Put a finished file or directory in the place of ``path``, durably: contents first, then the name.
+    """Move a finished file or directory to ``path`` durably: contents are flushed first, then the name.
 
     Raises:
         OSError: if ``path`` is a directory that is not empty.

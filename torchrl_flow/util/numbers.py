@@ -17,18 +17,18 @@ finite."""
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient, weight or observation is NaN or infinite; nothing was changed or saved after it was seen."""
+    """Error for a NaN or infinite loss, gradient, weight or observation, raised before any change or save."""
 
 
 def first_implausible(value: Tensor) -> tuple[tuple[int, ...], str] | None:
-    """Return the place of the first number that is not finite or too large, and what is wrong with it.
+    """Return the index of the first number that is not finite or too large, and a description of it.
 
     Args:
-        value: tensor of any shape. Values of other types than floating point are plausible; the limit is
+        value: tensor of any shape. Values that are not floating point are plausible; the limit is
             :data:`MAX_MAGNITUDE`.
 
     Returns:
-        The index, and what the number is; None where all are plausible.
+        The index and the description; None if all values are plausible.
 
     Examples:
         >>> import torch
@@ -45,14 +45,14 @@ def first_implausible(value: Tensor) -> tuple[tuple[int, ...], str] | None:
 
 
 def require_plausible(tensordict: TensorDictBase, keys: Iterable[Any] | None) -> None:
-    """Refuse observations that are not finite or above :data:`MAX_MAGNITUDE`, before a policy acts on them.
+    """Raise an error for observations that are not finite or above :data:`MAX_MAGNITUDE`, before a policy acts on them.
 
     Args:
         tensordict: input of the policy.
         keys: keys to check; keys that are missing are ignored. ``None`` checks all entries.
 
     Raises:
-        NonFiniteError: if the check fails. The error names key, row, counted over all of the batch, and number.
+        NonFiniteError: if the check fails. The error names key, row (of the flattened batch) and number.
     """
     names = list(tensordict.keys(True, True)) if keys is None else list(keys)
     for key in names:
@@ -70,7 +70,7 @@ def require_plausible(tensordict: TensorDictBase, keys: Iterable[Any] | None) ->
 
 
 def refuse_implausible(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check what a policy is called with, as a forward pre-hook of it; see :func:`require_plausible`."""
+    """Check the inputs of a policy, as its forward pre-hook; see :func:`require_plausible`."""
     if torch.compiler.is_compiling():
         return
     keys = getattr(module, "in_keys", None)

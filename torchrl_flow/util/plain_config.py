@@ -1,4 +1,4 @@
-"""Base of dataclasses that are stored as plain values, in checkpoints for example."""
+"""Base class of dataclasses that are stored as plain values, for example in checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PlainConfig"]
 
 @dataclasses.dataclass(frozen=True)
 class PlainConfig:
-    """Base of frozen dataclasses that are written as JSON and read again.
+    """Base of frozen dataclasses that are written to and read from JSON.
 
     Examples:
         >>> @dataclasses.dataclass(frozen=True)
@@ -34,15 +34,15 @@ class PlainConfig:
 
     @classmethod
     def from_dict(cls: type[_Config], values: Mapping[str, Any], *, complete: bool = False) -> _Config:
-        """Rebuild a configuration from :meth:`to_dict`; lists, which JSON has in place of tuples, become tuples.
+        """Rebuild a configuration from :meth:`to_dict`; lists, which JSON uses for tuples, become tuples.
 
         Args:
-            values: the fields. A field that has a default may be missing.
+            values: the fields. A field with a default may be missing.
             complete: raise an error if a field is missing, even if it has a default. Defaults to False.
 
         Raises:
-            ValueError: if a field is unknown, with the known fields and the most similar one; or if a required field is
-                missing.
+            ValueError: if a field is unknown or a required field is missing. The error lists the known fields and the
+                most similar one.
         """
         known = sorted(field.name for field in dataclasses.fields(cls))
         unknown = sorted(map(str, set(values) - set(known)))

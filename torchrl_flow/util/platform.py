@@ -18,9 +18,9 @@ _LOCK_S = 60.0
 
 
 def flush(path: str | Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk.
+    """Wait until a file, or the names in a directory, are written to disk.
 
-    Windows keeps names by itself and opens no directory; it flushes a file that is open for writing alone.
+    Windows stores names durably itself and cannot open directories; it only flushes files open for writing.
     """
     if os.path.isdir(path):
         if _WINDOWS:
@@ -36,13 +36,13 @@ def flush(path: str | Path) -> None:
 
 
 def replace(source: str | Path, target: str | Path) -> None:
-    """Rename a file over another one, which is there whole at every moment.
+    """Rename a file over another one atomically, so that the target is complete at every moment.
 
-    Windows refuses while another program, such as a virus scanner or a viewer, has the target open; there it is tried
-    again for two seconds.
+    Windows raises an error while another program, such as a virus scanner or a viewer, has the target open; the rename
+    is then repeated for two seconds.
 
     Raises:
-        PermissionError: if it is still open.
+        PermissionError: if the target is still open.
     """
     deadline = time.monotonic() + _RETRY_S
     while True:
@@ -57,9 +57,9 @@ def replace(source: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def locked(directory: str | Path) -> Iterator[None]:
-    """Hold off other programs that lock the same directory.
+    """Lock a directory against other programs that use this lock.
 
-    Windows has no locks of directories: there it is a file ``.lock`` in it, which stays.
+    Windows has no locks of directories: there a file ``.lock`` in the directory is locked, and remains.
 
     Raises:
         OSError: if another program holds the lock for a minute (only on Windows).
@@ -102,9 +102,9 @@ def _locked_file(path: Path) -> Iterator[None]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process of this machine runs."""
+    """Return whether a process is running on this machine."""
     if _WINDOWS:
-        # `os.kill` would send it an event, whatever the number of the signal.
+        # `os.kill` would send the process an event, regardless of the signal's number.
         return _is_alive_on_windows(pid)
     try:
         os.kill(pid, 0)
@@ -131,7 +131,7 @@ def _is_alive_on_windows(pid: int) -> bool:
 
 
 def largest_resident_mib() -> float:
-    """Return the most memory that this process ever had, in MiB; NaN on Windows, which does not tell it."""
+    """Return the peak memory of this process in MiB; NaN on Windows, where it is not available."""
     if _WINDOWS:
         return float("nan")
     import resource

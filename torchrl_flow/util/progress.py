@@ -13,8 +13,8 @@ __all__ = ["Progress", "in_notebook"]
 
 
 def in_notebook() -> bool:
-    """Tell whether this runs in a notebook, which shows widgets: Jupyter or Colab, but no terminal of IPython."""
-    # A program that did not start from IPython has not imported it, and need not.
+    """Return whether this runs in a notebook with widgets: Jupyter or Colab, but not an IPython terminal."""
+    # A program that did not start from IPython has not imported it; an import here is not needed.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
     if shell is None:
@@ -23,18 +23,17 @@ def in_notebook() -> bool:
 
 
 class Progress:
-    """Shows how far a loop is: a bar on a terminal or in a notebook, a plain line now and then elsewhere.
+    """Progress of a loop: a bar on a terminal or in a notebook, occasional plain lines elsewhere.
 
-    A log file or a CI page gets one line every ``interval`` seconds and one at the end, not a thousand
-    carriage returns.
+    A log file or a CI page gets one line every ``interval`` seconds and one at the end, without carriage returns.
 
     Args:
         total: number of steps.
-        initial: steps of an earlier run that is resumed. They count for the bar but not for the rate.
+        initial: steps of the resumed earlier run. They count for the bar but not for the rate.
         description: name of the loop.
         unit: unit of a step.
-        enabled: False shows nothing.
-        interval: seconds between two lines if the stream is no terminal.
+        enabled: False for no output.
+        interval: seconds between two lines if the stream is not a terminal.
         stream: stream to write to. Defaults to standard error.
 
     Examples:
@@ -72,7 +71,7 @@ class Progress:
         return {"total": self.total, "initial": self.initial, "desc": self.description, "unit": self.unit}
 
     def _notebook_bar(self) -> Any:
-        """Return a widget; a bar of text where ipywidgets is not installed."""
+        """Return a widget, or a text bar if ipywidgets is not installed."""
         from tqdm import notebook
 
         try:
@@ -96,7 +95,7 @@ class Progress:
         self.update(0, **{name.rsplit("/", 1)[-1]: value for name, value in metrics.items()})
 
     def close(self) -> None:
-        """Write the last state and give the terminal back."""
+        """Write the last state and release the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -15,7 +15,7 @@ __all__ = ["isolated_rng", "mix_seeds", "seed_everything"]
 
 
 def mix_seeds(seeds: Iterable[int]) -> int:
-    """Return one 63-bit seed that depends on every seed given and on their order.
+    """Return one 63-bit seed that depends on all given seeds and their order.
 
     Examples:
         >>> mix_seeds([1, 2]) == mix_seeds([1, 2]), mix_seeds([1, 2]) == mix_seeds([2, 1])
@@ -42,16 +42,16 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def isolated_rng(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block on freshly seeded global generators and put back the state that was there before.
+    """Run a block with newly seeded global generators and restore their state afterwards.
 
-    What the block draws depends on ``seed`` alone, and what follows the block is as if it had not run. This
-    holds for the process-wide generators of Python, NumPy and torch, on every accelerator in use
-    (:class:`torchrl.checkpoint.GlobalRNGState`), which is what environments and policies draw from.
+    Draws in the block depend only on ``seed``, and draws after the block are the same as without it. This holds for the
+    global generators of Python, NumPy and torch, on every accelerator in use
+    (:class:`torchrl.checkpoint.GlobalRNGState`), from which environments and policies draw.
 
     Args:
         seed: seed of the block.
-        device: seed and restore only torch's generators of the CPU and of this device. Use it for a block that draws
-            from no other generator and runs often.
+        device: seed and restore only torch's generators of the CPU and of this device. Use it for a frequent block that
+            draws from no other generator.
 
     Examples:
         >>> _ = torch.manual_seed(0)

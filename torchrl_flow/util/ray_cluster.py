@@ -1,4 +1,4 @@
-"""Connects to Ray, on this machine or on a cluster, and leaves the program's signal handlers as they were."""
+"""Connections to Ray, on this machine or on a cluster, without changes to the program's signal handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RayError", "connect_ray", "disconnect_ray", "has_ray", "ray_session"
 
 
 class RayError(RuntimeError):
-    """Ray is not installed, cannot be reached, or has too few CPUs; the message says which."""
+    """Error if Ray is not installed, cannot be reached, or has too few CPUs; the message states the cause."""
 
 
 def has_ray() -> bool:
@@ -23,16 +23,15 @@ def has_ray() -> bool:
 
 
 def connect_ray(address: str | None, num_cpus: int | None) -> bool:
-    """Connect this process to Ray, unless it is connected already.
+    """Connect this process to Ray, unless it is already connected.
 
     Args:
-        address: of a cluster that this machine belongs to, such as ``"auto"`` or ``"head:6379"``; where ``None``, Ray
-            starts on this machine alone and ends with this process.
-        num_cpus: CPUs that Ray hands out on this machine, which are as many as it has where ``None``; of no effect on a
-            cluster.
+        address: address of a cluster to which this machine belongs, such as ``"auto"`` or ``"head:6379"``. ``None``
+            starts a local Ray instance, which ends with this process.
+        num_cpus: number of CPUs of a local Ray instance; ``None`` for all CPUs. It has no effect on a cluster.
 
     Returns:
-        Whether this call has connected; :func:`disconnect_ray` is then due.
+        Whether this call has connected; the caller must then call :func:`disconnect_ray`.
 
     Raises:
         RayError: if Ray is not installed, or the address does not answer.
@@ -54,7 +53,7 @@ def connect_ray(address: str | None, num_cpus: int | None) -> bool:
 
 
 def disconnect_ray() -> None:
-    """End the connection of this process, and a Ray that it has started."""
+    """End this process's connection, and stop a Ray instance that it has started."""
     import ray
 
     with _signal_handlers_kept():
@@ -62,10 +61,10 @@ def disconnect_ray() -> None:
 
 
 def require_cpus(needed: int) -> None:
-    """Check that Ray has as many CPUs as are asked for, those in use included: it would wait for others without end.
+    """Check that Ray has enough CPUs in total, including those in use; Ray would wait for missing ones forever.
 
     Raises:
-        RayError: if it has fewer.
+        RayError: if Ray has fewer CPUs.
     """
     import ray
 
@@ -79,11 +78,11 @@ def require_cpus(needed: int) -> None:
 
 @contextmanager
 def ray_session(address: str | None, num_cpus: int) -> Iterator[None]:
-    """Run a block with a connection to Ray that has as many CPUs.
+    """Run a block with a connection to Ray that has at least ``num_cpus`` CPUs.
 
     Args:
         address: see :func:`connect_ray`.
-        num_cpus: needed.
+        num_cpus: required number of CPUs.
 
     Raises:
         RayError: see :func:`connect_ray` and :func:`require_cpus`.
@@ -99,7 +98,7 @@ def ray_session(address: str | None, num_cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Put back the handler of SIGTERM, in the place of which Ray sets its own."""
+    """Restore the handler of SIGTERM, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

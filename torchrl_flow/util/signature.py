@@ -1,4 +1,4 @@
-"""The constructor's signature of classes whose metaclass hides it."""
+"""A descriptor that exposes the constructor's signature of classes whose metaclass hides it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["InitSignature"]
 
 
 class InitSignature:
-    """Give ``inspect.signature``, ``help`` and editors the signature of a class's ``__init__``.
+    """Descriptor that provides the signature of a class's ``__init__`` to ``inspect.signature``, ``help`` and editors.
 
-    The metaclasses of TorchRL's environments and replay buffers would show their own ``(*args, **kwargs)`` instead.
+    The metaclasses of TorchRL's environments and replay buffers would otherwise show ``(*args, **kwargs)``.
 
     Examples:
         >>> class Env:
@@ -22,7 +22,7 @@ class InitSignature:
     """
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature | None:
-        """Return the signature for the class, and nothing for an instance, which has its own ``__call__``."""
+        """Return the signature for the class, and None for an instance, which has its own ``__call__``."""
         if instance is not None:
             return None
         signature = inspect.signature(owner.__init__)

@@ -1,4 +1,4 @@
-"""TorchRL's losses that drop the root of a batch find the number of executed steps under ``"next"``."""
+"""The number of executed steps under ``"next"`` for TorchRL's losses that drop the root of a batch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torchrl.objectives import IQLLoss, LossModule, REDQLoss
 __all__ = ["read_steps_under_next"]
 
 SELECTING = (REDQLoss, IQLLoss)
-"""Losses that select ``"next"``, observation and action before they ask their value estimator for the target."""
+"""Losses that select ``"next"``, observation and action before they call their value estimator for the target."""
 
 GET: Any = LossModule.value_estimator.fget
 SET: Any = LossModule.value_estimator.fset
 
 
 def read_steps_under_next() -> None:
-    """Let the value estimators of REDQLoss and IQLLoss, with subclasses, read k under ``"next"``.
+    """Make the value estimators of REDQLoss and IQLLoss, with subclasses, read k under ``"next"``.
 
-    TorchRL 0.14.1 has them read an entry at the root, which these losses have dropped by then, so that they discount
-    each chunk as one step. Their property ``value_estimator`` moves the key to ``("next", key)``. It does so for
-    estimators that were made before too. Batches without the entry are discounted by gamma, as without this function.
+    In TorchRL 0.14.1 they read an entry at the root, which these losses have already dropped, so that each chunk is
+    discounted as one step. A new property ``value_estimator`` of these losses moves the key to ``("next", key)``, also
+    for existing estimators. Batches without the entry are discounted by gamma, as in TorchRL.
 
-    Every module that writes k calls it, once for the process. A version of TorchRL that has a property of its own there
-    is left as it is.
+    Every module that writes k calls this function; it has an effect once per process. A TorchRL version that defines
+    such a property itself is not changed.
     """
     for loss in SELECTING:
         if "value_estimator" not in vars(loss):

@@ -9,7 +9,7 @@ __all__ = ["close_names", "did_you_mean"]
 
 
 def close_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return the known names that are most like ``name``, the likeliest first; upper and lower case are the same.
+    """Return the known names most similar to ``name``, the most similar first; case is ignored.
 
     Examples:
         >>> close_names("Planar", ["planar", "PickCube-v1"])
@@ -34,7 +34,7 @@ def _key(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?", to end a message with; nothing where no known name is like it.
+    """Return " Did you mean ...?" as the end of a message, or an empty string if no known name is similar.
 
     Examples:
         >>> did_you_mean("Planar", ["planar", "PickCube-v1"])

@@ -1,4 +1,4 @@
-"""The identity of a task: what checkpoints and demonstrations were made for."""
+"""The identity of the task of an environment, a checkpoint or demonstrations."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["TaskInfo"]
 _TEXTS = ("task", "control_mode", "obs_mode", "reward_mode", "robot_uids", "sim_backend", "name")
 _NUMBERS = ("max_episode_steps", "state_dim", "action_dim")
 _SIMILAR = 0.8
-"""Similarity, from 0 to 1, above which an unknown name is taken for a misspelt field."""
+"""Similarity, from 0 to 1, above which an unknown name counts as a misspelt field."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TaskInfo(PlainConfig, Mapping[str, Any]):
     """Identity of a task.
 
-    A checkpoint, a run and a demo store keep one. It is compared with that of the environment before a policy or
+    Checkpoints, runs and demo stores contain one. It is compared with the environment's before a policy or
     demonstrations are used (``differing_fields`` of ``torchrl_flow.util.differences`` lists the fields that differ).
 
-    Every field may be None: the value is unknown, or the task has none (``pixels_size`` of a task without images).
-    ``recorded`` tells these apart. Comparisons skip a field that is not recorded.
+    Every field may be None: the value is unknown, or the task has no such value (``pixels_size`` of a task without
+    images). ``recorded`` distinguishes the two cases. Comparisons skip fields that are not recorded.
 
     An object is also a read-only mapping, with the entries of :meth:`to_dict`: ``info["task"]``, ``info.get("name")``,
-    ``{**info}``. It equals a mapping that has the same entries. Functions that take a task take a mapping, too, and
+    ``{**info}``. It equals a mapping with the same entries. Functions with a task argument also accept a mapping, and
     convert it by :meth:`of`.
 
     Raises:
@@ -51,18 +51,18 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
 
     task: str | None = None
     """Name of the task: ``"planar"``, the id of a ManiSkill task, a function ``"my_package:make_env"``, a slate
-    environment, or a name of your own. A text that is not empty."""
+    environment, or a user-defined name. A non-empty text."""
     control_mode: str | None = None
-    """What an action is: ``"pd_ee_delta_pose"`` and the other controllers of ManiSkill, ``"delta_position"`` of the
-    planar task, or a name of your own. A text that is not empty."""
+    """Control mode: ``"pd_ee_delta_pose"`` and the other controllers of ManiSkill, ``"delta_position"`` of the planar
+    task, or a user-defined name. A non-empty text."""
     obs_mode: str | None = None
-    """What is observed: ``"state"``, ``"rgb"``, ``"rgb+state"``, or another mode of the environment. A text that is not
-    empty."""
+    """Observation mode: ``"state"``, ``"rgb"``, ``"rgb+state"``, or another mode of the environment. A
+    non-empty text."""
     max_episode_steps: int | None = None
     """Time limit of an episode, in environment steps, at least 1."""
     reward_mode: str | None = None
-    """What a reward is: ``"sparse"``, ``"dense"``, ``"normalized_dense"``, or another mode of the environment. A text
-    that is not empty."""
+    """Reward mode: ``"sparse"``, ``"dense"``, ``"normalized_dense"``, or another mode of the environment. A
+    non-empty text."""
     state_dim: int | None = None
     """D, length of the vector ``observation``, at least 1."""
     pixels_size: tuple[int, int] | None = None
@@ -70,17 +70,15 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
     action_dim: int | None = None
     """A, length of the vector ``action``, at least 1."""
     robot_uids: str | None = None
-    """Robots of a ManiSkill task. A text that is not empty."""
+    """Robots of a ManiSkill task. A non-empty text."""
     sim_backend: str | None = None
-    """Simulation of a ManiSkill task: ``"physx_cpu"`` or ``"physx_cuda"``. A text that is not empty."""
+    """Simulation of a ManiSkill task: ``"physx_cpu"`` or ``"physx_cuda"``. A non-empty text."""
     name: str | None = None
-    """The name that an environment of your own gives to its task, where ``task`` is the function that makes it. A text
-    that is not empty."""
+    """Task name of a user-defined environment, whose ``task`` is the function that makes it. A non-empty text."""
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further JSON-able entries by which tasks of one kind differ, such as the geometry of the planar task."""
+    """Further JSON-able entries that distinguish tasks of one kind, such as the geometry of the planar task."""
     recorded: frozenset[str] = frozenset()
-    """Names of the fields that are recorded, which may be None all the same. A field that is not None is always
-    recorded."""
+    """Names of the recorded fields, whose values may be None. A field that is not None is always recorded."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -117,15 +115,15 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, complete: bool = False) -> TaskInfo:
-        """Rebuild an identity from :meth:`to_dict`, or make one of a mapping; names that are no fields are details.
+        """Rebuild an identity from :meth:`to_dict` or another mapping; names that are not fields become details.
 
         Args:
             values: fields and details.
             complete: raise an error if a field is missing. Defaults to False.
 
         Raises:
-            ValueError: if a name is probably a misspelt field, if a field is missing that must not be, or if a field
-                has a value that is not allowed.
+            ValueError: if a name is probably a misspelt field, a required field is missing, or a field has a value that
+                is not allowed.
         """
         missing = [name for name in _fields() if name not in values]
         if complete and missing:
@@ -142,10 +140,10 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
 
     @classmethod
     def of_file(cls, values: Mapping[str, Any]) -> TaskInfo:
-        """Read the identity that a file holds; a name that is no field is a detail, whatever it resembles.
+        """Read the identity in a file; names that are not fields become details, without a check for misspelt fields.
 
         Args:
-            values: what :meth:`to_dict` returned, also in an older version. Missing fields are not recorded.
+            values: result of :meth:`to_dict`, also of an older version. Missing fields are not recorded.
 
         Raises:
             ValueError: if a field has a value that is not allowed.
@@ -156,13 +154,14 @@ class TaskInfo(PlainConfig, Mapping[str, Any]):
 
     @classmethod
     def of(cls, task: Mapping[str, Any] | None) -> TaskInfo:
-        """Convert the argument of a function that takes a task; a :class:`TaskInfo` is returned as it is.
+        """Convert the task argument of a function; a :class:`TaskInfo` is returned unchanged.
 
         Args:
-            task: identity of a task, a mapping of its fields and details, or None, of which no field is recorded.
+            task: identity of a task, a mapping of its fields and details, or None, which gives an identity without
+                recorded fields.
 
         Raises:
-            ValueError: as :meth:`from_dict`, or if ``task`` is no mapping.
+            ValueError: as :meth:`from_dict`, or if ``task`` is not a mapping.
         """
         if isinstance(task, cls):
             return task

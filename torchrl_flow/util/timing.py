@@ -1,4 +1,4 @@
-"""Timings of several forms of one work, taken in turns in one process, and the arithmetic that none can go below."""
+"""Alternating timings of several forms of one computation in one process, and counts of its arithmetic."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 Form = Callable[[], Any]
-"""Does the work once."""
+"""Function that performs the computation once."""
 
 __all__ = ["Form", "alternate", "count_flops", "gemm_rate", "num_parameters", "ratio_of"]
 
 
 def clock_of(device: torch.device | str) -> Form:
-    """Return a clock in seconds: CPU time of this thread on a CPU with one thread, else time with the device's work.
+    """Return a clock in seconds: this thread's CPU time on a CPU with one thread, otherwise wall time.
 
-    Other programs disturb CPU time less than time.
+    On a GPU the clock waits for the device's work. Other programs disturb CPU time less than wall time.
     """
     if torch.device(device).type == "cuda":
 
@@ -29,24 +29,24 @@ def clock_of(device: torch.device | str) -> Form:
             return time.perf_counter()
 
         return synchronized
-    # What a backward pass computes on a CPU, it computes in the thread that asks for it.
+    # On a CPU, a backward pass runs in the calling thread.
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def alternate(
     forms: Mapping[str, Form], *, rounds: int, repeats: int = 1, warmup: int = 3, device: torch.device | str = "cpu"
 ) -> dict[str, list[float]]:
-    """Measure forms A B A B ..., so that what slows the machine slows all of them.
+    """Time forms in the order A B A B ..., so that a slowdown of the machine affects all of them.
 
     Args:
         forms: by name.
-        rounds: measurements of each.
-        repeats: times that a form does its work in a measurement.
-        warmup: measurements before, which do not count.
-        device: where the forms compute.
+        rounds: measurements of each form.
+        repeats: calls of a form per measurement.
+        warmup: discarded measurements at the start.
+        device: device of the computation.
 
     Returns:
-        milliseconds of the work, ``[form][round]``.
+        milliseconds per call, ``[form][round]``.
 
     Examples:
         >>> times = alternate({"a": lambda: None, "b": lambda: None}, rounds=2)
@@ -65,7 +65,7 @@ def alternate(
 
 
 def ratio_of(ours: list[float], reference: list[float]) -> dict[str, float]:
-    """Return the columns of a pair of timings: medians, and the median ratio of neighbours with its quartiles.
+    """Return the table columns of two timings: medians, and the median ratio of adjacent measurements with quartiles.
 
     Examples:
         >>> ratio_of([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])["ratio"]
@@ -80,7 +80,7 @@ def ratio_of(ours: list[float], reference: list[float]) -> dict[str, float]:
 def gemm_rate(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, size: int = 256, rounds: int = 50
 ) -> float:
-    """Return the multiplications and additions a second of matrix products ``[size, size]``, by their median time.
+    """Return the multiplications and additions per second of matrix products ``[size, size]``, from their median time.
 
     Examples:
         >>> gemm_rate(size=16, rounds=3) > 0
@@ -92,7 +92,7 @@ def gemm_rate(
 
 
 def count_flops(form: Form) -> int:
-    """Return the multiplications and additions of the matrix products of a form's work, backward passes included.
+    """Count the multiplications and additions of a form's matrix products, backward passes included.
 
     Examples:
         >>> count_flops(lambda: torch.zeros(2, 3) @ torch.zeros(3, 4))
@@ -104,7 +104,7 @@ def count_flops(form: Form) -> int:
 
 
 class _ProductCounter(TorchDispatchMode):
-    """Sums what PyTorch's own counter does, whose walk over modules does not stand TensorDictParams."""
+    """Counter like PyTorch's FLOP counter, which fails on modules with TensorDictParams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _ProductCounter(TorchDispatchMode):
 
 
 def num_parameters(tensors: Iterable[torch.Tensor]) -> int:
-    """Return how many numbers are trained, each tensor counted once.
+    """Return the number of trained values; each tensor is counted once.
 
     Examples:
         >>> num_parameters([torch.zeros(2, 3, requires_grad=True), torch.zeros(4)])

@@ -15,13 +15,13 @@ import torchrl_flow
 
 __all__ = ["collect_versions", "command_line", "git_commit", "today"]
 
-# `sys.argv[0]` of a recipe that the command line started, which shows it in usage lines.
+# `sys.argv[0]` of a recipe that the command line started; it appears in usage lines.
 _STARTED_BY_COMMAND = re.compile(r"(torchrl-flow|python -m torchrl_flow) run \w+")
 _PACKAGES = ("torch", "torchrl", "tensordict", "numpy", "gymnasium", "mani_skill", "sapien")
 
 
 def collect_versions() -> dict[str, str]:
-    """Return the versions of torchrl_flow, Python and the packages in use that are installed.
+    """Return the versions of torchrl_flow, Python and the installed packages that torchrl_flow uses.
 
     Examples:
         >>> sorted(collect_versions())[-3:]
@@ -37,9 +37,9 @@ def collect_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that started this program, fit for a shell.
+    """Return the command that started this program, quoted for a shell.
 
-    The program is as the user named it, but relative to the working directory where it lies below it.
+    The program's path is as given by the user, or relative if it lies below the working directory.
     """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None and spec.name:
@@ -58,13 +58,13 @@ def command_line() -> str:
 
 
 def git_commit(directory: str | Path | None = None) -> str:
-    """Return the short commit of the checkout around ``directory``, with ``+`` where files differ from it.
+    """Return the short commit of the checkout around ``directory``, with ``+`` if files differ from it.
 
     Args:
         directory: directory inside the checkout. Defaults to the directory of the package.
 
     Returns:
-        The commit, or ``""`` where there is no checkout or no git.
+        The commit, or ``""`` without a checkout or without git.
     """
     where = str(directory or Path(torchrl_flow.__file__).parent)
 
@@ -82,7 +82,7 @@ def git_commit(directory: str | Path | None = None) -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie, untracked, in a checkout of something else.
+    # An installed package may lie untracked in a checkout of another project.
     tracked = directory is not None or git("ls-files", "--error-unmatch", "__init__.py") is not None
     commit = git("rev-parse", "--short=10", "HEAD") if tracked else None
     if not commit:

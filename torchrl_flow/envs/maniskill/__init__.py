@@ -1,4 +1,4 @@
-"""ManiSkill's manipulation tasks as TorchRL environments, one or many in a process, on a CPU or a GPU."""
+"""ManiSkill's manipulation tasks as TorchRL environments, single or batched, on a CPU or a GPU."""
 
 from __future__ import annotations
 

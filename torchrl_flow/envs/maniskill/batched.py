@@ -1,4 +1,4 @@
-"""Builds ManiSkill tasks with many sub-environments on a CPU, which ManiSkill itself refuses."""
+"""ManiSkill tasks with many sub-environments on a CPU, which ManiSkill does not support."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _building = threading.Lock()
 
 
 class BatchUnsupportedError(ValueError):
-    """ManiSkill's own code of a task fails with several sub-environments; the message says at what."""
+    """Error of a task whose ManiSkill code fails with several sub-environments; the message states the cause."""
 
 
 def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int | None, **kwargs: Any) -> Any:
-    """Make a task with ``num_envs`` sub-environments on the CPU, with ManiSkill's time limit around it.
+    """Make a task with ``num_envs`` sub-environments on the CPU, wrapped in ManiSkill's time limit.
 
     Args:
         task: ManiSkill's id.
         num_envs: number of sub-environments.
-        threads: threads that step them.
+        threads: number of threads that step the sub-environments.
         max_episode_steps: time limit; ``None`` for none.
         **kwargs: passed to the task's class.
 
@@ -44,7 +44,7 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
     kwargs = {**(registered.default_kwargs or {}), **kwargs}
     try:
         with _building:
-            # The one thing in ManiSkill's constructor that stands against a batch on the CPU.
+            # The only check in ManiSkill's constructor that prevents a batch on the CPU.
             backends, sapien_env.CPU_SIM_BACKENDS = sapien_env.CPU_SIM_BACKENDS, set()
             try:
                 env = task_class(num_envs=num_envs, **kwargs)
@@ -52,7 +52,7 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
                 sapien_env.CPU_SIM_BACKENDS = backends
         _try_reset_of_one(env)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
-        registered.cls(num_envs=1, **kwargs).close()  # where this fails too, its error is the one to tell
+        registered.cls(num_envs=1, **kwargs).close()  # if this fails too, its error is the relevant one
         raise BatchUnsupportedError(
             f"task={task!r} cannot run with num_envs={num_envs} and sim_backend='physx_cpu': ManiSkill's code of this "
             f"task fails with several sub-environments, or where one of them is reset alone ({_first_line(error)}). "
@@ -63,7 +63,7 @@ def make_batched(task: str, num_envs: int, threads: int, max_episode_steps: int 
 
 
 def _try_reset_of_one(env: Any) -> None:
-    """Reset one sub-environment alone, which some tasks of ManiSkill cannot."""
+    """Reset a single sub-environment, which some ManiSkill tasks do not support."""
     if env.reconfiguration_freq == 0:
         env.reset(seed=[0] * env.num_envs, options={"env_idx": torch.tensor([env.num_envs - 1])})
 
@@ -74,13 +74,13 @@ def _first_line(error: Exception) -> str:
 
 @functools.cache
 def batched_class(task_class: type, threads: int) -> type:
-    """Derive from a task's class one that simulates its sub-environments in as many CPU systems."""
+    """Derive a class from a task's class that simulates each sub-environment in its own CPU system."""
 
     class Batched(task_class):
         """A ManiSkill task over :class:`PhysxCpuBatch`."""
 
         observes = True
-        """Whether resets evaluate and observe; off while one sub-environment is reset after the other."""
+        """Whether resets evaluate and observe; off while sub-environments are reset one by one."""
 
         def _setup_scene(self) -> None:
             import sapien
@@ -120,12 +120,12 @@ def batched_class(task_class: type, threads: int) -> type:
             return super()._step_action(action)
 
         def _set_main_rng(self, seed: Any) -> None:
-            # It draws seeds for resets without any, of which there are none here once it is built.
+            # The main generator draws seeds for unseeded resets, which do not occur after construction.
             if self._batched_main_rng is None or seed is None:
                 super()._set_main_rng(seed)
 
         def _set_episode_rng(self, seed: Any, env_idx: torch.Tensor) -> None:
-            """Seed the generators of the sub-environments that are reset, and no others."""
+            """Seed only the generators of the sub-environments that are reset."""
             if seed is None or self._batched_episode_rng is None or len(env_idx) == self.num_envs:
                 super()._set_episode_rng(seed, env_idx)
                 return
@@ -136,7 +136,7 @@ def batched_class(task_class: type, threads: int) -> type:
             self._episode_seed = seeds_of(seeds)
             generators = BatchedRNG.from_seeds([seeds[row] for row in rows], backend=self._batched_rng_backend)
             self._batched_episode_rng[rows] = generators.rngs
-            # Tasks that draw from this one mean the environment that is reset.
+            # Tasks that draw from this generator expect it to belong to the environment that is reset.
             self._episode_rng = self._batched_episode_rng[rows[0]]
 
     Batched.__name__ = Batched.__qualname__ = task_class.__name__
@@ -148,7 +148,7 @@ def _scene_class() -> type:
     from mani_skill.envs.scene import ManiSkillScene
 
     class Scene(ManiSkillScene):
-        """A scene whose grounds lie in every sub-scene: on a GPU, all of them share one plane."""
+        """A scene with a ground in every sub-scene; on a GPU, all sub-scenes share one plane."""
 
         def create_actor_builder(self) -> Any:
             builder = super().create_actor_builder()
@@ -159,7 +159,7 @@ def _scene_class() -> type:
 
 
 def seeds_of(seeds: Sequence[int]) -> Any:
-    """Return seeds as ManiSkill keeps them."""
+    """Return seeds in ManiSkill's format."""
     import numpy as np
 
     return np.asarray(seeds, dtype=np.int64)
@@ -167,9 +167,9 @@ def seeds_of(seeds: Sequence[int]) -> Any:
 
 @functools.cache
 def _install_rows() -> None:
-    """Let ManiSkill's views of bodies ask :class:`PhysxCpuBatch` for their rows, and nobody else.
+    """Make ManiSkill's views of bodies in a :class:`PhysxCpuBatch` read their row numbers from it.
 
-    They ask each body for its index in the GPU's buffers, which a body of a CPU system has not.
+    ManiSkill's own views read each body's index in the GPU's buffers, which bodies of a CPU system do not have.
     """
     from mani_skill.utils.structs.articulation import Articulation
     from mani_skill.utils.structs.articulation_joint import ArticulationJoint

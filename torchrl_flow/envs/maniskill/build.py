@@ -1,4 +1,4 @@
-"""Validate the arguments of a ManiSkill environment, and build it."""
+"""Checks of the arguments of a ManiSkill environment, and its construction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_flow.envs.maniskill.requirements import detect_render_backend, requ
 from torchrl_flow.util.suggest import close_names
 
 OBS_MODES = ("state", "rgb", "rgb+state")
-"""What a ManiSkill environment can observe."""
+"""Observation modes of a ManiSkill environment."""
 
 MAX_EPISODE_STEPS = {
     "PickCube-v1": 100,
@@ -31,10 +31,10 @@ MAX_EPISODE_STEPS = {
 def check_arguments(
     num_envs: int | None, obs_mode: str, sim_backend: str, visuals: bool | None, threads: int | None = None
 ) -> None:
-    """Validate arguments, also against what this machine can simulate and render.
+    """Check arguments, also against the machine's ability to simulate and render.
 
     Raises:
-        ValueError: names the argument, what was given and what to use.
+        ValueError: if the check fails. The error states the argument, its value and allowed values.
     """
     if obs_mode not in OBS_MODES:
         raise ValueError(f"obs_mode={obs_mode!r} is not one of {', '.join(map(repr, OBS_MODES))}.")
@@ -67,18 +67,19 @@ def check_arguments(
 
 
 def check_task(task: str) -> None:
-    """Validate that ManiSkill knows the task and that its assets are installed.
+    """Check that ManiSkill knows the task and that its assets are installed.
 
-    ManiSkill itself would ask on the terminal whether to download assets, and end the program without a yes.
+    ManiSkill would prompt on the terminal for the download of assets, and exit unless it is confirmed.
 
     Raises:
-        ValueError: names tasks of a like name, or the command that downloads the assets.
+        ValueError: if the check fails. The error lists tasks of similar names, or the command that downloads the
+            assets.
     """
     from mani_skill.utils import assets
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     if task not in REGISTERED_ENVS:
-        # The planar task is no task of ManiSkill, but what a misspelt name may have meant.
+        # The planar task is not a ManiSkill task, but a misspelt name may refer to it.
         close = close_names(task, ["planar", *REGISTERED_ENVS])
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see ManiSkill's list of tasks."
         raise ValueError(f"task={task!r} is not a task of ManiSkill: {hint}")
@@ -93,21 +94,21 @@ def check_task(task: str) -> None:
 
 
 def default_max_episode_steps(task: str) -> int | None:
-    """Return the time limit of a task: that of :data:`MAX_EPISODE_STEPS`, else the registered one."""
+    """Return the time limit of a task from :data:`MAX_EPISODE_STEPS`, otherwise the registered one."""
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     return MAX_EPISODE_STEPS.get(task, REGISTERED_ENVS[task].max_episode_steps)
 
 
 def reconfiguration_of_one(task: str) -> int:
-    """Return after how many resets a task rebuilds its scene where it is simulated alone, 0 for never.
+    """Return the number of resets after which a single environment of a task rebuilds its scene; 0 for never.
 
-    Some tasks decide by the number of sub-environments, which makes another task of a batch.
+    For some tasks this depends on the number of sub-environments, so that a batch would be a different task.
     """
     from mani_skill.envs.sapien_env import BaseEnv
     from mani_skill.utils.registration import REGISTERED_ENVS
 
-    class Asked(Exception):  # noqa: N818  # it carries the answer
+    class Asked(Exception):  # noqa: N818  # an exception that carries a result
         pass
 
     class Ask(BaseEnv):
@@ -116,7 +117,7 @@ def reconfiguration_of_one(task: str) -> int:
 
     registered = REGISTERED_ENVS[task]
     try:
-        # Behind the task's own classes and before ManiSkill's in the order of their constructors.
+        # In the constructor order, Ask comes after the task's classes and before ManiSkill's.
         bases: Any = (registered.cls, Ask)
         type("Probe", bases, {})(num_envs=1, **(registered.default_kwargs or {}))
     except Asked as answer:
@@ -125,11 +126,10 @@ def reconfiguration_of_one(task: str) -> int:
 
 
 def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
-    """Decide whether to build visuals: where pixels are observed or asked for, else where there is a Vulkan
-    device.
+    """Return whether to build visuals: if pixels are observed or requested, otherwise if a Vulkan device exists.
 
     Raises:
-        RenderDeviceError: if they are needed and there is no Vulkan device.
+        RenderDeviceError: if visuals are needed and there is no Vulkan device.
     """
     if "rgb" in obs_mode:
         require_render_backend(f"obs_mode={obs_mode!r}")
@@ -151,8 +151,8 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
             env = make_batched(task, num_envs, threads, sim_backend=sim_backend, **kwargs)
         else:
             env = gymnasium.make(task, num_envs=num_envs, sim_backend=sim_backend, **kwargs)
-    # A fifth of a single environment's time is autograd's. Whoever steps it goes through these, as tensors that were
-    # made in inference mode cannot be changed outside of it.
+    # Autograd takes a fifth of a single environment's time. All calls that step the environment must go through these
+    # methods, since tensors made in inference mode cannot be changed outside it.
     base: Any = env.unwrapped
     base.step, base.reset = torch.inference_mode()(base.step), torch.inference_mode()(base.reset)
     return env
@@ -160,7 +160,7 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
 
 @contextlib.contextmanager
 def _quiet_build() -> Iterator[None]:
-    """Suppress ManiSkill's warning about default poses, which its own tasks cause."""
+    """Suppress ManiSkill's warning about default poses, which its tasks cause."""
     from mani_skill import logger
 
     def keep(record: logging.LogRecord) -> bool:

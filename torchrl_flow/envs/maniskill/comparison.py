@@ -1,4 +1,4 @@
-"""Compare a batch of environments with single environments, bit for bit."""
+"""Bitwise comparison of a batch of environments with single environments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMPARED: tuple[str, ...] = ("observation", "reward", "success", "terminated", 
 
 @dataclasses.dataclass
 class Start:
-    """How an episode starts: from a seed, or from a stored state (of the seed's episode, where one is given)."""
+    """Start of an episode: a seed, or a stored state (of the episode of the seed, if given)."""
 
     seed: int
     env_state: Mapping[str, Any] | None = None
@@ -27,7 +27,7 @@ class Start:
 
 @dataclasses.dataclass
 class BatchComparison:
-    """What was compared, and the largest difference of each entry; all are 0 where the batch is equal."""
+    """Counts of a comparison and the largest difference of each entry; all differences are 0 for an equal batch."""
 
     task: str
     num_envs: int
@@ -40,11 +40,11 @@ class BatchComparison:
 
     @property
     def equal(self) -> bool:
-        """Whether all bits are equal."""
+        """Whether all entries are bitwise equal."""
         return not any(self.differences.values())
 
     def summary(self) -> str:
-        """Return the outcome in one line."""
+        """Return a one-line summary."""
         found = ", ".join(f"{key} by {value:.1e}" for key, value in self.differences.items() if value)
         return (
             f"{self.task}: {'equal' if self.equal else 'differs: ' + found} ({self.episodes} episodes, "
@@ -74,20 +74,20 @@ def compare_with_single(
     seed: int = 0,
     **kwargs: Any,
 ) -> BatchComparison:
-    """Play episodes in a batch, with partial resets at random moments, and each of them in a single environment.
+    """Play episodes in a batch with partial resets at random times, and replay each in a single environment.
 
     Args:
         task: ManiSkill's id.
-        act: function of the number of the step and the batch's observation ``[N, D]`` that returns its action ``[N,
-            A]``.
-        starts: starts of the episodes. The first N start together, each later one at a partial reset; resets stop when
-            no start is left, and starts that remain at the end are not played.
+        act: function of the step number and the batch's observation ``[N, D]`` that returns the batch's action
+            ``[N, A]``.
+        starts: starts of the episodes. The first N start together, each further one at a partial reset. Resets stop
+            when all starts are used; starts that remain after the last step are not played.
         num_envs: N, sub-environments of the batch.
         steps: steps of the batch.
         reset_probability: probability that a sub-environment is reset after a step.
-        fresh: number of episodes that are each played in a new single environment. All others are played one after the
-            other in one environment, which clean resets make equivalent.
-        seed: seed of the times of the resets.
+        fresh: number of episodes that are replayed in a new single environment each. The others are replayed one after
+            the other in one environment, which is equivalent with clean resets.
+        seed: seed of the reset times.
         **kwargs: options of :class:`ManiSkillEnv`, for both environments.
     """
     if len(starts) < num_envs:

@@ -1,4 +1,4 @@
-"""Impulses of contacts, gathered from many SAPIEN systems in one walk a step."""
+"""Contact impulses of many SAPIEN systems, gathered in one pass per step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["ContactImpulses"]
 
 
 class _Query:
-    """A query of impulses that ManiSkill repeats at every step; ``cuda_impulses.torch()`` is ``[n, 3]``."""
+    """A query of impulses that ManiSkill evaluates at every step; ``cuda_impulses.torch()`` is ``[n, 3]``."""
 
     def __init__(self, asked: Sequence[Any], between_pairs: bool) -> None:
-        self.asked = list(asked)  # keeps the bodies, and with them their ids, alive
+        self.asked = list(asked)  # keeps the bodies alive, so that their ids stay valid
         self.between_pairs = between_pairs
         self.total = np.zeros((len(self.asked), 3))
         self.tensor = torch.zeros(len(self.asked), 3)
@@ -26,7 +26,7 @@ class _Query:
 
 
 class ContactImpulses:
-    """Sums impulses as ManiSkill does for a single environment, for all queries and systems at once.
+    """Sums of contact impulses as in ManiSkill's single environment, for all queries and systems at once.
 
     Args:
         systems: ``PhysxCpuSystem`` of each sub-environment; the list may change.
@@ -40,7 +40,7 @@ class ContactImpulses:
         self._known = False
 
     def pair_query(self, pairs: Sequence[tuple[Any, Any]]) -> _Query:
-        """Make a query of the impulses between the two bodies of each pair, on the first of them."""
+        """Make a query of the impulse on the first body of each pair from the second."""
         return self._add(_Query(pairs, True))
 
     def body_query(self, bodies: Sequence[Any]) -> _Query:
@@ -90,6 +90,6 @@ class ContactImpulses:
                 for query, index in of_first:
                     query.total[index] += impulse
                 for query, index in of_second:
-                    # Of a contact between two of the bodies asked for, ManiSkill counts the first one's side.
+                    # For a contact between two queried bodies, ManiSkill counts the impulse on the first body.
                     if first not in query.members:
                         query.total[index] -= impulse

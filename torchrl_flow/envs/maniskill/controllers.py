@@ -1,4 +1,4 @@
-"""ManiSkill's controllers for a batch on a CPU, where ManiSkill has code for the GPU alone."""
+"""ManiSkill's controllers for a batch on a CPU; ManiSkill's own code for batches requires a GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 __all__ = ["use_cpu_kinematics"]
 
-_MAX_ITERATIONS = 100  # as ManiSkill calls it for a single environment
+_MAX_ITERATIONS = 100  # as in ManiSkill's single environment
 
 
 def use_cpu_kinematics(agent: Any) -> None:
-    """Make the end-effector controllers of an agent solve their inverse kinematics as on a CPU.
+    """Make the end-effector controllers of an agent solve inverse kinematics as in a single CPU environment.
 
-    Where ManiSkill's scene simulates a batch, these controllers take one step along the Jacobian; on a CPU they
-    compute the target pose and solve for it. Demonstrations of ``physx_cpu`` hold for the latter.
+    In a batched ManiSkill scene these controllers take one step along the Jacobian; in a single CPU environment they
+    compute the target pose and solve for it. Demonstrations of ``physx_cpu`` require the latter.
     """
     from mani_skill.agents.controllers.pd_ee_pose import PDEEPosController
 
@@ -49,7 +49,7 @@ def _set_target_pose(controller: Any, solver: _RowSolver, action: torch.Tensor) 
 
 
 class _RowSolver:
-    """Solves the inverse kinematics of each row with the solver of the single environment."""
+    """Inverse kinematics of each row by the solver of the single environment."""
 
     def __init__(self, kinematics: Any) -> None:
         self._solve = kinematics.pmodel.compute_inverse_kinematics
@@ -59,7 +59,7 @@ class _RowSolver:
         self._controlled = kinematics.pmodel_controlled_joint_indices.numpy()
 
     def __call__(self, pose: torch.Tensor, qpos: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-        """Return the joint positions ``[N, joints]`` that reach poses ``[N, 7]``; ``otherwise`` where none do."""
+        """Return joint positions ``[N, joints]`` for poses ``[N, 7]``; rows without a solution are ``otherwise``."""
         import sapien
 
         out = otherwise.clone()

@@ -21,17 +21,17 @@ __all__ = ["ManiSkillEnv"]
 
 
 class ManiSkillEnv(ManiSkillWrapper):
-    """Builds a ManiSkill task and wraps it; see :class:`ManiSkillWrapper` for the keys, resets and seeds.
+    """A ManiSkill task, built by name; see :class:`ManiSkillWrapper` for keys, resets and seeds.
 
-    In state mode it runs on a machine without Vulkan: the scene is then built without visuals, with the same
+    In state mode it runs on machines without Vulkan: the scene is then built without visuals, with the same
     observations and rewards (``torchrl_flow.envs.maniskill.headless``).
 
     Args:
         task: ManiSkill id of the task, such as ``"PickCube-v1"``.
 
     Keyword Args:
-        num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``.
-            On the CPU, all of them are simulated in this process, in ``obs_mode="state"``
+        num_envs: ``None`` for one environment with batch size ``[]``; an int for batch size ``[num_envs]``. On the CPU,
+            a batch is simulated in this process and requires ``obs_mode="state"``
             (``torchrl_flow.envs.maniskill.physx_batch``).
         obs_mode: ``"state"``, ``"rgb"`` or ``"rgb+state"``. Defaults to ``"state"``.
         control_mode: ManiSkill's controller. Defaults to ``"pd_ee_delta_pose"``.
@@ -41,30 +41,29 @@ class ManiSkillEnv(ManiSkillWrapper):
         max_episode_steps: time limit in environment steps. Defaults to 100 for PickCube, PushCube and PullCube, 200 for
             StackCube, 250 for LiftPegUpright, 300 for PegInsertionSide (:data:`MAX_EPISODE_STEPS`: planned
             demonstrations need them), and the registered limit for other tasks.
-        ignore_terminations: whether episodes end only at the time limit. Defaults to ``False``.
+        ignore_terminations: end episodes only at the time limit. Defaults to ``False``.
         camera: name of the camera of ``pixels``. Defaults to ``base_camera``, or to the only camera. All cameras of the
-            task are rendered: for StackCube, ``robot_uids="panda"`` removes the wrist camera and is three times as
-            fast.
+            task are rendered: for StackCube, ``robot_uids="panda"`` removes the wrist camera and triples the speed.
         render_size: height and width of ``pixels``, or one int for both. Defaults to the camera's own size, usually
             128.
         robot_uids: robot. Defaults to the robot of the task.
         reconfiguration_freq: number of resets after which the scene is rebuilt, 0 for never. Defaults to the value of
-            the task, which for some tasks (PegInsertionSide) is 1 for one environment and 0 for several. On a CPU,
-            several sub-environments use the value of one environment if ``ignore_terminations`` ends their episodes
+            the task, which for some tasks (PegInsertionSide) is 1 for one environment and 0 for several. On a CPU, a
+            batch uses the value of one environment if ``ignore_terminations`` is set, which makes its episodes end
             together, so that an evaluation plays the same episodes.
         visuals: whether to build the visuals of the scene, which needs a Vulkan device. Defaults to True if the
             observations have pixels or there is a Vulkan device.
         device: device of actions and results. Defaults to the device of the simulation.
         threads: CPU threads that step the sub-environments of ``"physx_cpu"``. Defaults to ``torch.get_num_threads()``.
-        clean_resets: whether a reset removes all state of earlier episodes from the simulation, so that an episode
-            depends only on its seed and actions. Defaults to True on a CPU; a GPU does not support it.
+        clean_resets: remove all state of earlier episodes from the simulation at resets, so that an episode depends
+            only on its seed and actions. Defaults to True on a CPU; a GPU does not support it.
         seed: first seed of the environment's generator. Defaults to a seed from the operating system.
         **kwargs: passed to ``gymnasium.make``.
 
     Raises:
         ManiSkillUnavailableError: if ManiSkill cannot be imported. The error names the command to run.
-        RenderDeviceError: if rendering was asked for and there is no Vulkan device. The error names the command to run.
-        ValueError: if an argument is not among those allowed.
+        RenderDeviceError: if rendering is required and there is no Vulkan device. The error names the command to run.
+        ValueError: if an argument has a value that is not allowed.
 
     Examples:
         >>> env = ManiSkillEnv("PushCube-v1")  # doctest: +SKIP

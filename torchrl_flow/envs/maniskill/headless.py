@@ -1,9 +1,9 @@
-"""ManiSkill without Vulkan: simulate a scene whose visuals are never built.
+"""ManiSkill without Vulkan: scenes without visuals.
 
-ManiSkill asks for a Vulkan device even where nothing is rendered, and only over visuals: materials, textures
-and visual shapes. While :func:`headless` is on, the two render classes are inert stand-ins and the builders'
-methods that add visuals do nothing, so that state observations, rewards and physics work on any machine,
-unchanged. Nothing else is touched, and leaving the context restores every attribute to what it was.
+ManiSkill requires a Vulkan device even if nothing is rendered, but only for visuals: materials, textures and visual
+shapes. While :func:`headless` is on, inert classes replace the two render classes, and the builders' methods that add
+visuals do nothing. State observations, rewards and physics are unchanged and work on any machine. Leaving the context
+restores every replaced attribute.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _originals: list[tuple[Any, str, Any]] = []
 
 
 class InertVisual:
-    """Stands in for a render material or texture: takes any argument and any setter, and renders nothing."""
+    """Replacement of a render material or texture that accepts any argument and setter and renders nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__.update(kwargs)
@@ -67,7 +67,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
 
 
 def enable() -> None:
-    """Turn visuals off for every ManiSkill scene built from now on; calls nest, see :func:`disable`.
+    """Turn visuals off for every ManiSkill scene built afterwards; calls nest, see :func:`disable`.
 
     Raises:
         ManiSkillUnavailableError: if ManiSkill cannot be imported.
@@ -84,7 +84,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo one :func:`enable`; the last one restores exactly what was there before the first.
+    """Undo one :func:`enable`; the last call restores the attributes from before the first.
 
     Raises:
         RuntimeError: if visuals are not off.
@@ -104,8 +104,8 @@ def disable() -> None:
 def headless(enabled: bool = True) -> Iterator[None]:
     """Build ManiSkill scenes without visuals inside the context; may be nested.
 
-    Use ``render_backend="none"`` for the environment built inside. One that reconfigures its scene on reset
-    must be reset inside too (:class:`~torchrl_flow.envs.ManiSkillEnv` does).
+    Use ``render_backend="none"`` for the environment built inside. An environment that reconfigures its scene on reset
+    must also be reset inside (:class:`~torchrl_flow.envs.ManiSkillEnv` does).
 
     Args:
         enabled: ``False`` makes the context do nothing.

@@ -14,7 +14,7 @@ __all__ = ["state_keys", "task_identity", "time_limit"]
 
 
 def time_limit(env: Any) -> int | None:
-    """Return the number of steps after which episodes are truncated, ``None`` where they are not."""
+    """Return the number of steps after which episodes are truncated; ``None`` for no time limit."""
     while env is not None:
         limit = vars(env).get("_max_episode_steps")
         if limit is not None:
@@ -32,7 +32,7 @@ def state_keys(env: Any) -> list[str] | None:
 
 
 def task_identity(env: Any, device: torch.device) -> dict[str, Any]:
-    """Return what tells one task from another, JSON-able."""
+    """Return the properties that identify a task, JSON-able."""
     base = env.unwrapped
     spec = getattr(base, "spec", None)
     return TaskInfo(

@@ -14,7 +14,7 @@ __all__ = ["BatchLayout"]
 
 
 class BatchLayout:
-    """Numbers the bodies that can move, and reads all of them with two calls a scene.
+    """Row numbers of the movable bodies, and reads of all their states with two calls per scene.
 
     ``Scene.pack_poses()`` holds the pose of every entity in the order of ``entities``. ``PhysxCpuSystem.pack()`` holds
     pose and velocity of every rigid dynamic body; then, for each articulation, pose and velocity of the root, joint
@@ -29,7 +29,7 @@ class BatchLayout:
         self.bodies: list[Any] = []
         self.articulations: list[Any] = []
         self.inner_links: list[tuple[int, Any]] = []
-        posed: list[Any] = []  # what a pose is set on; None for the inner links
+        posed: list[Any] = []  # object whose pose can be set; None for inner links
         pose_at: list[int] = []
         moving, velocity_at, joints_at = [], [], []
         system_of_body: list[int] = []
@@ -71,13 +71,13 @@ class BatchLayout:
         kinematic = [getattr(body, "kinematic", False) for body in self.bodies]
         self.has_velocity = self.has_pose & ~np.array(kinematic, dtype=bool)
         self._size = state_start
-        # Positions before quaternions, as ManiSkill has them.
+        # Positions before quaternions, as in ManiSkill.
         self._pose_at = np.array(pose_at, dtype=np.int64).reshape(-1, 1) + np.array([4, 5, 6, 0, 1, 2, 3])
         self._moving = np.array(moving, dtype=np.int64)
         self._velocity_at = np.array(velocity_at, dtype=np.int64).reshape(-1, 1) + np.arange(6)
         dofs = [articulation.dof for articulation in self.articulations]
         self.joint_shape = len(dofs), max(dofs, default=0)
-        self._qpos_at = np.full(self.joint_shape, self._size, dtype=np.int64)  # a zero stands behind the end
+        self._qpos_at = np.full(self.joint_shape, self._size, dtype=np.int64)  # the entry past the end is a zero
         self._qvel_at = self._qpos_at.copy()
         for row, (start, dof) in enumerate(zip(joints_at, dofs, strict=True)):
             self._qpos_at[row, :dof] = start + np.arange(dof)
@@ -114,13 +114,13 @@ class BatchLayout:
         """Read all states.
 
         Args:
-            scenes: the scenes given at construction, or other scenes with the same entities in the same order.
+            scenes: the scenes of the constructor, or other scenes with the same entities in the same order.
             systems: systems of ``scenes``.
-            bodies: ``[bodies, 13]`` to write to; position, quaternion, linear and angular velocity. Velocities of an
-                articulation's inner links are left as they are.
-            qpos: joint positions ``[articulations, dof]`` to write to.
-            qvel: joint velocities ``[articulations, dof]`` to write to.
-            changed: systems whose state has changed since the last reading. Defaults to all.
+            bodies: output ``[bodies, 13]``: position, quaternion, linear and angular velocity. Velocities of an
+                articulation's inner links are not changed.
+            qpos: output, joint positions ``[articulations, dof]``.
+            qvel: output, joint velocities ``[articulations, dof]``.
+            changed: systems whose state has changed since the last read. Defaults to all.
         """
         packed = self._packed
         for index in range(len(packed)) if changed is None else changed:
@@ -138,7 +138,7 @@ class BatchLayout:
         qvel[:] = state[self._qvel_at]
 
     def check(self, bodies: np.ndarray) -> None:
-        """Compare what was read with the getters of the bodies; raises RuntimeError where SAPIEN packs otherwise."""
+        """Compare read states with the getters of the bodies; raise RuntimeError if SAPIEN's layout differs."""
         for row, body in enumerate(self.bodies):
             pose = body.entity_pose
             if not np.array_equal(bodies[row, :_POSE], [*pose.p, *pose.q], equal_nan=True):
@@ -170,7 +170,7 @@ class BatchLayout:
             body.angular_velocity = velocity
 
     def wake_up(self) -> None:
-        """Start the counters until sleep anew."""
+        """Restart the sleep counters."""
         for row in np.flatnonzero(self.has_velocity):
             self.bodies[row].wake_up()
 

@@ -1,9 +1,9 @@
-"""Many SAPIEN CPU systems behind the part of ``PhysxGpuSystem`` that ManiSkill uses.
+"""Many SAPIEN CPU systems behind the part of the ``PhysxGpuSystem`` interface that ManiSkill uses.
 
-Above its physics ManiSkill is written for a batch, and everything it does to a batched simulation goes through
-one object, ``scene.px``. On a GPU this is ``sapien.physx.PhysxGpuSystem``: buffers of all bodies' states, which
-``gpu_fetch_*`` fills and ``gpu_apply_*`` writes to the simulation. :class:`PhysxCpuBatch` has these buffers as CPU
-tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
+ManiSkill's code above the physics supports batches and accesses a batched simulation through one object, ``scene.px``.
+On a GPU this is ``sapien.physx.PhysxGpuSystem``: buffers of all bodies' states, which ``gpu_fetch_*`` fills and
+``gpu_apply_*`` writes to the simulation. :class:`PhysxCpuBatch` has these buffers as CPU tensors and one
+``PhysxCpuSystem`` per sub-environment. It implements
 
 - ``timestep``, ``step``, ``get_contacts``, ``get_scene_offset``, ``gpu_init``, ``sync_poses_gpu_to_cpu``;
 - ``cuda_rigid_body_data`` and ``cuda_articulation_{qpos, qvel, qf, qacc, target_qpos, target_qvel}``, all fetches and
@@ -11,14 +11,13 @@ tensors and one ``PhysxCpuSystem`` a sub-environment. It stands in for
 - ``cuda_rigid_body_force`` and ``gpu_apply_rigid_dynamic_force``;
 - the queries of contact impulses, of pairs and of bodies (``torchrl_flow.envs.maniskill.contacts``).
 
-It differs from the GPU's in what makes it equal to ManiSkill's single environment on a CPU. Nothing is read before
-somebody looks at a buffer, and what is read is then up to date. What was assigned is written, all of it and nothing
-else: writing a pose anew, even an equal one, drops PhysX's contact caches and rounds it once more. While
-``writes_through`` is on (resets), what is assigned reaches the simulation, and what follows from it the buffers, before
-the next look at any of them, as on a CPU where an episode's start is read back while it is made. Drive targets are
-written to all joints of all articulations as soon as one is assigned, as a controller does: it keeps robots from
-falling asleep. The steps of a control step are run together, one sub-environment after the other, which keeps its data
-in the processor's cache.
+It differs from the GPU's system where this is necessary for equality with ManiSkill's single environment on a CPU.
+Buffers are updated lazily, at their next access. Exactly the assigned entries are written to the simulation: rewriting
+a pose, even an equal one, drops PhysX's contact caches and rounds the pose again. While ``writes_through`` is on
+(during resets), assignments reach the simulation, and their consequences reach the buffers, before the next access to
+any buffer, since resets on a CPU read back the states that they set. Drive targets are written to all joints of all
+articulations as soon as one is assigned, as a controller does, which prevents robots from falling asleep. All steps of
+a control step run together, one sub-environment after the other, which keeps its data in the processor's cache.
 
 Checked with the versions of :data:`CHECKED_VERSIONS`. It relies on the layout of ``PhysxCpuSystem.pack()`` and
 ``Scene.pack_poses()``, which :meth:`PhysxCpuBatch.gpu_init` compares with the bodies' own getters.
@@ -37,13 +36,13 @@ from torchrl_flow.envs.maniskill.contacts import ContactImpulses
 from torchrl_flow.envs.maniskill.layout import BatchLayout
 
 CHECKED_VERSIONS = {"mani_skill": "3.0.1", "sapien": "3.0.3"}
-"""Versions of the packages with which the batch was found equal to the single environment."""
+"""Package versions for which the batch was verified to equal the single environment."""
 
 __all__ = ["CHECKED_VERSIONS", "PhysxCpuBatch"]
 
 
 class _Recording(torch.Tensor):
-    """A tensor that notes which of its entries are assigned; all else is as on any tensor, and gives plain ones."""
+    """A tensor that records which of its entries are assigned; all other operations return plain tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     written: torch.Tensor
@@ -54,7 +53,7 @@ class _Recording(torch.Tensor):
 
 
 class _Buffer:
-    """A tensor with the interface of SAPIEN's ``CudaArray``; ``before`` runs before anybody gets it."""
+    """A tensor with the interface of SAPIEN's ``CudaArray``; ``before`` runs before each access."""
 
     def __init__(self, shape: Sequence[int], before: Callable[[], None]) -> None:
         tensor = torch.zeros(*shape)
@@ -70,7 +69,7 @@ class _Buffer:
         return self._tensor
 
     def take_written(self) -> np.ndarray | None:
-        """Return which entries were assigned since the last call, or ``None`` for none."""
+        """Return the mask of the entries assigned since the last call, or ``None`` for none."""
         if not self._written_array.any():
             return None
         written = self._written_array.copy()
@@ -79,11 +78,11 @@ class _Buffer:
 
 
 class PhysxCpuBatch:
-    """The simulation of N sub-environments, see the head of this file.
+    """The simulation of N sub-environments, see the module's docstring.
 
     Args:
         scenes: one ``sapien.Scene`` for each sub-environment, each with its own ``PhysxCpuSystem``. The list is shared
-            with ManiSkill's scene, so that both see a renewed sub-scene.
+            with ManiSkill's scene, so that a renewed sub-scene replaces the old one in both.
         threads: number of threads that step the systems; SAPIEN's ``step`` releases Python's global lock.
     """
 
@@ -93,12 +92,12 @@ class PhysxCpuBatch:
         self._threads = max(1, min(threads, len(scenes)))
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._pending = 0
-        self._changed = set(range(len(scenes)))  # systems that are elsewhere than the buffers say
+        self._changed = set(range(len(scenes)))  # systems whose state differs from the buffers
         self.writes_through = False
         self._layout: BatchLayout | None = None
         self.contacts = ContactImpulses(self.systems)
 
-    # ---- what is there
+    # ---- properties and setup
 
     @property
     def timestep(self) -> float:
@@ -112,13 +111,13 @@ class PhysxCpuBatch:
 
     @property
     def layout(self) -> BatchLayout:
-        """Numbering of bodies and articulations; there from ``gpu_init`` on."""
+        """Numbering of bodies and articulations; available after ``gpu_init``."""
         if self._layout is None:
             raise RuntimeError("the bodies of a scene have rows in the buffers once it is built, after gpu_init().")
         return self._layout
 
     def get_scene_offset(self, scene: Any) -> np.ndarray:
-        """Return zeros: every sub-scene is a world of its own."""
+        """Return zeros, since every sub-scene is a separate world."""
         return np.zeros(3, dtype=np.float32)
 
     def gpu_init(self) -> None:
@@ -142,7 +141,7 @@ class PhysxCpuBatch:
     # ---- reading
 
     def _sync(self) -> None:
-        """Bring the buffers of positions and velocities up to date."""
+        """Update the buffers of positions and velocities."""
         self._run()
         if self.writes_through:
             self._write()
@@ -154,7 +153,7 @@ class PhysxCpuBatch:
         self.layout.read(self.scenes, self.systems, self.cuda_rigid_body_data.array, *joints, changed)
 
     def body_data(self, with_velocities: bool = True) -> torch.Tensor:
-        """Return ``[bodies, 13]``, with the velocities of the inner links of articulations too."""
+        """Return ``[bodies, 13]``, including the velocities of articulations' inner links."""
         self._sync()
         if with_velocities and not self._link_velocities_read:
             self._link_velocities_read = True
@@ -171,20 +170,20 @@ class PhysxCpuBatch:
     def _already_there(self) -> None:
         """Do nothing: this module or SAPIEN itself keeps these buffers up to date."""
 
-    # What was stepped or written is known, and read when somebody looks.
+    # Changes by steps and writes are recorded, and read at the next access.
     gpu_fetch_rigid_dynamic_data = gpu_fetch_articulation_link_pose = _already_there
     gpu_fetch_articulation_link_velocity = gpu_fetch_articulation_qacc = _already_there
     gpu_fetch_articulation_qpos = gpu_fetch_articulation_qvel = _already_there
     gpu_fetch_articulation_target_qpos = gpu_fetch_articulation_target_qvel = _already_there
     gpu_update_articulation_kinematics = sync_poses_gpu_to_cpu = _already_there
-    # Root poses and velocities are rows of the bodies' data. Targets are written when the next step runs.
+    # Root poses and velocities are rows of the bodies' data. Targets are written at the next step.
     gpu_apply_articulation_root_pose = gpu_apply_articulation_root_velocity = _already_there
     gpu_apply_articulation_target_position = gpu_apply_articulation_target_velocity = _already_there
 
     # ---- writing
 
     def gpu_apply_rigid_dynamic_data(self) -> None:
-        """Write the poses and velocities that were assigned."""
+        """Write the assigned poses and velocities."""
         self._run()
         written = self.cuda_rigid_body_data.take_written()
         if written is None:
@@ -215,19 +214,19 @@ class PhysxCpuBatch:
             self._apply_joints(name)
 
     def gpu_apply_articulation_qpos(self) -> None:
-        """Write the joint positions that were assigned."""
+        """Write the assigned joint positions."""
         self._apply_joints("qpos")
 
     def gpu_apply_articulation_qvel(self) -> None:
-        """Write the joint velocities that were assigned."""
+        """Write the assigned joint velocities."""
         self._apply_joints("qvel")
 
     def gpu_apply_articulation_qf(self) -> None:
-        """Write the joint forces that were assigned."""
+        """Write the assigned joint forces."""
         self._apply_joints("qf")
 
     def gpu_apply_rigid_dynamic_force(self) -> None:
-        """Push bodies at their centres of mass, once."""
+        """Apply forces to bodies at their centres of mass, for one step."""
         self._run()
         force = self.cuda_rigid_body_force.array[:, :3]
         for row in np.flatnonzero((force != 0).any(1)):
@@ -244,7 +243,7 @@ class PhysxCpuBatch:
     # ---- stepping
 
     def step(self) -> None:
-        """Step every system, at the next access to a result or to a writable buffer."""
+        """Schedule a step of every system, which runs at the next access to a result or a writable buffer."""
         self._pending += 1
 
     def _run(self) -> None:
@@ -262,11 +261,11 @@ class PhysxCpuBatch:
         self.contacts.forget()
 
     def finish(self) -> None:
-        """Run the steps that are still to be done."""
+        """Run the pending steps."""
         self._run()
 
     def replace(self, row: int, scene: Any) -> None:
-        """Replace the scene of one sub-environment by another one with the same entities."""
+        """Replace the scene of one sub-environment by another scene with the same entities."""
         self.scenes[row], self.systems[row] = scene, scene.physx_system
         self._changed.add(row)
         self.contacts.forget()

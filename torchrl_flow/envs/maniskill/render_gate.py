@@ -11,10 +11,10 @@ from torchrl_flow.envs.maniskill.requirements import RenderDeviceError
 
 
 class RenderGate:
-    """Switches the cameras of a ManiSkill environment off: the last images are then repeated.
+    """Switch of the cameras of a ManiSkill environment: while it is off, the last images are repeated.
 
-    It replaces ``_get_obs_sensor_data`` of the one environment object it is given; everything else of an
-    observation is computed as before.
+    It replaces ``_get_obs_sensor_data`` of the given environment object; the rest of an observation is computed as
+    usual.
 
     Args:
         env: the unwrapped ManiSkill environment.
@@ -33,7 +33,7 @@ class RenderGate:
         env._get_obs_sensor_data = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the sensor data: rendered now where the gate is open, else those of the last rendering."""
+        """Return the sensor data: newly rendered if the gate is open, otherwise those of the last rendering."""
         if self._open or self._images is None:
             self._images = self._capture(*args, **kwargs)
             self._stale = False
@@ -46,7 +46,7 @@ class RenderGate:
         self._open = True
 
     def before_step(self) -> None:
-        """Open the gate where rendering is on, and for the last ``history`` steps before truncation."""
+        """Open the gate if rendering is on, and for the last ``history`` steps before truncation."""
         self._open = self.enabled or self._near_truncation()
 
     def _near_truncation(self) -> bool:

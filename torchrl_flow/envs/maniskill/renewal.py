@@ -1,10 +1,10 @@
-"""Initial states that do not depend on earlier episodes.
+"""Scene renewal at resets, so that initial states do not depend on earlier episodes.
 
-PhysX keeps contact and friction caches, an order of pairs, and counters until sleep from step to step. Setting poses
-and velocities anew clears only some of them, so that an episode in contact depends on those that the same simulation
-ran before. Here the bodies move to a new, empty ``PhysxCpuSystem``, in the order in which they were added to the first,
-and are set to where they were when the scene was built. The episode then equals, bit for bit, the same episode in a new
-environment, and takes a small part of the time that building a scene takes.
+PhysX keeps contact and friction caches, an order of pairs, and sleep counters between steps. Resetting poses and
+velocities clears only some of them, so that an episode with contacts depends on earlier episodes of the same
+simulation. A renewal moves the bodies to a new, empty ``PhysxCpuSystem``, in the order in which they were added to the
+first, and restores their poses from the construction of the scene. The episode then equals the same episode in a new
+environment bit for bit. A renewal takes a small part of the time of building a scene.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["SceneRenewal", "can_renew"]
 
 
 def can_renew(env: Any) -> bool:
-    """Tell whether an environment is one of ManiSkill's that is simulated on the CPU."""
+    """Return whether an environment is a ManiSkill environment that is simulated on the CPU."""
     px = getattr(getattr(env, "scene", None), "px", None)
     return type(px).__name__ in ("PhysxCpuSystem", "PhysxCpuBatch")
 
 
 class SceneRenewal:
-    """Renews the scenes of a ManiSkill environment that is simulated on the CPU.
+    """Renewal of the scenes of a ManiSkill environment that is simulated on the CPU.
 
     Args:
         env: the unwrapped environment.
@@ -39,7 +39,7 @@ class SceneRenewal:
         self._starts: list[_Start] = []
 
     def __call__(self, rows: Iterable[int]) -> None:
-        """Give sub-environments new, unused scenes; to be called before they are reset."""
+        """Give sub-environments new, unused scenes; call it before they are reset."""
         import sapien
         import sapien.physx as physx
 
@@ -48,10 +48,10 @@ class SceneRenewal:
         batched = isinstance(px, PhysxCpuBatch)
         if batched:
             px.finish()
-        if scene is not self._scene:  # rebuilt, or looked at for the first time
+        if scene is not self._scene:  # rebuilt, or first access
             self._scene = scene
             self._starts = [_Start(sub_scene) for sub_scene in scene.sub_scenes]
-        # The settings that a new system takes are global: those of the environment that was built last.
+        # The settings of a new system are global and belong to the environment that was built last.
         self._env._set_scene_config()
         for row in rows:
             old = scene.sub_scenes[row]

@@ -1,8 +1,8 @@
-"""The state of a ManiSkill environment during its episodes, from which another process can continue.
+"""The mid-episode state of a ManiSkill environment, from which another process can continue.
 
-PhysX keeps contact and friction caches from step to step, which cannot be read. Poses and velocities alone therefore do
-not make the next steps equal. With clean resets, an episode is a function of its start and its actions. Both are
-recorded and replayed: the next steps are then equal, bit for bit.
+PhysX keeps contact and friction caches between steps, which cannot be read. Poses and velocities are therefore not
+sufficient to reproduce the next steps. With clean resets, an episode is a function of its start and its actions. Both
+are recorded and replayed: the next steps are then equal bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["EpisodeLog"]
 
 @dataclass
 class _Reset:
-    """A reset whose episode still runs in at least one sub-environment."""
+    """A reset whose episode is still running in at least one sub-environment."""
 
     step: int
     rows: list[int]
@@ -27,7 +27,7 @@ class _Reset:
 
 
 class EpisodeLog:
-    """Resets and actions of a batch since the oldest of its running episodes began.
+    """Resets and actions of a batch since the start of its oldest running episode.
 
     Args:
         num_envs: number of sub-environments.
@@ -37,7 +37,7 @@ class EpisodeLog:
         self._num_envs = num_envs
         self._resets: list[_Reset] = []
         self._actions: list[Tensor] = []
-        self._first = 0  # number of the step that ``_actions`` begins with
+        self._first = 0  # step number of the first entry of ``_actions``
 
     def reset(self, rows: Sequence[int] | None, arguments: Mapping[str, Any]) -> None:
         """Record a reset of rows (``None``: of all) with its arguments."""
@@ -59,12 +59,12 @@ class EpisodeLog:
         self._actions.append(action.detach().cpu().clone())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return resets and actions, the numbers of the resets' steps counted from the first action on."""
+        """Return resets and actions; the step numbers of resets are relative to the first action."""
         resets = [{"step": r.step - self._first, "rows": r.rows, "arguments": r.arguments} for r in self._resets]
         return {"resets": resets, "actions": torch.stack(self._actions) if self._actions else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the resets and actions of :meth:`state_dict`."""
+        """Load the resets and actions of :meth:`state_dict`."""
         self._first = 0
         self._resets = [_Reset(int(r["step"]), list(r["rows"]), dict(r["arguments"])) for r in state["resets"]]
         actions = state["actions"]
@@ -74,8 +74,8 @@ class EpisodeLog:
         """Repeat the recorded resets and actions.
 
         Args:
-            reset: function that is called with the rows and the arguments of each reset.
-            step: function that is called with each action.
+            reset: function called with the rows and the arguments of each reset.
+            step: function called with each action.
         """
         waiting = list(self._resets)
         for number in range(len(self._actions) + 1):

@@ -1,4 +1,4 @@
-"""Checks of what ManiSkill needs on a machine; errors name the command that installs what is missing."""
+"""Checks of ManiSkill's requirements on a machine; errors name the command that installs a missing part."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _IMPORT_NOISE = (".*pkg_resources.*", ".*system libvulkan.*", ".*Failed to find 
 
 
 class ManiSkillUnavailableError(ImportError):
-    """ManiSkill cannot be imported here; the message is one line that names the command to run."""
+    """Error if ManiSkill cannot be imported; the message is one line that names the command to run."""
 
 
 class RenderDeviceError(RuntimeError):
-    """Rendering was asked for and cannot be done here; the message is one line that says what to do."""
+    """Error if rendering is required but not possible; the message is one line that states a remedy."""
 
 
 def maniskill_installed() -> bool:
-    """Tell whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
+    """Return whether the packages ``mani_skill`` and ``sapien`` are installed, without importing them."""
     try:
         return all(importlib.util.find_spec(name) is not None for name in ("mani_skill", "sapien"))
-    except (ImportError, ValueError):  # something hides it
+    except (ImportError, ValueError):  # the module is blocked
         return False
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module of ManiSkill, without the warnings that a user cannot act on."""
+    """Import a module of ManiSkill, and suppress warnings that a user cannot act on."""
     with warnings.catch_warnings():
         for noise in _IMPORT_NOISE:
             warnings.filterwarnings("ignore", message=noise)
@@ -65,7 +65,8 @@ def require_maniskill() -> None:
     """Import ManiSkill and register its tasks.
 
     Raises:
-        ManiSkillUnavailableError: if a package or a system library is missing. The error says which, and what to run.
+        ManiSkillUnavailableError: if a package or a system library is missing. The error names it and the command to
+            run.
     """
     if not maniskill_installed():
         raise ManiSkillUnavailableError(f"ManiSkill is not installed: run `{INSTALL_COMMAND}`.")
@@ -95,37 +96,36 @@ def require_motion_planner() -> None:
 
 @functools.lru_cache(maxsize=1)
 def detect_render_backend() -> str:
-    """Find what SAPIEN can render with here: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
+    """Return SAPIEN's render device on this machine: ``"gpu"``, ``"cpu"``, or ``"none"`` without a Vulkan device.
 
-    It starts SAPIEN's renderer, because nothing less tells: ``sapien.Device.can_render`` says no of a CPU
-    that can. A process has one renderer, on the device that it was first started on, so the answer is found
-    once.
+    It starts SAPIEN's renderer, the only reliable test: ``sapien.Device.can_render`` is False even for a CPU that can
+    render. A process has one renderer, on the device on which it was first started; the result is therefore cached.
     """
     sapien = _import("sapien")
     render = _import("sapien.render")
-    render.set_log_level("off")  # a machine without Vulkan is no error here
+    render.set_log_level("off")  # the absence of Vulkan is not an error
     try:
         for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
             try:
                 render.RenderSystem(sapien.Device(device))
-            except RuntimeError:  # no such device, or one that cannot render
+            except RuntimeError:  # no such device, or it cannot render
                 continue
             return name
         return "none"
     finally:
-        render.set_log_level(os.getenv("MS_RENDERER_LOG_LEVEL", "warn"))  # as ManiSkill does
+        render.set_log_level(os.getenv("MS_RENDERER_LOG_LEVEL", "warn"))  # as in ManiSkill
 
 
 def maniskill_renders() -> bool:
-    """Tell whether ManiSkill is installed here and can render."""
+    """Return whether ManiSkill is installed and can render."""
     return maniskill_installed() and detect_render_backend() != "none"
 
 
 def require_render_backend(purpose: str) -> str:
-    """Return what to render with, ``"gpu"`` or ``"cpu"``.
+    """Return the render device, ``"gpu"`` or ``"cpu"``.
 
     Args:
-        purpose: what the rendering is for, named in the message.
+        purpose: purpose of the rendering, for the message.
 
     Raises:
         RenderDeviceError: if there is no Vulkan device.

@@ -1,4 +1,4 @@
-"""Resets of a ManiSkill environment: seeds, chosen sub-environments, stored states."""
+"""Resets of a ManiSkill environment: seeds, selected sub-environments, stored states."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ _SEED_RANGE = 2**31 - 1
 
 
 class EpisodeResets:
-    """Resets a ManiSkill environment with random generators of its own.
+    """Resets of a ManiSkill environment with separate random generators.
 
-    ManiSkill seeds torch once a call, with the first seed only, and draws from torch's global generator when
-    it is given no seed. Here every draw comes from given seeds or from this object's own generator, and the
-    global generators are left as they were.
+    ManiSkill seeds torch once per call, with the first seed only, and draws from torch's global generator without a
+    seed. This class draws only from given seeds or from its own generator, and does not change the global generators.
 
     Args:
         env: the environment made by ``gymnasium.make``.
         num_envs: number of its sub-environments.
         device: device of the simulation.
-        renew: function that is called with the rows before they are reset, if resets do not rebuild the scenes.
+        renew: function called with the rows before they are reset, if resets do not rebuild the scenes.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class EpisodeResets:
     ) -> None:
         self._renew = renew
         self.log: EpisodeLog | None = None
-        """Set by the environment where episodes are functions of what is noted in it."""
+        """Set by the environment if its episodes can be replayed from this log."""
         self._env = env
         self._num_envs = num_envs
         self._device = device
@@ -42,7 +41,7 @@ class EpisodeResets:
         self._reseed_numpy = True
 
     def set_seed(self, seed: int | None) -> None:
-        """Seed the generator that unseeded resets draw from; with ``None`` from the operating system."""
+        """Seed the generator of unseeded resets; ``None`` takes a seed from the operating system."""
         if seed is None:
             self._generator.seed()
         else:
@@ -74,7 +73,7 @@ class EpisodeResets:
         if seed is None and self.log is None:
             return self._reset_unseeded(ids, options if states is None else _to_states(options, states))
         if seed is None:
-            # Seeds for all that is drawn, so that it can be done again. They draw together, which is the fastest.
+            # Seeds for all draws, so that the reset can be repeated. All rows draw together, which is fastest.
             seeds = torch.randint(_SEED_RANGE, (self._num_envs,), generator=self._generator).tolist()
         else:
             self._reseed_numpy = True
@@ -98,13 +97,13 @@ class EpisodeResets:
             return self._reset_once(ids, options, seeds)
         if not self._rebuilds_now(options):
             return self._reset_one_by_one(ids, options, seeds)
-        # First all scenes, each with what its seed draws from NumPy, then the episodes in them.
+        # First all scenes, each with its seed's NumPy draws, then the episodes in them.
         self._reset_once(ids, options, seeds)
         with self._as_built():
             return self._reset_one_by_one(ids, options, seeds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state during the episodes; empty if the environment has none."""
+        """Return the mid-episode state; empty if the environment does not support it."""
         if self.log is None:
             return {}
         return {"episodes": self.log.state_dict(), "generator": self._generator.get_state()}
@@ -126,7 +125,7 @@ class EpisodeResets:
 
     @contextlib.contextmanager
     def _as_built(self) -> Iterator[None]:
-        """Count no reset towards the next rebuilding."""
+        """Do not count resets inside the block towards the next rebuild."""
         env = self._env.unwrapped
         freq, env.reconfiguration_freq = env.reconfiguration_freq, 0
         try:
@@ -150,15 +149,15 @@ class EpisodeResets:
     def _reset_one_by_one(
         self, ids: torch.Tensor | None, options: dict[str, Any], seeds: list[int]
     ) -> tuple[Any, dict[str, Any]]:
-        # Only alone does a sub-environment draw from torch what it would draw in a batch of one. Even then
-        # ManiSkill takes as many seeds as there are: the first is torch's, the one at its index is NumPy's.
+        # A sub-environment's torch draws equal those of a batch of one only if it is reset alone. Even then ManiSkill
+        # requires a seed for each sub-environment: the first seeds torch, the one at its index seeds NumPy.
         result: tuple[Any, dict[str, Any]] = (None, {})
         rows = list(range(self._num_envs)) if ids is None else ids.tolist()
         env = self._env.unwrapped
         try:
             for index in rows:
                 one = torch.tensor([index], device=self._device)
-                env.observes = index == rows[-1]  # each observes the whole batch: the last one is what counts
+                env.observes = index == rows[-1]  # each observes the whole batch: only the last result is used
                 result = self._reset_once(one, options, [seeds[index]] * self._num_envs)
         finally:
             env.observes = True
@@ -169,13 +168,13 @@ class EpisodeResets:
         if self._num_envs == 1 or self._reseed_numpy:
             self._reseed_numpy = False
             return self._reset_once(ids, options, seeds)
-        # ManiSkill makes a NumPy generator for each seed it is given, 0.2 ms each: too slow for thousands of
-        # sub-environments at every reset. Those that it has run on; torch is seeded here.
+        # ManiSkill makes a NumPy generator for each given seed, 0.2 ms each: too slow for thousands of sub-environments
+        # at every reset. The existing NumPy generators continue; torch is seeded here.
         with isolated_rng(seeds[0], device=self._device):
             return self._reset_once(ids, options, None)
 
     def _check_seeds(self, seed: int | Sequence[int]) -> list[int]:
-        if isinstance(seed, SupportsIndex):  # an int, also NumPy's
+        if isinstance(seed, SupportsIndex):  # an int or NumPy integer
             return [operator.index(seed) + i for i in range(self._num_envs)]
         seeds = [operator.index(s) for s in seed]
         if len(seeds) != self._num_envs:
@@ -186,7 +185,7 @@ class EpisodeResets:
         return seeds
 
     def _batch_state(self, state: Mapping[str, Any], ids: torch.Tensor | None) -> dict[str, Any]:
-        """Copy a stored state to the device, one row for each sub-environment that is reset."""
+        """Copy a stored state to the device, with one row for each sub-environment that is reset."""
         batched: dict[str, Any] = {}
         for key, value in state.items():
             if isinstance(value, Mapping):

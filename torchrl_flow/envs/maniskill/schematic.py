@@ -1,7 +1,7 @@
-"""Drawings of a robot's gripper and of the objects around it, from their poses: videos for machines that cannot render.
+"""Drawings of a robot's gripper and the objects around it from their poses, for videos without a renderer.
 
-Read of ManiSkill are ``agent.tcp``, the actors of the scene with their body type and pose, and the boxes among their
-collision shapes.
+They use ManiSkill's ``agent.tcp``, the scene's actors with body type and pose, and the boxes among their collision
+shapes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 __all__ = ["Schematic"]
 
 SIZE = 160
-"""Pixels a side of each of the two views."""
+"""Pixels per side of each of the two views."""
 REACH = 0.4
-"""Metres from the middle of the top view to its edges."""
+"""Metres from the centre of the top view to its edges."""
 HEIGHT = (-0.08, 0.72)
 """Lowest and highest z of the side view, in metres."""
 COLOURS = {
@@ -29,7 +29,7 @@ COLOURS = {
 OBJECTS = ((54, 110, 190), (150, 50, 140), (20, 130, 130), (110, 90, 60))
 """Colours of movable objects, in the order of the scene."""
 _EDGE = np.linspace(-1.0, 1.0, 25)
-_FALLBACK = 0.02  # half size, in metres, of what is no box
+_FALLBACK = 0.02  # half size of objects without a box, in metres
 
 
 def _edges() -> np.ndarray:
@@ -64,19 +64,19 @@ def _numpy(value: torch.Tensor) -> np.ndarray:
 
 
 def _rows_of(value: torch.Tensor, num: int) -> np.ndarray:
-    """Return poses of each sub-environment; an actor that all share has one."""
+    """Return one pose per sub-environment; a shared actor has a single pose."""
     found = _numpy(value)
     return np.broadcast_to(found, (num, found.shape[-1]))
 
 
 class Schematic:
-    """Draws all sub-environments as they are now: from above at the left, from the side at the right.
+    """Drawings of the current state of all sub-environments: top view on the left, side view on the right.
 
-    Boxes are drawn by their edges, the gripper by its middle and two fingers, a goal as a disc. The ways of gripper and
-    objects since the start of the episode are thin lines.
+    Boxes are drawn by their edges, the gripper by its centre and two fingers, a goal as a disc. Thin lines show the
+    paths of gripper and objects since the start of the episode.
 
     Args:
-        env: a ManiSkill environment, or the batch that stands in for one.
+        env: a ManiSkill environment, single or batched.
     """
 
     def __init__(self, env: Any) -> None:
@@ -87,7 +87,7 @@ class Schematic:
 
     @staticmethod
     def can_draw(env: Any) -> bool:
-        """Tell whether a robot has the point between its fingers that is drawn."""
+        """Return whether a robot defines the point between its fingers, which the drawing needs."""
         return hasattr(getattr(env.unwrapped, "agent", None), "tcp")
 
     def __call__(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class Schematic:
             edges = np.broadcast_to(_CUBE * _half_size(actor), (num, *_CUBE.shape))
             _stamp(canvas, middle[:, None] + _rotate(_rows_of(actor.pose.q, num), edges), colour, 1)
             marks.append((middle, colour))
-        # The fingers of a Panda open along the y axis of the point between them.
+        # The fingers of a Panda open along the y axis of the frame between them.
         opening = _numpy(env.agent.robot.qpos)[:, -2:]
         fingers = np.zeros((num, 2, 3))
         fingers[:, 0, 1], fingers[:, 1, 1] = opening[:, 0] + 0.01, -opening[:, 1] - 0.01

@@ -1,4 +1,4 @@
-"""From ManiSkill's spaces to TorchRL's specs."""
+"""Conversion of ManiSkill's spaces to TorchRL's specs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def flag_spec(batch_size: torch.Size, device: torch.device) -> Categorical:
 
 
 def action_spec(space: Any, batch_size: torch.Size, device: torch.device) -> TensorSpec:
-    """Make the spec of one action, ``[*B, A]`` float32, bounded where the space of the controller is."""
+    """Make the spec of one action, ``[*B, A]`` float32, bounded if the controller's space is."""
     shape = torch.Size((*batch_size, *space.shape))
     low = torch.as_tensor(space.low, dtype=torch.float32, device=device).expand(shape)
     high = torch.as_tensor(space.high, dtype=torch.float32, device=device).expand(shape)
@@ -37,7 +37,7 @@ def state_size(space: Any) -> int:
 
 
 def has_cameras(space: Any) -> bool:
-    """Tell whether observations of this space hold images."""
+    """Return whether observations of this space contain images."""
     return "sensor_data" in (getattr(space, "spaces", None) or {})
 
 
@@ -49,10 +49,10 @@ def pixels_spec(space: Any, camera: str, batch_size: torch.Size, device: torch.d
 
 
 def choose_camera(space: Any, camera: str | None) -> str:
-    """Return the camera to take images from: the one named, else ``base_camera``, else the only one.
+    """Return the camera of the images: the named one, otherwise ``base_camera``, otherwise the only one.
 
     Raises:
-        ValueError: if the task has no such camera, or several and none of them is ``base_camera``.
+        ValueError: if the task has no such camera, or has several cameras without a ``base_camera``.
     """
     cameras = space["sensor_data"].spaces
     names = [name for name, images in cameras.items() if "rgb" in images.spaces]

@@ -1,4 +1,4 @@
-"""A ManiSkill environment seen through TorchRL's interface."""
+"""A ManiSkill environment with TorchRL's interface."""
 
 from __future__ import annotations
 
@@ -27,35 +27,32 @@ _NEEDED_ATTRIBUTES = ("num_envs", "device", "obs_mode", "single_action_space", "
 
 
 class ManiSkillWrapper(EnvWrapper):
-    """Wraps a ManiSkill environment made by ``gymnasium.make`` (not ManiSkill's own vector wrapper).
+    """Wrapper of a ManiSkill environment made by ``gymnasium.make`` (not ManiSkill's vector wrapper).
 
-    The environment never resets by itself: the observation of a step that ends an episode is the true last
-    one, and TorchRL drives resets, of single sub-environments too, through the ``"_reset"`` mask. Every
-    tensor that comes out is a copy, and no reset draws from a global random generator: a reset without seeds
-    takes them from the generator of this environment, which ``set_seed`` sets.
+    The environment never resets itself: the observation of a step that ends an episode is the true last one, and
+    TorchRL controls resets, also of single sub-environments, through the ``"_reset"`` mask. Every returned tensor is a
+    copy. No reset draws from a global random generator: a reset without seeds draws them from the environment's
+    generator, which ``set_seed`` seeds.
 
     Keys (``*B`` is the batch size, ``[]`` or ``[num_envs]``):
 
-    - ``observation`` ``[*B, D]`` float32. With ``obs_mode="state"`` and ``"rgb+state"`` ManiSkill's state
-      vector, poses of objects included. With ``"rgb"`` what a robot can measure and is told: joint positions
-      and velocities, and what the task adds without privilege (PickCube: ``is_grasped``, ``tcp_pose``,
-      ``goal_pos``), in the order of :func:`~torchrl_flow.functional.observation.flatten_state`, listed in
-      :attr:`state_keys`.
+    - ``observation`` ``[*B, D]`` float32. With ``obs_mode="state"`` and ``"rgb+state"`` ManiSkill's state vector, poses
+      of objects included. With ``"rgb"`` the measurable and given quantities: joint positions and velocities, and the
+      task's non-privileged entries (PickCube: ``is_grasped``, ``tcp_pose``, ``goal_pos``), in the order of
+      :func:`~torchrl_flow.functional.observation.flatten_state`, listed in :attr:`state_keys`.
     - ``pixels`` ``[*B, 3, h, w]`` uint8, of one camera, in the two rgb modes.
-    - ``success`` ``[*B, 1]`` bool, whether the task is solved now; also at resets.
+    - ``success`` ``[*B, 1]`` bool, whether the task is currently solved; also at resets.
     - ``action`` ``[*B, A]`` float32; ``reward`` ``[*B, 1]`` float32; ``done``, ``terminated``, ``truncated``
       ``[*B, 1]`` bool.
 
     ``reset`` takes these keyword arguments, also through transforms:
 
-    - ``seed``: seeds of the episodes, one for each sub-environment, or an int, which gives them ``seed``,
-      ``seed + 1``, ... Equal seeds give equal initial states, whatever the batch size and the other
-      sub-environments. (Where a task rebuilds its scene on reset and ``num_envs > 1``, this holds for what it
-      draws with NumPy only.)
-    - ``env_state``: the state to start from, nested as in a ManiSkill ``.h5`` file (``actors``,
-      ``articulations``), each entry ``[d]`` or ``[num_envs, d]``. Give the seed of its episode too where the
-      task draws its objects. What is read from contact forces (``is_grasped``) is true from the first step
-      on: a state holds no forces.
+    - ``seed``: seeds of the episodes, one for each sub-environment, or an int for ``seed``, ``seed + 1``, ... Equal
+      seeds give equal initial states, regardless of the batch size and the other sub-environments. (If a task rebuilds
+      its scene on reset and ``num_envs > 1``, this holds only for its NumPy draws.)
+    - ``env_state``: the initial state, nested as in a ManiSkill ``.h5`` file (``actors``, ``articulations``), each
+      entry ``[d]`` or ``[num_envs, d]``. Also give the seed of its episode if the task draws its objects. Entries
+      computed from contact forces (``is_grasped``) are valid from the first step on, since a state holds no forces.
     - ``options``: further options of ManiSkill's ``reset``.
 
     Args:
@@ -65,19 +62,19 @@ class ManiSkillWrapper(EnvWrapper):
         batch_size: ``[]`` or ``[num_envs]``. Defaults to ``[]`` for one environment and to ``[num_envs]`` for several.
         device: device of actions and results. Defaults to the device of the simulation.
         camera: name of the camera of ``pixels``. Defaults to ``base_camera``, or to the only camera.
-        ignore_terminations: when ``True``, ``terminated`` is always false and episodes end at the time limit; this is
-            the protocol of evaluation. Defaults to ``False``.
-        clean_resets: whether a reset removes all state of earlier episodes from the simulation. Without it, an episode
-            with contacts depends on earlier episodes in the same environment (PhysX keeps contact caches). Defaults to
-            True on a CPU, where it takes a third of a millisecond; a GPU does not support it.
+        ignore_terminations: if ``True``, ``terminated`` is always False and episodes end at the time limit, as in the
+            evaluation protocol. Defaults to ``False``.
+        clean_resets: remove all state of earlier episodes from the simulation at resets. Otherwise, an episode with
+            contacts depends on earlier episodes in the same environment (PhysX keeps contact caches). Defaults to True
+            on a CPU, where it takes a third of a millisecond; a GPU does not support it.
         seed: first seed of the environment's generator. Defaults to a seed from the operating system.
 
     Raises:
         ValueError: if the environment, its observations or an argument do not fit.
 
     Note:
-        GPU simulation (``physx_cuda``) runs through the same code as any batched environment. That code is
-        tested with an environment that has ManiSkill's interface, and has not been run on a GPU.
+        GPU simulation (``physx_cuda``) uses the same code as other batched environments. The code is tested with an
+        environment that has ManiSkill's interface, and has not been run on a GPU.
     """
 
     __signature__ = InitSignature()
@@ -207,11 +204,11 @@ class ManiSkillWrapper(EnvWrapper):
         return out
 
     def _column(self, value: Any, dtype: torch.dtype) -> torch.Tensor:
-        """Copy one number for each sub-environment into ``[*B, 1]``."""
+        """Copy one value per sub-environment into ``[*B, 1]``."""
         return torch.as_tensor(value).to(self.device, dtype, copy=True).reshape(*self.batch_size, 1)
 
     def _read(self, observation: Any, info: Mapping[str, Any]) -> TensorDict:
-        """Copy what ManiSkill returned into a tensordict; its buffers live on and change."""
+        """Copy ManiSkill's results into a tensordict, since ManiSkill reuses its buffers."""
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
         state = observation
         if isinstance(observation, Mapping):
@@ -236,20 +233,20 @@ class ManiSkillWrapper(EnvWrapper):
 
     @property
     def supports_resumption(self) -> bool:
-        """Whether :meth:`state_dict` holds the simulation: on a CPU with clean resets, and with a time limit."""
+        """Whether :meth:`state_dict` holds the simulation's state: on a CPU with clean resets and a time limit."""
         return self._resets.log is not None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the state during the episodes; empty if the environment has none.
+        """Return the mid-episode state; empty if it is not supported.
 
-        PhysX does not tell all of its state. These are the starts of the running episodes and the actions since.
+        PhysX does not expose its complete state. The result holds the starts of the running episodes and their actions.
         """
         return self._resets.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Replay the running episodes of :meth:`state_dict`; the next steps then have equal results.
 
-        Takes the time of as many steps as the longest of them has behind it.
+        This takes as many steps as the longest running episode has made.
         """
         if not state_dict:
             return
@@ -260,13 +257,13 @@ class ManiSkillWrapper(EnvWrapper):
 
     @property
     def has_visuals(self) -> bool:
-        """Whether the scene has anything that can be seen; see ``can_render``."""
+        """Whether the scene has visuals; see ``can_render``."""
         scene = getattr(self._env.unwrapped, "scene", None)
         return scene is None or bool(scene.can_render())
 
     @property
     def can_render(self) -> bool:
-        """Whether :meth:`render` gives pictures: of the scene, or else drawn from the poses of a gripper."""
+        """Whether :meth:`render` returns images: of the scene, or drawings from the poses of a gripper."""
         return self.has_visuals or Schematic.can_draw(self._env)
 
     @property
@@ -275,36 +272,35 @@ class ManiSkillWrapper(EnvWrapper):
         return self._gate is None or self._gate.enabled
 
     def set_render_enabled(self, enabled: bool, *, history: int = 1) -> None:
-        """Turn the rendering of ``pixels`` by ``step`` off and on again; without cameras it does nothing.
+        """Turn the rendering of ``pixels`` in ``step`` on or off; without cameras this has no effect.
 
-        Rendering takes most of the time of a step, and a policy that acts in chunks looks only at the last
-        ``obs_horizon`` frames of a chunk: turn it off for the others. While it is off, ``pixels`` repeats the
-        last image rendered and all else is exact. These are rendered in any case: resets, a step that ends an
-        episode (so that its last image is true), and the last ``history`` steps before the time limit (so
-        that the history at a truncation is).
+        Rendering takes most of the time of a step, and a chunk policy reads only the last ``obs_horizon`` frames of a
+        chunk: turn it off for the others. While it is off, ``pixels`` repeats the last rendered image; all other
+        entries are exact. Always rendered are resets, a step that ends an episode (so that its last image is correct),
+        and the last ``history`` steps before the time limit (so that the image history at a truncation is correct).
 
         Args:
-            enabled: whether the steps from now on render. At first they do.
+            enabled: whether subsequent steps render; initially True.
 
         Keyword Args:
-            history: number of frames that make up an observation (``obs_horizon``).
+            history: number of frames in an observation (``obs_horizon``).
         """
         if self._gate is not None:
             self._gate.enabled = bool(enabled)
             self._gate.history = int(history)
 
     def render(self) -> np.ndarray:
-        """Render the scene for a video, with the task's own camera for viewing.
+        """Render the scene for a video with the task's viewing camera.
 
-        Without visuals, such as on a machine without a Vulkan device, gripper, objects and their ways are drawn
-        from their poses (``envs.maniskill.schematic``).
+        Without visuals, for example without a Vulkan device, gripper, objects and their paths are drawn from their
+        poses (``envs.maniskill.schematic``).
 
         Returns:
             A uint8 image ``[*B, height, width, 3]``.
 
         Raises:
-            RenderDeviceError: if the environment was built without visuals and has no gripper to draw, or has no camera
-                for viewing.
+            RenderDeviceError: if the environment was built without visuals and has no gripper to draw, or has no
+                viewing camera.
         """
         if not self.has_visuals and Schematic.can_draw(self._env):
             if self._schematic is None:
@@ -317,7 +313,7 @@ class ManiSkillWrapper(EnvWrapper):
             )
         return render_view(self._env, self.batch_size)
 
-    # ---- what it is
+    # ---- identity
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -331,7 +327,7 @@ class ManiSkillWrapper(EnvWrapper):
 
     @property
     def task_info(self) -> dict[str, Any]:
-        """Identity of the task, JSON-able. A checkpoint stores it, and a mismatch is an error."""
+        """Identity of the task, JSON-able. A checkpoint stores it; loading raises an error on a mismatch."""
         return task_identity(self._env, self._sim_device)
 
     def close(self, *, raise_if_closed: bool = True) -> None:

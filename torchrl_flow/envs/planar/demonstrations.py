@@ -1,4 +1,4 @@
-"""Collecting scripted demonstrations of the planar task, all episodes in one batch."""
+"""Scripted demonstrations of the planar task, collected in one batch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def collect_demonstrations(
 ) -> list[dict[str, Tensor]]:
     """Return demonstrations of the planar task, simulated in one batch.
 
-    Episode ``i`` starts from seed ``seed + i`` and is the same whatever ``num_episodes`` is. Qualities:
-    "expert" (all but always succeeds), "medium", "poor", and "mixed", a mixture of the three. The lower ones
-    shake, miss grasps, lose the disc, try the shut gap, pause, and at times end without success.
+    Episode ``i`` starts from seed ``seed + i`` and does not depend on ``num_episodes``. Qualities: "expert" (succeeds
+    almost always), "medium", "poor", and "mixed", a mixture of the three. "medium" and "poor" have noisy motions,
+    missed grasps, lost discs, attempts at the shut gap, pauses, and some episodes without success.
 
     Args:
         num_episodes: number of episodes.
@@ -42,9 +42,8 @@ def collect_demonstrations(
         device: device of the simulation.
 
     Returns:
-        One dict per episode of T steps: ``observation`` ``[T+1, 12]``, ``action`` ``[T, 3]``, ``reward``
-        ``[T]``, ``success`` ``[T]`` bool, ``seed`` ``[]`` int64, and ``pixels`` uint8 ``[T+1, 3, 64, 64]`` if
-        asked for.
+        One dict per episode of T steps: ``observation`` ``[T+1, 12]``, ``action`` ``[T, 3]``, ``reward`` ``[T]``,
+        ``success`` ``[T]`` bool, ``seed`` ``[]`` int64, and ``pixels`` uint8 ``[T+1, 3, 64, 64]`` with ``from_pixels``.
 
     Raises:
         ValueError: if ``num_episodes`` is below 1 or the quality is unknown.
@@ -78,7 +77,7 @@ def collect_demonstrations(
 def _simulate(
     env: PlanarPickPlaceEnv, demonstrator: PlanarDemonstrator, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run all episodes to their ends: observations ``[B, T+1, 12]``, actions, successes, lengths ``[B]``."""
+    """Run all episodes to their ends; return observations ``[B, T+1, 12]``, actions, successes and lengths ``[B]``."""
     state = env.reset(seed=seed)["observation"]
     over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
     length = over.to(torch.int64)

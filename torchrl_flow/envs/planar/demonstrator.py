@@ -1,4 +1,4 @@
-"""Scripted demonstrators of the planar task: several levels of quality, two ways round the pillar."""
+"""Scripted demonstrators of the planar task with several levels of quality and two paths around the pillar."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["DEMO_QUALITIES", "DemoStyle", "PlanarDemonstrator"]
 
 @dataclass(frozen=True)
 class DemoStyle:
-    """How well one demonstrator works.
+    """Error rates and noise of a demonstrator.
 
     Attributes:
         noise: standard deviation of the (correlated) disturbance of dx and dy, in action units.
-        aim_error: standard deviation of the first grasp's aim, in sides of the plane; halved by each retry.
+        aim_error: standard deviation of the first grasp's aim, in sides of the plane; halved at each retry.
         release_error: standard deviation of the position at which the disc is released, in sides of the plane.
-        slowest: the lowest speed, in action units; each episode draws its speed between it and 1.
+        slowest: the lowest speed, in action units; each episode draws its speed between this and 1.
         wrong_gap: probability of trying the shut gap first.
-        drop: probability of losing the disc on the way.
-        pause: probability of standing still for a while.
+        drop: probability of dropping the disc during transport.
+        pause: probability of a pause.
         stop: probability that the recording ends early, at a random step.
-        give_up: probability of ending the recording after a mishap instead of trying again.
+        give_up: probability of ending the recording after a failure instead of retrying.
     """
 
     noise: float
@@ -78,8 +78,8 @@ _NOISE_MEMORY = 0.7
 class PlanarDemonstrator:
     """A batch of scripted demonstrators, one per episode, that act on the observed state.
 
-    Each goes past the pillar on a side drawn at random, grasps the disc, carries it through the open gap and
-    releases it at the goal. Everything random is a function of the episode's seed and step alone.
+    Each passes the pillar on a random side, grasps the disc, carries it through the open gap and releases it at the
+    goal. All random numbers are functions of the episode's seed and step only.
 
     Args:
         seeds: int64 ``[B]``, one per episode.
@@ -101,7 +101,7 @@ class PlanarDemonstrator:
         if quality not in DEMO_QUALITIES:
             raise ValueError(f"quality must be one of {sorted(DEMO_QUALITIES)}, got {quality!r}.")
         self.geometry = geometry if geometry is not None else PlanarGeometry()
-        # Another stream than the one the env draws the initial state from.
+        # A different stream from that of the env's initial states.
         self._seeds = splitmix64(splitmix64(seeds) ^ 0x5DEECE66D)
         self._steps = 0
         self._draw_style(quality)
@@ -110,11 +110,11 @@ class PlanarDemonstrator:
         self._bumps = zeros.clone()
         self._noise = zeros.new_zeros((*seeds.shape, 2), dtype=torch.float32)
         self._via = self._noise.clone()
-        #: True where the demonstrator has left: the recording ends before this step's action.
+        #: True where the demonstrator has stopped: the recording ends before this step's action.
         self.stopped = torch.zeros_like(seeds, dtype=torch.bool)
 
     def _draw_style(self, quality: str) -> None:
-        """Draw what stays fixed during an episode: style, side, speed, mistakes and their times."""
+        """Draw the constants of an episode: style, side, speed, mistakes and their times."""
         u = counter_uniform(self._seeds, torch.zeros_like(self._seeds), 10)
         shares = DEMO_QUALITIES[quality]
         bounds = u.new_tensor(list(shares.values())).cumsum(0)
@@ -142,7 +142,7 @@ class PlanarDemonstrator:
         self._advance(state)
         point = torch.where((self._phase <= _CLOSE).unsqueeze(-1), state[:, GRIPPER], state[:, DISC])
         wanted = (self._target(state) - point) / self.geometry.max_step
-        # Slows down before the two places that ask for precision; via points are passed at full speed.
+        # Slows down for the two phases that need precision; via points are passed at full speed.
         precise = (self._phase == _REACH) | (self._phase == _CARRY)
         wanted = wanted * torch.where(precise, _BRAKING, 1.0).unsqueeze(-1)
         length = wanted.norm(dim=-1, keepdim=True).clamp_min(1e-9)
@@ -156,20 +156,20 @@ class PlanarDemonstrator:
         return torch.cat([velocity.clamp(-1.0, 1.0), grip], dim=-1)
 
     def _disturbance(self) -> Tensor:
-        """Return first-order autoregressive noise of the style's standard deviation."""
+        """Return first-order autoregressive noise with the style's standard deviation."""
         fresh = counter_normal(self._seeds, torch.full_like(self._seeds, 2 + self._steps), 2)
         self._noise = _NOISE_MEMORY * self._noise + (1 - _NOISE_MEMORY**2) ** 0.5 * self._noise_scale * fresh
         return self._noise
 
     def _via_point(self, state: Tensor) -> Tensor:
-        """Return where to pass the pillar: beside it, on the drawn side of the line from gripper to disc."""
+        """Return the point at which to pass the pillar, on the drawn side of the line from gripper to disc."""
         along = torch.nn.functional.normalize(state[:, DISC] - state[:, GRIPPER], dim=-1)
         across = torch.stack([-along[:, 1], along[:, 0]], dim=-1)
         reach = self.geometry.pillar_radius + self.geometry.gripper_radius + _VIA_CLEARANCE
         return state[:, PILLAR] + across * (self.side * reach).unsqueeze(-1)
 
     def _target(self, state: Tensor) -> Tensor:
-        """Return where the gripper (before the grasp) or the disc (after it) should go in the present phase."""
+        """Return the current phase's target position of the gripper (before the grasp) or the disc (after it)."""
         gap_y = torch.where(self._wrong_gap, state[:, SHUT_GAP.start], state[:, OPEN_GAP.start])
         wall_x = torch.full_like(gap_y, self.geometry.wall_x)
         grasp = state[:, DISC] + self._aim
@@ -180,7 +180,7 @@ class PlanarDemonstrator:
         return targets[torch.arange(len(targets), device=targets.device), self._phase]
 
     def _advance(self, state: Tensor) -> None:
-        """Move every demonstrator on to its next phase where the present one is done or has failed."""
+        """Advance each demonstrator whose current phase is complete or has failed."""
         phase, geometry = self._phase, self.geometry
         held = state[:, HELD].squeeze(-1) > 0.5
         closure = state[:, CLOSURE].squeeze(-1)

@@ -1,7 +1,7 @@
 """Geometry, initial states and dynamics of the planar pick-and-place task, as pure batched functions.
 
-A state is one float32 row of :data:`STATE_DIM` numbers in the unit square; the slices below name its parts.
-The state holds all that the dynamics read, so it doubles as the observation.
+A state is one float32 row of :data:`STATE_DIM` numbers in the unit square; the slices below name its parts. The state
+contains all inputs of the dynamics and is also the observation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHUT_GAP = slice(11, 12)  # centre y of the shut gap
 STATE_DIM = 12
 ACTION_DIM = 3
 
-_CONTACT_MARGIN = 1e-4  # keeps a body at the pillar's rim free of rounding errors
+_CONTACT_MARGIN = 1e-4  # protects a body at the pillar's rim against rounding errors
 
 _LAYOUT_RANGES = [
     (0.05, 0.10),  # gripper x
@@ -45,7 +45,7 @@ _LAYOUT_RANGES = [
     (-0.01, 0.01),  # pillar jitter y
     (0.22, 0.32),  # lower gap y
     (0.68, 0.78),  # upper gap y
-    (-1.0, 1.0),  # which gap is open (its sign)
+    (-1.0, 1.0),  # its sign selects the open gap
 ]
 NUM_LAYOUT_DRAWS = len(_LAYOUT_RANGES)
 
@@ -82,7 +82,7 @@ class PlanarGeometry:
         for name, value in vars(self).items():
             if not 0.0 < value < 1.0:
                 raise ValueError(f"{name} must lie in (0, 1), got {value}: lengths are in sides of the plane.")
-        # Each limit keeps the layouts of `initial_state` free of overlaps, or bodies from jumping the wall.
+        # The limits prevent overlaps in the layouts of `initial_state`, and steps across the wall.
         limits = {
             "gripper_radius": 0.05,
             "disc_radius": min(self.gap_half_width, self.wall_x - self.wall_half_width - 0.46),
@@ -103,8 +103,8 @@ class PlanarGeometry:
 def initial_state(uniform: Tensor) -> Tensor:
     """Return initial states from uniform numbers: gripper and disc left of the wall, goal right of it.
 
-    The pillar stands half-way between gripper and disc, so the straight way is barred and both ways round
-    it are about equally good. Every state is free of overlaps by construction.
+    The pillar stands half-way between gripper and disc: it blocks the straight path, and both paths around it are about
+    equally good. No state has overlaps, by construction.
 
     Args:
         uniform: ``[*B, 11]`` numbers in [0, 1).
@@ -127,7 +127,7 @@ def initial_state(uniform: Tensor) -> Tensor:
 
 
 def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Return whether a circle overlaps the wall (its shut gap is wall too) or the pillar.
+    """Return whether a circle overlaps the wall (including its shut gap) or the pillar.
 
     Args:
         centre: centres of circles ``[*B, *K, 2]``.
@@ -148,8 +148,8 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
     gap = state[..., OPEN_GAP].reshape(*state.shape[:-1], *extra)
     pillar = state[..., PILLAR].reshape(*state.shape[:-1], *extra, 2)
     x, y = centre.unbind(-1)
-    # The wall is two rectangles, below and above the open gap. A circle overlaps one if the point of the
-    # rectangle nearest to its centre is closer than the radius; of the two the nearer one is enough.
+    # The wall is two rectangles, below and above the open gap. A circle overlaps one if the point of the rectangle
+    # nearest to its centre is closer than the radius; only the nearer of the two needs a check.
     across = ((x - geometry.wall_x).abs() - geometry.wall_half_width).clamp_min(0.0)
     along = (geometry.gap_half_width - (y - gap).abs()).clamp_min(0.0)
     wall = across.square() + along.square() < radius**2
@@ -157,7 +157,7 @@ def collides(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: Pl
 
 
 def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Return centres ``[*B, 2]``, pushed straight out of the pillar where a circle would overlap it."""
+    """Return centres ``[*B, 2]``, moved radially out of the pillar where a circle would overlap it."""
     away = centre - state[..., PILLAR]
     distance = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     touching = radius + geometry.pillar_radius + _CONTACT_MARGIN
@@ -165,10 +165,10 @@ def _clear_of_pillar(centre: Tensor, radius: Tensor | float, state: Tensor, geom
 
 
 def _move(state: Tensor, delta: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Return the gripper centre after a wanted displacement: the whole move, its x part, its y part, or none.
+    """Return the gripper centre after a commanded displacement: the whole move, its x part, its y part, or none.
 
-    The first of these without a collision (of the gripper and of a held disc) is taken, so that bodies slide
-    along walls but never enter them.
+    The first of these without a collision of the gripper or a held disc is used, so that bodies slide along walls but
+    never enter them.
     """
     gripper = state[..., GRIPPER]
     held = state[..., HELD] > 0.5
@@ -191,7 +191,7 @@ def _move(state: Tensor, delta: Tensor, geometry: PlanarGeometry) -> Tensor:
 
 
 def planar_step(state: Tensor, action: Tensor, geometry: PlanarGeometry) -> Tensor:
-    """Return the state after one action: move (the held disc goes along), then open or close the fingers.
+    """Return the state after one action: move (with a held disc), then open or close the fingers.
 
     The disc is grasped when the fingers become fully closed within ``grasp_radius`` of its centre, and
     released when they are no more than half closed. Closed fingers that hold nothing must open first.

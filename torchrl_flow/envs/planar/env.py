@@ -1,4 +1,4 @@
-"""A fast, torch-native manipulation task: carry a disc through the one open gap of a wall to a goal."""
+"""A fast manipulation task in PyTorch: carry a disc through the open gap of a wall to a goal."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ _PIXELS = 64
 
 
 class PlanarPickPlaceEnv(EnvBase):
-    """Batched planar pick-and-place with sparse reward, stepped in one go for all sub-environments.
+    """Planar pick-and-place with sparse reward; all sub-environments are stepped as one batch.
 
-    In the unit square a gripper must go round a pillar (both ways are good), grasp a disc, carry it through
-    the one open gap of a wall and release it at a goal. Actions are (dx, dy, grip) in [-1, 1]; positive
-    ``grip`` closes the fingers. Gripper and held disc slide along the wall, the shut gap and the pillar, but
-    never enter them.
+    In the unit square a gripper must pass a pillar (on either side), grasp a disc, carry it through the open gap of a
+    wall and release it at a goal. Actions are (dx, dy, grip) in [-1, 1]; positive ``grip`` closes the fingers. Gripper
+    and held disc slide along the wall, the shut gap and the pillar, but never enter them.
 
     ``observation`` holds the whole state; lengths are in sides of the plane:
 
@@ -58,22 +57,21 @@ class PlanarPickPlaceEnv(EnvBase):
     ``success`` (bool) is true while the disc lies released at the goal; it is also the reward. An episode is
     ``terminated`` by success (unless ``ignore_terminations``) and ``truncated`` after ``max_episode_steps``.
 
-    The env is batch-locked. Sub-environments with False in a ``_step`` mask keep their state and get reward
-    0. ``reset(tensordict, set_state=True)`` starts from the states in ``tensordict["observation"]``.
-    ``reset(seed=s)`` starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed
-    each: the initial state (and those of the later episodes of that sub-environment) then depends on this
-    seed alone. ``set_seed(s)`` makes the whole run repeatable; ``state_dict()`` and ``load_state_dict()``
-    save and restore the simulation in mid-episode.
+    The env is batch-locked. Sub-environments with False in a ``_step`` mask keep their state and get reward 0.
+    ``reset(tensordict, set_state=True)`` starts from the states in ``tensordict["observation"]``. ``reset(seed=s)``
+    starts sub-environment ``i`` from seed ``s + i``, ``reset(seed=[...])`` from one seed each: the initial state (and
+    those of the later episodes of that sub-environment) then depends only on this seed. ``set_seed(s)`` makes the whole
+    run reproducible; ``state_dict()`` and ``load_state_dict()`` save and restore the simulation in mid-episode.
 
     Args:
-        num_envs: number of sub-environments; None makes an env without batch dimension.
+        num_envs: number of sub-environments; None for an env without a batch dimension.
 
     Keyword Args:
         from_pixels: also observe ``pixels``, uint8 ``[*B, 3, 64, 64]``.
         max_episode_steps: steps until truncation.
         ignore_terminations: continue after a success, until truncation.
         geometry: sizes of all bodies. Defaults to the sizes of the benchmark.
-        seed: seed, as of ``set_seed``. Defaults to a draw from torch's global generator.
+        seed: seed, as in ``set_seed``. Defaults to a draw from torch's global generator.
         device: device of the simulation.
         observation_key: key of the state.
         pixels_key: key of the images.
@@ -97,7 +95,7 @@ class PlanarPickPlaceEnv(EnvBase):
     _state: Tensor  # [*B, 12]
     _elapsed: Tensor  # [*B, 1], steps since the last reset
     _stream: Tensor  # [*B], seed of each sub-environment's random numbers
-    _episode: Tensor  # [*B], how many episodes were drawn from the stream
+    _episode: Tensor  # [*B], number of episodes drawn from the stream
 
     def __init__(
         self,
@@ -128,13 +126,13 @@ class PlanarPickPlaceEnv(EnvBase):
         self.pixels_key = pixels_key
         self.success_key = success_key
         self._make_specs()
-        # Buffers follow `env.to(device)` and make `state_dict()` a full snapshot of the simulation.
+        # Buffers are moved by `env.to(device)` and make `state_dict()` a full snapshot of the simulation.
         streams = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.register_buffer("_state", torch.zeros(*batch_size, STATE_DIM, device=self.device))
         self.register_buffer("_elapsed", streams.unsqueeze(-1).clone())
         self.register_buffer("_stream", streams.clone())
         self.register_buffer("_episode", streams.clone())
-        self._pixels: Tensor | None = None  # of the present states, if drawn
+        self._pixels: Tensor | None = None  # of the current states, if drawn
         self.set_seed(seed)
 
     @property
@@ -216,16 +214,16 @@ class PlanarPickPlaceEnv(EnvBase):
         return out
 
     def _output(self, changed: Tensor | None) -> TensorDict:
-        """Return observation and done flags; all of them are functions of the state and the elapsed steps.
+        """Return observation and done flags, which are functions of the state and the elapsed steps.
 
         Args:
-            changed: bool ``[*B]``, states that are new since the last output. Defaults to all.
+            changed: bool ``[*B]``, mask of the states that changed since the last output. Defaults to all.
         """
         success = is_placed(self._state, self.geometry)
         terminated = torch.zeros_like(success) if self.ignore_terminations else success.clone()
         truncated = self._elapsed >= self.max_episode_steps
         out = TensorDict({}, batch_size=self.batch_size, device=self.device)
-        out.set(self.observation_key, self._state.clone())  # the caller may write into what it gets
+        out.set(self.observation_key, self._state.clone())  # the caller may modify the result
         out.set(self.success_key, success)
         out.set("terminated", terminated)
         out.set("truncated", truncated)
@@ -235,7 +233,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return out
 
     def _draw(self, changed: Tensor | None) -> Tensor:
-        """Return pictures of all states; only those that changed are drawn anew, which halves a step with resets."""
+        """Return images of all states; only changed states are redrawn, which halves the time of a step with resets."""
         if changed is None or self._pixels is None:
             self._pixels = render_planar(self._state, self.geometry, _PIXELS)
         else:
@@ -243,7 +241,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return self._pixels.clone()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restore the simulation from a ``state_dict()`` of an env of the same size."""
+        """Restore the simulation from the ``state_dict()`` of an env of the same size."""
         self._pixels = None
         return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -268,7 +266,7 @@ class PlanarPickPlaceEnv(EnvBase):
         return state.to(device=self.device, dtype=self._state.dtype)
 
     def render(self, resolution: int = 256, index: int | None = None) -> Tensor:
-        """Return smooth pictures of the current states, for videos.
+        """Return antialiased images of the current states, for videos.
 
         Args:
             resolution: pixels per side.

@@ -1,4 +1,4 @@
-"""Pictures of planar pick-and-place states, drawn for a whole batch at once."""
+"""Images of planar pick-and-place states, drawn as a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchrl_flow.envs.planar.dynamics import CLOSURE, DISC, GOAL, GRIPPER, OPEN
 
 __all__ = ["COLOURS", "pixel_of", "render_planar"]
 
-#: RGB of everything that is drawn; later ones cover earlier ones.
+#: RGB of all drawn objects; later entries cover earlier ones.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "ground": (244, 241, 234),
     "goal": (124, 198, 120),
@@ -29,7 +29,7 @@ _DOT = 0.015
 
 
 def pixel_of(point: Tensor, resolution: int) -> Tensor:
-    """Return row and column of the pixel a point lies in (row 0 is the top, y = 1).
+    """Return row and column of the pixel that contains a point (row 0 is the top, y = 1).
 
     Args:
         point: ``[*B, 2]`` (x, y) in the unit square.
@@ -48,7 +48,7 @@ def pixel_of(point: Tensor, resolution: int) -> Tensor:
 
 
 class _Canvas:
-    """Colour indices of a batch of pictures, ``[N, r, r]``."""
+    """Colour indices of a batch of images, ``[N, r, r]``."""
 
     def __init__(self, num: int, resolution: int, device: torch.device) -> None:
         self.x = (torch.arange(resolution, device=device) + 0.5) / resolution
@@ -83,7 +83,7 @@ def _paint_fingers(canvas: _Canvas, state: Tensor) -> None:
 
 
 def render_planar(state: Tensor, geometry: PlanarGeometry, resolution: int = 64, oversample: int = 1) -> Tensor:
-    """Return RGB pictures of states.
+    """Return RGB images of states.
 
     The wall is dark, its shut gap red, the pillar grey, the goal a green ring, the disc blue; the fingers are
     a ring with a dot at the gripper's centre, orange while open, purple once more than half closed.

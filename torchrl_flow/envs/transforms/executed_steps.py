@@ -1,4 +1,4 @@
-"""The number of executed steps at the root of a transition, beside the action."""
+"""The number of executed steps as a root entry of a transition, like the action."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["CopyStepsToRoot", "free_root_steps", "mark_next", "write_root_steps"
 read_steps_under_next()
 
 _IS_NEXT = "_torchrl_flow_is_next"
-"""Attribute of a tensor that a transition holds under ``"next"``, and that must not change any more."""
+"""Attribute that marks a tensor held under ``"next"`` of a transition, which must not be modified."""
 
 
 def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
-    """Set the root entry ``key`` of an executed transition to the one under ``"next"``, where there is one.
+    """Set the root entry ``key`` of an executed transition to the entry under ``"next"``, if present.
 
-    A collector keeps a TensorDict of its own at the root, with the same tensors, and takes over ``"next"`` alone.
-    Therefore the value is also written into the tensor at the root. It is not where ``step_mdp`` has put the tensor
-    that the transition before holds under ``"next"``, or where the tensor is part of a larger one.
+    A collector keeps a separate root TensorDict with the same tensors, and takes only ``"next"`` from the result.
+    Therefore the value is also written in place into the root tensor. It is not written if ``step_mdp`` has put the
+    preceding transition's ``"next"`` tensor there, or if the tensor is a view of a larger one.
 
     Args:
         tensordict: result of a step, ``[*B]``; changed in place.
@@ -41,19 +41,19 @@ def write_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBa
 
 
 def mark_next(steps: Tensor) -> Tensor:
-    """Mark a tensor as one under ``"next"``, which :func:`write_root_steps` does not write into."""
+    """Mark a tensor as held under ``"next"``, so that :func:`write_root_steps` does not write into it."""
     setattr(steps, _IS_NEXT, True)
     return steps
 
 
 def free_root_steps(tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
-    """Give the root of the next transition a tensor of its own, which :func:`write_root_steps` may write into."""
+    """Give the root of the next transition a separate tensor, into which :func:`write_root_steps` may write."""
     root = tensordict.get(key, None)
     return tensordict if root is None else tensordict.set(key, root.clone())
 
 
 def _is_free(root: Tensor | None, like: Tensor) -> bool:
-    """Tell whether a root tensor may be written into: not under ``"next"``, not a view, not memory-mapped."""
+    """Return whether a root tensor may be modified: not under ``"next"``, not a view, not memory-mapped."""
     return (
         type(root) is Tensor
         and not getattr(root, _IS_NEXT, False)
@@ -63,10 +63,10 @@ def _is_free(root: Tensor | None, like: Tensor) -> bool:
 
 
 class CopyStepsToRoot(Transform):
-    """Copies the number of executed steps from ``"next"`` to the root, where TorchRL's losses look for it.
+    """Copy of the number of executed steps from ``"next"`` to the root, where TorchRL's losses read it.
 
-    :class:`~torchrl_flow.envs.SMDPChunk` does the same for rollouts and collectors. This transform is for data that it
-    cannot reach. It has three uses:
+    :class:`~torchrl_flow.envs.SMDPChunk` does the same for rollouts and collectors. This transform covers three other
+    cases:
 
     - as ``postproc`` of a collector, for chunk environments in workers;
     - as ``transform`` of a replay buffer, for data that was collected or recorded without the root entry;

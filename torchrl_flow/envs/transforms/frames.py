@@ -22,8 +22,8 @@ def as_frames(images: Any) -> NDArray[Any]:
     """Return rendered images as uint8 ``[N, h, w, 3]``, one per sub-environment.
 
     Args:
-        images: array, tensor, or list of them: ``[h, w, 3]``, ``[3, h, w]`` or the same with leading batch
-            dimensions, uint8. Channels first is assumed where the last dimension is not 3.
+        images: array, tensor, or list of them: ``[h, w, 3]``, ``[3, h, w]`` or the same with leading batch dimensions,
+            uint8. Channels first is assumed if the last dimension is not 3.
 
     Raises:
         ValueError: if the values are not uint8 or no dimension holds 3 channels.
@@ -48,7 +48,7 @@ def as_frames(images: Any) -> NDArray[Any]:
 
 
 class _Recording:
-    """State that a recorder shares with its clones: TorchRL makes the parents of later transforms of clones."""
+    """State that a recorder shares with its clones: TorchRL builds the parents of later transforms from clones."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -56,17 +56,16 @@ class _Recording:
 
 
 class FrameRecorder(Transform):
-    """Keeps the frames that the env renders at every env step, also at those inside a chunk.
+    """Recorder of the env's rendered frames at every env step, including those inside a chunk.
 
-    Placed before :class:`~torchrl_flow.envs.SMDPChunk`, it sees every env step, so that videos are
-    smooth. It writes nothing to the TensorDict and costs nothing while it is off, which it is until
-    :meth:`start`. :class:`torchrl.record.PixelRenderTransform` with :class:`torchrl.record.VideoRecorder`
-    does not serve: the images become observations of every step (and of the specs, for which it resets and
-    renders), all sub-environments are tiled at once although their episodes end at different times, and
-    writing a file needs torchcodec.
+    Placed before :class:`~torchrl_flow.envs.SMDPChunk`, it runs at every env step, so that videos are smooth. It writes
+    nothing to the TensorDict. It is off until :meth:`start`, and costs nothing while it is off.
+    :class:`torchrl.record.PixelRenderTransform` with :class:`torchrl.record.VideoRecorder` is not suitable: the images
+    become observations of every step (and of the specs, for which it resets and renders), all sub-environments are
+    tiled although their episodes end at different times, and writing a file requires torchcodec.
 
-    Frames come from the ``render()`` of the parent env: uint8, one image or one per sub-environment. Where it
-    takes ``index``, the number of a sub-environment, only those recorded are drawn.
+    Frames come from the ``render()`` of the parent env: uint8, one image or one per sub-environment. If ``render`` has
+    a parameter ``index``, the number of a sub-environment, only the recorded ones are drawn.
 
     Examples:
         >>> from torchrl_flow.envs import FrameRecorder
@@ -81,7 +80,7 @@ class FrameRecorder(Transform):
         self._recording = _Recording()
 
     def start(self, rows: int) -> None:
-        """Drop what was recorded and record from now on the first ``rows`` sub-environments."""
+        """Discard recorded frames and start recording the first ``rows`` sub-environments."""
         self._recording.rows = rows
         self._recording.frames = []
 
@@ -122,13 +121,13 @@ class FrameRecorder(Transform):
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        # A partial reset belongs to the episode after the one that is recorded: no frame of its own.
+        # A partial reset starts the episode after the recorded one and adds no frame.
         if tensordict is None or "_reset" not in tensordict:
             self._capture()
         return tensordict_reset
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return ``tensordict`` unchanged: outside an environment there is nothing to render."""
+        """Return ``tensordict`` unchanged: outside an environment nothing is rendered."""
         return tensordict
 
 

@@ -1,4 +1,4 @@
-"""Observation histories: the last observations of an episode, with a dimension of their own."""
+"""Observation histories: the last observations of an episode, stacked along a separate dimension."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def history_transforms(
     *,
     feature_dims: Mapping[NestedKey, int] | None = None,
 ) -> list[Transform]:
-    """Return the transforms that turn an observation into the last ``obs_horizon`` ones, oldest first.
+    """Return the transforms that replace an observation by the last ``obs_horizon`` observations, oldest first.
 
-    An entry ``[*B, D]`` becomes ``[*B, T, D]``, and ``pixels`` ``[*B, 3, h, w]`` become ``[*B, T, 3, h, w]``.
-    The history begins with its first observation repeated, and a (partial) reset begins it anew. The
-    dimension is there for ``obs_horizon=1`` also. Place the transforms before :class:`SMDPChunk`, so that the
-    history is one of environment steps.
+    An entry ``[*B, D]`` becomes ``[*B, T, D]``, and ``pixels`` ``[*B, 3, h, w]`` become ``[*B, T, 3, h, w]``. At a
+    (partial) reset the history is filled with copies of the first observation. The dimension also exists for
+    ``obs_horizon=1``. Place the transforms before :class:`SMDPChunk`, so that the history consists of environment
+    steps.
 
     Args:
         obs_horizon (int): number of observations, T.
@@ -70,7 +70,7 @@ def history_transforms(
 
 
 class _History(CatFrames):
-    """``CatFrames`` whose partial reset is right for any number of batch dimensions, not one only."""
+    """``CatFrames`` whose partial reset is correct for any number of batch dimensions, not only for one."""
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         mask = tensordict.get(self.reset_key, None)

@@ -1,8 +1,8 @@
-"""Steps the part of an environment that lies below a transform: the base env and the transforms before it.
+"""Steps of the part of an environment below a transform: the base env and the transforms before it.
 
-``Transform.parent`` offers such an environment too, made of clones. A clone shares the state of its
-original only as long as nobody replaces a buffer, which ``CatFrames`` does for every dtype but the default
-one; what is stepped here are the transforms themselves.
+``Transform.parent`` also provides such an environment, made of clones. A clone shares the state of its original only
+until a buffer is replaced, which ``CatFrames`` does for every dtype except the default one. The functions here step the
+original transforms.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["carry", "expand_right", "inner_step", "keep_where", "split_below"]
 
 
 def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
-    """Return the base env that a transform acts on and the transforms between the two, innermost first.
+    """Return the base env below a transform and the transforms between them, innermost first.
 
     Args:
         transform (Transform): a transform in a ``TransformedEnv``, alone or in (nested) ``Compose``.
@@ -58,10 +58,10 @@ def split_below(transform: Transform) -> tuple[EnvBase, list[Transform]]:
 
 
 def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedKey]) -> None:
-    """Set the entries of ``source`` in ``target``, unchecked: both hold results of the same environment.
+    """Set the entries of ``source`` in ``target`` without checks: both hold results of the same environment.
 
     Args:
-        source (TensorDictBase): entries that it lacks are left as they are in ``target``.
+        source (TensorDictBase): entries that it lacks are not changed in ``target``.
         target (TensorDictBase): modified in place.
         keys (iterable of NestedKey): the keys in their normal form.
     """
@@ -74,7 +74,7 @@ def carry(source: TensorDictBase, target: TensorDictBase, keys: Iterable[NestedK
 def inner_step(
     base_env: EnvBase, transforms: list[Transform], tensordict: Any, alive: Tensor | None = None
 ) -> TensorDictBase:
-    """Return the ``"next"`` entries of one step of ``base_env`` seen through ``transforms``.
+    """Return the ``"next"`` entries of one step of ``base_env`` after ``transforms``.
 
     Args:
         base_env (EnvBase): the environment to step.
@@ -83,7 +83,7 @@ def inner_step(
         alive (Tensor, optional): bool ``[*B, 1]``, the sub-environments to step. Defaults to all of them.
 
     Returns:
-        TensorDictBase: rows that are not alive hold values without meaning.
+        TensorDictBase: rows that are not alive hold meaningless values.
     """
     if alive is not None:
         tensordict.set(PARTIAL_STEP, alive)
@@ -99,8 +99,8 @@ def inner_step(
 
 def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
     if isinstance(unwrap.base_env(base_env), BatchedEnvBase):
-        # A batched env steps whole workers, and fills the rows of the others from whatever entries of the
-        # input have an output's name: transforms may have given those another shape.
+        # A batched env steps whole workers, and fills the other rows from input entries with the names of outputs,
+        # whose shapes transforms may have changed.
         tensordict = tensordict.select(*base_env.action_keys, *base_env.state_keys, strict=False)
         workers = mask.reshape(mask.shape[0], -1).any(-1)
         mask = expand_right(workers, mask).contiguous()
@@ -110,7 +110,7 @@ def _partial_step(base_env: EnvBase, tensordict: Any, mask: Tensor) -> Any:
     if base_env.batch_locked:
         tensordict.set(PARTIAL_STEP, mask)
         return raw_step(base_env, tensordict)
-    # An env without a batch size of its own steps the rows it is given.
+    # An env with an empty batch size steps the given rows.
     rows = mask.reshape(tensordict.shape)
     stepped: Any = raw_step(base_env, tensordict[rows])
     result: Any = stepped.new_zeros(tensordict.shape)

@@ -1,4 +1,4 @@
-"""Collects what the steps of a chunk return and folds it into one transition."""
+"""Collection of the results of a chunk's steps, and their reduction to one transition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PendingChunk(NamedTuple):
 
     @classmethod
     def take(cls, tensordict: TensorDictBase, action_keys: Iterable[NestedKey], act_horizon: int) -> PendingChunk:
-        """Take what a step gets to see, with the actions apart; raise ValueError if one is no chunk."""
+        """Take the inputs of a step, with the actions separate; raise ValueError if an action is not a chunk."""
         root = tensordict.copy()
         root.pop("next", None)
         selected = root.pop("_step", None)
@@ -41,7 +41,7 @@ class PendingChunk(NamedTuple):
         return cls(root, selected, actions)
 
     def rows(self, shape: torch.Size) -> PendingChunk:
-        """Return the sub-environments that are stepped: an env without batch size gets only the selected ones."""
+        """Return the stepped sub-environments: an env with an empty batch size gets only the selected ones."""
         root, selected, actions = self
         if selected is None:
             return self
@@ -53,7 +53,7 @@ class PendingChunk(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """A chunk as one transition; ``n <= act_horizon`` is the number of steps of the longest row.
+    """A chunk as one transition; ``n <= act_horizon`` is the number of steps in the longest row.
 
     ``returns`` and ``flags`` map keys to ``[*B, *F]``, ``step_rewards`` to ``[*B, *F, n]``.
     """
@@ -71,7 +71,7 @@ class ChunkRecord:
     Args:
         done_key (NestedKey): the flag that ends a chunk, bool ``[*B, 1]``.
         reward_keys (iterable of NestedKey): entries to discount and sum, ``[*B, *F]``.
-        flag_keys (iterable of NestedKey): bool entries to latch, ``[*B, *F]``; ``done_key`` among them.
+        flag_keys (iterable of NestedKey): bool entries to latch, ``[*B, *F]``, including ``done_key``.
     """
 
     def __init__(self, done_key: NestedKey, reward_keys: Iterable[NestedKey], flag_keys: Iterable[NestedKey]) -> None:
@@ -80,7 +80,7 @@ class ChunkRecord:
         self._flags: dict[NestedKey, list[Tensor]] = {key: [] for key in flag_keys}
 
     def add(self, next_tensordict: TensorDictBase) -> Tensor:
-        """Take note of a step and return its done flag, bool ``[*B, 1]``."""
+        """Record a step and return its done flag, bool ``[*B, 1]``."""
         for key, values in self._rewards.items():
             values.append(get_entry(next_tensordict, key))
         for key, values in self._flags.items():
@@ -92,8 +92,7 @@ class ChunkRecord:
 
         Args:
             gamma (float): discount per step.
-            selected (Tensor, optional): bool ``[*B, 1]``, rows of which at least one step was executed. Defaults to all
-                of them.
+            selected (Tensor, optional): bool ``[*B, 1]``, rows with at least one executed step. Defaults to all rows.
         """
         executed = executed_mask(_over_steps(self._flags[self._done_key]).squeeze(-2))
         if selected is not None:
@@ -117,7 +116,7 @@ class ChunkRecord:
         for key in self._flags.keys() - set(simple):
             stacked = _over_steps(self._flags[key])
             flags[key] = latch(stacked, _over_features(executed, stacked)).squeeze(-1)
-        # Flags of the common shape [*B, 1] are latched together: one kernel in the place of many.
+        # Flags of the common shape [*B, 1] are latched together: one kernel instead of many.
         columns = _over_steps([value for key in simple for value in self._flags[key]])
         columns = columns.squeeze(-2).unflatten(-1, (len(simple), -1))  # [*B, flags, n]
         latched = latch(columns, _over_features(executed, columns))
@@ -125,7 +124,7 @@ class ChunkRecord:
 
 
 def _over_steps(values: list[Tensor]) -> Tensor:
-    """Stacked along a new last dimension; written along a first one, which takes a fraction of the time."""
+    """Stack along a new last dimension; stacking along the first and permuting takes a fraction of the time."""
     return torch.stack(values, dim=0).movedim(0, -1)
 
 

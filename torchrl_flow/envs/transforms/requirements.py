@@ -33,7 +33,7 @@ def check_no_autoreset(base_env: EnvBase) -> None:
 
 
 def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform]) -> None:
-    """Raise ValueError if the image at the end of an episode could be missed."""
+    """Raise ValueError if the last image of an episode could be skipped."""
     env = unwrap.base_env(base_env)
     if isinstance(env, BatchedEnvBase):
         raise ValueError("render_last needs the transform inside of the workers of a batched env.")
@@ -50,7 +50,7 @@ def check_can_skip_rendering(base_env: EnvBase, transforms: Sequence[Transform])
 
 
 def single_reward(reward_spec: Composite) -> TensorSpec:
-    """Return the one reward ``[*B, 1]`` of an env; raise ValueError if it has another one or several."""
+    """Return the spec of an env's single reward ``[*B, 1]``; raise ValueError for another shape or several rewards."""
     specs = {key: reward_spec[key] for key in reward_spec.keys(True, True)}
     if [spec.shape for spec in specs.values()] != [(*reward_spec.shape, 1)]:
         shapes = {key: tuple(spec.shape) for key, spec in specs.items()}
@@ -59,7 +59,7 @@ def single_reward(reward_spec: Composite) -> TensorSpec:
 
 
 def sum_spec(spec: TensorSpec, total: float) -> TensorSpec:
-    """Return the spec of a weighted sum of rewards, with weights that start at 1 and add up to ``total`` at most."""
+    """Return the spec of a weighted sum of rewards; the first weight is 1, the sum of weights at most ``total``."""
     dtype = float_dtype(spec.dtype)
     if isinstance(spec, Bounded):
         box = cast(ContinuousBox, spec.space)
@@ -77,5 +77,5 @@ def sum_spec(spec: TensorSpec, total: float) -> TensorSpec:
 
 
 def float_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return ``dtype``, or the default one in the place of an integer type."""
+    """Return ``dtype``, or the default dtype in place of an integer type."""
     return dtype if dtype.is_floating_point else torch.get_default_dtype()

@@ -28,68 +28,68 @@ __all__ = ["SMDPChunk"]
 
 
 class SMDPChunk(Transform):
-    """Executes a chunk of actions in the environment and returns it as one transition.
+    """Transform that executes a chunk of actions and returns it as one transition.
 
     An action of the transformed environment has shape ``[*B, act_horizon, *A]``. A step executes its actions
     one after the other, for each sub-environment until its episode ends, after ``k <= act_horizon`` steps:
 
     - ``("next", "reward")`` is ``sum_{i<k} gamma^i r_i``;
-    - ``("next", "steps_to_next_obs")``, int64 ``[*B, 1]``, is ``k``, which TorchRL's value estimators turn
-      into the discount ``gamma^k`` (see the note);
-    - the done entries and those of ``latch_keys`` are True where they were True at any executed step;
-    - every other entry is that of the k-th step: a sub-environment whose episode has ended stays as it was,
-      its true terminal observation included, whatever the base env goes on returning.
+    - ``("next", "steps_to_next_obs")``, int64 ``[*B, 1]``, is ``k``, from which TorchRL's value estimators compute the
+      discount ``gamma^k`` (see the note);
+    - the done entries and those of ``latch_keys`` are True if they were True at any executed step;
+    - every other entry is that of the k-th step: the entries of a sub-environment whose episode has ended, including
+      its terminal observation, are kept, regardless of later results of the base env.
 
     A transform placed before this one runs once per environment step, one placed after it once per chunk:
-    ``StepCounter`` before counts environment steps, and at its ``max_steps`` truncates in the middle of a
-    chunk; ``RewardSum`` before sums undiscounted rewards; ``CatFrames`` before makes a history of consecutive
-    steps. A transform that gathers statistics over observations belongs after it: before, it is also shown
-    rows without meaning, of sub-environments whose episode has ended.
+    ``StepCounter`` before counts environment steps, and at its ``max_steps`` truncates in the middle of a chunk;
+    ``RewardSum`` before sums undiscounted rewards; ``CatFrames`` before makes a history of consecutive steps. Place a
+    transform that computes statistics of observations after it: before it, the transform would also read meaningless
+    rows of sub-environments whose episode has ended.
 
-    ``SerialEnv``, ``ParallelEnv`` and envs that honour the ``"_step"`` mask stop at the end of an episode.
-    A batch-locked env that knows no mask goes on stepping the ended sub-environments, with the rest of the
-    chunk: nothing of that is returned, and the reset that follows puts them right. The same holds for the
-    workers' own batch where a ``SerialEnv`` or ``ParallelEnv`` has batched workers, as long as one of a
-    worker's sub-environments is alive. The base env must not reset itself when an episode ends.
+    ``SerialEnv``, ``ParallelEnv`` and envs that honour the ``"_step"`` mask stop at the end of an episode. A
+    batch-locked env that ignores the mask continues to step the ended sub-environments with the rest of the chunk;
+    these results are discarded, and the following reset restores a valid state. The same holds for batched workers of a
+    ``SerialEnv`` or ``ParallelEnv`` while one of a worker's sub-environments is alive. The base env must not reset
+    itself when an episode ends.
 
-    TorchRL's ``MultiAction`` is no basis for this. Its chunk dimension is dynamic, so that random actions are
-    chunks of length 1; a done that does not persist is lost in envs that ignore ``"_step"``; and its rewards
-    have no definite length or, unstacked, are those of the last step alone.
+    TorchRL's ``MultiAction`` is not suitable. Its chunk dimension is dynamic, so that random actions are chunks of
+    length 1; a done flag that does not persist is lost in envs that ignore ``"_step"``; and its rewards have no fixed
+    length or, unstacked, are only those of the last step.
 
-    .. note:: The executed transition has ``k`` at the root too, where the value estimators of TorchRL's losses
-        look for it: rollouts and collectors write it there. Before the step, the root entry is the one of the chunk
-        before, or ``act_horizon`` after a reset. Two cases need more. Chunk envs in the workers of a ``ParallelEnv``
-        or ``SerialEnv`` need :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A call of ``step`` alone, which
-        is also the last step of ``rollout(break_when_any_done=False)``, needs a
-        :class:`~torchrl_flow.envs.ChunkEnv` in place of a ``TransformedEnv``; ``make_chunk_env`` makes one. Give the
-        env and the estimator the same ``gamma``.
+    .. note:: The executed transition also has ``k`` at the root, where the value estimators of TorchRL's losses read
+        it: rollouts and collectors write it there. Before the step, the root entry is that of the preceding chunk, or
+        ``act_horizon`` after a reset. Two cases need more. A ``ParallelEnv`` or ``SerialEnv`` of chunk envs needs
+        :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A single call of ``step``, and the last step of
+        ``rollout(break_when_any_done=False)``, need a :class:`~torchrl_flow.envs.ChunkEnv` in place of a
+        ``TransformedEnv``; ``make_chunk_env`` makes one. Give the env and the estimator the same ``gamma``.
 
-    .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. With it
-        off, a step repeats the last image, but renders where it ends an episode and in the last
-        ``history`` steps before the env's time limit. The newest image is always right, then, and so is its
-        whole history but after a termination in the middle of a chunk.
+    .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. While rendering is off,
+        a step repeats the last image, but steps that end an episode and the last ``history`` steps before the env's
+        time limit are rendered. The newest image is therefore always correct, and so is its whole history except after
+        a termination in the middle of a chunk.
 
     Args:
         act_horizon (int): number of actions in a chunk, H_a.
 
     Keyword Args:
         gamma (float): discount per environment step, in [0, 1]. Defaults to 0.99.
-        return_mask (bool): whether to write ``("next", "executed_mask")``, bool ``[*B, H_a]``.
-        return_step_rewards (bool): whether to write ``("next", "step_rewards")``, ``[*B, H_a]``: the
-            undiscounted rewards, 0 where no step was executed.
-        render_last (int, optional): number of steps at the end of a chunk that are rendered, at least the
-            number of frames in the image history, ``obs_horizon``. Defaults to all of them.
+        return_mask (bool): write ``("next", "executed_mask")``, bool ``[*B, H_a]``.
+        return_step_rewards (bool): write ``("next", "step_rewards")``, ``[*B, H_a]``: the undiscounted rewards, 0 for
+            steps that were not executed.
+        render_last (int, optional): number of rendered steps at the end of a chunk, at least the number of frames in
+            the image history, ``obs_horizon``. Defaults to all steps.
         action_key (NestedKey, optional): the entry that holds the chunk. Defaults to all actions of the env.
         done_key (NestedKey): the flag that ends a chunk. Defaults to ``"done"``.
-        latch_keys (sequence of NestedKey): bool observations to latch, where the env has them. Defaults to
+        latch_keys (sequence of NestedKey): bool observations to latch, if the env has them. Defaults to
             ``("success",)``.
         steps_key (NestedKey): key of the number of executed steps. Defaults to ``"steps_to_next_obs"``.
         mask_key (NestedKey): key of the mask of executed steps. Defaults to ``"executed_mask"``.
         step_rewards_key (NestedKey): key of the rewards of the steps. Defaults to ``"step_rewards"``.
 
     Raises:
-        ValueError: if an argument is out of its range; if the env has a ``done_key`` of another shape than
-            ``[*B, 1]`` or an entry of the same name already; if it cannot do what ``render_last`` needs.
+        ValueError: if an argument is outside its allowed range; if the shape of the env's ``done_key`` is not
+            ``[*B, 1]``, or the env already has an entry that the transform writes; if the env does not support
+            ``render_last``.
         RuntimeError: if the transform is used without an environment or the env resets itself.
 
     Examples:
@@ -141,7 +141,7 @@ class SMDPChunk(Transform):
         parent = self._require_parent()
         keys = self._action_keys(parent.action_keys)
         pending = PendingChunk.take(tensordict, keys, self.act_horizon)
-        # TransformedEnv takes the first step of the chunk, between this call and that of `_step`.
+        # TransformedEnv executes the first step of the chunk between this call and that of `_step`.
         self.__dict__["_pending"] = pending
         for key, steps in pending.actions.items():
             tensordict.set(key, steps[0])
@@ -177,12 +177,12 @@ class SMDPChunk(Transform):
             result = new if alive is None else keep_where(alive, new, result)
         self._render(self.act_horizon)
         if tensordict.get("next", None) is not None:
-            # The policy has written there, and the first step has taken its entries over.
+            # The input holds the policy's entries, which the first step has copied.
             result = next_tensordict.update(result)
         return self._write(result, record.fold(self.gamma, selected), selected)
 
     def write_root(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``k`` of an executed transition at its root, beside the action; in place.
+        """Write ``k`` of an executed transition at its root, in place.
 
         Args:
             tensordict: result of ``env.step``, ``[*B]``.
@@ -192,7 +192,7 @@ class SMDPChunk(Transform):
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        # `_step` gets a copy of the root. This hook gets what rollouts and collectors keep.
+        # `_step` gets a copy of the root. This hook gets the TensorDict that rollouts and collectors keep.
         self.write_root(tensordict)
         return tensordict, free_root_steps(tensordict_, self.steps_key)
 
@@ -228,7 +228,7 @@ class SMDPChunk(Transform):
         return tensordict_reset
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Raise an error: an environment executes chunks; offline data are folded by their reader."""
+        """Raise an error: chunks are executed in an environment, and offline data are folded by their reader."""
         raise RuntimeError("SMDPChunk works in an environment only: append it to a TransformedEnv.")
 
     def transform_action_spec(self, action_spec: Composite) -> Composite:
@@ -245,7 +245,7 @@ class SMDPChunk(Transform):
         return action_spec
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        """Add ``steps_to_next_obs`` and the entries asked for."""
+        """Add ``steps_to_next_obs`` and the optional entries."""
         reward_spec = self._require_parent().full_reward_spec
         extra = self._extra_specs(reward_spec, observation_spec.shape, observation_spec.device)
         for key, spec in extra.items():
@@ -265,7 +265,7 @@ class SMDPChunk(Transform):
         return reward_spec
 
     def transform_done_spec(self, done_spec: Composite) -> Composite:
-        """Leave the spec as it is, and check that one flag a sub-environment ends its chunk."""
+        """Return the spec unchanged, after a check that it has one done flag per sub-environment."""
         keys = list(done_spec.keys(True, True))
         if self.done_key not in keys or done_spec[self.done_key].shape != (*done_spec.shape, 1):
             shapes = {key: tuple(done_spec[key].shape) for key in keys}
@@ -276,7 +276,7 @@ class SMDPChunk(Transform):
         return done_spec
 
     def clone(self) -> SMDPChunk:
-        """Return a copy without parent."""
+        """Return a copy without a parent."""
         result = super().clone()
         result.__dict__["_pending"] = None
         return result
@@ -311,7 +311,7 @@ class SMDPChunk(Transform):
         return parent
 
     def _render(self, step: int) -> None:
-        """Switch rendering for a step; it is on outside of a chunk."""
+        """Switch rendering for a step; it is on outside chunks."""
         if self.render_last is None:
             return
         first = self.act_horizon - self.render_last

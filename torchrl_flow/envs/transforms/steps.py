@@ -1,4 +1,4 @@
-"""The single steps of episodes, recorded inside of chunks too."""
+"""A recorder of the single steps of episodes, including steps inside chunks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchrl_flow.envs.unwrap import find_transform
 __all__ = ["StepRecorder", "find_step_recorder"]
 
 Steps = dict[NestedKey, list[Tensor]]
-"""Entries of each step, in their order; observations have one entry more, that of the reset."""
+"""Values of each step by key, in order; observations have one more value, that of the reset."""
 
 
 class _Recording:
-    """What a recorder shares with its clones, of which TorchRL makes the parents of later transforms."""
+    """State that a recorder shares with its clones, from which TorchRL builds the parents of later transforms."""
 
     def __init__(self) -> None:
         self.on = False
@@ -25,10 +25,10 @@ class _Recording:
 
 
 class StepRecorder(Transform):
-    """Keep observations, actions and outcomes of every environment step, those inside a chunk included.
+    """Recorder of observations, actions and outcomes of every environment step, including those inside a chunk.
 
-    Placed before the observation history and :class:`~torchrl_flow.envs.SMDPChunk`, it sees single steps: what a
-    recorded demonstration holds. It writes nothing to the TensorDict, and keeps nothing until :meth:`start`.
+    Placed before the observation history and :class:`~torchrl_flow.envs.SMDPChunk`, it records single steps, the
+    content of a demonstration. It writes nothing to the TensorDict, and records nothing until :meth:`start`.
 
     Args:
         obs_keys: observations to keep.
@@ -52,11 +52,11 @@ class StepRecorder(Transform):
         self._recording = _Recording()
 
     def start(self) -> None:
-        """Drop what was recorded and record from the next reset on."""
+        """Discard recorded steps and record from the next reset on."""
         self._recording.on, self._recording.steps = True, {}
 
     def stop(self) -> Steps:
-        """Stop and return the entries by key: T + 1 observations ``[*B, ...]``, T of all else."""
+        """Stop and return the entries by key: T + 1 observations ``[*B, ...]``, T values of other entries."""
         steps, self._recording.steps = self._recording.steps, {}
         self._recording.on = False
         return steps
@@ -72,7 +72,7 @@ class StepRecorder(Transform):
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        # A partial reset begins an episode that is not recorded: its rows go on after their ends.
+        # A partial reset starts an episode that is not part of the recording: its rows continue past their ends.
         if self._recording.on and (tensordict is None or "_reset" not in tensordict):
             self._recording.steps = {}
             self._keep(tensordict_reset, self.obs_keys)

@@ -9,17 +9,16 @@ __all__ = ["ActionBox"]
 
 
 class ActionBox(nn.Module):
-    """Map actions in [-1, 1] to the units of the data, ``centre + half range * action``, and back.
+    """Map from actions in [-1, 1] to the data's units, ``centre + half range * action``, and its inverse.
 
-    A dimension that never changes is 0 in [-1, 1], and its one value in the data's units. Both directions clamp to the
-    box.
+    A constant dimension is mapped to 0 in [-1, 1], and back to its constant value. Both directions clamp to the box.
 
     Args:
         low: lower bound ``[A]``.
         high: upper bound ``[A]``, at least ``low``.
 
     Raises:
-        ValueError: if the shapes differ, or a bound is not finite or crosses the other.
+        ValueError: if the shapes differ, a bound is not finite, or ``low`` exceeds ``high``.
 
     Examples:
         >>> box = ActionBox.of(torch.tensor([[0.0, 5.0], [4.0, 5.0]]))
@@ -48,7 +47,7 @@ class ActionBox(nn.Module):
 
     @classmethod
     def of(cls, actions: Tensor) -> ActionBox:
-        """Take the smallest and the largest value of each dimension of actions ``[N, A]``."""
+        """Make the box of the smallest and the largest value of each dimension of actions ``[N, A]``."""
         return cls(actions.amin(0), actions.amax(0))
 
     def forward(self, action: Tensor) -> Tensor:

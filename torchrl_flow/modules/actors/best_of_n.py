@@ -1,4 +1,4 @@
-"""A policy that samples several action chunks and executes the one that a critic values most."""
+"""A policy that samples several action chunks and executes the one with the highest value of a critic."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["BestOfN"]
 
 
 class BestOfN(TensorDictModuleBase):
-    """Sample N chunks of a flow actor in one batched pass and take the one of the highest mean value.
+    """Policy that samples N chunks of a flow actor in one batched pass and takes the one with the highest mean value.
 
-    Reads the observations of actor and critic and, where present, the actor's noise ``[*B, N, H, A]`` (with one
-    sample ``[*B, H, A]`` too). Missing noise is drawn from N(0, I); where
-    :func:`~torchrl_flow.modules.draws_noise` says that none is, the first sample starts from zero noise, as the actor's
-    does, and the others from fixed noise that lies in the module, so that the same observation gives the same action.
-    Writes what the actor writes. With one sample it is the actor, and the critic is not asked.
+    Reads the observations of actor and critic and, if present, the actor's noise ``[*B, N, H, A]`` (for one sample also
+    ``[*B, H, A]``). Missing noise is drawn from N(0, I). If :func:`~torchrl_flow.modules.draws_noise` returns False,
+    the first sample starts from zero noise, like the actor's, and the others start from fixed noise stored in the
+    module, so that the same observation gives the same action. Writes the actor's outputs. With one sample it equals
+    the actor, and the critic is not evaluated.
 
-    Actor and critic are held, not copied: give a loss's own networks to follow its training, or averaged copies.
+    Actor and critic are shared, not copied: pass a loss's own networks to follow its training, or averaged copies.
 
     Args:
         actor: flow actor that proposes the chunks.
@@ -36,7 +36,7 @@ class BestOfN(TensorDictModuleBase):
         num_steps: K, Euler steps of a sample; ``None`` for those of the actor.
 
     Raises:
-        ValueError: if the networks do not fit together or an argument is outside what is allowed.
+        ValueError: if the networks do not fit together or an argument is outside its allowed range.
 
     Examples:
         >>> import torch
@@ -70,17 +70,17 @@ class BestOfN(TensorDictModuleBase):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(num_samples, *actor.noise_shape, generator=generator)
         noise[0] = 0
-        # Not part of the state dict: it does not depend on training, and N may differ between two uses.
+        # Not part of the state dict: it does not depend on training, and N may differ when the state dict is loaded.
         self.register_buffer("fixed_noise", noise, persistent=False)
 
     @property
     def noise_key(self) -> NestedKey:
-        """Key of the optional noise: the actor's."""
+        """Key of the optional noise, as in the actor."""
         return self.actor.noise_key
 
     @property
     def noise_shape(self) -> torch.Size:
-        """Shape of a row's noise: ``[N, H, A]``, ``[H, A]`` with one sample."""
+        """Shape of a row's noise: ``[N, H, A]``, or ``[H, A]`` with one sample."""
         return torch.Size([*([self.num_samples] if self.num_samples > 1 else []), *self.actor.noise_shape])
 
     def _noise(self, tensordict: TensorDictBase, batch: torch.Size, reference: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class BestOfN(TensorDictModuleBase):
     def best_chunk(
         self, tensordict: TensorDictBase, features: Tensor, noise: Tensor, *, num_steps: int | None = None
     ) -> Tensor:
-        """Return the best chunk ``[B, H, A]`` of those that grow from noise ``[B, N, H, A]``.
+        """Return the best chunk ``[B, H, A]`` of the chunks sampled from noise ``[B, N, H, A]``.
 
         Args:
             tensordict: batch with the observations of the critic.

@@ -24,14 +24,14 @@ from torchrl_flow.modules.velocity.unet import ShortCutVelocityUNet1D
 VelocityNetwork = Literal["mlp", "concat_mlp", "unet", "dit"]
 """Name of a velocity network: MLP with FiLM, MLP of concatenated inputs, U-Net or transformer."""
 Statistics = Mapping[str, Mapping[str, Tensor]]
-"""Statistics of a data set: name of the statistic and tensor, by key."""
+"""Statistics of a data set: a mapping of statistic name to tensor for each key."""
 
 __all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"]
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowActorConfig(Config):
-    """Configuration of a :class:`FlowActor`: everything but its weights, as plain numbers and strings.
+    """Configuration of a :class:`FlowActor` without its weights, as plain numbers and strings.
 
     Raises:
         ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, a name is unknown, or a size is above its
@@ -43,15 +43,15 @@ class FlowActorConfig(Config):
     action_dim: int
     """A, size of one action."""
     state_dim: int | None = None
-    """D, size of one state observation; None where the policy sees images alone."""
+    """D, size of one state observation; None if the policy reads images only."""
     pixels_size: tuple[int, int] | None = None
-    """Height and width of the RGB images; None where the policy sees the state alone."""
+    """Height and width of the RGB images; None if the policy reads the state only."""
     obs_horizon: int = 2
-    """T, frames of history that the policy sees."""
+    """T, frames of history in an observation."""
     pred_horizon: int = 16
     """H, steps of a predicted chunk."""
     act_horizon: int = 8
-    """H_a, steps of a chunk that are executed."""
+    """H_a, executed steps of a chunk."""
     alignment: ChunkAlignment = "newest"
     """Whether a chunk starts at the newest or the oldest observation's step."""
     network: VelocityNetwork = "mlp"
@@ -81,7 +81,7 @@ class FlowActorConfig(Config):
     pixel_channels: tuple[int, ...] = (32, 64, 64)
     """Channels of the image encoder's convolutions, each of which halves height and width; multiples of 8."""
     observation_key: str | tuple[str, ...] = "observation"
-    """Entry of the states; a tuple where it is nested."""
+    """Entry of the states; a tuple if nested."""
     pixels_key: str | tuple[str, ...] = "pixels"
     """Entry of the images."""
 
@@ -95,11 +95,11 @@ class FlowActorConfig(Config):
 
     @classmethod
     def of_batch(cls, batch: TensorDictBase, **fields: Any) -> FlowActorConfig:
-        """Describe an actor for a batch of demonstrations, from which it takes the sizes of observations and actions.
+        """Make a configuration with the sizes of observations and actions of a batch of demonstrations.
 
         Args:
             batch: ``observation`` ``[B, T, D]``, ``action_chunk`` ``[B, H, A]``, and ``pixels``
-                ``[B, T, 3, height, width]`` if the policy sees images.
+                ``[B, T, 3, height, width]`` if the policy reads images.
             **fields: other fields of the configuration.
         """
         pixels = batch.get("pixels", None)
@@ -110,7 +110,7 @@ class FlowActorConfig(Config):
     def _weights(self) -> int:
         frames, chunk = self.obs_horizon * (self.state_dim or 1), self.pred_horizon * self.action_dim
         if self.network == "unet":
-            # Its blocks at the coarsest level have the most channels.
+            # The blocks at the coarsest level have the most channels.
             finest, coarsest = self.width, self.width * 2 ** (self.depth - 1)
             return self.action_dim * finest + (frames + coarsest) * coarsest
         return dense_weights([frames + chunk, self.width, chunk]) + self.depth * self.width**2
@@ -153,10 +153,10 @@ def make_flow_actor(
     action_low: Tensor | None = None,
     action_high: Tensor | None = None,
 ) -> FlowActor:
-    """Build the flow actor that a configuration describes.
+    """Build the flow actor of a configuration.
 
     Args:
-        config: the description.
+        config: the configuration.
         statistics: statistics of the training data, ``{"observation": ..., "action": ...}``, each as
             :meth:`Normalizer.from_statistics` reads it. Those of the states are under ``config.observation_key``;
             :func:`~torchrl_flow.data.column_statistics` computes statistics of any entry. Defaults to None: normalisers
@@ -168,7 +168,7 @@ def make_flow_actor(
         the actor, with the configuration as ``actor.config``.
 
     Raises:
-        ValueError: if sizes do not fit together, or the actions of the statistics are of another scale than the bounds.
+        ValueError: if sizes do not fit together, or the actions of the statistics and the bounds differ in scale.
 
     Warns:
         UserWarning: if more than 1 % of the actions of the statistics lie outside the bounds.
@@ -211,7 +211,7 @@ def make_flow_actor(
 
 
 def _check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:
-    """Compare the quantiles of the demonstrated actions with the bounds that the actor clamps to."""
+    """Compare the quantiles of the demonstrated actions with the actor's action bounds."""
     if low is None or high is None or not {"q01", "q99"} <= action.keys():
         return
     excess = torch.maximum(low - action["q01"], action["q99"] - high) / (high - low)
@@ -232,6 +232,6 @@ def _check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high:
         "The actor clamps its actions to the bounds. Scale the actions, or give the bounds of the controller with "
         "which the data were recorded."
     )
-    if excess[outside].max() > 1:  # Beyond by more than the whole range: no noise, but another unit.
+    if excess[outside].max() > 1:  # An excess above the whole range means different units, not outliers.
         raise ValueError(text)
     warnings.warn(text, stacklevel=3)

@@ -1,4 +1,4 @@
-"""When an actor draws noise: one rule for all actors."""
+"""The rule by which all actors decide whether to draw noise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["draws_noise"]
 
 
 def draws_noise() -> bool:
-    """Tell whether an actor draws the noise that it is not given, under the exploration type that is set.
+    """Return whether an actor draws missing noise under the current exploration type.
 
-    Under ``ExplorationType.RANDOM``, or where none is set, noise is drawn. Under ``DETERMINISTIC``, ``MEAN`` and
-    ``MODE`` it is zero: a flow has no mean or mode in closed form, and its zero-noise sample stands for both. All
-    actors here ask this function. Noise that is given as an entry of the input is used under every type.
+    Under ``ExplorationType.RANDOM``, or if no type is set, noise is drawn. Under ``DETERMINISTIC``, ``MEAN`` and
+    ``MODE`` it is zero: a flow has no mean or mode in closed form, and its zero-noise sample replaces both. All actors
+    of this package call this function. Noise in the input is used under every type.
 
     Examples:
         >>> from torchrl.envs.utils import ExplorationType, set_exploration_type

@@ -26,15 +26,15 @@ __all__ = ["FlowActor"]
 
 
 class FlowActor(TensorDictModuleBase):
-    """Sample action chunks by K Euler steps of a velocity network from explicit or drawn noise.
+    """Policy that samples action chunks by K Euler steps of a velocity network from given or drawn noise.
 
-    Everything that turns raw observations into raw actions lies inside, normalisers included, so that a state dict
-    is the whole policy. The same object is cloned, weighted, steered and fine-tuned by all algorithms.
+    It contains every step from raw observations to raw actions, normalisers included, so that its state dict is the
+    whole policy. All algorithms of the library train or steer this class.
 
-    Reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]``. Missing noise is
-    drawn from N(0, I), or is zero where :func:`~torchrl_flow.modules.draws_noise` says so. Writes
-    ``action_chunk`` ``[*B, H, A]``, the whole prediction, and ``action`` ``[*B, H_a, A]``, the slice to execute, both
-    in the environment's units.
+    Reads the encoder's observations ``[*B, T, ...]`` and, if present, ``noise`` ``[*B, H, A]``. Missing noise is drawn
+    from N(0, I), or is zero if :func:`~torchrl_flow.modules.draws_noise` returns False. Writes ``action_chunk``
+    ``[*B, H, A]``, the whole prediction, and ``action`` ``[*B, H_a, A]``, the slice to execute, both in the
+    environment's units.
 
     Args:
         velocity_network: network ``(sample, timestep, step_size, global_cond) -> velocity``, with attributes
@@ -47,8 +47,8 @@ class FlowActor(TensorDictModuleBase):
         obs_horizon: T, frames of history.
         action_normalizer: normaliser of size A. Defaults to the identity.
         alignment: where the executed slice starts, ``"newest"`` (0) or ``"oldest"`` (``obs_horizon - 1``).
-        num_steps: K, sampling steps; a power of two up to ``max_steps`` uses the trained step size, another K asks
-            for the instantaneous velocity and warns.
+        num_steps: K, sampling steps; a power of two up to ``max_steps`` uses the trained step size, another K uses the
+            instantaneous velocity and warns.
         max_steps: M, steps of the finest sampler of the ShortCut training.
         action_low: lower bound of actions, ``[A]``. Defaults to None: no clamp.
         action_high: upper bound of actions, ``[A]``. Defaults to None: no clamp.
@@ -135,7 +135,7 @@ class FlowActor(TensorDictModuleBase):
         return is_power_of_two(num_steps) and num_steps <= self.max_steps
 
     def step_size(self, num_steps: int) -> float:
-        """Return the step size d that the network is asked for with K steps; 0 for one it was not trained on."""
+        """Return the network's step size input d for K steps; 0 for a K without a trained step size."""
         return 1.0 / num_steps if self._is_trained_step(num_steps) else 0.0
 
     def features(self, tensordict: TensorDictBase, *, augment: bool = False) -> Tensor:
@@ -146,9 +146,9 @@ class FlowActor(TensorDictModuleBase):
         """Return the velocity of normalised actions, in the shape of ``sample``.
 
         TorchRL's ``FlowMatchingPolicy`` (0.15) has ``velocity(observation, action, time)``. The order of the arguments
-        is the same; their meaning is not, for three reasons. An encoder of images must run once per chunk and not once
-        per Euler step, hence ``features`` in place of observations. A ShortCut network reads the size of the step too.
-        The point of the flow is in normalised units, as the network was trained, while TorchRL has no normaliser.
+        is the same, but their meaning differs in three respects. ``features`` replace observations, because an encoder
+        of images must run once per chunk, not once per Euler step. A ShortCut network also reads the step size.
+        ``sample`` is in normalised units; TorchRL has no normaliser.
 
         Args:
             features: encoded observations ``[B, C]``.
@@ -164,7 +164,7 @@ class FlowActor(TensorDictModuleBase):
         return network(sample.flatten(0, 1), *repeated).view_as(sample)
 
     def sample_normalised(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """Carry noise to action chunks of the same shape in normalised units, without bounds.
+        """Map noise to action chunks of the same shape in normalised units, without clamping.
 
         Args:
             features: encoded observations ``[B, C]``.
@@ -181,20 +181,20 @@ class FlowActor(TensorDictModuleBase):
         return x
 
     def velocities(self, features: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
-        """Return :meth:`velocity` at each of K times that all rows share, as a function of points and index.
+        """Return :meth:`velocity` at K times shared by all rows, as a function of points and time index.
 
-        Without an index (``None``) points are ``[B, K, H, A]``, those of a row each at its own time.
+        Without an index (``None``) points are ``[B, K, H, A]``, one per time.
 
-        A network with a method ``steps`` computes what depends on time or observation alone once.
+        A network with a method ``steps`` computes terms of only the time or only the observation once.
 
         Args:
             features: encoded observations ``[B, C]``.
             times: flow times ``[K]``.
-            step_size: step size d of all of them.
+            step_size: step size d at all times.
         """
         network = self.velocity_network
         steps = getattr(network, "steps", None)
-        # Hooks are on the call of the network itself.
+        # Hooks run only if the network itself is called.
         if steps is not None and not network._forward_hooks and not network._forward_pre_hooks:
             return steps(features, times, step_size)
         rows = features.shape[0]
@@ -209,12 +209,12 @@ class FlowActor(TensorDictModuleBase):
         return velocity
 
     def sample(self, features: Tensor, noise: Tensor, *, num_steps: int | None = None) -> Tensor:
-        """As :meth:`sample_normalised`, but in the environment's units and within its bounds."""
+        """Sample like :meth:`sample_normalised`, but in the environment's units and within its bounds."""
         normalised = self.sample_normalised(features, noise, num_steps=num_steps)
         return self.clamp(self.action_normalizer.inverse(normalised))
 
     def clamp(self, chunk: Tensor) -> Tensor:
-        """Clamp actions ``[*, A]`` to the bounds, where there are any."""
+        """Clamp actions ``[*, A]`` to the bounds, if any."""
         if self.action_low is None and self.action_high is None:
             return chunk
         return chunk.clamp(self.action_low, self.action_high)

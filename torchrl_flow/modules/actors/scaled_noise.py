@@ -1,4 +1,4 @@
-"""The noise that a flow policy starts from, narrower than that of its training."""
+"""Initial noise of a flow policy with a scaled standard deviation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["ScaledNoise"]
 
 
 class ScaledNoise(TensorDictModuleBase):
-    """Draw the noise of a flow actor from N(0, scale^2 I): below 1 its actions keep closer to their mode.
+    """Module that draws a flow actor's noise from N(0, scale^2 I); a scale below 1 keeps actions closer to their mode.
 
-    Noise that is there already is scaled. Put it before the actor, which starts from the noise that it finds:
-    ``TensorDictSequential(ScaledNoise(actor, 0.5), actor)``. The noise is zero where
-    :func:`~torchrl_flow.modules.draws_noise` says so, as the actor's own is.
+    Noise in the input is scaled. Put the module before the actor, which starts from this noise:
+    ``TensorDictSequential(ScaledNoise(actor, 0.5), actor)``. Missing noise is zero if
+    :func:`~torchrl_flow.modules.draws_noise` returns False, as in the actor.
 
     Args:
-        actor: flow actor, whose keys and shapes are read; it does not become a submodule.
+        actor: flow actor, which gives keys and shapes; it does not become a submodule.
         scale: standard deviation, at least 0.
 
     Writes ``[*B, H, A]`` under the actor's noise key.
@@ -50,7 +50,7 @@ class ScaledNoise(TensorDictModuleBase):
         encoder = actor.encoder
         by_state = encoder.state_shape is not None
         self._observation = (encoder.state_key, 2) if by_state else (encoder.pixels_key, 4)
-        # A buffer, so that the noise has the type that this module, and the actor beside it, were moved to.
+        # A buffer, so that the noise has the dtype and device to which this module, like the actor, is moved.
         dtype = next(actor.parameters()).dtype
         self.register_buffer("scale", torch.tensor(float(scale), dtype=dtype), persistent=False)
 

@@ -1,4 +1,4 @@
-"""A chunk policy of horizon 1 in an environment without chunks and history."""
+"""An adapter of a chunk policy of horizon 1 to an environment without chunks and history."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["SingleStepActor"]
 
 
 class SingleStepActor(TensorDictModuleBase):
-    """Use a flow actor of one frame and one action in an environment without dimensions of history and chunk.
+    """Flow actor of one frame and one action for an environment without dimensions of history and chunk.
 
     Args:
-        actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``; or the
-            :class:`~torchrl_flow.modules.BestOfN` of one.
+        actor: flow actor with ``obs_horizon`` and ``act_horizon`` 1, whose encoder reads ``observation_key``; or a
+            :class:`~torchrl_flow.modules.BestOfN` of such an actor.
 
     Keyword Args:
         observation_key: key of the states ``[*B, D]``.

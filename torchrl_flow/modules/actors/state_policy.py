@@ -1,4 +1,4 @@
-"""Policies and critics of a state vector for the offline baselines, with normalisers."""
+"""Policies and critics of state vectors for the offline baselines, with normalisers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_st
 
 @dataclasses.dataclass(frozen=True)
 class StatePolicyConfig(Config):
-    """Configuration of the networks of an offline baseline: everything but their weights.
+    """Configuration of the networks of an offline baseline, without their weights.
 
     Raises:
         ValueError: if the kind is unknown, or a size is below 1 or above its limit
@@ -39,13 +39,13 @@ class StatePolicyConfig(Config):
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers of policy and values."""
     layer_norm: bool = True
-    """Normalise the hidden layers of critics, which keeps values from diverging for actions outside the data."""
+    """Apply LayerNorm in critics, which prevents divergence of values for actions outside the data."""
     obs_horizon: int | None = None
-    """T, frames of history in an observation ``[*B, T, D]``; None where it has no such dimension."""
+    """T, frames of history in an observation ``[*B, T, D]``; None if it has no such dimension."""
     act_horizon: int | None = None
-    """H_a, steps of a chunk ``[*B, H_a, A]``; None where an action is ``[*B, A]``."""
+    """H_a, steps of a chunk ``[*B, H_a, A]``; None if an action is ``[*B, A]``."""
     observation_key: str | tuple[str, ...] = "observation"
-    """Entry of the states; a tuple where it is nested."""
+    """Entry of the states; a tuple if nested."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -57,12 +57,12 @@ class StatePolicyConfig(Config):
 
     @property
     def observation_size(self) -> int:
-        """Numbers in an observation."""
+        """Number of values in an observation."""
         return self.state_dim * (self.obs_horizon or 1)
 
     @property
     def action_size(self) -> int:
-        """Numbers in an action or a chunk."""
+        """Number of values in an action or a chunk."""
         return self.action_dim * (self.act_horizon or 1)
 
     def _weights(self) -> int:
@@ -76,7 +76,7 @@ def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | No
 
 
 class _StateMLP(nn.Module):
-    """A multi-layer perceptron of normalised states and, where given, actions."""
+    """A multi-layer perceptron of normalised states and, if given, actions."""
 
     def __init__(
         self, config: StatePolicyConfig, normalizer: Normalizer, inputs: int, outputs: int, *, norm: bool = False
@@ -99,13 +99,13 @@ class _StateMLP(nn.Module):
         return torch.cat([state, action.flatten(-2) if self.chunks else action], -1)
 
     def with_weights(self, weights: Weights, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Compute :meth:`forward` with other parameters and buffers, and without the calls of a module for each layer.
+        """Compute :meth:`forward` with other parameters and buffers, without a module call for each layer.
 
         Args:
-            weights: by name, as in the state dict, those of a submodule in a mapping of their own; of N networks
-                where all have a dimension ``[N]`` in front.
-            observation: see the class.
-            action: likewise.
+            weights: by name, as in the state dict, with a nested mapping for each submodule; or of N networks, if all
+                have a leading dimension ``[N]``.
+            observation: states.
+            action: actions, for critics.
 
         Returns:
             the output ``[*B, out]``, or ``[N, *B, out]`` of N networks.
@@ -140,7 +140,7 @@ class _StateMLP(nn.Module):
                 else:
                     hidden = torch.addcmul(bias[:, None], F.layer_norm(hidden, size, eps=layer.eps), weight[:, None])
             else:
-                # The layers before keep their inputs for the backward pass, and not this, their output.
+                # In place: the preceding layers need their inputs for the backward pass, but not this output.
                 hidden = F.relu_(hidden)
         return hidden
 
@@ -169,7 +169,7 @@ class _GaussianHead(nn.Module):
 
 
 class _BoundedMLP(nn.Sequential):
-    """A multi-layer perceptron with a hyperbolic tangent after it, and for chunks the shape of one."""
+    """A multi-layer perceptron followed by a hyperbolic tangent, whose output is reshaped to a chunk if needed."""
 
     def with_weights(self, weights: Weights, observation: Tensor) -> Tensor:
         """Compute :meth:`forward` with other parameters, see :meth:`_StateMLP.with_weights`."""
@@ -189,7 +189,7 @@ def make_state_policy(
         config: sizes and kind. ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
             With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability is that of the whole
             chunk.
-        statistics: ``mean`` and ``std`` of the states, which become part of the state dict.
+        statistics: ``mean`` and ``std`` of the states, which are stored in the state dict.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -219,13 +219,13 @@ def make_state_policy(
 def make_state_values(
     config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None, *, number: int = 2
 ) -> list[ValueOperator]:
-    """Build critics of ``observation`` and ``action``, to be passed to TorchRL's losses as a list.
+    """Build critics of ``observation`` and ``action`` as a list for TorchRL's losses.
 
     Args:
         config: sizes of the networks.
         statistics: ``mean`` and ``std`` of the states.
-        number: number of critics. They are returned as a list, since TorchRL copies a single critic and draws new
-            weights for it.
+        number: number of critics. The result is a list, because TorchRL copies a single critic and draws new weights
+            for it.
     """
     inputs = config.observation_size + config.action_size
     return [
@@ -239,6 +239,6 @@ def make_state_values(
 
 
 def make_observation_value(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None) -> ValueOperator:
-    """Build a value of ``observation`` alone, ``state_value`` ``[*B, 1]``."""
+    """Build a value network of ``observation``, which writes ``state_value`` ``[*B, 1]``."""
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, 1, norm=config.layer_norm)
     return ValueOperator(net, in_keys=[config.observation_key], out_keys=["state_value"])

@@ -16,7 +16,7 @@ __all__ = ["CriticConfig", "make_critic"]
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig(Config):
-    """Configuration of a :class:`QEnsemble`, as plain values; the actor and the weights are not part of it.
+    """Configuration of a :class:`QEnsemble`, as plain values, without the actor and the weights.
 
     Raises:
         ValueError: if a size is below 1 or above its limit (:class:`~torchrl_flow.modules.config.Config`).
@@ -31,11 +31,11 @@ class CriticConfig(Config):
     activation: EnsembleActivation = "mish"
     """Activation after each hidden layer's LayerNorm: mish, tanh (as in DSRL) or relu."""
     share_encoder: bool = False
-    """Whether the critic shares the encoder of the actor; otherwise it has a copy."""
+    """Whether the critic shares the actor's encoder; otherwise it has a copy."""
     init: EnsembleInit = "orthogonal"
     """Initial weights; see :class:`QEnsemble`."""
     on_features: bool = False
-    """Whether the critic reads the features of the frozen actor's encoder; else it has an encoder."""
+    """Whether the critic reads the features of the frozen actor's encoder; otherwise it has its own encoder."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -50,10 +50,10 @@ class CriticConfig(Config):
 
 
 def make_critic(config: CriticConfig, actor: FlowActor) -> QEnsemble:
-    """Build the critic of an actor's executed chunks, with the actor's normalisers; its values start near 0.
+    """Build the critic of an actor's executed chunks, with the actor's normalisers and initial values near 0.
 
     Args:
-        config: the description.
+        config: the configuration.
         actor: flow actor; the critic is made on its device.
 
     Examples:

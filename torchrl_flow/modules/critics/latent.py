@@ -1,4 +1,4 @@
-"""Critics of latents, as TorchRL's actor-critic losses take them."""
+"""Critics of latents for TorchRL's actor-critic losses."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["make_latent_critics"]
 
 
 def make_latent_critics(config: CriticConfig, actor: FlowActor, policy: LatentGaussianPolicy) -> list[QEnsemble]:
-    """Build ``num_qs`` critics ``Q(s, w)`` of latents, each a module of its own with a copy of the actor's encoder.
+    """Build ``num_qs`` critics ``Q(s, w)`` of latents as separate modules, each with a copy of the actor's encoder.
 
-    A list, since that is how a TorchRL loss takes networks without drawing their initial weights anew. Each reads the
-    observations and the latent and writes ``state_action_value`` ``[*B, 1]``.
+    The result is a list, because a TorchRL loss redraws the initial weights of copies of a single network. Each critic
+    reads the observations and the latent and writes ``state_action_value`` ``[*B, 1]``.
 
     Args:
-        config: description of the critics; ``share_encoder`` must be False.
+        config: configuration of the critics; ``share_encoder`` must be False.
         actor: flow actor, which gives encoder and device.
         policy: latent policy, which gives shape and key of the latent.
 
     Raises:
-        ValueError: if the configuration shares the encoder, which is the frozen flow's.
+        ValueError: if the configuration shares the encoder, which belongs to the frozen flow.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, LatentPolicyConfig, make_flow_actor, make_latent_policy

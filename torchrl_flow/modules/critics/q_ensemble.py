@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchrl_flow.modules.actors.flow import FlowActor
 
 EnsembleCompute = Literal["auto", "loop", "batched"]
-"""How an ensemble's members are computed: in a loop, batched, or as is faster on the device."""
+"""How an ensemble's members are computed: in a loop, batched, or by the faster method of the device."""
 EnsembleInit = Literal["orthogonal", "default"]
 """Initial weights of an ensemble: orthogonal, or those of ``torch.nn.Linear``."""
 EnsembleActivation = Literal["mish", "tanh", "relu"]
@@ -34,7 +34,7 @@ __all__ = ["EnsembleActivation", "EnsembleCompute", "EnsembleInit", "QEnsemble"]
 
 
 class _StackedLinear(nn.Module):
-    """N linear layers whose parameters are stacked; each member is initialised on its own."""
+    """N linear layers whose parameters are stacked; each member is initialised independently."""
 
     def __init__(self, num: int, size_in: int, size_out: int, *, init: EnsembleInit, gain: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _StackedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all members anew."""
+        """Redraw the weights of all members."""
         bound = self.weight.shape[-1] ** -0.5
         with torch.no_grad():
             for weight, bias in zip(self.weight, self.bias):
@@ -65,26 +65,26 @@ class _StackedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num, size))
 
     def reset_parameters(self) -> None:
-        """Return to the identity."""
+        """Set weights to 1 and biases to 0."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Map ``[num, B, in]`` to ``[num, B, out]`` by a layer of each member."""
+    """Map ``[num, B, in]`` to ``[num, B, out]`` by each member's layer."""
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class QEnsemble(TensorDictModuleBase):
     """Values ``[num_qs, *B, 1]`` of executed action chunks by an ensemble of MLPs (Linear, LayerNorm, activation).
 
-    The members share the encoded observation and nothing else: each has its own initial weights. Their parameters
-    are stacked, ``[num_qs, ...]``, and the state dict is the same whichever way they are computed.
+    The members share only the encoded observation; their initial weights are independent. Their parameters are stacked,
+    ``[num_qs, ...]``, and the state dict does not depend on ``compute``.
 
-    Reads the encoder's observations ``[*B, T, ...]`` and ``action`` ``[*B, H_a, A]`` in the environment's units,
-    which it normalises. Returns a TensorDict of batch size ``[num_qs, *B]`` with ``state_action_value``, whose other
-    entries are views of the input's; with a ``reduction`` it instead writes ``state_action_value`` ``[*B, 1]`` into
-    the input.
+    Reads the encoder's observations ``[*B, T, ...]`` and ``action`` ``[*B, H_a, A]`` in the environment's units, which
+    are normalised inside. Returns a TensorDict of batch size ``[num_qs, *B]`` with ``state_action_value``, whose other
+    entries are views of the input's; with a ``reduction`` it instead writes ``state_action_value`` ``[*B, 1]`` into the
+    input.
 
     Args:
         encoder: observation encoder; pass the actor's own encoder to share it.
@@ -102,13 +102,14 @@ class QEnsemble(TensorDictModuleBase):
             on a CPU, where it is faster, batched elsewhere.
         reduction: reduction of the output, see :func:`~torchrl_flow.functional.reduce_ensemble`; ``None`` returns all
             members.
-        num_min_qs: members in the random subset of ``"min"``, which is drawn at each call.
-        kappa: weight of the standard deviation of ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
+        num_min_qs: size of the random subset of members for ``"min"``; a new subset is drawn at each call.
+        kappa: weight of the standard deviation of ``"ucb"``, mean + kappa std: a negative weight is pessimistic, a
+            positive one optimistic.
         action_key: key of the chunk.
         value_key: key of the output.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     Examples:
         >>> import torch
@@ -177,8 +178,8 @@ class QEnsemble(TensorDictModuleBase):
     def start_near_zero(self) -> QEnsemble:
         """Scale the weights of the last layer by 0.01, and return the ensemble.
 
-        With sparse rewards true values are near 0, but those of a new network have a size of about 1. A policy would
-        follow these random differences, and the targets would keep them.
+        With sparse rewards true values are near 0, but the values of a new network have a magnitude of about 1. A
+        policy would follow these random differences, and the TD targets would retain them.
         """
         self.head.weight.data.mul_(0.01)
         return self
@@ -199,7 +200,7 @@ class QEnsemble(TensorDictModuleBase):
 
         Args:
             actor: flow actor.
-            share_encoder: use the actor's encoder itself. False uses a copy of it, including the weights.
+            share_encoder: use the actor's encoder itself; False uses a copy, including the weights.
             num_qs: see the class.
             hidden_sizes: see the class.
             activation: see the class.
@@ -220,15 +221,15 @@ class QEnsemble(TensorDictModuleBase):
         )
 
     def q_values(self, features: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
-        """Return the values of all members, or of some.
+        """Return the values of all or selected members.
 
         Args:
             features: encoded observations ``[B, C]``.
             action: executed chunks ``[B, H_a, A]``, or several for each observation, ``[B, S, H_a, A]``.
-            members: indices of those to compute, ``[M]``; all where ``None``.
+            members: indices of the members to compute, ``[M]``; ``None`` for all.
 
         Returns:
-            ``[num_qs, B, 1]`` or ``[num_qs, B, S, 1]``, with M in the place of ``num_qs`` where members are given.
+            ``[num_qs, B, 1]`` or ``[num_qs, B, S, 1]``, with M in place of ``num_qs`` if members are given.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -262,7 +263,7 @@ class QEnsemble(TensorDictModuleBase):
         return _linear(x, *params[-1])
 
     def _loop(self, x: Tensor, stacked: list[tuple[Tensor, Tensor]]) -> Tensor:
-        # One unbind per parameter: its backward stacks the members' gradients once.
+        # One unbind per parameter: its backward pass stacks the members' gradients once.
         params = [(weight.unbind(0), bias.unbind(0)) for weight, bias in stacked]
         depth = len(self.norms)
         activation = _ACTIVATIONS[self.activation]
@@ -276,16 +277,16 @@ class QEnsemble(TensorDictModuleBase):
         return torch.stack(values)
 
     def reduce(self, q: Tensor) -> Tensor:
-        """Reduce the members' values ``[num_qs, *B]`` to ``[*B]`` as ``reduction`` says."""
+        """Reduce the members' values ``[num_qs, *B]`` to ``[*B]`` by the ensemble's ``reduction``."""
         if self.reduction is None:
             raise RuntimeError("this ensemble has no reduction: construct it with reduction='min', 'mean' or 'ucb'.")
-        # Drawn for the random subset alone: under vmap a draw that nothing needs would be refused.
+        # Drawn only for the random subset: vmap raises an error for random draws.
         draws = torch.rand(self.num_qs, device=q.device) if self.reduction == "min" else None
         return reduce_ensemble(q, self.reduction, draws=draws, num_min_qs=self.num_min_qs, kappa=self.kappa)
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Compute ``state_action_value``; see the class for where it goes.
+        """Compute ``state_action_value``; see the class for the output.
 
         Raises:
             ValueError: if a shape does not fit.

@@ -1,4 +1,4 @@
-"""The value of a state, on the features of a flow actor's encoder, and its configuration."""
+"""A state-value network on the features of a flow actor's encoder, and its configuration."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ __all__ = ["StateValue", "StateValueConfig", "make_state_value"]
 class StateValue(TensorDictModuleBase):
     """Value ``[*B, 1]`` of observations by an MLP (Linear, Mish) on the features of an encoder.
 
-    The encoder is read, never trained, by this module: where an actor owns it, the critic's loss leaves the actor as
-    it is.
+    This module never trains the encoder: if an actor owns it, the critic's loss does not change the actor.
 
     Reads the encoder's observations ``[*B, T, ...]``, writes ``state_value`` ``[*B, 1]``.
 
@@ -76,7 +75,7 @@ class StateValue(TensorDictModuleBase):
 
 @dataclasses.dataclass(frozen=True)
 class StateValueConfig(Config):
-    """Configuration of a :class:`StateValue`, as plain values; the actor and the weights are not part of it."""
+    """Configuration of a :class:`StateValue`, as plain values, without the actor and the weights."""
 
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
@@ -86,11 +85,11 @@ class StateValueConfig(Config):
 
 
 def make_state_value(config: StateValueConfig, actor: FlowActor) -> StateValue:
-    """Build the state value that reads an actor's encoder.
+    """Build the state-value network on an actor's encoder.
 
     Args:
-        config: the description.
-        actor: flow actor; the value is made on its device.
+        config: the configuration.
+        actor: flow actor; the network is made on its device.
 
     Examples:
         >>> from torchrl_flow.modules import FlowActorConfig, make_flow_actor

@@ -1,4 +1,4 @@
-"""A flow actor with noise in every sampling step: a stochastic policy whose density is known."""
+"""A flow actor with noise in every sampling step: a stochastic policy with a known density."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["NoisyFlowActor"]
 
 
 class NoisyFlowActor(TensorDictModuleBase):
-    """Sample action chunks by a noisy chain ``x_{k+1} ~ Normal(x_k + v(x_k, k/K, 1/K) / K, sigma_k)`` and score it.
+    """Policy that samples and scores noisy chains ``x_{k+1} ~ Normal(x_k + v(x_k, k/K, 1/K) / K, sigma_k)``.
 
-    As a policy it reads the encoder's observations ``[*B, T, ...]`` and, where present, ``noise`` ``[*B, H, A]`` (the
-    chain's start) and ``chain_noise`` ``[*B, K, H, A]`` (standard normal, of its steps); missing ones are drawn, or are
-    zero where :func:`~torchrl_flow.modules.draws_noise` says so, which gives the flow actor's own chunk. It
+    As a policy it reads the encoder's observations ``[*B, T, ...]`` and, if present, ``noise`` ``[*B, H, A]`` (the
+    chain's start) and ``chain_noise`` ``[*B, K, H, A]`` (standard normal noise of the steps). Missing noise is drawn,
+    or is zero if :func:`~torchrl_flow.modules.draws_noise` returns False, which gives the flow actor's own chunk. It
     writes ``action_chunk``, ``action``, and the chain ``("flow", "x")``, ``("flow", "x_next")`` ``[*B, K, H, A]`` in
     normalised units, with its log-probability ``("flow", "log_prob")`` ``[*B]``.
 
-    As the actor network of TorchRL's policy-gradient losses (``ClipPPOLoss(actor, value)`` needs no key set) it gives
-    :meth:`get_dist`, which reads observations and ``("flow", "x")`` and scores all K steps in one call of the network,
-    on the time grid of sampling. The initial noise's density cancels in the ratio and is left out. The losses'
-    ``in_keys`` do not name ``("flow", "x")``: keep ``"flow"`` whole.
+    As the actor network of TorchRL's policy-gradient losses (``ClipPPOLoss(actor, value)`` works with default keys) it
+    provides :meth:`get_dist`, which reads observations and ``("flow", "x")`` and scores all K steps in one call of the
+    network, on the time grid of sampling. The initial noise's density cancels in the ratio and is omitted. The losses'
+    ``in_keys`` do not list ``("flow", "x")``: do not drop entries under ``"flow"`` from the batch.
 
-    The chain runs in units of normalised actions and is not clamped on its way, so that without noise it is the flow
-    actor's chain to the bit, and no clamped mean loses its gradient; the environment's bounds apply to the action
-    alone, a function of the chain's end that the density need not know. ``mean_bound=1.0`` clamps every step's mean to
-    [-1, 1], in sampling and scoring alike, which fits actions normalised by minimum and maximum; mean-std normalised
-    actions lie outside of [-1, 1] where they should, and a clamped chain could not reach them.
+    The chain runs in units of normalised actions and its points are not clamped. Without noise it therefore equals the
+    flow actor's chain bit for bit, and every mean has a gradient. The environment's bounds apply only to the action, a
+    function of the chain's end, and do not enter the density. ``mean_bound=1.0`` clamps every step's mean to [-1, 1],
+    in both sampling and scoring. This suits actions normalised by minimum and maximum; with mean-std normalisation a
+    clamped chain could not reach valid actions outside [-1, 1].
 
     Args:
         flow_actor: flow actor whose network is fine-tuned. It is shared, not copied.
@@ -55,7 +55,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         log_prob_key: key of the log-probability.
 
     Raises:
-        ValueError: if actor and noise network do not fit together or an argument is outside what is allowed.
+        ValueError: if actor and noise network do not fit together or an argument is outside its allowed range.
 
     References:
         Zhang et al., "ReinFlow", https://arxiv.org/abs/2505.22094
@@ -91,7 +91,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         self.in_keys = list(flow_actor.in_keys)  # pyright: ignore[reportAttributeAccessIssue]
         written = [x_key, x_next_key, log_prob_key]
         self.out_keys = [*flow_actor.out_keys, *written]  # pyright: ignore[reportAttributeAccessIssue]
-        # What TorchRL's losses take as their keys for the action and its log-probability.
+        # TorchRL's losses read their keys of the action and its log-probability from these attributes.
         self.dist_sample_keys, self.log_prob_keys = [x_next_key], [log_prob_key]
         super().__init__()
         wanted = (flow_actor.action_dim, flow_actor.pred_horizon, flow_actor.encoder.out_features)
@@ -108,7 +108,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         self.mean_bound, self.train_encoder = mean_bound, train_encoder
 
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the encoded observations ``[B, C]`` of a batch of any shape, with a gradient where it is trained."""
+        """Return encoded observations ``[B, C]`` of a batch of any shape; ``train_encoder`` enables their gradient."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             return self.flow_actor.features(tensordict)
 
@@ -116,7 +116,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         return self.flow_actor.velocities(features, times, self.flow_actor.step_size(self.num_steps))
 
     def _mean(self, x: Tensor, velocity: Tensor) -> Tensor:
-        """Return means of steps from points, within the bound where there is one."""
+        """Return the means of steps from points, clamped to the bound if there is one."""
         mean = x + velocity * (1.0 / self.num_steps)
         return mean if self.mean_bound is None else mean.clamp(-self.mean_bound, self.mean_bound)
 
@@ -124,7 +124,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         return chain_times(self.num_steps, device=reference.device, dtype=reference.dtype)
 
     def _chain_noise(self, tensordict: TensorDictBase, batch: torch.Size, reference: Tensor) -> Tensor | None:
-        """Return the noise of the steps ``[B, K, H, A]``; ``None`` for none at all."""
+        """Return the noise of the steps ``[B, K, H, A]``, or ``None`` for a chain without noise."""
         shape = (*batch, self.num_steps, *self.flow_actor.noise_shape)
         noise = tensordict.get(self.chain_noise_key, None)
         if noise is not None:
@@ -138,7 +138,7 @@ class NoisyFlowActor(TensorDictModuleBase):
     def sample_chain(
         self, features: Tensor, noise: Tensor, chain_noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the chain; returns its points ``[B, K + 1, H, A]``, and mean and deviation of each step.
+        """Run the chain and return its points ``[B, K + 1, H, A]`` and the mean and standard deviation of each step.
 
         Args:
             features: encoded observations ``[B, C]``.
@@ -155,7 +155,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         return torch.stack(points, 1), torch.stack(means, 1), sigma
 
     def get_dist(self, tensordict: TensorDictBase) -> ChainNormal:
-        """Return the distribution of the chain's points given where its steps started, for data of any shape ``[*B]``.
+        """Return the distribution of the chain's points given each step's start, for data of any shape ``[*B]``.
 
         Raises:
             ValueError: if the chain's shape is not ``[*B, K, H, A]``.
@@ -174,7 +174,7 @@ class NoisyFlowActor(TensorDictModuleBase):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Sample a chain and write it, the chunk and the executed slice.
+        """Sample a chain, and write the chain, the chunk and the executed slice.
 
         Raises:
             ValueError: if a shape does not fit.

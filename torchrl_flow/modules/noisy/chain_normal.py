@@ -1,4 +1,4 @@
-"""The distribution of a noisy denoising chain, as TorchRL's losses ask for one."""
+"""The distribution of a noisy denoising chain for TorchRL's losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ChainNormal"]
 
 
 class ChainNormal(Distribution):
-    """K Gaussian steps of a chain, each around a mean that was computed from the point before.
+    """K Gaussian steps of a chain, each around a mean computed from the preceding point.
 
     Batch shape ``[*B]``, event shape ``[K, H, A]``. With ``reduction="sum"`` it is
     ``Independent(Normal(mean, sigma), 3)``; with ``"mean"`` its log-probability and entropy are divided by K H A.
@@ -39,7 +39,7 @@ class ChainNormal(Distribution):
     def __init__(self, mean: Tensor, sigma: Tensor, *, reduction: LogProbReduction = "mean") -> None:
         self._mean, self.sigma = mean, sigma
         self.reduction: LogProbReduction = reduction
-        # Checking values would read every tensor once more at each call of the loss; shapes are checked in log_prob.
+        # Validation would read every tensor again at each call of the loss; log_prob checks shapes.
         super().__init__(mean.shape[:-3], mean.shape[-3:], validate_args=False)
 
     @property
@@ -49,7 +49,7 @@ class ChainNormal(Distribution):
 
     @property
     def mode(self) -> Tensor:
-        """Its mode, the mean."""
+        """Mode, equal to the mean."""
         return self._mean
 
     @property
@@ -63,7 +63,7 @@ class ChainNormal(Distribution):
         return self.sigma.square()
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw points with a gradient to mean and deviation."""
+        """Draw points with a gradient with respect to mean and standard deviation."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return self._mean + self.sigma * torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
 

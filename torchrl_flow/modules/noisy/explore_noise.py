@@ -1,4 +1,4 @@
-"""The network that gives the noise level of each step of a denoising chain, and its configuration."""
+"""The network that computes the noise level of each step of a denoising chain, and its configuration."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["ExploreNoiseNet", "NoiseNetConfig", "make_noise_net"]
 
 
 class ExploreNoiseNet(nn.Module):
-    """Noise levels ``sigma`` of a chain's steps from the flow time and the encoded observation, within bounds.
+    """Network from flow time and encoded observation to the noise levels ``sigma`` of a chain's steps, within bounds.
 
-    The time enters by a fixed embedding, so that nothing of the velocity network is trained through the noise. The
-    last layer starts at zero: at first every level is the geometric mean of the bounds.
+    The time embedding is fixed, so that the noise levels train no part of the velocity network. The last layer is
+    initialised to zero: initially every level is the geometric mean of the bounds.
 
     Args:
         action_dim: A.
@@ -34,7 +34,7 @@ class ExploreNoiseNet(nn.Module):
     Keyword Args:
         hidden_sizes: widths of the hidden layers.
         sigma_min: lower bound.
-        sigma_max: upper bound at the start; a buffer, which a schedule changes (:meth:`set_sigma_max`).
+        sigma_max: initial upper bound; stored in a buffer, which a schedule changes (:meth:`set_sigma_max`).
         time_features: length of the time's embedding.
 
     Raises:
@@ -83,7 +83,7 @@ class ExploreNoiseNet(nn.Module):
         self.net = nn.Sequential(*layers, ZeroLinear(hidden_sizes[-1], pred_horizon * action_dim))
 
     def set_sigma_max(self, sigma_max: float) -> None:
-        """Set the upper bound, in place, between two iterations: a chain must be scored with the bound that drew it.
+        """Set the upper bound in place, between iterations, since chains must be scored with the bound that drew them.
 
         Raises:
             ValueError: if the bounds are not ``0 < sigma_min <= sigma_max``.
@@ -107,7 +107,8 @@ class ExploreNoiseNet(nn.Module):
                 f"features must have shape [B, {self.cond_dim}] and times [K], got {list(features.shape)} and "
                 f"{list(times.shape)}."
             )
-        # The two inputs meet in a sum: the observation is multiplied once, not once per step.
+        # The two inputs are added after their linear layers, so that the observation's layer runs once, not once per
+        # step.
         hidden = self.linear_cond(features).unsqueeze(1) + self.linear_time(self.time_embedding(times))
         z = self.net(hidden).unflatten(-1, (self.pred_horizon, self.action_dim))
         return bounded_sigma(z, self.sigma_min, self.sigma_max)
@@ -115,7 +116,7 @@ class ExploreNoiseNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseNetConfig(Config):
-    """Configuration of an :class:`ExploreNoiseNet`, as plain values; actor and weights are not part of it.
+    """Configuration of an :class:`ExploreNoiseNet`, as plain values, without the actor and the weights.
 
     Raises:
         ValueError: if the bounds are not ``0 < sigma_min <= sigma_max`` or a size is above its limit
@@ -143,7 +144,7 @@ def make_noise_net(config: NoiseNetConfig, actor: FlowActor) -> ExploreNoiseNet:
     """Build the noise network of an actor's chains.
 
     Args:
-        config: the description.
+        config: the configuration.
         actor: flow actor; the network is made on its device.
 
     Examples:

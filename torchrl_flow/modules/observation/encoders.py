@@ -16,10 +16,10 @@ __all__ = ["ObservationEncoder", "PixelEncoder", "SpatialSoftmax", "random_shift
 
 
 def random_shift(pixels: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
-    """Shift each row's images by whole pixels, repeating the border: DrQ's augmentation.
+    """Shift each row's images by whole pixels and repeat the border: DrQ's augmentation.
 
     Args:
-        pixels: ``[B, T, 3, h, w]``, any dtype. The frames of a row move together.
+        pixels: ``[B, T, 3, h, w]``, any dtype. All frames of a row have the same shift.
         offsets: integers in [0, 2 padding], ``[B, 2]`` (vertical, horizontal); ``padding`` means no shift.
         padding: the largest shift, in pixels.
 
@@ -55,7 +55,7 @@ class SpatialSoftmax(nn.Module):
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn ``[N, C, h, w]`` into ``[N, 2 C]``: all x, then all y."""
+        """Map ``[N, C, h, w]`` to ``[N, 2 C]``: all x, then all y."""
         height, width = features.shape[-2:]
         weight = features.flatten(-2).softmax(-1).unflatten(-1, (height, width))
         x = (weight.sum(-2) * torch.linspace(-1, 1, width, device=features.device)).sum(-1)
@@ -75,7 +75,7 @@ class PixelEncoder(nn.Module):
         features: size of the output per frame.
 
     Raises:
-        ValueError: if the shape is not that of RGB frames, or they are too small for the strides.
+        ValueError: if the shape is not that of RGB frames, or the frames are too small for the strides.
 
     Examples:
         >>> import torch
@@ -127,10 +127,10 @@ class PixelEncoder(nn.Module):
 
 
 class ObservationEncoder(nn.Module):
-    """Encode a history of states, of images, or of both, as one feature vector.
+    """Encoder of a history of states, images, or both as one feature vector.
 
-    Work is split in two, so that several networks (a student and its averaged teacher, an actor and a critic) can
-    see the same augmented observation: :meth:`preprocess` normalises and augments, :meth:`forward` encodes.
+    :meth:`preprocess` normalises and augments, :meth:`forward` encodes. They are separate, so that several networks (a
+    student and its averaged teacher, an actor and a critic) can read the same augmented observation.
 
     Keyword Args:
         state_shape: ``(T, D)`` of the state history; ``None`` without states.
@@ -143,7 +143,7 @@ class ObservationEncoder(nn.Module):
         pixels_key: key of the images.
 
     Raises:
-        ValueError: if there is neither state nor image.
+        ValueError: if neither states nor images are given.
 
     Examples:
         >>> import torch
@@ -182,12 +182,12 @@ class ObservationEncoder(nn.Module):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Keys of the observations that are read."""
+        """Keys of the encoder's observations."""
         keys = [] if self.state_shape is None else [self.state_key]
         return keys if self.pixel_encoder is None else [*keys, self.pixels_key]
 
     def batch_shape(self, tensordict: TensorDictBase) -> torch.Size:
-        """Return the shape ``[*B]`` that comes before the history in the observations."""
+        """Return the batch shape ``[*B]`` that precedes the history dimension of the observations."""
         if self.state_shape is not None:
             return tensordict[self.state_key].shape[:-2]
         return tensordict[self.pixels_key].shape[:-4]
@@ -200,11 +200,11 @@ class ObservationEncoder(nn.Module):
             augment: add the state noise and the random shift.
 
         Returns:
-            ``(states [B, T, D], pixels [B, T, 3, h, w])``, ``None`` for what is not read.
+            ``(states [B, T, D], pixels [B, T, 3, h, w])``, ``None`` for an absent kind.
 
         Raises:
             KeyError: if an observation is missing.
-            ValueError: if a shape does not fit, or states are of a higher precision than the network.
+            ValueError: if a shape does not fit, or states have a higher precision than the network.
         """
         states = pixels = None
         if self.state_shape is not None and self.state_normalizer is not None:
@@ -231,7 +231,7 @@ class ObservationEncoder(nn.Module):
         return value.reshape(-1, *shape)
 
     def forward(self, states: Tensor | None, pixels: Tensor | None) -> Tensor:
-        """Encode what :meth:`preprocess` gave as features ``[B, C]``."""
+        """Encode the results of :meth:`preprocess` as features ``[B, C]``."""
         features = [] if states is None else [states.flatten(1)]
         if pixels is not None and self.pixel_encoder is not None:
             features.append(self.pixel_encoder(pixels))

@@ -1,4 +1,4 @@
-"""The features of a frozen flow's encoder in place of observations: computed once a row, small to keep."""
+"""Features of a frozen flow's encoder that replace observations: computed once per row, small to store."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FEATURES_KEY = "flow_features"
 
 
 def feature_encoder(actor: FlowActor) -> ObservationEncoder:
-    """Make the encoder that reads features of an actor's encoder as they are: it has no weights."""
+    """Make an encoder without weights that returns the stored features of an actor's encoder."""
     return ObservationEncoder(state_shape=(1, actor.encoder.out_features), state_key=FEATURES_KEY)
 
 
 def flow_on_features(actor: FlowActor) -> FlowActor:
-    """Return an actor that reads the features of another one's encoder in place of observations.
+    """Return an actor that reads stored features of a flow's encoder instead of observations.
 
-    Velocity network and normaliser are the other's own, held and not copied; sampling from the features of an
-    observation gives what the other samples from the observation.
+    Velocity network and normaliser are shared with the flow, not copied; the features of an observation give the same
+    samples as the observation.
 
     Args:
         actor: the flow.
@@ -58,17 +58,17 @@ def flow_on_features(actor: FlowActor) -> FlowActor:
 
 @torch.no_grad()
 def frozen_features(actor: FlowActor, tensordict: TensorDictBase, *, block_size: int = 64) -> Tensor:
-    """Encode the observations of a batch ``[*B]`` as features ``[B, C]``, some rows at a time.
+    """Encode the observations of a batch ``[*B]`` as features ``[B, C]``, in blocks of rows.
 
-    Convolutions over images hold a hundred times the images in memory: in blocks that does not grow with the batch.
+    Convolutions need about a hundred times the memory of their images: with blocks this does not grow with the batch.
 
     Args:
         actor: the flow.
         tensordict: batch with the observations of the encoder.
-        block_size: number of rows that are encoded at a time.
+        block_size: number of rows per block.
     """
     encoder = actor.encoder
-    # An exported program holds for any number of rows, and blocks would fix their number.
+    # An exported program must accept any number of rows, and blocks would fix the number.
     if encoder.pixel_encoder is None or torch.compiler.is_exporting():
         return actor.features(tensordict)
     lead = len(encoder.batch_shape(tensordict))

@@ -1,4 +1,4 @@
-"""Per-dimension normalisation whose statistics travel with the module."""
+"""Per-dimension normalisation whose statistics are buffers of the module."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ import torch
 from torch import Tensor, nn
 
 NormalizerMode = Literal["minmax", "meanstd", "quantile", "identity"]
-"""Which statistics a normaliser is built from."""
+"""Statistics from which a normaliser is built."""
 
 __all__ = ["Normalizer", "NormalizerMode"]
 
 
 class Normalizer(nn.Module):
-    """Map the last dimension to unit scale with stored statistics, ``(x - loc) / scale``, and back.
+    """Normalisation of the last dimension by stored statistics, ``(x - loc) / scale``, and its inverse.
 
-    The statistics are buffers: they are saved, moved and restored with the module that holds them. A dimension
-    that never changes in the data gets scale 1, so that nothing is divided by 0 and the value stays finite when
-    it does change later.
+    The statistics are buffers: they are saved, moved and restored with the parent module. A dimension that is constant
+    in the data gets scale 1, so that there is no division by 0 and the value stays finite if it changes later.
 
     Args:
         size: D, the length of the last dimension.
 
     Keyword Args:
-        loc: value that is subtracted, ``[D]``. Defaults to 0.
-        scale: value that is divided by, ``[D]``, above 0. Defaults to 1.
+        loc: subtracted value, ``[D]``. Defaults to 0.
+        scale: divisor, ``[D]``, above 0. Defaults to 1.
         bound: if given, normalised values are clamped to ``[-bound, bound]``, so that an observation far outside the
-            data stays in the range that the network was trained on.
+            data stays in the network's training range.
 
     Raises:
         ValueError: if a shape does not fit or a scale is not positive and finite.
@@ -82,15 +81,15 @@ class Normalizer(nn.Module):
         """Build a normaliser from the statistics of a data set.
 
         Args:
-            statistics: what the mode needs, each ``[D]``: ``min`` and ``max`` (``"minmax"``: to [-1, 1]), ``q01``
-                and ``q99`` (``"quantile"``: these to [-1, 1], which a few outliers do not squeeze), ``mean`` and
+            statistics: the statistics of the mode, each ``[D]``: ``min`` and ``max`` (``"minmax"``: mapped to [-1, 1]),
+                ``q01`` and ``q99`` (``"quantile"``: mapped to [-1, 1], robust against a few outliers), ``mean`` and
                 ``std`` (``"meanstd"``).
             mode: statistics to use; ``"identity"`` does not change values.
             min_scale: a dimension whose scale is smaller counts as constant and gets scale 1.
             bound: see the class.
 
         Raises:
-            ValueError: if the mode is unknown or a statistic that it needs is missing.
+            ValueError: if the mode is unknown or a required statistic is missing.
         """
         needs = {"minmax": ("min", "max"), "quantile": ("q01", "q99"), "meanstd": ("mean", "std")}
         if mode == "identity":
@@ -119,30 +118,30 @@ class Normalizer(nn.Module):
             name: name of the value in errors.
 
         Raises:
-            ValueError: if its precision is higher than the network's.
+            ValueError: if the value's precision is higher than the network's.
         """
         return self.with_statistics(value, self.loc, self.scale, name)
 
     def with_statistics(self, value: Tensor, loc: Tensor, scale: Tensor, name: str) -> Tensor:
-        """Normalise as :meth:`forward` does, by other statistics."""
+        """Normalise like :meth:`forward`, with other statistics."""
         _check_precision(value, loc, name)
         value = (value - loc) / scale
         return value if self.bound is None else value.clamp(-self.bound, self.bound)
 
     def inverse(self, value: Tensor) -> Tensor:
-        """Undo :meth:`forward` (but for a bound) on ``[*, D]``."""
+        """Invert :meth:`forward` (except the bound) on ``[*, D]``."""
         return value * self.scale + self.loc
 
     def reset_parameters(self) -> None:
-        """Do nothing: a reset of the weights keeps the statistics of the data."""
+        """Do nothing, so that a reset of weights keeps the statistics of the data."""
 
     def extra_repr(self) -> str:
-        """Name the size and the bound."""
+        """Return the size and the bound as text."""
         return f"size={self.loc.shape[0]}, bound={self.bound}"
 
 
 def _check_precision(value: Tensor, loc: Tensor, name: str) -> None:
-    """Refuse numbers of a higher precision than the network's, whose ``loc`` is given."""
+    """Raise an error for values of a higher precision than the network's ``loc``."""
     if value.dtype == torch.float64 != loc.dtype:
         raise ValueError(
             f"{name} is {value.dtype} and the network is {loc.dtype}: convert the data once, in the environment by "

@@ -1,4 +1,4 @@
-"""A frozen flow whose noise a latent policy chooses."""
+"""An actor of a frozen flow and a latent policy that chooses its noise."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ __all__ = ["SteeredFlowActor"]
 
 
 class SteeredFlowActor(TensorDictModuleBase):
-    """Choose a flow's noise by a latent policy and carry it to an action chunk: an actor for any collector.
+    """Actor for any collector: a latent policy chooses a flow's noise, and the flow maps it to an action chunk.
 
     Reads the observations of policy and flow. Writes the policy's ``latent`` ``[*B, S, A]`` and ``latent_log_prob``
-    ``[*B]``, ``noise`` ``[*B, H, A]`` (where the flow started), ``action_chunk`` ``[*B, H, A]`` and ``action``
-    ``[*B, H_a, A]``. The flow is frozen: it is not among the parameters and no gradient reaches it, though it does go
-    with the module to a device and into its state dict.
+    ``[*B]``, ``noise`` ``[*B, H, A]`` (the flow's initial noise), ``action_chunk`` ``[*B, H, A]`` and ``action``
+    ``[*B, H_a, A]``. The flow is frozen: it is not among the parameters and gets no gradient, but it is moved with the
+    module and is part of its state dict.
 
-    Where ``latent_noise`` ``[*B, H, A]`` from N(0, I) is given, latent and tail are made from it, without a draw of
-    the module's own and without prior mixing: the action of a row then depends on that row's noise alone, which is
-    what :func:`~torchrl_flow.evaluation.evaluate` gives by each episode's own generator (``noise_key`` and
-    ``noise_shape``). It is another key than ``noise``, which is an output and would otherwise be read back at the next
-    step. A policy that reads the flow's features (``LatentPolicyConfig(on_features=True)``) gets them from here:
-    observations are then encoded once for both, and the features ``[*B, 1, C]`` are written too.
+    If ``latent_noise`` ``[*B, H, A]`` from N(0, I) is given, latent and tail are computed from it, without further
+    draws and without prior mixing: the action of a row then depends only on that row's noise.
+    :func:`~torchrl_flow.evaluation.evaluate` draws this noise by each episode's own generator (``noise_key`` and
+    ``noise_shape``). Its key differs from ``noise``, which is an output and would otherwise be read at the next step.
+    For a policy that reads the flow's features (``LatentPolicyConfig(on_features=True)``), observations are encoded
+    once for both, and the features ``[*B, 1, C]`` are written too.
 
-    Where :func:`~torchrl_flow.modules.draws_noise` says that none is drawn, the latent is the policy's mean, the
-    tail 0.
+    If :func:`~torchrl_flow.modules.draws_noise` returns False, the latent is the policy's mean and the tail is 0.
 
     Args:
         policy: latent policy. It is shared, not copied.
@@ -44,7 +43,7 @@ class SteeredFlowActor(TensorDictModuleBase):
 
     Keyword Args:
         num_steps: K, Euler steps; ``None`` for those of the flow.
-        noise_key: key of draws from N(0, I) that are given.
+        noise_key: key of given draws from N(0, I).
         flow_noise_key: key of the noise from which the flow starts. Defaults to the noise key of the flow.
 
     Raises:
@@ -88,7 +87,7 @@ class SteeredFlowActor(TensorDictModuleBase):
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1 or None, got {num_steps}.")
         self.policy, self.reads_features = policy, reads_features
-        # Frozen as buffers are: not for an optimiser, a gradient or a target network to meet.
+        # Frozen like buffers: excluded from optimisers, gradients and target networks.
         self.flow = flow.eval().requires_grad_(False)
         self.num_steps = flow.num_steps if num_steps is None else num_steps
         self.noise_key, self.flow_noise_key = noise_key, flow_noise_key
@@ -111,7 +110,7 @@ class SteeredFlowActor(TensorDictModuleBase):
     def decode(
         self, tensordict: TensorDictBase, latent: Tensor, fill: Tensor, *, num_steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Carry latents to noise and action chunk, both ``[*B, H, A]``.
+        """Map latents to noise and action chunk, both ``[*B, H, A]``.
 
         Args:
             tensordict: batch ``[*B]`` with the flow's observations, or with its features if the policy reads features.
@@ -130,7 +129,7 @@ class SteeredFlowActor(TensorDictModuleBase):
         return noise, chunk.reshape(noise.shape)
 
     def _draw(self, tensordict: TensorDictBase, dist: LatentNormal) -> tuple[Tensor, Tensor]:
-        """Return a latent, and draws from the prior for what it does not steer."""
+        """Return a latent, and draws from the prior for the steps that it does not steer."""
         shape = torch.Size([*dist.batch_shape, *self.noise_shape])
         given = tensordict.get(self.noise_key, None)
         if given is not None:
@@ -161,7 +160,7 @@ class SteeredFlowActor(TensorDictModuleBase):
         dist: Any = self.policy.get_dist(tensordict)
         latent, fill = self._draw(tensordict, dist)
         tensordict.set(self.policy.latent_key, latent)
-        # Of the stored latent, as a loss will score it: PPO's ratio is then exactly 1 before the first update.
+        # Computed from the stored latent, as in a loss: PPO's ratio is then exactly 1 before the first update.
         tensordict.set(self.policy.latent_log_prob_key, dist.log_prob(latent))
         noise, chunk = self.decode(tensordict, latent, fill, num_steps=num_steps)
         tensordict.set(self.flow_noise_key, noise.detach())

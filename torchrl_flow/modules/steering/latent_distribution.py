@@ -1,4 +1,4 @@
-"""Distributions of the latent in which a flow starts: a normal, bounded or not, and its mixture with the prior."""
+"""Distributions of a flow's initial latent: a normal, bounded or not, and its mixture with the prior."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["LatentNormal", "PriorMixture"]
 
 
 class LatentNormal(Distribution):
-    """Diagonal normal over latents ``[S, A]``, through the bound ``w = b tanh(u / b)`` where there is one.
+    """Diagonal normal over latents ``[S, A]``, optionally bounded by ``w = b tanh(u / b)``.
 
     The last two dimensions are the event. Log-densities are exact, the bound's Jacobian included; a sample and its
-    log-density come from one ``u`` (:meth:`rsample_and_log_prob`), which a saturated ``w`` could not give back.
+    log-density are computed from the same ``u`` (:meth:`rsample_and_log_prob`), which cannot be recovered from a
+    saturated ``w``.
 
     Args:
         loc: mean of ``u``, ``[*B, S, A]``.
@@ -54,7 +55,7 @@ class LatentNormal(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The reals, or the open cube of the bound."""
+        """The real numbers, or the open cube of the bound."""
         return constraints.real if self.bound is None else constraints.interval(-self.bound, self.bound)
 
     @property
@@ -69,11 +70,11 @@ class LatentNormal(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean where there is no bound, else the median."""
+        """The mean if there is no bound, otherwise the median."""
         return self.deterministic_sample
 
     def transport(self, noise: Tensor) -> Tensor:
-        """Carry draws ``[*, S, A]`` from N(0, I) to latents; that of the prior itself is :func:`bound_latent`."""
+        """Map draws ``[*, S, A]`` from N(0, I) to latents; :func:`bound_latent` is the map of the prior."""
         return bound_latent(self.loc + self.scale * noise, self.bound)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
@@ -96,7 +97,7 @@ class LatentNormal(Distribution):
             return self.rsample(sample_shape)
 
     def rsample_and_log_prob(self, sample_shape: torch.Size = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
-        """Draw latents and score the very ``u`` that made them; TorchRL's losses ask for this."""
+        """Draw latents and compute log-densities from the same ``u``; TorchRL's losses call this method."""
         u = self._draw_unbounded(sample_shape)
         return bound_latent(u, self.bound), self._score(u)
 
@@ -109,21 +110,21 @@ class LatentNormal(Distribution):
         return self._score(unbound_latent(value, self.bound))
 
     def kl_to_prior(self) -> Tensor:
-        """Return the divergence ``[*B]`` of this from the prior, in closed form."""
+        """Return the KL divergence ``[*B]`` from the prior, in closed form."""
         return kl_to_prior(self.loc, self.scale)
 
 
 class PriorMixture(LatentNormal):
-    """The mixture ``rho p_prior + (1 - rho) p``: what a policy that sometimes draws from the prior really samples.
+    """The mixture ``rho p_prior + (1 - rho) p``: the behaviour of a policy that sometimes draws from the prior.
 
-    Each draw is whole from one of the two, and its log-density is the mixture's. Stored and recomputed at the same
-    rho, log-densities of one latent are the same number, so that PPO's ratio is 1 before the first update. As rho
-    does not depend on the parameters, a draw has pathwise gradients, through ``p`` where it came from there.
+    Each draw comes entirely from one of the two components; its log-density is that of the mixture. Stored and
+    recomputed log-densities of a latent are equal at the same rho, so that PPO's ratio is 1 before the first update. As
+    rho does not depend on the parameters, a draw from ``p`` has pathwise gradients.
 
     Args:
         loc: see :class:`LatentNormal`.
         scale: see :class:`LatentNormal`.
-        prior_fraction: rho in [0, 1], a scalar or one for each row, ``[*B]`` or ``[*B, 1]``.
+        prior_fraction: rho in [0, 1], a scalar or one value per row, ``[*B]`` or ``[*B, 1]``.
         bound: see :class:`LatentNormal`.
 
     Examples:

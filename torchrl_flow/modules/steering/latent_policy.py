@@ -1,4 +1,4 @@
-"""A policy over the noise in which a flow starts: a normal of which mean and scale depend on the observation."""
+"""A policy over a flow's initial noise: a normal whose mean and scale depend on the observation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["LatentGaussianPolicy", "LatentPolicyConfig", "make_latent_policy"]
 
 
 class _LatentParameters(TensorDictModuleBase):
-    """Observations to mean and scale of the latent; an MLP (Linear, LayerNorm, Mish) whose last layer starts at 0."""
+    """MLP (Linear, LayerNorm, Mish) from observations to mean and scale of the latent; its last layer starts at 0."""
 
     prior_fraction: Tensor
 
@@ -56,7 +56,7 @@ class _LatentParameters(TensorDictModuleBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as the prior itself: mean 0, scale 1."""
+        """Reset to the prior: mean 0, scale 1."""
         for layer in self.trunk:
             if not isinstance(layer, Mish):
                 layer.reset_parameters()  # pyright: ignore[reportCallIssue]
@@ -76,18 +76,19 @@ class _LatentParameters(TensorDictModuleBase):
 
 
 class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
-    """A normal policy over a flow's noise, for TorchRL's losses: ``get_dist``, ``forward``, exact log-densities.
+    """A normal policy over a flow's noise with exact log-densities, for TorchRL's losses.
 
     Reads the encoder's observations ``[*B, T, ...]``. Writes ``latent`` ``[*B, S, A]`` and ``latent_log_prob``
-    ``[*B]``. S is H where the whole noise is steered (``steer_mode="full"``), H_a where the executed steps are
-    (``"act_horizon"``, the rest comes from the prior), and 1 where one vector is repeated over the chunk (``"tied"``,
-    which some flows do not take well: their noise was never alike at all steps). A new policy is the prior N(0, I).
+    ``[*B]``. S depends on ``steer_mode``: H if the whole noise is steered (``"full"``), H_a if only the executed steps
+    are (``"act_horizon"``; the rest is drawn from the prior), and 1 if one vector is repeated over the chunk
+    (``"tied"``; some flows perform worse with it, since noise that is equal at all steps is outside their training). A
+    new policy equals the prior N(0, I).
 
-    With ``prior_mixing`` the distribution is the :class:`PriorMixture` at the share ``prior_fraction``, a buffer that
-    a schedule may set; 0 at first.
+    With ``prior_mixing`` the distribution is the :class:`PriorMixture` at the share ``prior_fraction``, a buffer that a
+    schedule may set; initially 0.
 
     Args:
-        encoder: observation encoder, which belongs to the policy.
+        encoder: observation encoder; it becomes part of the policy.
 
     Keyword Args:
         pred_horizon: H.
@@ -97,12 +98,12 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         latent_bound: b of ``w = b tanh(u / b)``; ``None`` for no bound.
         hidden_sizes: widths of the hidden layers.
         log_std_range: bounds of the logarithm of the scale.
-        prior_mixing: whether actions are drawn from a mixture of the policy and the prior.
+        prior_mixing: draw latents from a mixture of the policy and the prior.
         latent_key: key of the latent.
         log_prob_key: key of its log-density.
 
     Raises:
-        ValueError: if an argument is outside what is allowed.
+        ValueError: if an argument is outside its allowed range.
 
     References:
         Wagenmaker et al., "Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
@@ -157,7 +158,7 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
             distribution_kwargs={"bound": latent_bound},
             return_log_prob=True,
             log_prob_key=log_prob_key,
-            # TorchRL's default would be the mean where no exploration type is set; all actors here draw there.
+            # Without an exploration type TorchRL's default is the mean; all actors of this package draw instead.
             default_interaction_type=InteractionType.RANDOM,  # pyright: ignore[reportArgumentType]
         )
         super().__init__(parameters, sampler)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -178,14 +179,14 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def prior_fraction(self) -> Tensor:
-        """Share of draws that come from the prior, a scalar; of effect with ``prior_mixing`` alone."""
+        """Share of draws from the prior, a scalar; it has an effect only with ``prior_mixing``."""
         return self._network.prior_fraction
 
     def set_prior_fraction(self, fraction: float) -> None:
-        """Set the share of draws that come from the prior.
+        """Set the share of draws from the prior.
 
         Raises:
-            ValueError: if it is not in [0, 1], or the policy has no prior mixing.
+            ValueError: if ``fraction`` is not in [0, 1], or the policy has no prior mixing.
         """
         if not self.prior_mixing:
             raise ValueError("this policy has no prior mixing: make it with prior_mixing=True.")
@@ -194,17 +195,17 @@ class LatentGaussianPolicy(ProbabilisticTensorDictSequential):
         self.prior_fraction.fill_(fraction)
 
     def prior_latent(self, noise: Tensor) -> Tensor:
-        """Carry draws ``[*, S, A]`` from N(0, I) to draws from the prior of the latents: bounded as those are."""
+        """Map draws ``[*, S, A]`` from N(0, I) to draws from the latents' prior, which has the same bound."""
         return bound_latent(noise, self.latent_bound)
 
     def normal(self, tensordict: TensorDictBase) -> LatentNormal:
-        """Return the policy's own distribution without prior mixing, which ``get_dist`` includes."""
+        """Return the policy's distribution without the prior mixing of ``get_dist``."""
         parameters = self._network(tensordict.select(*self._network.in_keys))
         loc, scale = (parameters[key] for key in self._network.out_keys[:2])
         return LatentNormal(loc, scale, bound=self.latent_bound)
 
     def kl_to_prior(self, tensordict: TensorDictBase) -> Tensor:
-        """Return ``KL(pi(. | s) || prior)``, ``[*B]``, in closed form; prior mixing is left out of it."""
+        """Return ``KL(pi(. | s) || prior)``, ``[*B]``, in closed form, without prior mixing."""
         return self.normal(tensordict).kl_to_prior()
 
 
@@ -213,7 +214,7 @@ class LatentPolicyConfig(Config):
     """Configuration of a :class:`LatentGaussianPolicy`, as plain values, without the actor and the weights."""
 
     steer_mode: SteerMode = "full"
-    """What the latent steers: the whole noise, its executed steps, or one vector for all steps."""
+    """Steered part of the noise: all steps, the executed steps, or one vector for all steps."""
     latent_bound: float | None = None
     """b of the bound b tanh(u / b); None for none."""
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
@@ -221,9 +222,9 @@ class LatentPolicyConfig(Config):
     log_std_range: tuple[float, float] = (-5.0, 1.0)
     """Bounds of the logarithm of the scale."""
     prior_mixing: bool = False
-    """Whether the behaviour is the mixture with the prior."""
+    """Whether latents are drawn from the mixture with the prior."""
     on_features: bool = False
-    """Whether it reads the features of the frozen flow's encoder; else it trains a copy of that encoder."""
+    """Whether the policy reads the features of the frozen flow's encoder; otherwise it trains a copy of the encoder."""
 
     def _weights(self) -> int:
         return dense_weights([1, *self.hidden_sizes, 1])
@@ -232,11 +233,11 @@ class LatentPolicyConfig(Config):
 def make_latent_policy(config: LatentPolicyConfig, actor: FlowActor) -> LatentGaussianPolicy:
     """Build the policy over an actor's noise, with a copy of the actor's encoder, weights and normalisers included.
 
-    With ``on_features`` it has no encoder of its own and reads the features that
-    :func:`~torchrl_flow.modules.write_features` writes, as :class:`~torchrl_flow.modules.SteeredFlowActor` does.
+    With ``on_features`` it has no trained encoder and reads the features that
+    :func:`~torchrl_flow.modules.write_features` and :class:`~torchrl_flow.modules.SteeredFlowActor` write.
 
     Args:
-        config: the description.
+        config: the configuration.
         actor: flow actor to steer; the policy is made on its device.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Find, for executed actions, the latents from which a flow would have made them."""
+"""Search for latents from which a flow reproduces given actions (noise aliasing)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torchrl_flow.modules.observation.frozen_features import frozen_features
 from torchrl_flow.modules.steering.latent_policy import LatentGaussianPolicy
 
 AliasMode = Literal["inversion", "retrieval", "reversal"]
-"""How a latent is found for a recorded chunk: by inversion, by retrieval, or by the reversed flow."""
+"""Method that finds a latent for a recorded chunk: inversion, retrieval, or reversal of the flow."""
 
 __all__ = ["AliasConfig", "AliasMode", "NoiseAliaser"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AliasConfig(Config):
-    """How aliases are searched for; plain values.
+    """Configuration of the search for aliases, as plain values.
 
     Raises:
-        ValueError: if a value is outside what is allowed.
+        ValueError: if a value is outside its allowed range.
     """
 
     mode: AliasMode = "inversion"
-    """Gradient descent on the latent, the best of many draws, or the flow run backwards."""
+    """Gradient descent on the latent, the best of many draws, or backward integration of the flow."""
     starts: int = 4
-    """Starting points of a row (inversion)."""
+    """Starting points per row (inversion)."""
     steps: int = 30
     """Gradient steps (inversion)."""
     lr: float = 0.1
@@ -43,7 +43,7 @@ class AliasConfig(Config):
     prior_coef: float = 1e-3
     """Weight of the squared latent in the loss (inversion)."""
     candidates: int = 128
-    """Draws for each row (retrieval)."""
+    """Draws per row (retrieval)."""
     reverse_steps: int = 64
     """Backward steps, with the instantaneous velocity (reversal)."""
 
@@ -60,13 +60,12 @@ class AliasConfig(Config):
 
 
 class NoiseAliaser(TensorDictModuleBase):
-    """Write for each row a latent from which the flow makes its action, and the residual.
+    """Module that writes, for each row, a latent from which the flow reproduces the action, and the residual.
 
-    Reads the flow's observations and the executed ``action`` ``[*B, H_a, A]``, for ``"reversal"`` the whole
-    ``action_chunk`` ``[*B, H, A]``, since it runs all of it backwards; where there is none, the tail is a draw of the
-    flow. Writes ``latent`` ``[*B, S, A]``, within the policy's bound and in its steer mode, and
-    ``alias_residual`` ``[*B, 1]``: the root mean square distance, in normalised units, of the action that this latent
-    gives from the wanted one.
+    Reads the flow's observations and the executed ``action`` ``[*B, H_a, A]``. ``"reversal"`` integrates the whole
+    ``action_chunk`` ``[*B, H, A]`` backwards; if that is absent, its tail is sampled from the flow. Writes ``latent``
+    ``[*B, S, A]``, within the policy's bound and in its steer mode, and ``alias_residual`` ``[*B, 1]``: the root mean
+    square distance, in normalised units, between the flow's action for this latent and the given action.
 
     Args:
         flow: the frozen flow.
@@ -74,7 +73,7 @@ class NoiseAliaser(TensorDictModuleBase):
 
     Keyword Args:
         config: method of the search and its hyper-parameters.
-        num_steps: K of the flow; ``None`` for its own.
+        num_steps: sampling steps K; ``None`` for the flow's own.
         residual_key: key of the residual.
 
     Examples:
@@ -108,7 +107,7 @@ class NoiseAliaser(TensorDictModuleBase):
         self.prior_latent = policy.prior_latent
 
     def identity(self) -> dict[str, Any]:
-        """Return what determines an alias beside the flow's weights and the data, JSON-able."""
+        """Return the settings that determine an alias, besides the flow's weights and the data, as JSON-able values."""
         own = {"steer_mode": self.steer_mode, "bound": self.bound, "num_steps": self.num_steps}
         return {**self.config.to_dict(), **own, "latent_shape": list(self.latent_shape)}
 
@@ -186,7 +185,7 @@ class NoiseAliaser(TensorDictModuleBase):
             noise = noise[:, flow.executed_slice].mean(1, keepdim=True)
         latent = noise[:, : self.latent_shape[0]]
         if self.bound is not None:
-            # The nearest latent that the policy could give.
+            # The nearest latent within the policy's bound.
             limit = self.bound * (1 - 1e-4)
             latent = self.prior_latent(unbound_latent(latent.clamp(-limit, limit), self.bound))
         return latent

@@ -1,4 +1,4 @@
-"""A residual ReLU MLP velocity network that reads points, time and observation side by side: the fastest one here."""
+"""A residual ReLU MLP velocity network of concatenated inputs, the fastest of the library."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class _ReLUResidualBlock(nn.Module):
 
 
 class ShortCutVelocityConcatMLP(EmbeddedVelocity):
-    """Velocity of a flattened action chunk by a residual MLP whose first layer reads chunk, time and condition.
+    """Velocity of a flattened action chunk from a residual MLP whose first layer reads chunk, time and condition.
 
-    The form of ReinFlow's network for states. Time and condition enter the first layer alone, by one small embedding,
-    so that it takes about half the arithmetic of :class:`ShortCutVelocityMLP` at the same width.
+    It has the form of ReinFlow's network for states. Time and condition enter only the first layer, in one small
+    embedding; it therefore needs about half the arithmetic of :class:`ShortCutVelocityMLP` at the same width.
 
     Args:
         action_dim: A.
@@ -36,7 +36,7 @@ class ShortCutVelocityConcatMLP(EmbeddedVelocity):
 
     Keyword Args:
         width: hidden width.
-        depth: number of residual blocks, of two layers each.
+        depth: number of residual blocks with two layers each.
         embedding: size of the embedding of time and condition, which are added.
 
     Raises:
@@ -87,7 +87,7 @@ class ShortCutVelocityConcatMLP(EmbeddedVelocity):
         """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, E]``."""
         several, sample = sample.ndim == 4, sample.flatten(-2)
         if several:
-            # One product in two parts: the points often need no gradient, and are several for each embedding.
+            # The product is split: the points often need no gradient, and several points share one embedding.
             weights = self.linear_in.weight.split([sample.shape[-1], embedding.shape[-1]], -1)
             hidden = F.linear(sample, weights[0], self.linear_in.bias)
             hidden = hidden + F.linear(embedding, weights[1]).unsqueeze(1)

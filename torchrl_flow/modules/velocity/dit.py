@@ -12,7 +12,7 @@ __all__ = ["ShortCutVelocityDiT"]
 
 
 class _AdaLNBlock(nn.Module):
-    """Self-attention and MLP with shift, scale and gate from the condition; starts as the identity."""
+    """Self-attention and MLP with shift, scale and gate from the condition; initially the identity."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _AdaLNBlock(nn.Module):
 
 
 class ShortCutVelocityDiT(nn.Module):
-    """Velocity of an action chunk by a diffusion transformer with adaptive layer norm (adaLN-Zero).
+    """Velocity of an action chunk from a diffusion transformer with adaptive layer norm (adaLN-Zero).
 
     One token per chunk step; time, step size and encoded observation modulate every block.
 

@@ -1,4 +1,4 @@
-"""Base of velocity networks that add an embedding of the observation to one of the time."""
+"""Base class of velocity networks that add embeddings of the observation and of the time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EmbeddedVelocity"]
 
 
 class EmbeddedVelocity(nn.Module):
-    """A velocity network of points and of the sum of two embeddings, which are computed once for several points.
+    """A velocity network of points and the sum of two embeddings, which are computed once for several points.
 
     A subclass sets the sizes below and defines the three methods that :meth:`forward` calls.
     """
@@ -41,7 +41,7 @@ class EmbeddedVelocity(nn.Module):
         Args:
             sample: points ``x_t``, ``[B, H, A]``, or N for each observation, ``[B, N, H, A]``.
             timestep: flow time in [0, 1], ``[B]``.
-            step_size: step size d in [0, 1], ``[B]``; 0 asks for the instantaneous velocity.
+            step_size: step size d in [0, 1], ``[B]``; 0 for the instantaneous velocity.
             global_cond: encoded observation, ``[B, C]``.
 
         Raises:
@@ -54,16 +54,16 @@ class EmbeddedVelocity(nn.Module):
         return self.embedded_velocity(sample, embedding)
 
     def steps(self, global_cond: Tensor, times: Tensor, step_size: float) -> Callable[[Tensor, int | None], Tensor]:
-        """Return the velocity at each of K times that all rows share; each embedding is computed once.
+        """Return the velocity at K times shared by all rows; each embedding is computed once.
 
         Args:
             global_cond: encoded observation, ``[B, C]``.
             times: flow times, ``[K]``.
-            step_size: step size d of all of them.
+            step_size: step size d at all times.
 
         Returns:
-            the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at the time of an index; for ``None`` in its place,
-            of points ``[B, K, H, A]`` at each of the times.
+            function of points and a time index: the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` at that time;
+            for the index ``None``, the velocity of points ``[B, K, H, A]`` at all times.
         """
         embedded = self.embed_time(times, torch.full_like(times, step_size))
         cond = self.embed_observation(global_cond)

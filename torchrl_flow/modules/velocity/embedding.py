@@ -1,4 +1,4 @@
-"""Building blocks that the velocity networks share: time embedding, conditioning, zero-initialised output."""
+"""Building blocks of the velocity networks: time embedding, conditioning, zero-initialised output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FlowTimeEmbedding", "SinusoidalEmbedding", "ZeroLinear", "check_velo
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that is initialised, and reset, to zero, so that its branch or output starts at zero."""
+    """A linear layer that is initialised and reset to zero."""
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
@@ -23,7 +23,7 @@ class ZeroLinear(nn.Linear):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Embed a number of [0, 1] as sines and cosines of geometrically spaced frequencies.
+    """Embedding of a number in [0, 1] as sines and cosines of geometrically spaced frequencies.
 
     Args:
         size: length of the embedding; even, at least 4.
@@ -53,13 +53,13 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FlowTimeEmbedding(nn.Module):
-    """Embed flow time t and step size d together.
+    """Joint embedding of flow time t and step size d.
 
     Args:
         size: length of the result.
 
     Keyword Args:
-        sinusoidal_size: length of the sinusoidal embedding of each of the two.
+        sinusoidal_size: length of each sinusoidal embedding.
 
     Examples:
         >>> import torch
@@ -80,7 +80,7 @@ class FlowTimeEmbedding(nn.Module):
 def check_velocity_inputs(
     sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor, *, shape: tuple[int, int, int]
 ) -> None:
-    """Check the shapes of a velocity network's inputs, which it would otherwise broadcast or misread.
+    """Check the shapes of a velocity network's inputs, since a wrong shape could broadcast silently.
 
     Args:
         sample: points, which must be ``[B, H, A]``.
@@ -90,7 +90,7 @@ def check_velocity_inputs(
         shape: the network's ``(H, A, C)``.
 
     Raises:
-        ValueError: if the check fails. The error names the tensor, what it should be and what it is.
+        ValueError: if the check fails. The error states the tensor, its expected shape and its shape.
     """
     horizon, action_dim, cond_dim = shape
     batch = sample.shape[0] if sample.ndim else 0

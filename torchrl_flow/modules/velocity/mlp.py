@@ -14,7 +14,7 @@ __all__ = ["ShortCutVelocityMLP"]
 
 
 class _FiLMResidualBlock(nn.Module):
-    """Two layers with LayerNorm and FiLM between them, added to the input; starts as the identity."""
+    """Two layers with LayerNorm and FiLM between them, added to the input; initially the identity."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -32,10 +32,9 @@ class _FiLMResidualBlock(nn.Module):
 
 
 class ShortCutVelocityMLP(EmbeddedVelocity):
-    """Velocity of a flattened action chunk by a residual MLP with FiLM conditioning.
+    """Velocity of a flattened action chunk from a residual MLP with FiLM conditioning.
 
-    The chunk is what the layers carry; time, step size and condition modulate every one of them, and enter nowhere
-    else.
+    The layers process the chunk; time, step size and condition enter only by modulating every layer.
 
     Args:
         action_dim: A.
@@ -58,7 +57,7 @@ class ShortCutVelocityMLP(EmbeddedVelocity):
     """
 
     takes_several_samples = True
-    """Points may be several for each observation; :class:`FlowActor` repeats the observation for other networks."""
+    """Several points per observation are allowed; :class:`FlowActor` repeats the observation for other networks."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class ShortCutVelocityMLP(EmbeddedVelocity):
         return self.time_embedding(timestep, step_size)
 
     def embed_observation(self, global_cond: Tensor) -> Tensor:
-        """Embed encoded observations ``[B, C]`` as ``[B, width]``: two thirds of the work, once for several points."""
+        """Embed encoded observations ``[B, C]`` as ``[B, width]``: two thirds of the work, shared by several points."""
         return self.cond_embedding(global_cond)
 
     def embedded_velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def _conv_block(in_channels: int, out_channels: int, kernel_size: int, groups: i
 
 
 class _FiLMConvBlock(nn.Module):
-    """Two convolutions with FiLM between them, beside a 1x1 shortcut."""
+    """Two convolutions with FiLM between them, and a parallel 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, cond_size: int, kernel_size: int, groups: int):
         super().__init__()
@@ -39,11 +39,11 @@ class _FiLMConvBlock(nn.Module):
 
 
 class ShortCutVelocityUNet1D(nn.Module):
-    """Velocity of an action chunk by a 1-D convolutional U-Net, FiLM-conditioned on time, step and observation.
+    """Velocity of an action chunk from a 1-D convolutional U-Net, FiLM-conditioned on time, step size and observation.
 
     Args:
         action_dim: A, the input channels.
-        pred_horizon: H, halved at each level but the last; must be divisible by ``2 ** (len(channels) - 1)``.
+        pred_horizon: H, halved at each level except the last; must be divisible by ``2 ** (len(channels) - 1)``.
         cond_dim: C, the size of the encoded observation.
 
     Keyword Args:
@@ -53,7 +53,7 @@ class ShortCutVelocityUNet1D(nn.Module):
         embed_size: size of the embedding of time, step size and condition.
 
     Raises:
-        ValueError: if a size does not fit, with the sizes that would.
+        ValueError: if a size does not fit. The error lists valid sizes.
 
     References:
         Chi et al., "Diffusion Policy", https://arxiv.org/abs/2303.04137
