@@ -30,7 +30,7 @@ COMMANDS = {
         "torchrl_flow.commands.compare:CompareArgs", "Compare runs: a table, and curves with bands over the seeds."
     ),
     "report": Command(
-        "torchrl_flow.commands.report:ReportArgs", "Print the path of a run's report; make it from the run's files."
+        "torchrl_flow.commands.report:ReportArgs", "Write the report of a run from its files, and print its path."
     ),
     "evaluate": Command(
         "torchrl_flow.commands.evaluate:EvaluateArgs",
@@ -61,14 +61,14 @@ COMMANDS = {
         "torchrl_flow.recsys.collect:CollectSlatesArgs", "Log transitions of a slate env to an .npz file."
     ),
     "relabel-slates": Command(
-        "torchrl_flow.recsys.collect:RelabelSlatesArgs", "Compute the observations and latents of logged slates anew."
+        "torchrl_flow.recsys.collect:RelabelSlatesArgs", "Recompute the observations and latents of logged slates."
     ),
     "collect-sardine": Command(
         "torchrl_flow.recsys.sardine_task:CollectSardineArgs", "Log transitions of a SARDINE env to an .npz file."
     ),
     "doctor": Command(
         "torchrl_flow.commands.doctor:DoctorArgs",
-        "Tell what works on this machine, and what mends the rest (also: versions).",
+        "Check the installation: what works on this machine, and how to install the rest (also: versions).",
     ),
 }
 ALIASES = {"versions": "doctor"}
