@@ -22,7 +22,7 @@ NOTE = (
 
 @dataclasses.dataclass
 class ReportArgs:
-    """Print the path of a run's report; make it from the run's files."""
+    """Write the report of a run from its files, and print its path."""
 
     run: Annotated[str, tyro.conf.Positional]
     """directory of a run, or of a sweep"""
