@@ -55,6 +55,25 @@ def test_more_steps_never_make_an_inversion_worse():
     assert (residuals[1] >= residuals[2]).all()
 
 
+def test_the_point_after_the_last_step_is_evaluated_too():
+    calls = []
+
+    def decode(w):
+        calls.append(w.detach().clone())
+        return w
+
+    target, start = torch.ones(1, 1, 1), torch.zeros(1, 1, 1, 1)
+    noise, residual = invert_noise(decode, target, start, num_steps=3, lr=0.1, final_lr=0.1)
+    assert len(calls) == 4
+    torch.testing.assert_close(noise, calls[-1].squeeze(0))
+    torch.testing.assert_close(residual, (1 - noise).reshape(1))
+
+
+def test_one_step_and_one_iteration_are_enough_for_a_field_without_slope():
+    field = lambda x, t, d: torch.full_like(x, 2.0)  # noqa: E731
+    torch.testing.assert_close(reverse_flow(field, torch.ones(2, 3), num_steps=1, iterations=1), -torch.ones(2, 3))
+
+
 def test_the_prior_term_keeps_the_latent_small():
     start = torch.zeros(1, 1, 1, 1)
     far, near = (

@@ -44,7 +44,9 @@ def test_what_is_allowed_passes():
     checks.check_one_of("mode", "a", ("a", "b"))
     checks.check_at_least("num", 1, 1)
     checks.check_positive("clip", 0.1)
-    checks.check_fraction("share", 1.0)
+    for share in (0.0, 0.5, 1.0):
+        checks.check_fraction("share", share)
     checks.check_same_shape("[B]", 1, x=torch.ones(2), y=torch.zeros(2))
+    checks.check_same_shape("[]", x=torch.tensor(1.0), y=torch.tensor(2.0))
     checks.check_shape("x", torch.ones(2, 3), torch.Size([2, 3]), "[B, A]")
     checks.check_mask("mask", None, (2,))

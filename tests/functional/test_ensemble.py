@@ -66,6 +66,11 @@ def test_reductions_are_ordered():
     assert (least <= F.reduce_ensemble(q, "mean")).all()
 
 
+def test_the_confidence_bound_is_pessimistic_by_default():
+    q = torch.tensor([[1.0], [3.0]])
+    torch.testing.assert_close(F.reduce_ensemble(q, "ucb"), torch.tensor([1.0]))
+
+
 def test_take_best_is_a_loop():
     scores, candidates = torch.randn(7, 5), torch.randn(7, 5, 3, 2)
     expected = torch.stack([candidates[i, scores[i].argmax()] for i in range(7)])

@@ -72,6 +72,11 @@ def test_dyadic_draws_are_uniform_over_sizes_and_cells():
         torch.testing.assert_close(cells / cells.sum(), torch.full((len(cells),), size), atol=0.02, rtol=0)
 
 
+def test_one_step_takes_the_velocity_at_the_start():
+    out = F.integrate(lambda x, t, d: x + 1 + t[:, None], torch.ones(2, 1), num_steps=1)
+    torch.testing.assert_close(out, torch.full((2, 1), 3.0))
+
+
 @pytest.mark.parametrize("max_steps", [0, 1, 3, 12, -4])
 def test_max_steps_must_be_a_power_of_two(max_steps):
     with pytest.raises(ValueError, match=f"power of two.*got {max_steps}"):
