@@ -158,6 +158,7 @@ def main() -> int:
     import torch
     import torchrl.envs  # noqa: F401  (what takes long to import)
     from hypothesis import settings
+    from tqdm import tqdm
 
     torch.set_num_threads(1)
     settings.register_profile("mutate", max_examples=30, derandomize=True, deadline=None, database=None)
@@ -172,13 +173,13 @@ def main() -> int:
                 raise SystemExit(f"the tests of {path.relative_to(ROOT)} fail without any change: {tests_of(path)}")
         random.Random(args.seed).shuffle(found)
         tried, left = 0, []
-        for path, line, text, tree in found[: args.sample]:
+        for path, line, text, tree in tqdm(found[: args.sample], desc=package, unit="change", dynamic_ncols=True):
             if args.minutes is not None and time.monotonic() - start > 60 * args.minutes:
                 break
             tried += 1
             if survives(path, tree, tests_of(path)):
                 left.append(f"{path.relative_to(ROOT).as_posix()}:{line}: {text}")
-                print(f"  survives: {left[-1]}", flush=True)
+                tqdm.write(f"  survives: {left[-1]}")
         seen = tried - len(left)
         good &= seen >= args.least * tried
         print(f"{package}: {seen} of {tried} changes seen ({seen / max(tried, 1):.1%}), of {len(found)}", flush=True)
