@@ -53,7 +53,7 @@ nitpick_ignore_regex = [
     # Protocols of callables, which the arguments' descriptions say in words, keys of losses, and base classes.
     (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys|CheckedReplayBuffer)"),
     (r"py:class", r"torchrl_flow\.objectives\.flow_loss\.(Averaged(Actor|Critic)|SharedEncoder)"),
-    (r"py:class", r"torchrl_flow\..*\.(EmbeddedVelocity|PlainConfig|ReadyEstimator|_CriticCalls)"),
+    (r"py:class", r"torchrl_flow\..*\.(EmbeddedVelocity|PlainConfig|ProcessRollouts|ReadyEstimator|_CriticCalls)"),
 ]
 
 

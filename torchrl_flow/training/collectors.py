@@ -7,25 +7,26 @@ import copy
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import MultiSyncCollector
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
+from torchrl_flow.training.process_rollouts import ProcessRollouts
 from torchrl_flow.training.ray_rollouts import RayRollouts
-from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, kept_entries
+from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError
 from torchrl_flow.util.randomness import mix_seeds
 
 __all__ = ["CollectorRollouts", "make_rollouts"]
 
 
-class CollectorRollouts:
+class CollectorRollouts(ProcessRollouts):
     """Rollouts like those of :class:`ChunkRollouts`, collected in several processes with several environments each.
 
     The processes are those of TorchRL's ``MultiSyncCollector``. Each has environments and a copy of the policy on the
@@ -54,31 +55,11 @@ class CollectorRollouts:
         NonFiniteError: in :meth:`collect`, if an environment returns a number that is not finite.
     """
 
-    def __init__(
-        self,
-        envs: CollectorEnvs,
-        policy: nn.Module,
-        num_steps: int,
-        *,
-        keep: Sequence[NestedKey] | None = None,
-        keep_next: Sequence[NestedKey] | None = None,
-        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
-        seed: int | None = None,
-    ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-        self.envs, self.policy, self.num_steps = envs, policy, num_steps
-        self._keep, self._keep_next, self._prepare = keep, keep_next, prepare
-        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+    def __init__(self, envs: CollectorEnvs, policy: nn.Module, num_steps: int, **options: Any) -> None:
+        super().__init__(envs, policy, num_steps, **options)
         self._collector: MultiSyncCollector | None = None
         self._batches: Iterator[Any] = iter(())
         self._stop: weakref.finalize | None = None
-        self._collected = 0
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks in a rollout, over all processes."""
-        return self.envs.processes * self.envs.batch_size.numel() * self.num_steps
 
     @property
     def collector(self) -> MultiSyncCollector | None:
@@ -103,13 +84,7 @@ class CollectorRollouts:
         data.names = None
         self._require_finite(data)
         self._collected += 1
-        if self._prepare is None:
-            return self._kept(data)
-        return lazy_stack([self._kept(self._prepare(step)) for step in data.unbind(-1)], -1).contiguous()
-
-    def metrics(self) -> dict[str, Any]:
-        """Return an empty mapping: the end of a process ends the run, so that there is nothing to log."""
-        return {}
+        return self._stored(data)
 
     def close(self) -> None:
         """End the processes; they also end with this object and with the program."""
@@ -117,30 +92,18 @@ class CollectorRollouts:
         if self._stop is not None:
             self._stop()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of completed rollouts."""
-        return {"collected": self._collected}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the number of completed rollouts; new processes start new episodes."""
-        self.close()
-        self._collected = int(state.get("collected", 0))
-
-    def _kept(self, data: TensorDictBase) -> TensorDictBase:
-        return kept_entries(data, self._keep, self._keep_next)
-
     def _send_weights(self, collector: MultiSyncCollector) -> None:
         """Send the current weights and buffers of the learner's policy to the processes.
 
         TorchRL waits for a confirmation from each process, forever if a process has died; the call therefore runs in a
         thread.
         """
-        weights: Any = TensorDict.from_module(self.policy)
+        weights = self._weights()
         errors: list[Exception] = []
 
         def send() -> None:
             try:
-                collector.update_policy_weights_(weights.data.to("cpu"))
+                collector.update_policy_weights_(weights)
             except Exception as error:
                 errors.append(error)
 

@@ -15,17 +15,18 @@ import copy
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, lazy_stack
+from tensordict import TensorDict, TensorDictBase
 from torch import nn
 
 from torchrl_flow.envs import CollectorEnvs
 from torchrl_flow.training.finite import NonFiniteError
-from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, kept_entries
+from torchrl_flow.training.process_rollouts import ProcessRollouts
+from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError
 from torchrl_flow.util.randomness import mix_seeds, seed_everything
 from torchrl_flow.util.ray_cluster import RayError, connect_ray, disconnect_ray, require_cpus
 
@@ -75,7 +76,7 @@ class _Worker:
         self.task = self.actor.collect.remote(weights)
 
 
-class RayRollouts:
+class RayRollouts(ProcessRollouts):
     """Rollouts like those of :class:`ChunkRollouts`, collected in Ray workers with several environments each.
 
     Each worker is a Ray actor with one CPU, environments and a copy of the policy. It gets the weights and buffers of
@@ -114,33 +115,20 @@ class RayRollouts:
     """
 
     def __init__(
-        self,
-        envs: CollectorEnvs,
-        policy: nn.Module,
-        num_steps: int,
-        *,
-        wait_for_all: bool = True,
-        keep: Sequence[NestedKey] | None = None,
-        keep_next: Sequence[NestedKey] | None = None,
-        prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
-        seed: int | None = None,
+        self, envs: CollectorEnvs, policy: nn.Module, num_steps: int, *, wait_for_all: bool = True, **options: Any
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-        self.envs, self.policy, self.num_steps, self.wait_for_all = envs, policy, num_steps, wait_for_all
-        self._keep, self._keep_next, self._prepare = keep, keep_next, prepare
-        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        super().__init__(envs, policy, num_steps, **options)
+        self.wait_for_all = wait_for_all
         self._workers: list[_Worker] = []
         self._parts: Any = None
         self._connected = False
-        self._collected = 0
         self.replaced = 0
         """Number of replaced workers, including those before a resumption."""
 
     @property
     def chunks(self) -> int:
         """Number of chunks in a rollout: of all workers with ``wait_for_all``, otherwise of one worker."""
-        return (self.envs.processes if self.wait_for_all else 1) * self.envs.batch_size.numel() * self.num_steps
+        return super().chunks if self.wait_for_all else super().chunks // self.envs.processes
 
     @property
     def places(self) -> list[tuple[str, int] | None]:
@@ -170,10 +158,7 @@ class RayRollouts:
             self.close()
             raise
         self._collected += 1
-        if self._prepare is None:
-            return data
-        steps = [kept_entries(self._prepare(step), self._keep, self._keep_next) for step in data.unbind(-1)]
-        return lazy_stack(steps, -1).contiguous()
+        return data if self._prepare is None else self._stored(data)  # workers drop entries themselves
 
     def metrics(self) -> dict[str, Any]:
         """Return ``replaced_workers``, the number of replaced workers."""
@@ -190,16 +175,12 @@ class RayRollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of completed rollouts and of replaced workers."""
-        return {"collected": self._collected, "replaced": self.replaced}
+        return {**super().state_dict(), "replaced": self.replaced}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore these numbers; new workers start new episodes."""
-        self.close()
-        self._collected, self.replaced = int(state.get("collected", 0)), int(state.get("replaced", 0))
-
-    def _weights(self) -> TensorDictBase:
-        weights: Any = TensorDict.from_module(self.policy)
-        return weights.data.to("cpu")
+        """Set the numbers of completed rollouts and of replaced workers; new workers start new episodes."""
+        super().load_state_dict(state)
+        self.replaced = int(state.get("replaced", 0))
 
     def _start(self) -> None:
         if self._workers:
