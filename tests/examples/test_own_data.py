@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 
 from tests.examples import own_data as own
+from tests.programs import own_errors
 from torchrl_flow.data import DataError
 from torchrl_flow.modules import SingleStepActor
 from torchrl_flow.policies import load_policy
@@ -133,7 +134,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path):
     command = [sys.executable, str(own.EXAMPLES / "td3_bc.py"), "--data", "bad.npz"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(own.ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(own_errors(done.stderr).splitlines()) == 1
     assert "bad.npz" in done.stderr
     assert "rewards" in done.stderr
 
