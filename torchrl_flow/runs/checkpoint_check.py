@@ -16,7 +16,6 @@ from torchrl_flow.data.checks.archive import check_zip, load_torch
 from torchrl_flow.data.checks.json import MAX_JSON_BYTES, parse_json, read_json
 from torchrl_flow.data.checks.replay import PREFETCH, check_dump, is_empty_prefetch
 from torchrl_flow.data.errors import DataError
-from torchrl_flow.functional.checks import listed
 
 __all__ = [
     "CheckedDumpAdapter",
@@ -224,7 +223,7 @@ def require_same_shapes(path: Path, role: str, state: Mapping[str, Any], network
     """
     own = network.state_dict() or {}  # A receiver that only collects the entries has none.
     unequal = [
-        f"{name} {listed(value.shape)} in the file, {listed(own[name].shape)} in the network"
+        f"{name} {list(value.shape)} in the file, {list(own[name].shape)} in the network"
         for name, value in state.items()
         if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape
     ]

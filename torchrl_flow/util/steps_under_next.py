@@ -33,9 +33,10 @@ def read_steps_under_next() -> None:
 
 def _value_estimator(self: Any) -> Any:
     estimator = GET(self)
-    key = estimator.tensor_keys.steps_to_next_obs
-    if not _is_next(key):
-        estimator.set_keys(steps_to_next_obs=unravel_key(("next", key)))
+    keys = estimator.tensor_keys  # an object of this estimator alone
+    if not _is_next(keys.steps_to_next_obs):
+        # Not set_keys: torch.compile of PyTorch 2.8 cannot trace its dataclasses.asdict.
+        keys.steps_to_next_obs = unravel_key(("next", keys.steps_to_next_obs))
     return estimator
 
 
