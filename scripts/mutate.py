@@ -31,6 +31,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     **{f"{TRANSFORMS}/{name}.py": SMDP for name in ("smdp", "inner", "record", "requirements")},
     f"{TRANSFORMS}/executed_steps.py": ("tests/envs/test_root_steps.py",),
     f"{TRANSFORMS}/history.py": ("tests/envs/test_history.py",),
+    f"{TRANSFORMS}/steps.py": ("tests/evaluation/test_policy_episodes.py",),
     f"{TRANSFORMS}/frames.py": ("tests/envs/test_smdp.py", "tests/evaluation/test_evaluation.py"),
 }
 NEIGHBOURS: dict[type, type] = {
