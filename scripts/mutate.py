@@ -5,7 +5,7 @@
 
 A change is one of: a comparison, arithmetic or logical operator replaced by a similar one, a sign or a ``not`` removed,
 a number increased by one, True and False exchanged. Each is tried in a process forked from this one, which has imported
-torch, by the tests of the module; they end at the first failure. Linux and macOS only.
+torch, by the tests of the module and the examples in its docstrings, until the first failure. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import doctest
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -135,7 +137,8 @@ def survives(path: Path, tree: ast.Module, tests: tuple[str, ...]) -> bool:
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-        os._exit(int(pytest.main([*tests, *options])))
+        failed = int(pytest.main([*tests, *options])) or doctest.testmod(importlib.import_module(name))[0]
+        os._exit(bool(failed))
     return os.waitpid(pid, 0)[1] == 0
 
 

@@ -142,3 +142,24 @@ def test_values_that_are_relative_already_are_scaled_and_not_moved(norm):
     torch.testing.assert_close(ratio, ratio[:1].expand(4))
     torch.testing.assert_close(scaled - scaled.mean(), centred - centred.mean())
     assert (scaled > 0).all()
+
+
+def test_the_median_deviation_is_scaled_to_a_standard_deviation():
+    q = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])  # median 2, deviations 2, 1, 0, 1, 8, of which the median is 1
+    expected = (q - q.mean()) / 1.4826
+    torch.testing.assert_close(F.batch_advantage(q, norm="mad"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_binary_weight_leaves_out_what_is_no_better():
+    weights = F.advantage_weights(torch.tensor([-1.0, 0.0, 1.0, 2.0]), beta=1.0, weighting="binary")
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 2.0, 2.0]))
+
+
+def test_defaults_of_the_filter_are_the_published_clip_and_a_threshold_of_zero():
+    value = torch.tensor([-0.5, 0.5, 0.0])
+    always = torch.zeros(3, dtype=torch.bool)
+    assert F.filtered_weights(value, beta=1.0, always=always)[1].tolist() == [False, True, False]
+    weights, kept = F.filtered_weights(torch.tensor([-20.0, 20.0]), beta=1.0)
+    assert kept is None
+    # exp(20) is clipped to 200, exp(-20) is about 0; the mean of both is 1.
+    torch.testing.assert_close(weights, torch.tensor([math.exp(-20) / 100, 2.0]), rtol=1e-4, atol=1e-10)

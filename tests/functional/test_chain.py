@@ -129,3 +129,9 @@ def test_transport_cost_is_the_squared_distance_and_bounds_the_distance_of_gauss
 def test_refusals_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_single_chain_without_a_batch_has_one_log_probability():
+    x = torch.zeros(3, 4, 5)
+    torch.testing.assert_close(F.chain_log_prob(x, x, torch.ones_like(x), reduction="sum"), torch.tensor(-55.1363))
+    torch.testing.assert_close(F.chunk_transport_cost(torch.ones(4, 5), torch.zeros(4, 5)), torch.tensor(20.0))

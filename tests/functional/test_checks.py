@@ -33,6 +33,10 @@ from torchrl_flow.functional import checks
             lambda: checks.check_mask("mask", torch.ones(2), (2,)),
             "mask must be bool of shape [2], got torch.float32 of [2].",
         ),
+        (
+            lambda: checks.check_mask("mask", torch.ones(3, dtype=torch.bool), (2,)),
+            "mask must be bool of shape [2], got torch.bool of [3].",
+        ),
     ],
 )
 def test_a_refusal_names_argument_allowed_and_given(call, message):
@@ -50,3 +54,4 @@ def test_what_is_allowed_passes():
     checks.check_same_shape("[]", x=torch.tensor(1.0), y=torch.tensor(2.0))
     checks.check_shape("x", torch.ones(2, 3), torch.Size([2, 3]), "[B, A]")
     checks.check_mask("mask", None, (2,))
+    checks.check_mask("mask", torch.ones(2, dtype=torch.bool), (2,))

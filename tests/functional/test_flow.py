@@ -103,11 +103,11 @@ def test_finest_half_step_asks_for_the_instantaneous_velocity():
     assert sizes == [[0.0, 0.25], [0.0, 0.25]]
 
 
-def test_shortcut_target_is_clipped():
-    target = F.shortcut_target(
-        lambda x, t, d: x, torch.full((1, 1), 100.0), torch.zeros(1), torch.ones(1), max_steps=4, clip=4.0
-    )
-    assert target.item() == 4.0
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_shortcut_target_is_clipped(sign):
+    point = torch.full((1, 1), 100.0 * sign)
+    target = F.shortcut_target(lambda x, t, d: x, point, torch.zeros(1), torch.ones(1), max_steps=4, clip=4.0)
+    assert target.item() == 4.0 * sign
 
 
 @given(batch=st.integers(0, 300), fraction=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]))
@@ -147,3 +147,9 @@ def test_masked_mean_square_equals_dropping_the_steps():
 def test_nothing_is_broadcast_silently(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_the_mean_is_over_the_real_steps_alone():
+    error = torch.full((2, 4, 3), 2.0)
+    mask = torch.tensor([[True, False, False, False], [False, False, False, False]])
+    torch.testing.assert_close(F.masked_mean_square(error, mask), torch.tensor([4.0, 0.0]))

@@ -99,3 +99,9 @@ def test_expansion():
 def test_refusals(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_latent_of_the_executed_steps_replaces_the_first_steps_of_the_noise():
+    latent, noise = torch.ones(3, 1, 2), torch.zeros(3, 4, 2)
+    expected = torch.cat([torch.ones(3, 1, 2), torch.zeros(3, 3, 2)], 1)
+    torch.testing.assert_close(expand_latent(latent, noise, "act_horizon"), expected)
