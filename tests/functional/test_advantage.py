@@ -150,6 +150,11 @@ def test_the_median_deviation_is_scaled_to_a_standard_deviation():
     torch.testing.assert_close(F.batch_advantage(q, norm="mad"), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_are_clipped_at_two_hundred_by_default():
+    weights = F.advantage_weights(torch.tensor([0.0, 20.0]), beta=1.0)
+    torch.testing.assert_close(weights, torch.tensor([2 / 201, 400 / 201]), rtol=1e-5, atol=1e-6)
+
+
 def test_a_binary_weight_leaves_out_what_is_no_better():
     weights = F.advantage_weights(torch.tensor([-1.0, 0.0, 1.0, 2.0]), beta=1.0, weighting="binary")
     torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 2.0, 2.0]))
