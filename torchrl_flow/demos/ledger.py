@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,6 @@ from torchrl_flow.util.digest import file_digest, json_digest
 from torchrl_flow.util.files import staged, write_json
 
 __all__ = ["Attempt", "DemoLedger"]
-
-_LIBVER = ("v110", "v110")
-"""Version of the HDF5 format, the first with checksums of HDF5's own tables."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class DemoLedger:
             write_json(self.parts / "settings.json", self.settings, indent=1)
         if episode is not None:
             with staged(self._part(attempt.seed)) as part, _new_file(part) as file:
-                _write_episode(file.create_group("traj", track_order=True), episode)
+                _write_episode(_new_group(file, "traj"), episode)
         write_json(self._part(attempt.seed).with_suffix(".json"), attempt.__dict__, indent=1)
         self.attempts[attempt.seed] = attempt
 
@@ -175,8 +173,28 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is damaged ({error!r}): remove it, and its demonstrations are made again.") from error
 
 
+# HDF5's own functions: before HDF5 2.0, h5py stores the time in each group, and equal content makes unequal files.
 def _new_file(path: Path) -> h5py.File:
-    return h5py.File(path, "w", track_order=True, libver=_LIBVER)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    # The first version of the format with checksums of HDF5's own tables.
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    creation = _ordered_without_times(h5py.h5p.FILE_CREATE)
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access))
+
+
+def _new_group(parent: h5py.Group, name: str) -> h5py.Group:
+    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=_ordered_without_times(h5py.h5p.GROUP_CREATE)))
+
+
+def _ordered_without_times(kind: Any) -> Any:
+    """Return creation properties: entries in their order, and no times."""
+    creation: Any = h5py.h5p.create(kind)
+    order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
+    creation.set_link_creation_order(order)
+    creation.set_attr_creation_order(order)
+    creation.set_obj_track_times(False)
+    return creation
 
 
 def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
@@ -192,7 +210,7 @@ def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
 def _write_tree(group: h5py.Group, name: str, tree: Any) -> None:
     """Write nested arrays in order, with checksums; images are compressed."""
     if isinstance(tree, Mapping):
-        inner = group.create_group(name, track_order=True)
+        inner = _new_group(group, name)
         for key, value in tree.items():
             _write_tree(inner, key, value)
         return
