@@ -131,6 +131,7 @@ def test_progress_can_be_switched_off():
     [
         (b"1,x,0.2\x15\n", r"line 2: .* must be a step, a metric and a number"),
         (b"one,x,0.2\n", r"line 2: .* must be a step"),
+        (b"1,\rx,0.2\n", r"line 2: not a row of a CSV file"),
         (b"1,x\n", "line 2: 2 cells"),
         (b"1,\xff,0.2\n", "line 2: byte 0xff is not UTF-8 text"),
     ],

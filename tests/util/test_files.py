@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_flow.util.files import is_leftover, publish, read_text, staged, write_bytes, write_json, write_text
+from torchrl_flow.util.files import (
+    csv_rows,
+    is_leftover,
+    publish,
+    read_text,
+    staged,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 PACKAGE = Path(__file__).parents[2] / "torchrl_flow"
 #: Where files are flushed and renamed.
@@ -133,3 +142,11 @@ def test_no_other_file_renames_or_flushes_by_itself():
         if found:
             wrong[str(path.relative_to(PACKAGE))] = sorted(found)
     assert wrong == {}
+
+
+def test_rows_of_csv_and_the_line_that_is_none(tmp_path):
+    assert list(csv_rows(['a,"b,c"', "", "1,2"], tmp_path / "t.csv")) == [["a", "b,c"], [], ["1", "2"]]
+    rows = csv_rows(["a,b", "\ra,b"], tmp_path / "t.csv")
+    assert next(rows) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"t\.csv, line 2: not a row of a CSV file"):
+        next(rows)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import re
@@ -13,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchrl_flow.util.files import csv_rows
 from torchrl_flow.util.suggest import did_you_mean
 
 __all__ = ["RunFiles", "find_runs", "format_age", "read_run", "require_runs", "text_table"]
@@ -160,8 +159,9 @@ def _last_metrics(path: Path) -> tuple[int | None, dict[str, float]]:
         return None, {}
     step, last = None, {}
     # The first line may be cut off, and the last one incomplete.
-    for row in csv.reader(io.StringIO("\n".join(lines[:-1]))):
+    for line in lines[:-1]:
         try:
+            (row,) = csv_rows([line], path)
             number, name, value = int(row[0]), row[1], float(row[2])
         except (IndexError, ValueError):
             continue

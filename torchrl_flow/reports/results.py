@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_flow.data.checks.json import read_object
-from torchrl_flow.util.files import read_text, write_json, write_text
+from torchrl_flow.util.files import csv_rows, read_text, write_json, write_text
 from torchrl_flow.util.platform import locked
 from torchrl_flow.util.versions import command_line, git_commit, today
 
@@ -127,7 +127,7 @@ def _table(path: Path, header: tuple[str, ...]) -> Iterator[list[str]]:
     with locked(path.parent):
         text = read_text(path) if path.exists() else ""
         first, *lines = text.rstrip("\n").split("\n") if text else [",".join(header)]
-        found = next(csv.reader([first]), [])
+        found = next(csv_rows([first], path), [])
         if tuple(found) != header:
             raise ValueError(f"{path} has the header {found}, not {list(header)}; give another file.")
         yield lines

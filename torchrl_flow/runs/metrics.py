@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger, WandbLogger
 
 from torchrl_flow.runs.names import WandbMode
-from torchrl_flow.util.files import read_text, write_text
+from torchrl_flow.util.files import csv_rows, read_text, write_text
 
 __all__ = ["RunLogger", "read_metrics"]
 
@@ -191,7 +191,7 @@ def _rows(path: Path) -> list[tuple[int, str, float]]:
     *lines, rest = read_text(path).split("\n")
     del rest
     rows = []
-    for number, row in enumerate(csv.reader(lines), start=1):
+    for number, row in enumerate(csv_rows(lines, path), start=1):
         if number == 1:
             if tuple(row) != _HEADER:
                 raise ValueError(f"{path} is not a metrics file: its first line is {row}, not {list(_HEADER)}.")

@@ -1,21 +1,22 @@
-"""Atomic writing of files and directories."""
+"""Atomic writing of files and directories, and reading of text files with errors that name the line."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torchrl_flow.util.platform import flush, replace
 
-__all__ = ["is_leftover", "publish", "read_text", "staged", "write_bytes", "write_json", "write_text"]
+__all__ = ["csv_rows", "is_leftover", "publish", "read_text", "staged", "write_bytes", "write_json", "write_text"]
 
 _SUFFIX = ".part"
 _KEPT_S = 3600.0
@@ -51,6 +52,23 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: byte {content[error.start]:#04x} is not UTF-8 text.") from error
+
+
+def csv_rows(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file.
+
+    Raises:
+        ValueError: if a line is not CSV, such as one with a lone carriage return. The error names file and line.
+    """
+    reader = csv.reader(lines)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not a row of a CSV file ({error}).") from error
+        if row is None:
+            return
+        yield row
 
 
 def write_bytes(path: Path, content: bytes) -> None:
