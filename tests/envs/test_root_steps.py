@@ -231,6 +231,9 @@ class TestCopyStepsToRoot:
         data = TensorDict({"next": {"reward": torch.zeros(1, 1)}}, batch_size=[1])
         with pytest.raises(ValueError, match=r"no 'steps_to_next_obs' under 'next', .* it has \['reward'\]"):
             CopyStepsToRoot()(data)
+        nested = TensorDict({"next": {"agent": {"reward": torch.zeros(1, 1)}}}, batch_size=[1])
+        with pytest.raises(ValueError, match=r"it has \[\"\('agent', 'reward'\)\"\]"):
+            CopyStepsToRoot()(nested)
         with pytest.raises(ValueError, match=r"it has \[\]"):
             CopyStepsToRoot()(TensorDict(batch_size=[1]))
 

@@ -418,6 +418,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             SMDPChunk(**kwargs)
 
+    @pytest.mark.parametrize("kwargs", [{"gamma": 0.0}, {"gamma": 1.0}, {"render_last": 1}, {"render_last": 2}])
+    def test_limits_are_allowed(self, kwargs):
+        assert SMDPChunk(2, **kwargs).act_horizon == 2
+        assert SMDPChunk(1).act_horizon == 1
+
     @pytest.mark.parametrize("shape", [(2,), (2, 2), (4, 2)])
     def test_action_that_is_no_chunk(self, shape):
         env = TransformedEnv(ScriptedEnv(0), SMDPChunk(3))
