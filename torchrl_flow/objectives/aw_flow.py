@@ -235,7 +235,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         cloning, q, chunks = self._flow_errors(tensordict), self._chunk_values(tensordict), None
         td_advantage = self.extraction == "weights" and self.advantage == "td"
         if td_advantage and self.num_baseline_samples == (num := self.td.num_action_samples):
-            chunks = self.td.chunks(self.actor_network, self.target_actor_network_params, tensordict["next"], num)  # pyright: ignore[reportArgumentType]
+            chunks = self._averaged_chunks(tensordict["next"], num)
         loss_actor, actor_metrics = self.actor_loss(tensordict, cloning, q.detach(), chunks)
         loss_qvalue, critic_metrics = self.qvalue_loss(tensordict, q, chunks)
         metrics = {**actor_metrics, **critic_metrics}
@@ -313,12 +313,14 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         detach = self.shared_encoder and self.encoder_grad == "actor"
         return self.td.values(self.critic_network, self.critic_network_params, *data, detach_features=detach)
 
+    def _averaged_chunks(self, tensordict: Any, num: int) -> Tensor:
+        """Return executed chunks ``[B, num, H_a, A]`` of the averaged actor."""
+        return self.td.chunks(self.actor_network, self.target_actor_network_params, tensordict, num)
+
     @torch.no_grad()
     def _policy_values(self, tensordict: TensorDictBase, chunks: Tensor | None = None) -> Tensor:
         """Return each member's mean value ``[num_qs, B]`` of the averaged actor's chunks in the rows' states."""
-        if chunks is None:
-            actor, num = (self.actor_network, self.target_actor_network_params), self.num_baseline_samples
-            chunks = self.td.chunks(*actor, tensordict, num)
+        chunks = self._averaged_chunks(tensordict, self.num_baseline_samples) if chunks is None else chunks
         return self.td.values(self.critic_network, self.critic_network_params, tensordict, chunks).mean(-1)
 
     @torch.no_grad()
@@ -342,8 +344,6 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
     @torch.no_grad()
     def next_value(self, tensordict: TensorDictBase, chunks: Tensor | None = None) -> Tensor:
         """Return the target critic's value ``[*B, 1]`` of the averaged actor's chunk (the best of N) for states."""
-        if chunks is None:
-            actor, num = (self.actor_network, self.target_actor_network_params), self.td.num_action_samples
-            chunks = self.td.chunks(*actor, tensordict, num)
+        chunks = self._averaged_chunks(tensordict, self.td.num_action_samples) if chunks is None else chunks
         value = self.td.next_value(self.critic_network, self.target_critic_network_params, tensordict, chunks)
         return value.reshape(*self.actor_network.encoder.batch_shape(tensordict), 1)

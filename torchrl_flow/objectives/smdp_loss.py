@@ -150,12 +150,10 @@ class SMDPLossModule(FlowLossModule):
         Raises:
             KeyError: if a key of the transition is missing; there is no default.
         """
-        keys = self.tensor_keys
-        of_next = (keys.reward, keys.done, keys.terminated)
-        read = [unravel_key(key) for key in (*(("next", key) for key in of_next), keys.steps_to_next_obs)]
+        read = self._transition_keys()
         for key in read:
             tensordict[key]  # pyright: ignore[reportArgumentType]
-        if next_value.ndim > tensordict["next", keys.reward].ndim:  # pyright: ignore
+        if next_value.ndim > tensordict["next", self.tensor_keys.reward].ndim:  # pyright: ignore
             shape, transition = next_value.shape, TensorDict(batch_size=next_value.shape[:-1])
             for key in read:
                 transition.set(key, tensordict[key].expand(shape))  # pyright: ignore

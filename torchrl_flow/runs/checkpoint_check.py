@@ -209,7 +209,7 @@ def building(path: Path, field: str) -> Iterator[None]:
 
 
 def require_same_shapes(path: Path, role: str, state: Mapping[str, Any], network: Any) -> None:
-    """Refuse the weights of another network, such as a critic with another number of members.
+    """Raise an error for the weights of another network, such as a critic with another number of members.
 
     Args:
         path: checkpoint file, for the error.

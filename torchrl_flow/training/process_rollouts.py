@@ -20,16 +20,7 @@ class ProcessRollouts:
 
     A subclass starts the processes and implements ``collect`` and :meth:`close`.
 
-    Args:
-        envs: factory of the environments of the processes; see :class:`~torchrl_flow.envs.CollectorEnvs`.
-        policy: trained policy, on any device; the processes run a copy of it on the CPU.
-        num_steps: T, chunks per sub-environment.
-
-    Keyword Args:
-        keep: root entries to keep. Defaults to all.
-        keep_next: entries below ``"next"`` to keep. Defaults to all.
-        prepare: function applied to each transition before it is stored, in this process.
-        seed: seed of the first episodes and of the policy copies' draws. Defaults to a random seed.
+    The arguments are those of :class:`~torchrl_flow.training.CollectorRollouts`.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
