@@ -4,41 +4,49 @@
     python benchmarks/gpu.py --device cpu          # a reduced form, marked as such
 
 The benchmark measures loss, backward pass and optimiser step of each update in float32, TF32 and bfloat16 (autocast),
-eager, compiled, and compiled with CUDA graphs; the latency of a chunk; QEnsemble's loop and its batched form; and the
-planar task with 4,096 environments. The reference of a row is the eager float32 form, or the loop of QEnsemble. If a
-form cannot be measured, its error is printed and the others continue. Forms not started after `--minutes` are skipped.
+eager, compiled, compiled with CUDA graphs, and eager in one CUDA graph (tensordict's CudaGraphModule); the latency of a
+chunk; QEnsemble's loop and its batched form; the planar task with 4,096 environments; ManiSkill's simulation on the GPU
+with states and with images; and the memory of ReinFlow's rollouts and updates. The reference of a row is the eager
+float32 form, or the loop of QEnsemble. If a form cannot be measured, its error is printed and the others continue.
+Forms not started after `--minutes` are skipped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
+import memory
 import offline_updates
 import torch
 import tyro
 from flow_updates import Args as FlowArgs
 from flow_updates import make_actor, make_batch
 from tensordict import TensorDict
+from tensordict.nn import CudaGraphModule
 
-from torchrl_flow.envs import PlanarPickPlaceEnv
+from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import QEnsemble
 from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
 from torchrl_flow.reports import append_benchmark
 from torchrl_flow.util.timing import alternate, gemm_rate, ratio_of
 
 Form = Callable[[], Any]
+Part = Literal["latency", "ensembles", "planar", "simulation", "memory", "updates", "graphs"]
 
 
 @dataclass
 class Args:
     """What to measure."""
 
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to measure, in this order."""
     device: str = "auto"
     """cuda, cpu, or auto: cuda if available"""
     rounds: int = 20
@@ -46,6 +54,8 @@ class Args:
     batch_size: int = 256
     num_envs: int = 4096
     """Environments of the planar task."""
+    maniskill_envs: int = 1024
+    """Environments of ManiSkill's simulation on the GPU; an eighth of them with images of 64 x 64 pixels."""
     minutes: float = 9.0
     """Time after which no further measurement is started."""
     compiled: bool = True
@@ -55,7 +65,7 @@ class Args:
 
 
 PRECISIONS = ("float32", "TF32", "bfloat16")
-MODES = {"eager": None, "compiled": "default", "CUDA graph": "reduce-overhead"}
+MODES = {"eager": None, "compiled": "default", "compiled with CUDA graphs": "reduce-overhead"}
 
 
 @contextmanager
@@ -112,6 +122,23 @@ def update_of(loss: Any, batch: TensorDict, names: list[str], mode: str | None, 
     return update
 
 
+def update_in_one_graph(loss: Any, batch: TensorDict, names: list[str], device: str) -> Form:
+    """Return an eager float32 update that is recorded once in a CUDA graph, and then replayed."""
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-5, capturable=True)
+
+    def update(batch: TensorDict) -> TensorDict:
+        optimizer.zero_grad(set_to_none=True)
+        with precision("float32", device):
+            found = loss(batch.clone(False))
+        value = torch.stack([found[name] for name in names]).sum()
+        value.backward()
+        optimizer.step()
+        return TensorDict(loss=value.detach())
+
+    graph = CudaGraphModule(cast(Any, update), warmup=5)
+    return lambda: graph(batch)
+
+
 class Report:
     """Printer of pairs that appends them to the table and checks the time limit."""
 
@@ -149,13 +176,24 @@ class Report:
 def updates(args: Args, report: Report) -> None:
     cuda = args.device.startswith("cuda")
     modes = {name: mode for name, mode in MODES.items() if mode is None or (args.compiled and cuda)}
+    kinds = PRECISIONS if cuda else ("float32", "bfloat16")
+    forms = [(name, mode, kind) for kind in kinds for name, mode in modes.items()]
+    for name, mode, kind in sorted(forms, key=lambda form: form[1] is not None):  # eager forms need little time
+        for title, (loss, batch, names) in losses(args).items():
+            eager = update_of(loss, batch, names, None, "float32", args.device)
+            form = update_of(loss, batch, names, mode, kind, args.device)
+            report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form)
+        torch.compiler.reset()
+
+
+def graphs(args: Args, report: Report) -> None:
+    """Measure each update in one CUDA graph; last of the updates, since a failed recording disturbs later kernels."""
+    if not args.device.startswith("cuda"):
+        return
     for title, (loss, batch, names) in losses(args).items():
         eager = update_of(loss, batch, names, None, "float32", args.device)
-        for kind in PRECISIONS if cuda else ("float32", "bfloat16"):
-            for name, mode in modes.items():
-                form = update_of(loss, batch, names, mode, kind, args.device)
-                report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form)
-        torch.compiler.reset()
+        form = update_in_one_graph(loss, batch, names, args.device)
+        report.measure(f"{title} update: float32 CudaGraphModule / float32 eager", eager, form)
 
 
 def latency(args: Args, report: Report) -> None:
@@ -202,6 +240,57 @@ def planar(args: Args, report: Report) -> None:
     print(f"planar, {args.num_envs} environments: {statistics.median(times):.2f} ms a step, {rate:,.0f} steps a second")
 
 
+def simulation(args: Args, report: Report) -> None:
+    """Measure ManiSkill's simulation on the GPU, which needs SAPIEN's GPU library, and Vulkan for images."""
+    if not args.device.startswith("cuda"):
+        return
+    for obs_mode, num_envs in (("state", args.maniskill_envs), ("rgb", args.maniskill_envs // 8)):
+        title = f"ManiSkill PickCube-v1, {obs_mode}, {num_envs} environments"
+        if not report.has_time(title):
+            return
+        try:
+            options: dict[str, Any] = {"obs_mode": obs_mode, "render_size": 64 if obs_mode == "rgb" else None}
+            env = ManiSkillEnv("PickCube-v1", num_envs=num_envs, sim_backend="physx_cuda", seed=0, **options)
+            data = [env.reset()]
+            action = env.full_action_spec.rand()["action"]
+
+            def step(env: ManiSkillEnv = env, data: list[Any] = data, action: torch.Tensor = action) -> None:
+                data[0] = env.step_and_maybe_reset(data[0].set("action", action))[1]
+
+            times = alternate({"step": step}, rounds=args.rounds, device=args.device)["step"]
+        except Exception as error:
+            print(f"{title}: failed, {type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}", flush=True)
+            continue
+        rate = num_envs / (1e-3 * statistics.median(times))
+        print(f"{title}: {statistics.median(times):.2f} ms a step, {rate:,.0f} steps a second", flush=True)
+
+
+def memories(args: Args, report: Report) -> None:
+    """Print the peaks of ReinFlow's rollouts and updates, to be compared with the memory of a card."""
+    if not args.device.startswith("cuda"):
+        return
+    sizes = memory.Args(device=args.device, num_envs=(256, 1024), batch_sizes=(256, 1024, 4096))
+    for train_encoder in (False, True):
+        for case in memory.cases(dataclasses.replace(sizes, train_encoder=train_encoder)):
+            title = f"{case['what']}, {case['obs']}, {case['size']}" + ", trained encoder" * train_encoder
+            if (train_encoder and (case["what"], case["obs"]) != ("update", "rgb")) or not report.has_time(title):
+                continue
+            before = torch.cuda.memory_allocated() / 2**20
+            found = memory.take(dataclasses.replace(sizes, train_encoder=train_encoder), case)
+            print(f"memory of ReinFlow, {title}: {found['peak_mb'] - before:,.0f} MiB", flush=True)
+
+
+PARTS: dict[Part, Callable[[Args, Report], None]] = {
+    "latency": latency,
+    "ensembles": ensembles,
+    "planar": planar,
+    "simulation": simulation,
+    "memory": memories,
+    "updates": updates,
+    "graphs": graphs,
+}
+
+
 def main(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,11 +302,10 @@ def main(args: Args) -> None:
     else:
         torch.set_num_threads(1)
         args.rounds, args.batch_size, args.num_envs = min(args.rounds, 3), min(args.batch_size, 32), 64
-        print(
-            "no GPU: a reduced form of few rows, without TF32, compiled forms and CUDA graphs; nothing to compare with"
-        )
-    for part in (updates, latency, ensembles, planar):
-        part(args, report)
+        left_out = "without TF32, compiled forms, CUDA graphs and ManiSkill"
+        print(f"no GPU: a reduced form of few rows, {left_out}; nothing to compare with")
+    for name in args.parts:
+        PARTS[name](args, report)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageAr
 
     def check(self) -> None:
         """Refuse options that contradict each other or define an invalid environment or network."""
+        super().check()
         check_task(self.task, self.obs_mode, self.control_mode)
         check_demonstrations(self.task, self.demos, quality=self.quality, retime=self.retime)
         check_images(self.task, self.obs_mode, self.demos, self.image_size, self.pixel_channels)

@@ -6,11 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from tensordict import TensorDict
 
 from torchrl_flow.options import (
     AdvantageWeightArgs,
     ChainPPOArgs,
+    CompileArgs,
     LatentCriticArgs,
     OnlineArgs,
     SweepArgs,
@@ -95,3 +98,26 @@ def test_sweep_options_are_those_of_run_sweep():
         "device": "cuda",
         "address": "ray",
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}, {"device": "cuda"}])
+def test_cuda_graphs_need_compilation_and_a_gpu(options):
+    with pytest.raises(SystemExit, match="--cuda-graphs needs --compile and a GPU: give --compile --device cuda"):
+        CompileArgs(cuda_graphs=True, **options).check()
+    CompileArgs(cuda_graphs=True, compile=True, device="cuda:1").check()
+
+
+def test_results_of_a_cuda_graph_are_copied_before_the_next_replay(monkeypatch):
+    memory = torch.zeros(3)
+
+    def replay(value):  # writes its results to the same memory at every call
+        memory.fill_(value)
+        return memory, {"loss": memory}, TensorDict(loss=memory)
+
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda function, options: given.append(options) or function)
+    compute = CompileArgs(cuda_graphs=True, compile=True, device="cuda").compiled(replay)
+    first = compute(1.0)
+    compute(2.0)
+    assert all(torch.equal(value, torch.ones(3)) for value in (first[0], first[1]["loss"], first[2]["loss"]))
+    assert given == [{"fallback_random": True, "triton.cudagraphs": True}]

@@ -66,11 +66,19 @@ class TrainingArgs(RunArgs):
 
 
 @dataclasses.dataclass(kw_only=True)
-class CompileArgs:
+class CompileArgs(RunArgs):
     """Compilation of the loss."""
 
     compile: bool = False
     """compile the loss with torch.compile, which takes minutes: for long runs; td3_bc was not faster on a CPU"""
+    cuda_graphs: bool = False
+    """with --compile on a GPU, replay the kernels of the loss and its gradient as CUDA graphs"""
+
+    def check(self) -> None:
+        """Refuse CUDA graphs without compilation or without a GPU."""
+        super().check()
+        if self.cuda_graphs and (not self.compile or self.device == "cpu"):
+            raise SystemExit("--cuda-graphs needs --compile and a GPU: give --compile --device cuda.")
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that computes the loss, compiled if requested; it draws the same random numbers."""
@@ -78,7 +86,18 @@ class CompileArgs:
             return function
         import torch
 
-        return torch.compile(function, options={"fallback_random": True})
+        options: dict[str, Any] = {"fallback_random": True}
+        if not self.cuda_graphs:
+            return torch.compile(function, options=options)
+        graphed = torch.compile(function, options=options | {"triton.cudagraphs": True})
+        return lambda *args: _copy(graphed(*args))
+
+
+def _copy(out: Any) -> Any:
+    """Copy the results of a CUDA graph, whose memory the next replay overwrites."""
+    if isinstance(out, tuple):
+        return tuple(map(_copy, out))
+    return {key: _copy(value) for key, value in out.items()} if isinstance(out, dict) else out.clone()
 
 
 @dataclasses.dataclass(kw_only=True)
