@@ -61,6 +61,8 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     """steps to keep after a success that lasts to the end of its episode, so that the policy learns to stay there"""
     noise_scale: NonNegative = 1.0
     """standard deviation of the flow noise while the policy plays; below 1, it explores less"""
+    tied_noise: bool = False
+    """use the same flow noise for all steps of a chunk while the policy plays, so that it explores more"""
     batch_size: Count = 256
     """chunks per gradient step"""
     lr: Positive = 1e-3
@@ -115,7 +117,8 @@ def play(args: Args, run: Run, env: EnvBase, actor: FlowActor, number: int) -> D
     counted = {"env_steps": 0 if before is None else before.metadata["env_steps"], "solved": 0}
     kept = []
     first = TRAINING_SEED * number
-    for episode in record_episodes(env, actor, range(first, first + args.episodes), noise_scale=args.noise_scale):
+    noise: dict[str, Any] = {"noise_scale": args.noise_scale, "tied_noise": args.tied_noise}
+    for episode in record_episodes(env, actor, range(first, first + args.episodes), **noise):
         counted["env_steps"] += len(episode)
         part = successful_part(episode, args.hold)
         if part is not None:

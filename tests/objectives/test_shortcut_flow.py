@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 
@@ -292,3 +293,46 @@ def test_one_step_and_many_steps_keep_both_modes(record_property):
 
 def test_row_error_ignores_rows_of_padding_alone():
     assert masked_mean_square(torch.ones(1, 4, 2), torch.zeros(1, 4, dtype=torch.bool)).item() == 0
+
+
+class DtypesOfIndexCopy(TorchDispatchMode):
+    """Recorder of the dtypes that index_copy gets; a GPU refuses two different ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "index_copy" in str(func):
+            self.found.append((args[0].dtype, args[3].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+def test_consistency_targets_of_an_autocast_network_have_the_dtype_of_the_velocities():
+    loss = ShortCutFlowLoss(small_actor())
+    with torch.autocast("cpu", torch.bfloat16), DtypesOfIndexCopy() as recorder:
+        loss(TestContract().make_batch())["loss_flow"].backward()
+    assert len(recorder.found) == 3
+    assert all(first == second for first, second in recorder.found)
+
+
+def test_a_second_update_makes_no_tensor_from_numbers_of_python():
+    # A CUDA graph of the update would have to copy it from the CPU, which is not possible.
+    loss, batch = ShortCutFlowLoss(small_actor()), TestContract().make_batch()
+    loss(batch)
+    with CreatedFromPython() as recorder:
+        loss(batch)["loss_flow"].backward()
+    assert recorder.found == []
+
+
+class CreatedFromPython(TorchDispatchMode):
+    """Recorder of tensors that are made from numbers of Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "lift_fresh" in str(func):
+            self.found.append(args)
+        return func(*args, **(kwargs or {}))

@@ -34,8 +34,10 @@ class GroupRollout:
         success_key: NestedKey | None,
         max_steps: int | None,
         noise_scale: float = 1.0,
+        tied_noise: bool = False,
     ) -> None:
-        self.env, self.policy, self.policy_kwargs, self.noise_scale = env, policy, policy_kwargs, noise_scale
+        self.env, self.policy, self.policy_kwargs = env, policy, policy_kwargs
+        self.noise_scale, self.tied_noise = noise_scale, tied_noise
         self.success_key, self.max_steps = success_key, max_steps
         parameter = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
         self.policy_device = None if parameter is None else parameter.device
@@ -92,7 +94,7 @@ class GroupRollout:
         if shape is None or key is None or not draws_noise():
             return
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
-        noise = self.noise_scale * noise
+        noise = self.noise_scale * (noise[..., :1, :].expand_as(noise) if self.tied_noise else noise)
         tensordict.set(key, noise.reshape(*tensordict.batch_size, *shape).to(tensordict.device or "cpu"))
 
     def _synchronize(self) -> None:

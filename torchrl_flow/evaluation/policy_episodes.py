@@ -21,7 +21,13 @@ __all__ = ["record_episodes", "successful_part"]
 
 
 def record_episodes(
-    env: EnvBase, policy: Policy, seeds: Sequence[int], *, noise_scale: float = 1.0, progress: bool = True
+    env: EnvBase,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    noise_scale: float = 1.0,
+    tied_noise: bool = False,
+    progress: bool = True,
 ) -> Iterator[Episode]:
     """Play one episode from every seed and yield its single steps, in the order of the seeds.
 
@@ -36,6 +42,7 @@ def record_episodes(
 
     Keyword Args:
         noise_scale: standard deviation of a flow policy's initial noise.
+        tied_noise: use the same noise for all steps of a chunk, so that chunks of one state differ more.
         progress: show progress.
 
     Raises:
@@ -52,7 +59,7 @@ def record_episodes(
             recorder.start()
             # Isolated, since the consumer of this generator may draw random numbers between two episodes.
             with isolated_rng(0), torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-                rollout = GroupRollout(env, policy, {}, None, None, noise_scale)
+                rollout = GroupRollout(env, policy, {}, None, None, noise_scale, tied_noise)
                 rollout.run(group + [group[-1]] * (number - len(group)), None, 0)
             steps = recorder.stop()
             rows = {key: torch.stack(values, len(env.batch_size)) for key, values in steps.items()}

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["ShortCutTerm"]
 
 
+# Kept, since a CUDA graph of an update cannot copy them to the device.
+_kept_rows = functools.lru_cache(maxsize=64)(consistency_rows)
+
+
 @dataclass(frozen=True)
 class ShortCutTerm:
     """Squared velocity error of each row, ``|| v(x_t, t, d) - u ||^2``: of flow matching, or of self-consistency.
@@ -97,7 +101,8 @@ class ShortCutTerm:
                 # What lies past the end must not reach the network either, whatever it is.
                 x_1 = torch.where(mask.unsqueeze(-1), x_1, torch.zeros_like(x_1))
             x_0 = torch.randn_like(x_1)
-            rows = consistency_rows(x_1.shape[0], self.consistency_fraction, device=x_1.device)
+            rows_of = consistency_rows if torch.compiler.is_compiling() else _kept_rows
+            rows = rows_of(x_1.shape[0], self.consistency_fraction, device=x_1.device)
             u_time, u_step = torch.rand(2, x_1.shape[0], device=x_1.device, dtype=x_1.dtype)
             t, d = shortcut_times(u_time, u_step, rows, max_steps=actor.max_steps)
             x_t, u = interpolate(x_0, x_1, t), velocity_target(x_0, x_1)
@@ -107,7 +112,7 @@ class ShortCutTerm:
                     teacher = functools.partial(actor.velocity, actor.encoder(*observed))
                     options: dict[str, Any] = {"max_steps": actor.max_steps, "clip": self.target_clip}
                     taught = shortcut_target(teacher, x_t[rows], t[rows], d[rows], **options)
-                u = u.index_copy(0, rows, taught)
+                u = u.index_copy(0, rows, taught.to(u.dtype))  # autocast: bfloat16
             features = actor.encoder(states, pixels)
             velocity = actor.velocity(features.detach() if detach_features else features, x_t, t, d)
         errors = masked_mean_square(velocity - u, mask)
