@@ -214,6 +214,7 @@ def _check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high:
     """Compare the quantiles of the demonstrated actions with the actor's action bounds."""
     if low is None or high is None or not {"q01", "q99"} <= action.keys():
         return
+    low, high = (bound.to(action["q01"].device) for bound in (low, high))
     excess = torch.maximum(low - action["q01"], action["q99"] - high) / (high - low)
     outside = (excess > 1e-3).nonzero().flatten().tolist()
     if not outside:
