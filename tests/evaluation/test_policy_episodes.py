@@ -52,6 +52,21 @@ def test_episodes_depend_on_their_seed_alone_and_are_those_of_an_evaluation():
     torch.testing.assert_close(sums, torch.as_tensor(returns).float())
 
 
+def test_tied_noise_is_the_same_at_every_step_of_a_chunk():
+    actor = policy()
+    for parameter in actor.velocity_network.parameters():
+        parameter.data.zero_()  # a velocity of 0: the chunk is its noise
+    options = {"progress": False, "noise_scale": 0.2}
+    tied = list(record_episodes(chunk_env(4), actor, [5, 6], tied_noise=True, **options))
+    free = list(record_episodes(chunk_env(4), actor, [5, 6], **options))
+    for one, other in zip(tied, free):
+        chunks = one.action[:9].reshape(3, 3, 3)
+        assert torch.equal(chunks, chunks[:, :1].expand_as(chunks))
+        assert not torch.equal(chunks[0, 0], chunks[1, 0])
+    assert not torch.equal(tied[0].action, tied[1].action)
+    assert len({round(float(x), 5) for x in free[0].action[:3, 0]}) == 3
+
+
 def test_recording_leaves_the_global_generator_alone():
     episodes = record_episodes(chunk_env(2), policy(), [1, 2, 3], progress=False)
     torch.manual_seed(3)
