@@ -345,6 +345,34 @@ def test_nested_keys_and_integer_rewards():
     assert out["world", "state"].item() == 6
 
 
+class TwoGoalsEnv(FullyNamedEnv):
+    """A nested reward, and a success flag for each of two goals: the first is reached at step 1 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_spec["success"] = Bounded(0, 1, shape=(2,), dtype=torch.bool)
+        self.full_reward_spec = Composite(team=Composite(score=Unbounded((1,))))
+
+    def _reset(self, tensordict=None, **kwargs):
+        return super()._reset(tensordict).set("success", torch.zeros(2, dtype=torch.bool))
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        out["team", "score"] = out.pop("score").float()
+        return out.set("success", torch.tensor([self.t == 1, False]))
+
+
+def test_a_flag_of_another_shape_and_a_nested_reward():
+    env = TransformedEnv(TwoGoalsEnv(), SMDPChunk(2, gamma=0.5, return_step_rewards=True, latch_keys=("success",)))
+    check_env_specs(env)
+    td = env.reset()
+    td["arm", "move"] = torch.tensor([1, 2])
+    out = env.step(td)["next"]
+    assert out["success"].tolist() == [True, False]
+    assert out["team", "score"].item() == 2 + 1
+    assert out["step_rewards"].tolist() == [2, 2]
+
+
 class RenderingEnv(ScriptedEnv):
     """Renders as an env with `set_render_enabled` must."""
 
