@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -96,6 +98,66 @@ def success_bars() -> str:
     return svg(850, 306, "Success of cloned policies and of AWSC, DSRL and ReinFlow", body)
 
 
+MANISKILL = "ManiSkillEnv / ManiSkill's single environment, PickCube-v1"
+
+GROWTH = (
+    ("sample of the mixed buffer, online rows", "replay sample, by stored rows", "ms a batch"),
+    ("sample of chunks, demonstrations", "replay sample, by demonstrations", "ms a batch"),
+    ("values and gradient of an ensemble, members", "critics, by members of the ensemble", "ms an update"),
+    ("step of the planar task, environments", "planar task, by environments", "ms a step of all"),
+    (MANISKILL, "PickCube-v1, by environments", "ms an environment step"),
+    ("cloning loss and gradient, pixels of an image's side", "cloning 32 images, by pixels of a side", "ms an update"),
+)
+"""Pair in benchmarks/results.csv, title and unit of each panel of the growth."""
+
+
+def growth_of(pair: str) -> dict[int, float]:
+    """Return the milliseconds of one thread by size, of the last row of each size."""
+    found = {}
+    with (ROOT / "benchmarks" / "results.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            size = re.search(r"N = (\d+), [\d.]+ MB" if pair == MANISKILL else r"^(\d+) / ", row["mode"])
+            if row["pair"] == pair and row["threads"] == "1" and size is not None:
+                found[int(size[1])] = float(row["ours_ms"])
+    if len(found) < 2:
+        raise SystemExit(f"benchmarks/results.csv has no rows of {pair!r} by size: run benchmarks/growth.py.")
+    return dict(sorted(found.items()))
+
+
+def growth_panel(pair: str, title: str, unit: str, left: float, bottom: float) -> list[str]:
+    """Draw times by size on logarithmic axes, with a dashed line for growth in proportion."""
+    width, height, times = 220.0, 120.0, growth_of(pair)
+    sizes, low = list(times), min(times.values())
+    span, rise = math.log(sizes[-1] / sizes[0]), max(math.log(max(times.values()) / low), math.log(8))
+
+    def place(size: float, ms: float) -> tuple[float, float]:
+        x = left + width * math.log(size / sizes[0]) / span
+        return round(x, 1), round(bottom - height * math.log(ms / low) / rise, 1)
+
+    reach = math.exp(min(span, rise - math.log(times[sizes[0]] / low)))
+    points = [place(size, ms) for size, ms in times.items()]
+    line = " L".join(f"{x:g} {y:g}" for x, y in points)
+    proportional = "M{:g} {:g} L{:g} {:g}".format(*points[0], *place(sizes[0] * reach, times[sizes[0]] * reach))
+    body = [
+        text(left + width / 2, bottom - height - 24, title, weight="bold"),
+        f'<path d="M{left:g} {bottom + 6:g} h{width:g}" stroke="{GRID}"/>',
+        f'<path d="{proportional}" stroke="{GRID}" stroke-dasharray="4 4"/>',
+        f'<path d="M{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>',
+    ]
+    for (x, y), (size, ms) in zip(points, times.items()):
+        body.append(f'<circle cx="{x:g}" cy="{y:g}" r="3" fill="{BLUE}"/>')
+        body += [text(x, y - 7, f"{ms:.3g}", size=10), text(x, bottom + 20, f"{size:,}", size=10)]
+    return [*body, text(left + width / 2, bottom + 36, unit, size=10)]
+
+
+def growth() -> str:
+    """Draw the panels of the growth, three in a row."""
+    body = []
+    for panel, content in enumerate(GROWTH):
+        body += growth_panel(*content, left=50.0 + panel % 3 * 275, bottom=170.0 + panel // 3 * 210)
+    return svg(870, 430, "Time by size: replay rows, demonstrations, critics, environments and images", body)
+
+
 def chunk_timeline() -> str:
     """Draw how a predicted chunk, its executed slice and an episode's end become one transition."""
     left, cell, top = 250.0, 62.0, 62.0
@@ -130,7 +192,7 @@ def chunk_timeline() -> str:
     return svg(770, 310, "A chunk of actions as one transition", body)
 
 
-DRAWINGS = {"success.svg": success_bars, "chunk_timeline.svg": chunk_timeline}
+DRAWINGS = {"growth.svg": growth, "success.svg": success_bars, "chunk_timeline.svg": chunk_timeline}
 
 
 def main() -> None:
