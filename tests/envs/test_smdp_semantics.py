@@ -351,7 +351,7 @@ class TwoGoalsEnv(FullyNamedEnv):
     def __init__(self):
         super().__init__()
         self.observation_spec["success"] = Bounded(0, 1, shape=(2,), dtype=torch.bool)
-        self.full_reward_spec = Composite(team=Composite(score=Unbounded((1,))))
+        self.full_reward_spec = Composite(team=Composite(score=Bounded(-1.0, 2.0, shape=(1,))))
 
     def _reset(self, tensordict=None, **kwargs):
         return super()._reset(tensordict).set("success", torch.zeros(2, dtype=torch.bool))
@@ -365,6 +365,7 @@ class TwoGoalsEnv(FullyNamedEnv):
 def test_a_flag_of_another_shape_and_a_nested_reward():
     env = TransformedEnv(TwoGoalsEnv(), SMDPChunk(2, gamma=0.5, return_step_rewards=True, latch_keys=("success",)))
     check_env_specs(env)
+    assert env.full_reward_spec["team", "score"].space.high.item() == 3.0
     td = env.reset()
     td["arm", "move"] = torch.tensor([1, 2])
     out = env.step(td)["next"]
@@ -456,6 +457,11 @@ class TestRefusals:
         env = TransformedEnv(ScriptedEnv(0), SMDPChunk(3))
         with pytest.raises(ValueError, match=r"must have shape \[\*B, act_horizon=3"):
             env.step(env.reset().set("action", torch.zeros(shape)))
+
+    def test_action_without_a_dimension_for_the_chunk(self):
+        env = TransformedEnv(ScriptedEnv(0, (3,)), SMDPChunk(3))
+        with pytest.raises(ValueError, match=r"B=\(3,\), got \(3,\)"):
+            env.step(env.reset().set("action", torch.zeros(3)))
 
     def test_without_an_env(self):
         transform = SMDPChunk(3)

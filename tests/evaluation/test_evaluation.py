@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, check_env_specs, exploration_typ
 
 from tests.tiny_envs import CountdownEnv, expected
 from torchrl_flow.envs import FrameRecorder, PlanarPickPlaceEnv, make_chunk_env, reset_with_seeds
+from torchrl_flow.envs.transforms.frames import as_frames
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.evaluation import compare_num_steps, evaluate, success_metrics
 from torchrl_flow.training import NonFiniteError
@@ -341,3 +343,9 @@ def test_an_observation_that_is_not_finite_ends_the_evaluation():
     with pytest.raises(NonFiniteError, match="'observation' is not finite in row 1: no action is chosen"):
         evaluate(env, policy, range(2), progress=False)
     assert len(steps) == 3
+
+
+@pytest.mark.parametrize("shape", [(3,), (8, 3), (3, 8, 8, 4), (8, 8, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=re.escape(f"must be [*B, h, w, 3] or [*B, 3, h, w], got shape {shape}")):
+        as_frames(np.zeros(shape, dtype=np.uint8))

@@ -59,8 +59,8 @@ def test_tied_noise_is_the_same_at_every_step_of_a_chunk():
     options = {"progress": False, "noise_scale": 0.2}
     tied = list(record_episodes(chunk_env(4), actor, [5, 6], tied_noise=True, **options))
     free = list(record_episodes(chunk_env(4), actor, [5, 6], **options))
-    for one, other in zip(tied, free):
-        chunks = one.action[:9].reshape(3, 3, 3)
+    for episode in tied:
+        chunks = episode.action[:9].reshape(3, 3, 3)
         assert torch.equal(chunks, chunks[:, :1].expand_as(chunks))
         assert not torch.equal(chunks[0, 0], chunks[1, 0])
     assert not torch.equal(tied[0].action, tied[1].action)
