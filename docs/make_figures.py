@@ -29,7 +29,12 @@ BARS = (
     (
         "ManiSkill PickCube-v1",
         "PickCube-v1",
-        (("awsc", "1"), ("awsc", "3"), ("dsrl_ppo", "2"), ("reinflow", "K=4, 64 envs")),
+        (
+            ("awsc", "1"),
+            ("awsc_rounds", "tied noise"),
+            ("dsrl_sac", "2 64 envs, gamma .99"),
+            ("reinflow", "K=4, 64 envs, defaults"),
+        ),
     ),
 )
 """Title, task, and (recipe, stage) of each bar, of the evaluations with the fewest episodes that all seeds have."""
