@@ -5,10 +5,11 @@
 
 The reference is the published update: one network call for each of the K steps, torch's Normal, and separate terms of
 the loss. Both use the same networks (those of the published state tasks: velocity MLP of 512 x 3 with a residual block,
-critic of 256 x 3) and the same batch, and their losses are compared first. For loss and backward pass, and for the full
-update with AdamW, the output has the median milliseconds of each form and the median ratio of neighbouring measurements
-with its quartiles; below 1, the library is faster. With one CPU thread, CPU time is measured, which depends less on
-other programs.
+critic of 256 x 3) and the same batch, and their losses are compared first. `library, mlp` and `library, concat_mlp` are
+the same update with the networks of `make_flow_actor`, in the sizes that the recipes use. For loss and backward pass,
+and for the full update with AdamW, the output has the median milliseconds of each form and the median ratio of
+neighbouring measurements with its quartiles; below 1, the library is faster. With one CPU thread, CPU time is measured,
+which depends less on other programs.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_flow.modules import (
     FlowActor,
+    FlowActorConfig,
     NoiseNetConfig,
     NoisyFlowActor,
     ObservationEncoder,
     ShortCutVelocityConcatMLP,
     StateValue,
+    make_flow_actor,
     make_noise_net,
 )
 from torchrl_flow.reports import append_benchmark
+from torchrl_flow.util.timing import num_parameters
 
 CLIP, ENTROPY, VALUE = 0.2, 0.01, 0.5
 
@@ -106,12 +110,22 @@ def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) 
     return policy - ENTROPY * entropy.mean() + VALUE * error
 
 
-def make(args: Args) -> tuple[NoisyFlowActor, StateValue, ClipPPOLoss, TensorDict]:
+def make_flow(args: Args, network: str) -> FlowActor:
+    """Make the flow of the published sizes, or that of a named network of the library."""
+    sizes: dict[str, Any] = {"obs_horizon": 1, "act_horizon": 8, "num_steps": args.num_steps}
+    if network != "published":
+        sizes |= {"action_dim": args.action_dim, "state_dim": args.state_dim, "pred_horizon": args.pred_horizon}
+        return make_flow_actor(FlowActorConfig(network=network, **sizes)).to(args.device)  # pyright: ignore
+    encoder = ObservationEncoder(state_shape=(1, args.state_dim))
+    velocity = PublishedVelocity(args.action_dim, args.pred_horizon, encoder.out_features, embedding=16)
+    return FlowActor(velocity, encoder, **sizes).to(args.device)
+
+
+def make(args: Args, network: str = "published") -> tuple[NoisyFlowActor, StateValue, ClipPPOLoss, TensorDict]:
     """Make networks, the library's loss, and a batch sampled by an older policy."""
     torch.manual_seed(0)
-    encoder = ObservationEncoder(state_shape=(1, args.state_dim))
-    network = PublishedVelocity(args.action_dim, args.pred_horizon, encoder.out_features, embedding=16)
-    flow = FlowActor(network, encoder, obs_horizon=1, act_horizon=8, num_steps=args.num_steps).to(args.device)
+    flow = make_flow(args, network)
+    encoder = flow.encoder
     noisy = NoisyFlowActor(flow, make_noise_net(NoiseNetConfig(), flow), mean_bound=1.0)
     value = StateValue(encoder).to(args.device)
     loss_module = ClipPPOLoss(
@@ -150,15 +164,21 @@ def measure(forms: dict[str, Callable[[], object]], args: Args) -> dict[str, lis
     return {name: values[3:] for name, values in times.items()}
 
 
-def make_losses(
-    args: Args, noisy: NoisyFlowActor, value: StateValue, loss_module: ClipPPOLoss, batch: TensorDict
-) -> dict[str, Callable[[TensorDict], Tensor]]:
-    """Return the forms of the loss, whose values must be equal."""
+def library_loss(loss_module: ClipPPOLoss) -> Callable[[TensorDict], Tensor]:
+    """Return the sum of the loss's terms."""
 
     def library(batch: TensorDict) -> Tensor:
         out = loss_module(batch)
         return out["loss_objective"] + out["loss_entropy"] + out["loss_critic"]
 
+    return library
+
+
+def make_losses(
+    args: Args, noisy: NoisyFlowActor, value: StateValue, loss_module: ClipPPOLoss, batch: TensorDict
+) -> dict[str, Callable[[TensorDict], Tensor]]:
+    """Return the forms of the loss, whose values must be equal."""
+    library = library_loss(loss_module)
     network: PublishedVelocity = noisy.flow_actor.velocity_network  # pyright: ignore[reportAssignmentType]
 
     def reference(batch: TensorDict) -> Tensor:
@@ -180,22 +200,31 @@ def make_losses(
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     noisy, value, loss_module, batch = make(args)
-    parameters = [*noisy.parameters(), *value.head.parameters()]
     losses = make_losses(args, noisy, value, loss_module, batch)
+    own = [*noisy.parameters(), *value.head.parameters()]
+    parameters = {name: own for name in losses}
+    batches = dict.fromkeys(losses, batch)
     pairs = [("library", "reference")]
     if args.compile:
         pairs += [("library compiled", "reference"), ("library compiled", "reference compiled")]
+    for network in ("mlp", "concat_mlp"):
+        name = f"library, {network}"
+        noisy, value, loss_module, batches[name] = make(args, network)
+        losses[name] = library_loss(loss_module)
+        parameters[name] = [*noisy.parameters(), *value.head.parameters()]
+        pairs.append((name, "reference"))
+    print("trained values:", {name: num_parameters(values) for name, values in parameters.items()})
     # One optimiser per form: the reference with the published options, the library with a fused kernel.
     optimizers = {
-        name: torch.optim.AdamW(parameters, 1e-7, fused=name.startswith("library") or None) for name in losses
+        name: torch.optim.AdamW(parameters[name], 1e-7, fused=name.startswith("library") or None) for name in losses
     }
 
     def call(name: str, whole: bool) -> Callable[[], None]:
         def run() -> None:
-            losses[name](batch).backward()
+            losses[name](batches[name]).backward()
             if whole:
                 optimizers[name].step()
-            for parameter in parameters:
+            for parameter in parameters[name]:
                 parameter.grad = None
 
         return run
