@@ -2,8 +2,8 @@
 
     python examples/awsc_rounds.py --policy runs/shortcut_flow_bc-planar-state-0
 
-In each round the policy plays episodes. Successful episodes are kept, up to the success, and the policy is cloned from
-all kept episodes: binary advantage weights with the return of the whole episode instead of a critic's value. Chunks are
+In each round the policy plays episodes. Successful episodes are kept, up to the success, and the policy trains on all
+kept episodes: binary advantage weights with the return of the whole episode instead of a critic's value. Chunks are
 cut from the executed actions, so a chunk includes the policy's reactions to observations within the chunk. Use this if
 the policy solves some episodes and a critic does not rank chunks well, as on robots with sparse rewards. Takes about 6
 minutes for a round of PickCube-v1 on one CPU core; for its score see docs/results.md. --resume continues a stopped run.
@@ -55,8 +55,8 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     """episodes that the policy plays in a round"""
     iterations: Count = 6000
     """gradient steps of a round"""
-    anew: bool = True
-    """start each round from new weights; False: from those of the previous round"""
+    anew: bool = False
+    """start each round from new weights, not from those of the previous round; clones of new weights were worse"""
     hold: NonNegativeInt = 15
     """steps to keep after a success that lasts to the end of its episode, so that the policy learns to stay there"""
     noise_scale: NonNegative = 1.0

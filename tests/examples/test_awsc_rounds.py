@@ -73,10 +73,10 @@ def test_a_run_that_was_stopped_in_a_round_ends_with_the_same_bits(runs, monkeyp
 
 
 def test_a_round_can_go_on_from_the_weights_of_the_one_before(runs):
-    rounds(runs, "further", anew=False, iterations=1, rounds=1, lr=1e-9)
+    rounds(runs, "further", iterations=1, rounds=1, lr=1e-9)
     before, after = (load_policy(runs / name)[0].state_dict() for name in ("clone", "further"))
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
-    rounds(runs, "anew", iterations=1, rounds=1, lr=1e-9)
+    rounds(runs, "anew", anew=True, iterations=1, rounds=1, lr=1e-9)
     anew = load_policy(runs / "anew")[0].state_dict()
     assert not all(torch.allclose(before[key], anew[key], atol=1e-6) for key in before)
 
