@@ -31,7 +31,7 @@ BARS = (
         "PickCube-v1",
         (
             ("awsc", "1"),
-            ("awsc_rounds", "tied noise"),
+            ("awsc_rounds", "noise 0.7"),
             ("dsrl_sac", "2 64 envs, gamma .99"),
             ("reinflow", "K=4, 64 envs, defaults"),
         ),
