@@ -104,8 +104,8 @@ def test_an_evaluation_gives_noise_by_the_same_rule(kind):
     class Env:
         batch_size = torch.Size([1])
 
-    rollout = object.__new__(GroupRollout)
-    rollout.policy, rollout.noise_scale, rollout.generators = Policy(), 1.0, [torch.Generator()]
+    rollout = GroupRollout(Env(), Policy(), {}, None, None)  # pyright: ignore[reportArgumentType]
+    rollout.generators = [torch.Generator()]
     data = TensorDict(batch_size=[1])
     with set_exploration_type(kind):
         rollout._set_noise(data)
