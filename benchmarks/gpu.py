@@ -30,14 +30,14 @@ from flow_updates import Args as FlowArgs
 from flow_updates import make_actor, make_batch
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
+from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import QEnsemble
 from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
 from torchrl_flow.reports import append_benchmark
-from torchrl_flow.util.timing import alternate, gemm_rate, ratio_of
+from torchrl_flow.util.timing import Form, alternate, gemm_rate, ratio_of
 
-Form = Callable[[], Any]
 Part = Literal["latency", "ensembles", "planar", "simulation", "memory", "updates", "graphs"]
 
 
@@ -139,6 +139,11 @@ def update_in_one_graph(loss: Any, batch: TensorDict, names: list[str], device: 
     return lambda: graph(batch)
 
 
+def in_one_line(error: Exception) -> str:
+    """Return the kind of an error and the start of its message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+
+
 class Report:
     """Printer of pairs that appends them to the table and checks the time limit."""
 
@@ -168,7 +173,7 @@ class Report:
         try:
             times = alternate({"reference": reference, "form": form}, rounds=self.args.rounds, device=self.args.device)
         except Exception as error:
-            print(f"{title}, {mode}: failed, {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            print(f"{title}, {mode}: failed, {in_one_line(error)}", flush=True)
             return
         self.pair(title, mode, times["form"], times["reference"])
 
@@ -178,8 +183,9 @@ def updates(args: Args, report: Report) -> None:
     modes = {name: mode for name, mode in MODES.items() if mode is None or (args.compiled and cuda)}
     kinds = PRECISIONS if cuda else ("float32", "bfloat16")
     forms = [(name, mode, kind) for kind in kinds for name, mode in modes.items()]
+    made = losses(args)
     for name, mode, kind in sorted(forms, key=lambda form: form[1] is not None):  # eager forms need little time
-        for title, (loss, batch, names) in losses(args).items():
+        for title, (loss, batch, names) in made.items():
             eager = update_of(loss, batch, names, None, "float32", args.device)
             form = update_of(loss, batch, names, mode, kind, args.device)
             report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form)
@@ -225,19 +231,22 @@ def ensembles(args: Args, report: Report) -> None:
     report.measure("QEnsemble of ten, forward and backward: batched / loop", form("loop"), form("batched"))
 
 
-def planar(args: Args, report: Report) -> None:
-    if not report.has_time("planar"):
-        return
-    env = PlanarPickPlaceEnv(args.num_envs, seed=0, device=args.device)
+def measure_steps(args: Args, env: EnvBase, title: str) -> None:
+    """Measure steps of a batch of environments with random actions, and print their rate."""
     data = [env.reset()]
     action = env.full_action_spec.rand()["action"]
 
     def step() -> None:
         data[0] = env.step_and_maybe_reset(data[0].set("action", action))[1]
 
-    times = alternate({"step": step}, rounds=args.rounds, device=args.device)["step"]
-    rate = args.num_envs / (1e-3 * statistics.median(times))
-    print(f"planar, {args.num_envs} environments: {statistics.median(times):.2f} ms a step, {rate:,.0f} steps a second")
+    ms = statistics.median(alternate({"step": step}, rounds=args.rounds, device=args.device)["step"])
+    print(f"{title}: {ms:.2f} ms a step, {env.batch_size.numel() / (1e-3 * ms):,.0f} steps a second", flush=True)
+
+
+def planar(args: Args, report: Report) -> None:
+    title = f"planar, {args.num_envs} environments"
+    if report.has_time(title):
+        measure_steps(args, PlanarPickPlaceEnv(args.num_envs, seed=0, device=args.device), title)
 
 
 def simulation(args: Args, report: Report) -> None:
@@ -248,21 +257,12 @@ def simulation(args: Args, report: Report) -> None:
         title = f"ManiSkill PickCube-v1, {obs_mode}, {num_envs} environments"
         if not report.has_time(title):
             return
+        options: dict[str, Any] = {"obs_mode": obs_mode, "render_size": 64 if obs_mode == "rgb" else None}
         try:
-            options: dict[str, Any] = {"obs_mode": obs_mode, "render_size": 64 if obs_mode == "rgb" else None}
             env = ManiSkillEnv("PickCube-v1", num_envs=num_envs, sim_backend="physx_cuda", seed=0, **options)
-            data = [env.reset()]
-            action = env.full_action_spec.rand()["action"]
-
-            def step(env: ManiSkillEnv = env, data: list[Any] = data, action: torch.Tensor = action) -> None:
-                data[0] = env.step_and_maybe_reset(data[0].set("action", action))[1]
-
-            times = alternate({"step": step}, rounds=args.rounds, device=args.device)["step"]
+            measure_steps(args, env, title)
         except Exception as error:
-            print(f"{title}: failed, {type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}", flush=True)
-            continue
-        rate = num_envs / (1e-3 * statistics.median(times))
-        print(f"{title}: {statistics.median(times):.2f} ms a step, {rate:,.0f} steps a second", flush=True)
+            print(f"{title}: failed, {in_one_line(error)}", flush=True)
 
 
 def memories(args: Args, report: Report) -> None:

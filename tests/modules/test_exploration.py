@@ -104,7 +104,7 @@ def test_an_evaluation_gives_noise_by_the_same_rule(kind):
     class Env:
         batch_size = torch.Size([1])
 
-    rollout = GroupRollout(Env(), Policy(), {}, None, None)  # pyright: ignore[reportArgumentType]
+    rollout = GroupRollout(Env(), Policy(), {}, None, None)
     rollout.generators = [torch.Generator()]
     data = TensorDict(batch_size=[1])
     with set_exploration_type(kind):
