@@ -107,6 +107,14 @@ def test_cuda_graphs_need_compilation_and_a_gpu(options):
     CompileArgs(cuda_graphs=True, compile=True, device="cuda:1").check()
 
 
+def test_cuda_graphs_are_refused_where_the_automatic_device_is_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = CompileArgs(cuda_graphs=True, compile=True, device="auto")
+    args.check()
+    with pytest.raises(SystemExit, match="--cuda-graphs needs --compile and a GPU"):
+        args.prepare()
+
+
 def test_results_of_a_cuda_graph_are_copied_before_the_next_replay(monkeypatch):
     memory = torch.zeros(3)
 

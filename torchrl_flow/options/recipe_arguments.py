@@ -77,6 +77,14 @@ class CompileArgs(RunArgs):
     def check(self) -> None:
         """Refuse CUDA graphs without compilation or without a GPU."""
         super().check()
+        self._check_graphs()
+
+    def prepare(self) -> None:
+        """Prepare as every recipe does; then refuse CUDA graphs if the device ``auto`` is a CPU here."""
+        super().prepare()
+        self._check_graphs()
+
+    def _check_graphs(self) -> None:
         if self.cuda_graphs and (not self.compile or self.device == "cpu"):
             raise SystemExit("--cuda-graphs needs --compile and a GPU: give --compile --device cuda.")
 
