@@ -112,7 +112,7 @@ def reference_loss(noisy: NoisyFlowActor, value: StateValue, batch: TensorDict) 
 
 def make_flow(args: Args, network: str) -> FlowActor:
     """Make the flow of the published sizes, or that of a named network of the library."""
-    sizes: dict[str, Any] = {"obs_horizon": 1, "act_horizon": 8, "num_steps": args.num_steps}
+    sizes: dict[str, Any] = {"obs_horizon": 1, "act_horizon": min(8, args.pred_horizon), "num_steps": args.num_steps}
     if network != "published":
         sizes |= {"action_dim": args.action_dim, "state_dim": args.state_dim, "pred_horizon": args.pred_horizon}
         return make_flow_actor(FlowActorConfig(network=network, **sizes)).to(args.device)  # pyright: ignore
