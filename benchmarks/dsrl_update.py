@@ -1,27 +1,29 @@
-"""Time of an update of DSRL with noise aliasing, compared with the official update in plain PyTorch.
+"""Time of an update of DSRL with noise aliasing, compared with a plain PyTorch form of the same operations.
 
     python benchmarks/dsrl_update.py
-    python benchmarks/dsrl_update.py --results benchmarks/results.csv
+    python benchmarks/dsrl_update.py --schedule published --results benchmarks/results.csv
 
 prints, for K = 1 and K = 8 sampling steps, the median time of a gradient step of each in milliseconds, and the median
-ratio of neighbouring measurements with its quartiles; below 1, this library is faster. A measured step consists of one
-gradient step of the critic of actions, `distill_steps` of the critics of noise, one of policy and temperature (each
-with its optimiser), and the target update. The reference does the same operations in the order of the official code
-(temperature, critic of actions, then for each step of distillation new noise, the flow, the teacher and the critics of
-noise, then the policy). Both have two critics of three layers of 128 units with tanh and LayerNorm. The velocity
-network, which takes most of the time, is the same object in both. The library makes the pairs of all distillation steps
-at once, so that features of the observation are computed once. Replay is not timed: batches are in memory.
+ratio of neighbouring measurements with its quartiles; below 1, this library is faster. With the schedule `recipe`, a
+measured step consists of one gradient step of the critic of actions, `distill_steps` of the critics of noise, one of
+policy and temperature (each with its optimiser), and the target update. With the schedule `published`, which public
+forks of the official code use, the critics of noise are trained outside of this loop: after `gradient_steps` steps of
+critic and policy follow `distill_steps` steps of distillation on other batches; the time is divided by
+`gradient_steps`. The plain form is written after these forks, not their code: temperature, critic of actions, for each
+step of distillation new noise, the flow, the teacher and the critics of noise, then the policy. Both have two critics
+of three layers of 128 units with tanh and LayerNorm. The velocity network, which takes most of the time, is the same
+object in both. The library makes the pairs of all distillation steps at once, so that features of the observation are
+computed once. Replay is not timed: batches are in memory.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,7 @@ from torchrl_flow.modules import (
 from torchrl_flow.objectives import ActionScorer, ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
 from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.util.timing import alternate, ratio_of
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Args:
     flow_depth: int = 3
     num_steps: tuple[int, ...] = (1, 8)
     """Sampling steps K."""
+    schedule: Literal["recipe", "published"] = "recipe"
+    """Distillation in each gradient step, or after all gradient steps of a measurement."""
     gradient_steps: int = 20
     """Gradient steps in a measurement."""
     rounds: int = 5
@@ -99,8 +104,8 @@ def make_batch(args: Args) -> TensorDict:
     return TensorDict(data, batch_size=[rows]).to(args.device)
 
 
-def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
-    """Make the update of examples/dsrl_sac_online.py --na."""
+def ours(args: Args, flow: FlowActor, batch: TensorDict) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Make the update of critic and policy, and the distillation, of examples/dsrl_sac_online.py --na."""
     policy = make_latent_policy(LatentPolicyConfig(latent_bound=1.0, hidden_sizes=args.hidden_sizes), flow)
     config = CriticConfig(num_qs=2, hidden_sizes=args.hidden_sizes, activation="tanh")
     critic = make_critic(config, flow)
@@ -120,11 +125,15 @@ def ours(args: Args, flow: FlowActor, batch: TensorDict) -> Callable[[], None]:
     def step() -> None:
         rows = batch.clone(False)
         td.update(rows)
-        for pairs in loss.distillation_pairs(rows, args.distill_steps).unbind(0):
-            distil.update(pairs)
+        if args.schedule == "recipe":
+            distillation()
         improve.update(rows)
 
-    return step
+    def distillation() -> None:
+        for pairs in loss.distillation_pairs(batch.clone(False), args.distill_steps).unbind(0):
+            distil.update(pairs)
+
+    return step, distillation
 
 
 def mlp(sizes: tuple[int, ...], out: int) -> nn.Sequential:
@@ -135,7 +144,7 @@ def mlp(sizes: tuple[int, ...], out: int) -> nn.Sequential:
 
 
 class Reference:
-    """The official update, in its order, in plain PyTorch."""
+    """The update in the order of public forks of the official code, in plain PyTorch."""
 
     def __init__(self, args: Args, flow: FlowActor, batch: TensorDict) -> None:
         torch.manual_seed(0)
@@ -187,6 +196,15 @@ class Reference:
         loss.backward()
         optimizer.step()
 
+    def distillation(self) -> None:
+        """Do the steps of distillation."""
+        obs = self.obs
+        for _ in range(self.args.distill_steps):
+            noise = torch.randn(obs.shape[0], self.size, device=obs.device).clamp(-1, 1)
+            with torch.no_grad():
+                taught = self.values(self.critics, obs, self.decode(obs, noise))
+            self.minimise(F.mse_loss(self.values(self.noise_critics, obs, noise), taught), self.noise_adam)
+
     def step(self) -> None:
         """Do one gradient step."""
         obs = self.obs
@@ -199,11 +217,8 @@ class Reference:
             target = self.reward + self.alive * 0.99**self.args.chunk * next_q
         values = self.values(self.critics, obs, self.action)
         self.minimise(F.mse_loss(values, target.expand_as(values)), self.critic_adam)
-        for _ in range(self.args.distill_steps):
-            noise = torch.randn_like(w).clamp(-1, 1)
-            with torch.no_grad():
-                taught = self.values(self.critics, obs, self.decode(obs, noise))
-            self.minimise(F.mse_loss(self.values(self.noise_critics, obs, noise), taught), self.noise_adam)
+        if self.args.schedule == "recipe":
+            self.distillation()
         lowest = self.values(self.noise_critics, obs, w).amin(-1, keepdim=True)
         self.minimise((alpha * log_prob - lowest).mean(), self.actor_adam)
         with torch.no_grad():
@@ -212,46 +227,40 @@ class Reference:
                     slow.mul_(0.995).add_(fast, alpha=0.005)
 
 
-def measure(made: dict[str, Callable[[], None]], args: Args) -> dict[str, list[float]]:
-    """Return milliseconds per gradient step, `[form][round]`; the forms alternate."""
-    times: dict[str, list[float]] = {name: [] for name in made}
-    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    for _ in range(args.rounds + 1):
-        for name, step in made.items():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(args.gradient_steps):
-                step()
-            synchronize()
-            times[name].append(1e3 * (time.perf_counter() - start) / args.gradient_steps)
-    return {name: values[1:] for name, values in times.items()}
+def measured(args: Args, step: Callable[[], None], distillation: Callable[[], None]) -> Callable[[], None]:
+    """Return the work of one measurement."""
+
+    def work() -> None:
+        for _ in range(args.gradient_steps):
+            step()
+        if args.schedule == "published":
+            distillation()
+
+    return work
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     batch = make_batch(args)
+    steps = f"1 + {args.distill_steps} + 1 steps"
+    if args.schedule == "published":
+        steps = f"{args.gradient_steps} steps of critic and policy, then {args.distill_steps} of distillation"
     for num_steps in args.num_steps:
         flow = make_flow(args, num_steps)
-        times = measure({"ours": ours(args, flow, batch), "reference": Reference(args, flow, batch).step}, args)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        ratios = [a / b for a, b in zip(times["ours"], times["reference"])]
-        low, ratio, high = statistics.quantiles(ratios, n=4)
-        shown = {name: round(value, 2) for name, value in medians.items()}
-        print(f"K = {num_steps}: {shown} ms a gradient step; ours / reference: {ratio:.2f} ({low:.2f} to {high:.2f})")
+        plain = Reference(args, flow, batch)
+        forms = {
+            "ours": measured(args, *ours(args, flow, batch)),
+            "reference": measured(args, plain.step, plain.distillation),
+        }
+        times = alternate(forms, rounds=args.rounds, warmup=1, device=args.device)
+        per_step = {name: [value / args.gradient_steps for value in values] for name, values in times.items()}
+        columns = ratio_of(per_step["ours"], per_step["reference"])
+        mode = f"K = {num_steps}, {steps}, batch {args.batch_size}"
+        print(mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
         if args.results is not None:
-            append_benchmark(
-                args.results,
-                pair="dsrl_na update / restated official update",
-                mode=f"K = {num_steps}, 1 + {args.distill_steps} + 1 steps, batch {args.batch_size}",
-                device=args.device,
-                threads=args.threads,
-                ours_ms=medians["ours"],
-                reference_ms=medians["reference"],
-                ratio=ratio,
-                ratio_low=low,
-                ratio_high=high,
-            )
+            title = {"pair": "dsrl_na update / plain PyTorch", "mode": mode}
+            append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
 
 
 if __name__ == "__main__":

@@ -168,3 +168,20 @@ def test_bound_clamps():
 def test_bad_statistics_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+@pytest.mark.parametrize("samples", [None, 2])
+def test_velocity_at_each_step_equals_a_call_for_its_time(rows, samples):
+    # 4 times 200 rows are modulated step by step, fewer rows for all steps at once
+    torch.manual_seed(0)
+    net = ShortCutVelocityMLP(2, 4, 6, width=16, depth=2).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    times, cond = torch.arange(4) / 4, torch.randn(rows, 6)
+    points = torch.randn(rows, *([] if samples is None else [samples]), 4, 2)
+    at_step = net.steps(cond, times, 0.25)
+    for i in range(4):
+        expected = net(points, times[i].expand(rows), torch.full((rows,), 0.25), cond)
+        torch.testing.assert_close(at_step(points, i), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(at_step(points, 0), at_step(points, 3), atol=1e-2)

@@ -35,6 +35,13 @@ class EmbeddedVelocity(nn.Module):
         """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, E]``."""
         raise NotImplementedError
 
+    def at_times(self, embedded: Tensor, cond: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """Return the velocity at one of K times, from embeddings of times ``[K, E]`` and observations ``[B, E]``.
+
+        A subclass may compute here what does not depend on the points.
+        """
+        return lambda sample, i: self.embedded_velocity(sample, embedded[i] + cond)
+
     def forward(self, sample: Tensor, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
         """Return the velocity, in the shape of ``sample``.
 
@@ -68,9 +75,11 @@ class EmbeddedVelocity(nn.Module):
         embedded = self.embed_time(times, torch.full_like(times, step_size))
         cond = self.embed_observation(global_cond)
 
+        at_time = self.at_times(embedded, cond)
+
         def velocity(sample: Tensor, i: int | None) -> Tensor:
             if i is not None:
-                return self.embedded_velocity(sample, embedded[i] + cond)
+                return at_time(sample, i)
             embedding = (embedded + cond.unsqueeze(1)).flatten(0, 1)
             return self.embedded_velocity(sample.flatten(0, 1), embedding).view_as(sample)
 

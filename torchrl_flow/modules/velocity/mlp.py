@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from torchrl_flow.modules.velocity.embedded import EmbeddedVelocity
 from torchrl_flow.modules.velocity.embedding import FlowTimeEmbedding, ZeroLinear
 
 __all__ = ["ShortCutVelocityMLP"]
+
+_ROWS_AT_ONCE = 256
+"""Rows of all sampling steps together, up to which one product for all steps is faster than one for each step."""
 
 
 class _FiLMResidualBlock(nn.Module):
@@ -25,8 +30,8 @@ class _FiLMResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear_out = ZeroLinear(width, width)
 
-    def forward(self, hidden: Tensor, cond: Tensor) -> Tensor:
-        scale, shift = self.film(cond).chunk(2, -1)
+    def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = modulation.chunk(2, -1)
         update = torch.addcmul(shift, self.norm(self.linear_in(hidden)), 1 + scale)
         return hidden + self.linear_out(self.dropout(self.activation(update)))
 
@@ -101,9 +106,22 @@ class ShortCutVelocityMLP(EmbeddedVelocity):
     def embedded_velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
         """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, width]``."""
         cond = self.activation(embedding)
-        cond = cond.unsqueeze(1) if sample.ndim == 4 else cond
+        return self._modulated_velocity(sample, (block.film(cond) for block in self._film_blocks()))
+
+    def at_times(self, embedded: Tensor, cond: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """Return the velocity at one of K times; of few rows, the modulation of all times is computed at once."""
+        if embedded.shape[0] * cond.shape[0] > _ROWS_AT_ONCE:
+            return super().at_times(embedded, cond)
+        conds = self.activation(embedded.unsqueeze(1) + cond)
+        modulations = [block.film(conds) for block in self._film_blocks()]
+        return lambda sample, i: self._modulated_velocity(sample, (one[i] for one in modulations))
+
+    def _film_blocks(self) -> Iterable[_FiLMResidualBlock]:
+        return self.blocks  # pyright: ignore[reportReturnType]
+
+    def _modulated_velocity(self, sample: Tensor, modulations: Iterable[Tensor]) -> Tensor:
         hidden = self.linear_in(sample.flatten(-2))
-        for block in self.blocks:
-            hidden = block(hidden, cond)
+        for block, modulation in zip(self.blocks, modulations):
+            hidden = block(hidden, modulation.unsqueeze(1) if sample.ndim == 4 else modulation)
         out = self.linear_out(self.activation(self.norm_out(hidden)))
         return out.unflatten(-1, (self.pred_horizon, self.action_dim))
