@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quickstart test test-slow test-rgb test-newest test-lowest lint types format audit docs cpu-rendering clean
+.PHONY: help install demo quickstart test test-slow test-rgb test-outside test-newest test-lowest lint types format audit docs cpu-rendering clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,10 @@ NEWEST_TENSORDICT ?= 0.15.3
 	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable ".[plot,dev]"
 	$(if $(filter newest,$*),.venv-$*/bin/python -m pip install --quiet --no-deps "tensordict==$(NEWEST_TENSORDICT)")
 	@touch $@
+
+test-outside: ## The tests of FetchPickAndPlace and PushT, without ManiSkill, in an environment of their own
+	$(MAKE) VENV=.venv-outside EXTRAS=outside,plot,dev install
+	REQUIRE_OUTSIDE=1 .venv-outside/bin/python -m pytest -m "slow or not slow" tests/benchmarks/test_outside_tasks.py
 
 test-newest: .venv-newest/.installed ## The fast tests without ManiSkill, with the newest versions (constraints-newest.txt)
 	.venv-newest/bin/python -m pytest -n $(WORKERS)

@@ -85,8 +85,8 @@ def load(args: Args) -> tuple[TrainingCheckpoint, awsc_online.Args, AWFlowLoss, 
     loss_module = make_aw_flow_loss(actor, critic, preset=own.preset, **options)
     make_aw_flow_stepper(loss_module, **own.stepper_options())  # It holds the averages, which are restored too.
     warm_start(loss_module, checkpoint, critic=True)
-    checkpoint_env(checkpoint)  # This refuses a task that has changed since the run.
-    buffer = awsc_online.make_buffer(own, checkpoint, DemoSource.of_checkpoint(checkpoint, own.demos), own.collectors)
+    source, env = DemoSource.of_checkpoint(checkpoint, own.demos), checkpoint_env(checkpoint)  # Refuses a changed task.
+    buffer = awsc_online.make_buffer(own, checkpoint, source, own.collectors, env=env)
     checkpoint.restore(state={"buffer": buffer})
     return checkpoint, own, loss_module, buffer
 

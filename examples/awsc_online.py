@@ -91,14 +91,22 @@ def start_stage(args: OnlineAdvantageWeightArgs, *, processes: int = 1, **collec
     source = DemoSource.of_checkpoint(checkpoint, args.demos)
     found = critic_config(checkpoint) if args.load_critic else None
     critic = found or CriticConfig(num_qs=args.num_qs, hidden_sizes=args.critic_hidden)
-    return Stage(checkpoint, actor, critic, source, make_buffer(args, checkpoint, source, processes), *envs)
+    buffer = make_buffer(args, checkpoint, source, processes, env=envs[1])
+    return Stage(checkpoint, actor, critic, source, buffer, *envs)
 
 
 def make_buffer(
-    args: OnlineAdvantageWeightArgs, checkpoint: TrainingCheckpoint, source: DemoSource, processes: int = 1
+    args: OnlineAdvantageWeightArgs,
+    checkpoint: TrainingCheckpoint,
+    source: DemoSource,
+    processes: int = 1,
+    *,
+    env: EnvBase | None = None,
 ) -> MixedReplayBuffer:
     """Make a replay buffer of the demonstrations and an empty ring for online chunks."""
     gamma: Any = args.gamma
+    # Chunks of a task without success have no such entry, but demonstrations have it.
+    has_success = env is None or "success" in env.full_observation_spec.keys(True, True)
     rollout = (args.num_envs or PLANAR_ENVS) * processes * (args.chunks_per_batch or 8)
     return MixedReplayBuffer(
         policy_demonstrations(checkpoint, source, gamma=gamma),
@@ -107,6 +115,7 @@ def make_buffer(
         online_ratio=args.online_ratio,
         batch_size=args.batch_size,
         device=args.device,
+        exclude_keys=[] if has_success else [("next", "success")],
     )
 
 

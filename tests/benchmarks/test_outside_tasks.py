@@ -1,19 +1,48 @@
-"""Tasks of other packages, where those are installed: what policies see, and that the demonstrations show the task."""
+"""Tasks of other packages, where those are installed: what policies see, and that the demonstrations show the task.
+
+``pip install 'torchrl-flow[outside]'`` installs them. Where the environment variable ``REQUIRE_OUTSIDE`` is set, a
+missing package is a failure.
+"""
 
 from __future__ import annotations
+
+import csv
+import importlib
+import os
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_flow.data import DemoStore
 from torchrl_flow.envs import make_task_env, task_info
+from torchrl_flow.envs.own import TRUSTED
+from torchrl_flow.evaluation import evaluate
+from torchrl_flow.policies import checkpoint_env, load_acting_policy
+from torchrl_flow.runs import load_checkpoint
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def play(script, **options):
+    example = runpy.run_path(str(EXAMPLES / f"{script}.py"))
+    example["main"](example["Args"](**options))
+    return Path("runs") / options["name"]
+
+
+def require(package):
+    if os.environ.get("REQUIRE_OUTSIDE"):
+        importlib.import_module(package)
+    pytest.importorskip(package)
 
 
 class TestFetch:
     @pytest.fixture(autouse=True)
     def package(self):
-        pytest.importorskip("gymnasium_robotics")
+        require("gymnasium_robotics")
 
     def test_the_expert_brings_the_cube_to_the_goal(self):
         from benchmarks.fetch import STEPS, episodes
@@ -39,7 +68,7 @@ class TestFetch:
 class TestPushT:
     @pytest.fixture(autouse=True)
     def package(self):
-        pytest.importorskip("gym_pusht")
+        require("gym_pusht")
 
     def test_a_simulated_push_is_what_the_environment_does(self):
         from benchmarks.push_t import corners, make_gym, push, simulated
@@ -73,3 +102,32 @@ class TestPushT:
         data = env.rollout(5)
         assert data["observation"].abs().max() <= 3
         assert data["action"].dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package", "recording"),
+    [("fetch", "gymnasium_robotics", {"noise": 0.1}), ("push_t", "gym_pusht", {"noise": 0.1, "pushes": 2})],
+)
+def test_a_clone_is_fine_tuned_online_and_evaluated(name, package, recording, tmp_path, monkeypatch):
+    """The commands of docs/tutorials/outside_tasks.md, as small as they run."""
+    require(package)
+    module, task = importlib.import_module(f"benchmarks.{name}"), f"benchmarks.{name}:make_env"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(TRUSTED, task)
+    DemoStore.from_episodes(module.episodes(2, **recording), "demos", task_info=module.TASK)
+    short = {"results": "r.csv", "eval_episodes": 1, "num_videos": 0}
+    sizes = {"width": 16, "depth": 1, "pred_horizon": 8, "act_horizon": 8, "num_steps": 1, "compare_steps": ()}
+    options = {"task": task, "demos": "demos", "iterations": 3, "batch_size": 16, **sizes, **short}
+    play("shortcut_flow_bc", name="bc", **options)
+    options = {"num_envs": 2, "rollout": 2, "iterations": 2, "minibatch": 4, "hidden_sizes": (8,), "eval_every": 0}
+    run = play("dsrl_ppo", name="ppo", policy="runs/bc", **options, **short)
+    checkpoint = load_checkpoint(run)
+    assert checkpoint.task.task == task
+    assert checkpoint.counters["env_steps"] == 2 * 2 * 2 * 8
+    policy, _ = load_acting_policy(checkpoint)
+    result = evaluate(checkpoint_env(checkpoint), policy, [0], progress=False)
+    assert result.episodes == 1
+    assert result.success_once is not None
+    with open("r.csv", encoding="utf-8") as file:
+        assert {row["task"] for row in csv.DictReader(file)} == {task}

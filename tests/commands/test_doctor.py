@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from torchrl.data.replay_buffers import samplers
 
-from torchrl_flow.commands.doctor import OPTIONAL, RECIPE_NEEDS, Check, recipe_lines
+from torchrl_flow.commands import doctor as doctor_module
+from torchrl_flow.commands.doctor import OPTIONAL, RECIPE_NEEDS, Check, DoctorArgs, recipe_lines
 from torchrl_flow.commands.doctor_probes import Outcome, Probe
 from torchrl_flow.commands.recipes import find_recipes
 
@@ -116,3 +120,56 @@ def test_a_probe_outlives_a_package_that_ends_its_process(tmp_path, monkeypatch)
     assert "exit status 7" in found["aborts"].detail
     assert not found["later"].works
     assert "not tried" in found["later"].detail
+
+
+@pytest.fixture
+def extension(monkeypatch, capsys):
+    """A function: the lines that the doctor prints if importing TorchRL's compiled extension raises ``error``."""
+
+    def printed(error):
+        def make(*args):
+            if error is not None:
+                raise RuntimeError("SumSegmentTreeFp32 is not available. See https://pytorch.org\nfor more")
+
+        def import_module(name):
+            if name == "torchrl._torchrl":
+                raise error
+            return importlib.__import__(name)
+
+        monkeypatch.setattr(samplers, "PrioritizedSampler", make)
+        monkeypatch.setattr(doctor_module.importlib, "import_module", import_module)
+        monkeypatch.setattr(doctor_module, "examine", lambda: [Check("core", True, ""), doctor_module._extension()])
+        assert DoctorArgs()() == 0  # the core works without it
+        return capsys.readouterr().out.splitlines()
+
+    return printed
+
+
+def test_an_extension_of_another_torch(extension):
+    symbol = "_torchrl.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"
+    lines = extension(ImportError(symbol))
+    (line,) = [line for line in lines if line[4:].startswith("TorchRL C++ extension")]
+    torch = metadata.version("torch")
+    assert line.startswith("no  ")
+    assert line.endswith(
+        f"TorchRL's wheel was built for another version of torch than {torch} "
+        "(no PrioritizedSampler of torchrl.data; that of torchrl_flow.data works)"
+    )
+    advice = lines[lines.index("To mend") + 1]
+    build = "pip install --force-reinstall --no-deps --no-binary torchrl --no-build-isolation "
+    assert advice.startswith(f"  {build}torchrl=={metadata.version('torchrl')}   (builds it here, with a C++ compiler")
+    assert advice.endswith("or install the torch that its release notes name)")
+    assert lines[lines.index("To mend") + 2] == "      for TorchRL C++ extension"
+
+
+def test_an_extension_that_is_missing(extension):
+    lines = extension(ModuleNotFoundError("No module named 'torchrl._torchrl'"))
+    (line,) = [line for line in lines if line[4:].startswith("TorchRL C++ extension")]
+    assert "No module named 'torchrl._torchrl' (no PrioritizedSampler" in line
+    assert lines[lines.index("To mend") + 1] == "  pip install --force-reinstall --no-deps torchrl"
+
+
+def test_an_extension_that_loads(extension):
+    lines = extension(None)
+    assert any(line.startswith("ok  TorchRL C++ extension") for line in lines)
+    assert "To mend" not in lines

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import h5py
@@ -10,6 +11,8 @@ from torchrl.data.datasets import load_dataset
 
 import torchrl_flow.data
 from torchrl_flow.data import DataError, DataWarning, DemoReplayBuffer, DemoStore, read_maniskill
+from torchrl_flow.data.demos.writer import VERSION
+from torchrl_flow.util.digest import file_digest
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,59 @@ def test_flags_of_the_file_are_ignored_and_sparse_rewards_follow_success(write_m
     assert not following["truncated"].any()
     assert following["reward"].squeeze(-1).tolist() == [0.0] * 4 + [1.0] * 4
     assert following["steps_to_next_obs"].squeeze(-1).tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
+
+
+def outcomes_of(path, **options):
+    following = load_dataset(f"maniskill:{path}", pred_horizon=4, act_horizon=2, gamma=1.0, **options)[:]["next"]
+    return {key: value.squeeze(-1).tolist() for key, value in following.items() if key != "observation"}
+
+
+def test_a_success_that_does_not_end_the_task(write_maniskill, make_trajectory):
+    path = write_maniskill([make_trajectory(8, success_from=5)])
+    found = outcomes_of(path, success_terminates=False)
+    assert not any(found["terminated"])
+    assert found["steps_to_next_obs"] == [2] * 7 + [1]
+    assert found["truncated"] == [False] * 6 + [True, True]
+    assert found["success"] == [False] * 4 + [True] * 4
+    assert found["reward"] == [0.0] * 4 + [1.0, 2.0, 2.0, 1.0]
+    # By default it does, and the store of one option is not that of the other.
+    assert outcomes_of(path)["terminated"] == [False] * 4 + [True] * 4
+    assert read_maniskill(path).root != read_maniskill(path, success_terminates=False).root
+
+
+def test_ends_that_the_file_has_recorded(write_maniskill, make_trajectory):
+    entry = make_trajectory(6, success_from=99)
+    entry["terminated"] = np.arange(6) == 3  # a fall
+    entry["truncated"] = np.arange(6) == 5
+    path = write_maniskill([entry])
+    found = outcomes_of(path, recorded_ends=True)
+    assert found["terminated"] == [False, False, True, True, False, False]
+    assert found["steps_to_next_obs"] == [2, 2, 2, 1, 2, 1]
+    assert found["truncated"] == [False, False, False, False, True, True]
+    assert not any(outcomes_of(path)["terminated"])
+
+
+def test_recorded_ends_that_do_not_fit_are_named(write_maniskill, make_trajectory, tmp_path):
+    entry = make_trajectory(6, success_from=99)
+    entry["truncated"] = np.arange(6) >= 4
+    with pytest.raises(DataError, match=r"`truncated` is 1 at row 4, and the episode goes on to row 5"):
+        read_maniskill(write_maniskill([entry]), recorded_ends=True)
+    without = {key: value for key, value in entry.items() if key not in ("terminated", "truncated")}
+    path = write_maniskill([without], folder=tmp_path / "without")
+    with pytest.raises(DataError, match=r"recorded_ends=True, but it has no `terminated` and no `truncated`"):
+        read_maniskill(path, recorded_ends=True)
+
+
+def test_stores_made_before_an_option_existed_are_reopened(write_maniskill):
+    """The key of a store with default options is that of a version without the later ones."""
+    path = write_maniskill()
+    digests = [file_digest(path), file_digest(path.with_suffix(".json"))]
+    before = {
+        **{"max_episodes": None, "after_success": "keep", "keep_after_success": 0},
+        **{"drop_idle": False, "camera": None, "env_states": False},
+    }
+    content = json.dumps([VERSION, digests, before], sort_keys=True)
+    assert read_maniskill(path).metadata["key"] == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_nested_rgb_files(write_maniskill, rgb_trajectory):

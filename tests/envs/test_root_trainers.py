@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
@@ -11,6 +13,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 from torchrl.modules import ValueOperator
 from torchrl.objectives import A2CLoss, DDPGLoss, IQLLoss, ReinforceLoss, SoftUpdate, TD3Loss
+from torchrl.objectives.value import advantages
 from torchrl.trainers.algorithms import A2CTrainer, DDPGTrainer, IQLTrainer, ReinforceTrainer, TD3Trainer
 from torchrl.trainers.algorithms.td3 import TD3OptimizationStepper
 
@@ -85,14 +88,20 @@ def test_a_trainer_reads_the_executed_steps(kind, monkeypatch):
             lambda module, args: seen.append((args[0][module.tensor_keys.steps_to_next_obs], args[0][STEPS]))
         )
     else:
-        estimator = loss.value_estimator
-        value_estimate = estimator.value_estimate
+        estimator, discounts = loss.value_estimator, []
+        value_estimate, td0 = estimator.value_estimate, advantages.td0_return_estimate
 
         def recorded(data, *args, **kwargs):
-            seen.append((data[estimator.tensor_keys.steps_to_next_obs], data[STEPS]))
-            return value_estimate(data, *args, **kwargs)
+            result = value_estimate(data, *args, **kwargs)
+            seen.append(((discounts.pop().log() / math.log(GAMMA)).round(), data[STEPS]))
+            return result
+
+        def recorded_td0(gamma, **kwargs):
+            discounts.append(gamma)
+            return td0(gamma=gamma, **kwargs)
 
         monkeypatch.setattr(estimator, "value_estimate", recorded)
+        monkeypatch.setattr(advantages, "td0_return_estimate", recorded_td0)
     trainer.train()
     assert len(seen) >= 2
     assert all((read == executed).all() for read, executed in seen)

@@ -144,8 +144,9 @@ def test_a_steered_flow_in_a_trainer_with_hooks():
     assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))
 
 
-def test_the_sac_trainer_needs_the_collector_of_steered_flows():
-    """It sends the weights of the loss's own policy, which is a part of what acts."""
+@pytest.mark.parametrize("cls", [Collector, SteeredCollector])
+def test_the_sac_trainer_sends_the_weights_of_a_part_of_what_acts(cls):
+    """They are those of the loss's own policy."""
     steered, loss_module = make_steered()
     acting = SteeredFlowActor(*(make_steered()[0]._modules[name] for name in ("policy", "flow")))
 
@@ -164,9 +165,7 @@ def test_the_sac_trainer_needs_the_collector_of_steered_flows():
             action_key="latent",
         )
 
-    with pytest.raises(KeyError, match="prior_fraction"):
-        trainer(Collector(make_env(), steered, frames_per_batch=20, total_frames=20)).train()
+    trainer(cls(make_env(), acting, frames_per_batch=20, total_frames=20)).train()
     assert loss_module.tensor_keys.action == "latent"
-    trainer(SteeredCollector(make_env(), acting, frames_per_batch=20, total_frames=20)).train()
     assert any(p.abs().sum() > 0 for p in acting.policy.module[0].head.parameters())
     assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))

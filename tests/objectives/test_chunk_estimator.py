@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl import objectives
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, QValueActor, ValueOperator
 from torchrl.objectives import (
@@ -25,6 +26,8 @@ from torchrl.objectives import (
     DQNLoss,
     IQLLoss,
     KLPENPPOLoss,
+    LossModule,
+    PPOLoss,
     REDQLoss,
     ReinforceLoss,
     SACLoss,
@@ -35,8 +38,8 @@ from torchrl.objectives import (
 )
 from torchrl.objectives.value import TD0Estimator
 
-from torchrl_flow.envs import CopyStepsToRoot
 from torchrl_flow.objectives import ChunkTD3BCLoss, ConservativeQLoss, make_chunk_advantage, make_chunk_estimator
+from torchrl_flow.objectives.chunk_estimator import REASONS
 
 GAMMA, ACTION = 0.9, 2
 ROOT, STEPS = "steps_to_next_obs", ("next", "steps_to_next_obs")
@@ -174,6 +177,7 @@ OFF_POLICY = {
 """All losses that TorchRL has for continuous actions and a value estimator of its own."""
 
 ON_POLICY = {
+    "PPOLoss": lambda h: PPOLoss(stochastic(h), value(), entropy_bonus=False),
     "ClipPPOLoss": lambda h: ClipPPOLoss(stochastic(h), value(), entropy_bonus=False),
     "KLPENPPOLoss": lambda h: KLPENPPOLoss(stochastic(h), value(), entropy_bonus=False),
     "A2CLoss": lambda h: A2CLoss(stochastic(h), value(), entropy_bonus=False),
@@ -219,8 +223,6 @@ def test_a_batch_without_k_is_an_error(name):
 def test_k_under_next_is_enough(name):
     loss = make_chunk_estimator(OFF_POLICY[name](4), gamma=GAMMA)
     data = one_chunk("early end", root=False)
-    if name == "TQCLoss":
-        data = CopyStepsToRoot()(data)  # `compute_target` alone does not pass the check of `forward`
     assert target_of(loss, data) == pytest.approx(TARGETS["early end"], rel=1e-5)
 
 
@@ -338,6 +340,29 @@ def test_losses_that_cannot_are_refused_by_name():
         make_chunk_estimator(BCLoss(stochastic(4)))
     with pytest.raises(ValueError, match="gamma must"):
         make_chunk_estimator(OFF_POLICY["TD3Loss"](4), gamma=1.5)
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_every_loss_with_a_reason_is_refused_by_name(name):
+    """Also a subclass of one's own, with the reason of the loss that it extends."""
+    kind = getattr(objectives, name)
+    assert issubclass(kind, LossModule)
+    for refused in (kind, type("Mine", (kind,), {})):
+        loss = refused.__new__(refused)  # the check reads the class alone
+        nn.Module.__init__(loss)
+        wanted = f"^{refused.__name__} cannot learn from action chunks: {re.escape(REASONS[name])}. Losses that can are"
+        with pytest.raises(ValueError, match=wanted):
+            make_chunk_estimator(loss)
+        assert "_value_estimator" not in vars(loss)
+
+
+def test_every_loss_of_torchrl_with_a_value_estimator_is_supported_or_has_a_reason():
+    """A loss that another version of TorchRL adds is neither."""
+    supported = (*OFF_POLICY, *ON_POLICY)
+    theirs = {c for c in vars(objectives).values() if isinstance(c, type) and issubclass(c, LossModule)}
+    estimating = {c.__name__ for c in theirs if c.default_value_estimator is not None}
+    assert estimating - {*REASONS} <= {*supported}
+    assert {*supported} - {"ConservativeQLoss"} <= estimating
 
 
 def test_the_advantage_estimator_discounts_each_chunk_by_its_executed_steps():

@@ -15,17 +15,34 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
+from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_flow.commands.export import ExportArgs
 from torchrl_flow.modules import (
+    CriticConfig,
     FlowActorConfig,
     LatentPolicyConfig,
+    NoiseNetConfig,
+    NoisyFlowActor,
+    StateValueConfig,
     SteeredFlowActor,
     make_flow_actor,
     make_latent_policy,
+    make_noise_net,
+    make_state_value,
 )
-from torchrl_flow.policies import LATENT_POLICY, ExportedPolicy, RecedingHorizon, export_policy, exported_policy
-from torchrl_flow.runs import save_checkpoint
+from torchrl_flow.policies import (
+    LATENT_POLICY,
+    ExportedPolicy,
+    RecedingHorizon,
+    aw_flow_modules,
+    export_policy,
+    exported_policy,
+    make_aw_flow_loss,
+    make_aw_flow_stepper,
+)
+from torchrl_flow.policies.acting import policy_kind
+from torchrl_flow.runs import load_checkpoint, save_checkpoint
 
 HORIZONS = {"obs_horizon": 2, "pred_horizon": 6, "act_horizon": 3}
 SMALL = {"action_dim": 3, "width": 16, "depth": 1, "num_steps": 2, **HORIZONS}
@@ -53,12 +70,13 @@ def make_flow(config):
     return flow.eval()
 
 
-def save(path, flow, policy=None):
-    modules = {"policy": flow, **({} if policy is None else {LATENT_POLICY: policy})}
+def save(path, flow, policy=None, *, modules=None, module_configs=None):
+    parts = {"policy": flow, **({} if policy is None else {LATENT_POLICY: policy})}
     configs = {} if policy is None else {LATENT_POLICY: policy.config.to_dict()}
+    configs = configs if module_configs is None else module_configs
     save_checkpoint(
         path,
-        modules=modules,
+        modules=parts if modules is None else modules,
         actor_config=flow.config,
         task={"task": "toy"},
         counters={"step": 7},
@@ -128,11 +146,12 @@ def receding(actor, data, steps=5):
     return torch.stack(actions).numpy()
 
 
-def compare(actor, folder):
+def compare(actor, folder, acting=None):
+    """Compare the archive with an actor, or with another module ``acting`` that acts as it does."""
     data, noise = observations(actor.flow if isinstance(actor, SteeredFlowActor) else actor, 5), None
     noise = torch.randn(5, *actor.noise_shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        wanted = actor(data.clone().set(actor.noise_key, noise))
+        wanted = (actor if acting is None else acting)(data.clone().set(actor.noise_key, noise))
     found = act_elsewhere(folder, named(data, actor.in_keys), noise)
     assert wanted["action_chunk"].std() > 0.05
     np.testing.assert_allclose(found["action"], wanted["action"].numpy(), atol=1e-6)
@@ -172,6 +191,40 @@ def test_a_steered_flow_on_features_of_images(tmp_path):
     compare(SteeredFlowActor(policy.eval(), flow), path.parent)
 
 
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_a_flow_after_reinflow(num_steps, tmp_path):
+    """The chain without its noise: what the noisy policy does where it does not explore."""
+    flow, noise, values = make_flow(FORMS["state"]), NoiseNetConfig(), StateValueConfig((8,))
+    noisy = NoisyFlowActor(flow, make_noise_net(noise, flow), num_steps=num_steps).eval()
+    modules = {"policy": flow, "noise_net": noisy.noise_net, "value": make_state_value(values, flow)}
+    configs = {"noise_net": noise.to_dict(), "value": values.to_dict()}
+    checkpoint = save(tmp_path / "checkpoint.torchrl", flow, modules=modules, module_configs=configs)
+    assert policy_kind(load_checkpoint(checkpoint)).name == "noisy flow"
+    path = export_policy(checkpoint, tmp_path / "policy.pt2", num_steps=num_steps)
+    flow.num_steps = noisy.num_steps
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        compare(flow, path.parent, acting=noisy)
+
+
+def test_a_flow_after_awsc(tmp_path):
+    """The averaged policy, which evaluation and the robot use, and not the one that is trained."""
+    critic = CriticConfig(num_qs=2, hidden_sizes=(8,))
+    loss_module = make_aw_flow_loss(make_flow(FORMS["state"]), critic)
+    make_aw_flow_stepper(loss_module, lr=1e-3, critic_lr=1e-3, tau=0.01, ema=0.99)  # It makes the average.
+    with torch.no_grad():
+        for parameter in loss_module.actor_parameters():
+            parameter.add_(1.0)
+    average, trained = loss_module.ema_actor().eval(), loss_module.actor_network
+    parts = {"modules": aw_flow_modules(loss_module), "module_configs": {"critic": critic.to_dict()}}
+    checkpoint = save(tmp_path / "checkpoint.torchrl", make_flow(FORMS["state"]), **parts)
+    assert policy_kind(load_checkpoint(checkpoint)).name == "weighted flow"
+    path = export_policy(checkpoint, tmp_path / "policy.pt2")
+    compare(average, path.parent)
+    seen = observations(average, 2).set("noise", torch.zeros(2, *average.noise_shape))
+    with torch.no_grad():
+        assert not torch.allclose(trained(seen.clone())["action"], average(seen)["action"], atol=1e-2)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_program(tmp_path):
@@ -208,6 +261,12 @@ class TestHelper:
         assert one.shape == (3, 3)
         assert many.shape == (4, 3, 3)
         np.testing.assert_allclose(many[2], one, atol=1e-6)
+
+    def test_the_archive_is_a_program_of_torch_export(self, policy):
+        histories, noise = torch.ones(4, 2, 5), torch.ones(4, 6, 3)
+        action, chunk = torch.export.load(policy.path).module()(histories, noise)
+        np.testing.assert_allclose(action, policy.chunk({"observation": histories}, noise), atol=1e-6)
+        assert chunk.shape == (4, 6, 3)
 
     def test_noise_is_drawn_from_torch(self, policy):
         seen = {"observation": np.ones((2, 5))}

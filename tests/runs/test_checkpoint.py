@@ -298,6 +298,28 @@ def test_directory_keeps_the_last_and_the_best(tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_without_success_the_best_has_the_highest_return(tmp_path, again):
+    directory, metric = tmp_path / "checkpoints", "eval/success_once"
+    checkpoints = CheckpointDirectory(directory, keep_last=1, keep_best=metric)
+    for step, value in enumerate([-3.0, -1.0, None, -2.0]):
+        metrics = {} if value is None else {"eval/return": value}
+        if again:  # as a resumed run does
+            checkpoints = CheckpointDirectory(directory, keep_last=1, keep_best=metric)
+        checkpoints.save(step, modules={"policy": nn.Linear(1, 1)}, metrics=metrics, metadata={"keep_best": metric})
+    assert sorted(directory.iterdir()) == [checkpoints.path(1), checkpoints.path(3)]
+    assert checkpoints.best() == checkpoints.path(1)
+    assert load_checkpoint(tmp_path, which="best").step == 1
+
+
+def test_with_success_returns_do_not_determine_the_best(tmp_path):
+    checkpoints = CheckpointDirectory(tmp_path / "checkpoints", keep_last=1, keep_best="eval/success_once")
+    for step, (success, value) in enumerate([(0.1, 9.0), (0.9, 1.0), (0.3, 5.0)]):
+        metrics = {"eval/success_once": success, "eval/return": value}
+        checkpoints.save(step, modules={"policy": nn.Linear(1, 1)}, metrics=metrics)
+    assert checkpoints.best() == checkpoints.path(1)
+
+
 def save_forever(path, module):
     while True:
         save_checkpoint(path, modules={"policy": module}, counters={"step": 2})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.collectors import Collector, MultiCollector
 
 from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.modules import (
@@ -106,20 +107,68 @@ class TestSteeredCollector:
             torch.nn.init.normal_(parameter)
         return SteeredFlowActor(policy, flow)
 
-    @pytest.mark.parametrize("what", ["module of the policy", "weights of the policy", "whole module", "whole weights"])
-    def test_it_takes_weights_of_the_policy_or_of_all(self, what):
+    WHAT = ("module of the policy", "weights of the policy", "whole module", "whole weights")
+
+    @staticmethod
+    def make_env():
+        return make_chunk_env(PlanarPickPlaceEnv(2), obs_horizon=1, act_horizon=2, gamma=0.9)
+
+    @pytest.mark.parametrize("cls", [Collector, SteeredCollector])
+    @pytest.mark.parametrize("how", ["positional", "keyword"])
+    @pytest.mark.parametrize("what", WHAT)
+    def test_it_takes_weights_of_the_policy_or_of_all(self, what, how, cls):
         acting, learnt = self.make(0), self.make(1)
-        env = make_chunk_env(PlanarPickPlaceEnv(2), obs_horizon=1, act_horizon=2, gamma=0.9)
-        collector = SteeredCollector(env, acting, frames_per_batch=4, total_frames=4)
+        collector = cls(self.make_env(), acting, frames_per_batch=4, total_frames=4)
         flow = [p.clone() for p in acting.flow.parameters()]
         source = learnt.policy if "policy" in what else learnt
-        collector.update_policy_weights_(TensorDict.from_module(source) if "weights" in what else source)
+        sent = TensorDict.from_module(source) if "weights" in what else source
+        if how == "positional":
+            collector.update_policy_weights_(sent)
+        else:
+            collector.update_policy_weights_(**{"weights" if "weights" in what else "policy": sent})
         for mine, other in zip(acting.policy.parameters(), learnt.policy.parameters(), strict=True):
             assert torch.equal(mine, other)
         same = [torch.equal(a, b) for a, b in zip(flow, acting.flow.parameters(), strict=True)]
         assert all(same) is ("policy" in what)
         collector.update_policy_weights_()  # of the policy that it was made with
         collector.shutdown()
+
+    def test_the_share_of_the_prior_is_sent(self):
+        acting, learnt = self.make(0), self.make(1)
+        for actor in (acting, learnt):
+            actor.policy.prior_mixing = True
+        learnt.policy.set_prior_fraction(0.25)
+        collector = Collector(self.make_env(), acting, frames_per_batch=4, total_frames=4)
+        collector.update_policy_weights_(TensorDict.from_module(learnt.policy))
+        assert acting.policy.prior_fraction == 0.25
+        collector.shutdown()
+
+    def test_collectors_of_other_policies_are_those_of_torchrl(self):
+        flow = self.make(0).flow
+        collector = Collector(self.make_env(), flow, frames_per_batch=4, total_frames=4)
+        with pytest.raises(KeyError):
+            collector.update_policy_weights_(TensorDict.from_module(self.make(1).policy))
+        collector.update_policy_weights_(TensorDict.from_module(self.make(1).flow))
+        assert all(torch.equal(a, b) for a, b in zip(flow.parameters(), self.make(1).flow.parameters(), strict=True))
+        collector.shutdown()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_collectors_in_processes_act_with_the_weights_that_were_sent(self, sync):
+        acting, learnt = self.make(0), self.make(1)
+        joined = {"cat_results": 0} if sync else {}
+        frames = {"frames_per_batch": 8, "total_frames": 64}
+        collector = MultiCollector([self.make_env] * 2, acting, sync=sync, **frames, **joined)
+        try:
+            collector.update_policy_weights_(TensorDict.from_module(learnt.policy))
+            batch = [data.clone() for data in collector][-1]
+        finally:
+            collector.shutdown()
+        latent, log_prob = batch["latent"], batch["latent_log_prob"]
+        found = learnt.policy.get_dist(batch.select("observation")).log_prob(latent)
+        torch.testing.assert_close(found, log_prob, rtol=1e-4, atol=1e-3)
+        before = self.make(0).policy.get_dist(batch.select("observation")).log_prob(latent)
+        assert ((before - log_prob).abs() > 0.1).all()
 
     def test_another_policy_is_refused(self):
         with pytest.raises(ValueError, match="policy must be a SteeredFlowActor, got a FlowActor: use Collector"):

@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "export": Command(
         "torchrl_flow.commands.export:ExportArgs",
-        "Write the policy of a run as one file that acts with torch and NumPy alone.",
+        "Write the policy of a run as an archive and a helper that act with torch and NumPy alone.",
     ),
     "check-batch": Command(
         "torchrl_flow.commands.check_batch:CheckBatchArgs",

@@ -18,15 +18,15 @@ __all__ = ["ExportArgs"]
 
 @dataclasses.dataclass
 class ExportArgs:
-    """Write the policy of a run as one file that needs only torch and NumPy."""
+    """Write the policy of a run as an archive and a helper, which need only torch and NumPy."""
 
     checkpoint: Annotated[RunSource, tyro.conf.Positional]
     """checkpoint file, or the directory of a run"""
     which: Which = "best"
     """checkpoint of a run to export: best (the last one, if the run keeps no best one) or last"""
     output: str | None = None
-    """file to write, .pt2; by default `policy.pt2` in the directory of the run, or next to a checkpoint without a
-    run"""
+    """archive to write, .pt2, with the helper `exported_policy.py` beside it; by default `policy.pt2` in the directory
+    of the run, or next to a checkpoint without a run"""
     num_steps: Count | None = None
     """sampling steps K; by default those of the policy"""
     compile: bool = False

@@ -67,10 +67,9 @@ def make_chunk_estimator(
 ) -> Loss:
     """Make the value estimator of a loss discount by ``gamma ** k``, the executed steps of each chunk.
 
-    It calls ``make_value_estimator`` and sets the estimator's key of k. TorchRL's default key is an entry at the root,
-    which REDQLoss and IQLLoss drop before they read it. A batch without k then raises an error; TorchRL would discount
-    it as one step. Keyword calls of the loss take k too (``next_steps_to_next_obs``; ``steps_to_next_obs`` of TQCLoss),
-    but not those of ConservativeQLoss and A2CLoss, whose ``in_keys`` are fixed.
+    It calls ``make_value_estimator`` and sets the estimator's key of k. A batch without k then raises an error; TorchRL
+    would discount it as one step. Keyword calls of the loss take k too (``next_steps_to_next_obs``;
+    ``steps_to_next_obs`` of TQCLoss), but not those of ConservativeQLoss and A2CLoss, whose ``in_keys`` are fixed.
 
     Supported are SACLoss, TQCLoss, REDQLoss, TD3Loss, TD3BCLoss, DDPGLoss, IQLLoss, CrossQLoss, PPOLoss and its
     subclasses for one agent, A2CLoss and ReinforceLoss, with subclasses, and the losses of this package.

@@ -40,6 +40,9 @@ FORMAT = "torchrl_flow.checkpoint"
 FORMAT_VERSION = 1
 """Version of the checkpoint format."""
 
+SUBSTITUTES = {"eval/success_once": "eval/return"}
+"""Metric that determines the best checkpoint where no checkpoint has the first one: tasks without success."""
+
 
 def as_json(name: str, value: Any) -> Any:
     """Return ``value`` as JSON would restore it; dataclasses, paths and tuples are converted.
@@ -161,7 +164,8 @@ class CheckpointDirectory:
     Args:
         directory: directory, which is created at the first save.
         keep_last: number of newest checkpoints to keep, at least 1.
-        keep_best: metric whose best checkpoint is also kept, looked up in the metadata of the checkpoints.
+        keep_best: metric whose best checkpoint is also kept, looked up in the metadata of the checkpoints. If it is
+            ``"eval/success_once"`` and no checkpoint has it, as for a task without success, ``"eval/return"`` is used.
         mode: ``"max"`` or ``"min"``: whether the best metric is the largest or the smallest.
     """
 
@@ -171,8 +175,10 @@ class CheckpointDirectory:
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
         self.directory = Path(directory)
-        best = None if keep_best is None else (METRIC_PREFIX + keep_best, mode)
-        self._rotation = CheckpointRotation(directory, keep_last=keep_last, keep_best=best)  # pyright: ignore[reportArgumentType]
+        names = [name for name in (keep_best, SUBSTITUTES.get(keep_best or "")) if name is not None]
+        kept: list[Any] = [(METRIC_PREFIX + name, mode) for name in names] or [None]
+        self._rotations = [CheckpointRotation(directory, keep_last=keep_last, keep_best=best) for best in kept]
+        self._rotation = self._rotations[0]
 
     def path(self, step: int) -> Path:
         """Return the path of the checkpoint of ``step``."""
@@ -181,7 +187,7 @@ class CheckpointDirectory:
     def save(self, step: int, *, counters: Mapping[str, int] | None = None, **parts: Any) -> Path:
         """Write the checkpoint of ``step`` (see :func:`save_checkpoint`) and remove those no longer kept."""
         path = save_checkpoint(self.path(step), counters={**(counters or {}), "step": step}, **parts)
-        self._rotation.prune()
+        self._rotation_with_best().prune()
         return path
 
     def latest(self) -> Path | None:
@@ -196,7 +202,11 @@ class CheckpointDirectory:
     def best(self) -> Path | None:
         """Return the checkpoint with the best metric, or None; raises as :meth:`latest` does."""
         self._check_manifests()
-        return self._rotation.best()
+        return self._rotation_with_best().best()
+
+    def _rotation_with_best(self) -> CheckpointRotation:
+        """Return the rotation of the first metric that a checkpoint has."""
+        return next((each for each in self._rotations if each.best() is not None), self._rotation)
 
     def _check_manifests(self) -> None:
         """Refuse manifests that the rotation could not parse; the rotation itself skips files that are not archives."""

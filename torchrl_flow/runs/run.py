@@ -58,7 +58,7 @@ class Run:
         defaults: default values of the fields of ``config``. A run of an older version that lacks an option is resumed
             only if the option now has its default.
         keep_last: number of newest checkpoints to keep.
-        keep_best: metric whose best checkpoint is also kept, such as ``"eval/success_once"``.
+        keep_best: metric whose best checkpoint is also kept, see :class:`CheckpointDirectory`.
         tensorboard: see :class:`RunLogger`.
         wandb: see :class:`RunLogger`.
         project: project of W&B.

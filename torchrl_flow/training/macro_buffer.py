@@ -96,7 +96,7 @@ def macro_transitions(
         is_demo = torch.zeros(*data.batch_size, 1, dtype=torch.bool, device=rows[ROOT[0]].device)
     rows.set(IS_DEMO, is_demo)
     outcome = TensorDict(batch_size=data.batch_size, device=data.device).update(_entries(following, (*seen, *OUTCOME)))
-    # TorchRL's losses read it at the root.
+    # As in the transitions of SMDPChunk, also at the root.
     return rows.set("next", outcome).set(STEPS, outcome[STEPS])
 
 

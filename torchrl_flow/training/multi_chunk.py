@@ -68,6 +68,6 @@ def multi_chunk_transitions(data: TensorDictBase, num_chunks: int, *, gamma: flo
     index = torch.arange(rows.shape[0], device=last.device).unsqueeze(1).expand_as(last)
     after = following[index, last].set("reward", total).set("steps_to_next_obs", executed)
     folded = rows.copy().set("next", after)
-    if "steps_to_next_obs" in folded:  # TorchRL's value estimators read it there
+    if "steps_to_next_obs" in folded:
         folded.set("steps_to_next_obs", executed)
     return folded.reshape(data.shape)

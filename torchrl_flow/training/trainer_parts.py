@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.trainers import Trainer
 
@@ -109,10 +108,10 @@ class ChunkHooks:
 
 
 class SteeredCollector(Collector):
-    """A :class:`~torchrl.collectors.Collector` of a steered flow that also accepts weights of only its latent policy.
+    """A :class:`~torchrl.collectors.Collector` that refuses every policy other than a steered flow.
 
-    ``SACTrainer`` and ``PPOTrainer`` send the weights of the loss's policy. This policy is only part of a
-    :class:`~torchrl_flow.modules.SteeredFlowActor`, and TorchRL's collector rejects partial weights.
+    The weights of the latent policy alone, which ``SACTrainer`` and ``PPOTrainer`` send, are accepted by every
+    collector of a :class:`~torchrl_flow.modules.SteeredFlowActor`.
 
     Args:
         create_env_fn: environment, or function that makes it, as in TorchRL's collector.
@@ -127,17 +126,3 @@ class SteeredCollector(Collector):
         if not isinstance(policy, SteeredFlowActor):
             raise ValueError(f"policy must be a SteeredFlowActor, got a {type(policy).__name__}: use Collector.")
         super().__init__(create_env_fn, policy, **kwargs)
-
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        """Update the weights of the acting policy.
-
-        Args:
-            policy_or_weights: module or weights of the steered flow or of its latent policy.
-            **kwargs: further options of TorchRL's collector.
-        """
-        weights = policy_or_weights
-        if isinstance(weights, TensorDictModuleBase):
-            weights = TensorDict.from_module(weights)
-        if isinstance(weights, TensorDictBase) and "flow" not in weights:
-            weights = TensorDict(policy=weights)
-        super().update_policy_weights_(weights, **kwargs)

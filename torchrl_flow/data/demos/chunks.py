@@ -59,7 +59,7 @@ class ChunkStorage(Storage):
       execution ends after k steps, at the first success, failure or other end of the task (``terminated``), at the last
       step of the episode (``truncated``) or after H_a. ``steps_to_next_obs`` is k, ``reward`` is sum_{i<k} gamma^i r_i,
       and the observations are the history at step t+k. ``success`` is whether any of the k steps was successful;
-    - ``steps_to_next_obs`` also at the root, where TorchRL's value estimators read it;
+    - ``steps_to_next_obs`` also at the root;
     - ``is_demo``: true.
 
     An episode that ends in success or failure is terminated, not truncated. Recorded steps after a success are items

@@ -28,9 +28,10 @@ def read_maniskill(path: str | Path, root: str | Path | None = None, **options: 
 
     ``observation`` ``[T + 1, D]`` is the flat vector of state mode, unchanged, or the nested entries joined by
     :func:`~torchrl_flow.functional.observation.flatten_state`; ``pixels`` ``[T + 1, 3, h, w]`` uint8 are the images of
-    one camera. ``terminated`` and ``truncated`` of the file are ignored: demonstrations exceed the task's registered
-    time limit, and have flags set in mid-trajectory. :class:`~torchrl_flow.data.ChunkStorage` computes the end of a
-    transition from ``success`` and ``fail``, as ManiSkill does. ``reward`` is the recorded reward, or ManiSkill's
+    one camera. ``terminated`` and ``truncated`` of the file are ignored unless ``recorded_ends`` is given:
+    demonstrations exceed the task's registered time limit, and have flags set in mid-trajectory.
+    :class:`~torchrl_flow.data.ChunkStorage` computes the end of a transition from ``success`` (unless
+    ``success_terminates`` is False) and ``fail``, as ManiSkill does. ``reward`` is the recorded reward, or ManiSkill's
     sparse reward, success minus failure. A file without ``success`` is read if it has recorded rewards or failures,
     with a :class:`DataWarning`; none of its steps counts as a success.
 
@@ -118,8 +119,11 @@ def _build(
 
 
 def _store_key(sha256: list[str], options: ReadOptions, *, fails: bool) -> str:
+    # Options that older stores lack do not change the key while they have their defaults.
+    later = {"success_terminates": True, "recorded_ends": False}
+    given = {name: value for name, value in asdict(options).items() if name not in later or value != later[name]}
     # Older stores lack failures: a file with failures gets another key.
-    content = json.dumps([VERSION, sha256, asdict(options), *(["fail"] if fails else [])], sort_keys=True)
+    content = json.dumps([VERSION, sha256, given, *(["fail"] if fails else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -36,6 +36,11 @@ class ReadOptions:
             :func:`~torchrl_flow.data.demos.episode.drop_idle_steps`.
         camera: camera whose images become ``pixels``. Defaults to ``base_camera``, or to the only camera.
         env_states: also store the simulator's states, as frames ``("env_state", ...)``.
+        success_terminates: whether a success ends the task. False for tasks that continue after a success, such as
+            holding a pose: then only failures, and the ends of ``recorded_ends``, terminate.
+        recorded_ends: also read ``terminated`` of the file, for ends such as the fall of a robot, and check
+            ``truncated``, which may be True at the last step only. ManiSkill's own files also set ``terminated`` at a
+            success, and both flags in the middle of trajectories that exceed the time limit.
     """
 
     max_episodes: int | None = None
@@ -44,6 +49,8 @@ class ReadOptions:
     drop_idle: bool = False
     camera: str | None = None
     env_states: bool = False
+    success_terminates: bool = True
+    recorded_ends: bool = False
 
     def __post_init__(self) -> None:
         if self.after_success not in ("keep", "cut"):
@@ -111,12 +118,16 @@ class EpisodeReader:
             raise DataError(
                 f"{name}: it has no `success`, `fail` or `rewards`, from which rewards and ends are rebuilt"
             )
+        ends = ("terminated", "truncated") if self.options.recorded_ends else ()
+        if ends and not any(entry in group for entry in ends):
+            raise DataError(f"{name}: recorded_ends=True, but it has no `terminated` and no `truncated`")
         names = {"actions": "action", "rewards": "reward"}
         data: dict[str, Any] = {
             names.get(entry, entry): np.asarray(group[entry])
-            for entry in ("actions", "rewards", "success", "fail", "perturbed")
+            for entry in ("actions", "rewards", "success", "fail", "perturbed", *ends)
             if entry in group
         }
+        data["success_terminates"] = self.options.success_terminates
         data.update(self._frames(group))
         data["seed"] = torch.tensor(self.source.seed(number))
         episode = Episode.from_mapping(data, name)
@@ -214,6 +225,7 @@ class EpisodeReader:
         if not self.has_success and {"rewards", "fail"} & set(self.layout):
             what = "the recorded rewards are kept" if "rewards" in self.layout else "rewards are -1 where it failed"
             ends = "where the task failed" if "fail" in self.layout else "nowhere but at the time limit"
+            ends += " and where `terminated` is set" if self.options.recorded_ends else ""
             yield (
                 f"{self.source.path.name} has no `success`: no step counts as a success, {what}, and episodes end "
                 f"{ends}. Where the task has a success, record it anew, so that its ends are known."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torchrl.data import ImmutableDatasetWriter, RandomSampler
 from torchrl_flow.data.checks.safe_replay import CheckedReplayBuffer
 from torchrl_flow.data.demos.chunks import ChunkStorage
 from torchrl_flow.data.demos.maniskill import read_maniskill
+from torchrl_flow.data.demos.maniskill_reader import ReadOptions
 from torchrl_flow.data.demos.store import DemoStore, warn_if_fewer
 from torchrl_flow.util.signature import InitSignature
 from torchrl_flow.util.task_info import TaskInfo
@@ -18,7 +20,6 @@ from torchrl_flow.util.task_info import TaskInfo
 __all__ = ["DemoReplayBuffer", "load_demonstrations", "open_demonstrations"]
 
 BUFFER_OPTIONS = ("sampler", "batch_size", "transform", "prefetch", "pin_memory", "generator")
-READ_OPTIONS = ("max_episodes", "after_success", "keep_after_success", "drop_idle", "camera", "env_states")
 
 
 def _identity(batch: Any) -> Any:
@@ -109,7 +110,8 @@ def load_demonstrations(path: str | Path, *, root: str | Path | None = None, **o
         DataError: if the file or store is refused.
         ValueError: if another reading option is given for a store.
     """
-    reading = {name: options.pop(name) for name in READ_OPTIONS if name in options}
+    names = [field.name for field in dataclasses.fields(ReadOptions)]
+    reading = {name: options.pop(name) for name in names if name in options}
     return DemoReplayBuffer(open_demonstrations(path, root=root, **reading), **options)
 
 

@@ -63,7 +63,7 @@ def _is_free(root: Tensor | None, like: Tensor) -> bool:
 
 
 class CopyStepsToRoot(Transform):
-    """Copy of the number of executed steps from ``"next"`` to the root, where TorchRL's losses read it.
+    """Copy of the number of executed steps from ``"next"`` to the root, for code that reads it there.
 
     :class:`~torchrl_flow.envs.SMDPChunk` does the same for rollouts and collectors. This transform covers three other
     cases:

@@ -56,12 +56,13 @@ class SMDPChunk(Transform):
     length 1; a done flag that does not persist is lost in envs that ignore ``"_step"``; and its rewards have no fixed
     length or, unstacked, are only those of the last step.
 
-    .. note:: The executed transition also has ``k`` at the root, where the value estimators of TorchRL's losses read
-        it: rollouts and collectors write it there. Before the step, the root entry is that of the preceding chunk, or
-        ``act_horizon`` after a reset. Two cases need more. A ``ParallelEnv`` or ``SerialEnv`` of chunk envs needs
-        :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A single call of ``step``, and the last step of
-        ``rollout(break_when_any_done=False)``, need a :class:`~torchrl_flow.envs.ChunkEnv` in place of a
-        ``TransformedEnv``; ``make_chunk_env`` makes one. Give the env and the estimator the same ``gamma``.
+    .. note:: Importing this class makes the value estimators of TorchRL's losses read ``k`` under ``"next"``. The
+        executed transition also has ``k`` at the root, for other code: rollouts and collectors write it there. Before
+        the step, the root entry is that of the preceding chunk, or ``act_horizon`` after a reset. Two cases need more.
+        A ``ParallelEnv`` or ``SerialEnv`` of chunk envs needs :class:`~torchrl_flow.envs.CopyStepsToRoot` around it. A
+        single call of ``step``, and the last step of ``rollout(break_when_any_done=False)``, need a
+        :class:`~torchrl_flow.envs.ChunkEnv` in place of a ``TransformedEnv``; ``make_chunk_env`` makes one. Give the
+        env and the estimator the same ``gamma``.
 
     .. note:: ``render_last`` needs a base env with ``set_render_enabled(enabled, *, history)``. While rendering is off,
         a step repeats the last image, but steps that end an episode and the last ``history`` steps before the env's

@@ -16,6 +16,7 @@ from torchrl_flow.modules.actors.flow import FlowActor
 from torchrl_flow.modules.observation.frozen_features import FEATURES_KEY, write_features
 from torchrl_flow.modules.steering.latent_distribution import LatentNormal
 from torchrl_flow.modules.steering.latent_policy import LatentGaussianPolicy
+from torchrl_flow.util.partial_weights import accept_weights_of_part
 
 __all__ = ["SteeredFlowActor"]
 
@@ -36,6 +37,9 @@ class SteeredFlowActor(TensorDictModuleBase):
     once for both, and the features ``[*B, 1, C]`` are written too.
 
     If :func:`~torchrl_flow.modules.draws_noise` returns False, the latent is the policy's mean and the tail is 0.
+
+    Collectors of this actor accept the weights of all its modules, or those of the latent policy alone, which TorchRL's
+    trainers send.
 
     Args:
         policy: latent policy. It is shared, not copied.
@@ -59,6 +63,9 @@ class SteeredFlowActor(TensorDictModuleBase):
         >>> data["action"].shape, data["latent"].shape, data["latent_log_prob"].shape
         (torch.Size([6, 8, 3]), torch.Size([6, 16, 3]), torch.Size([6]))
     """
+
+    trained_part = "policy"
+    """Name of the module whose weights alone may be sent to a collector."""
 
     def __init__(
         self,
@@ -91,6 +98,7 @@ class SteeredFlowActor(TensorDictModuleBase):
         self.flow = flow.eval().requires_grad_(False)
         self.num_steps = flow.num_steps if num_steps is None else num_steps
         self.noise_key, self.flow_noise_key = noise_key, flow_noise_key
+        accept_weights_of_part()
 
     @property
     def noise_shape(self) -> torch.Size:
