@@ -1,6 +1,6 @@
 """FetchPickAndPlace of gymnasium-robotics as a task of the recipes, with demonstrations of a scripted expert.
 
-    pip install 'torchrl-flow[outside]'
+    pip install -e '.[outside]'
     python -m benchmarks.fetch --number 200 --output demos/fetch
     python examples/shortcut_flow_bc.py --task benchmarks.fetch:make_env --demos demos/fetch --name fetch
     TORCHRL_FLOW_TASKS=benchmarks.fetch:make_env python examples/reinflow.py --policy runs/fetch

@@ -1,6 +1,6 @@
 """PushT of gym-pusht as a task of the recipes, with demonstrations of a planner that simulates pushes.
 
-    pip install 'torchrl-flow[outside]'
+    pip install -e '.[outside]'
     python -m benchmarks.push_t --number 60 --output demos/push_t
     python examples/shortcut_flow_bc.py --task benchmarks.push_t:make_env --demos demos/push_t --name push_t
     TORCHRL_FLOW_TASKS=benchmarks.push_t:make_env python examples/reinflow.py --policy runs/push_t

@@ -1,6 +1,6 @@
 """Tasks of other packages, where those are installed: what policies see, and that the demonstrations show the task.
 
-``pip install 'torchrl-flow[outside]'`` installs them. Where the environment variable ``REQUIRE_OUTSIDE`` is set, a
+``pip install -e '.[outside]'`` installs them. Where the environment variable ``REQUIRE_OUTSIDE`` is set, a
 missing package is a failure.
 """
 
