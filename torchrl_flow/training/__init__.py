@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, finished_success, minibatches
     from torchrl_flow.training.schedules import warmup_cosine
     from torchrl_flow.training.steppers import NamedLossStepper
-    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector
+    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector, with_finite_steps
 
 __all__ = [
     "ChunkHooks",
@@ -61,6 +61,7 @@ __all__ = [
     "require_finite_modules",
     "steered_rollouts",
     "warmup_cosine",
+    "with_finite_steps",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)
