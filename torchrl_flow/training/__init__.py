@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
     from torchrl_flow.training.data_parallel import DataParallelLoss
     from torchrl_flow.training.features import append_features
-    from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+    from torchrl_flow.training.finite import (
+        NonFiniteError,
+        gradient_step,
+        require_finite_modules,
+        require_finite_rollout,
+    )
     from torchrl_flow.training.guard import UpdateGuard, guarding
     from torchrl_flow.training.loss_groups import LossGroup
     from torchrl_flow.training.macro_buffer import (
@@ -59,6 +64,7 @@ __all__ = [
     "noisy_rollouts",
     "replay_demonstrations",
     "require_finite_modules",
+    "require_finite_rollout",
     "steered_rollouts",
     "warmup_cosine",
     "with_finite_steps",
