@@ -36,7 +36,14 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.recsys import SlateEnv, SlateEnvName, SlateModels, play_latent_policy, write_latent_transitions
+from torchrl_flow.recsys import (
+    SlateEnv,
+    SlateEnvName,
+    SlateModels,
+    play_latent_policy,
+    q_diagnostics,
+    write_latent_transitions,
+)
 from torchrl_flow.runs import Run
 from torchrl_flow.training import ReplayState, gradient_step, require_finite_rollout
 
@@ -125,7 +132,7 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
             target.step()
             metrics |= dict(losses.items()) | norms
         if run.due(args.log_every):
-            run.log({f"train/{key}": value for key, value in metrics.items()})
+            run.log({f"train/{key}": value for key, value in metrics.items()} | q_diagnostics(loss, batch, policy))
         if run.due(args.eval_every):
             run.log(play_latent_policy(models, policy, episodes=args.eval_episodes, seed=VALIDATION_SEED).metrics())
             run.request_save()

@@ -199,6 +199,43 @@ def test_a_number_of_the_logged_transitions_is_named(name, quantity, shown, plac
     assert not (place / "runs" / run).exists()
 
 
+CRITICS = ("offline", "awsc_online", "dsrl_offline", "dsrl_sac_offline", "dsrl_sac", "dsrl_na", "dsrl_ppo", "reinflow")
+CRITICS += ("td3_bc", "cql", "iql", "aw_flow_slates", "sac_slates")
+"""Recipes that learn values."""
+
+
+def inflate_values(modules):
+    """Add 10,000 to the output of each value network, and to its hidden units."""
+    for role, module in modules.items():
+        for name, parameter in getattr(module, "named_parameters", dict)():
+            if re.search("critic|value", f"{role}.{name}") and name.endswith("bias"):
+                parameter.data.fill_(1e4)
+
+
+@pytest.mark.parametrize(
+    "name", [one if one == "iql" else pytest.param(one, marks=pytest.mark.slow) for one in CRITICS]
+)
+def test_values_far_above_the_rewards_are_warned_of(name, place, monkeypatch, caplog):
+    kill_drill.prepare_here(name)
+    step = PlanarPickPlaceEnv._step
+
+    def rewarded(self, tensordict):
+        out = step(self, tensordict)
+        out["reward"] = torch.ones_like(out["reward"])
+        return out
+
+    monkeypatch.setattr(PlanarPickPlaceEnv, "_step", rewarded)
+    spoil(monkeypatch, 4, inflate_values)
+    kill_drill.run_here(name, f"{name}-inflated", "--log-every", "1")
+    warnings = [record.getMessage() for record in caplog.records if "the critic diverges" in record.getMessage()]
+    assert len(warnings) == 1
+    steps, values = read_metrics(place / "runs" / f"{name}-inflated" / "metrics.csv")[warnings[0].split(" = ")[0]]
+    shown, bound = (float(number) for number in re.findall(r" (?:=|most) (-?[\d.e+]+)", warnings[0]))
+    first = next(i for i, value in enumerate(values) if abs(value) > 10 * bound)
+    assert steps[first] == 4
+    assert values[first] == pytest.approx(shown, rel=1e-3)
+
+
 def test_the_quickstart_stops(monkeypatch, tmp_path):
     import quickstart
 

@@ -129,6 +129,22 @@ def test_values_far_above_the_rewards_are_warned_of_once(caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("name", ["train/pred_value", "q/data", "q/policy", "train/value", "a/q_mean", "q_mean"])
+def test_these_metrics_are_values(name, caplog):
+    guard = UpdateGuard(gamma=0.5)
+    guard.see(batch([1.0]))
+    guard.check_values({name: -1e3})
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["eval/value", "q/random", "train/data", "train/loss_value", "train/advantage_q_mean"])
+def test_these_metrics_are_none(name, caplog):
+    guard = UpdateGuard(gamma=0.5)
+    guard.see(batch([1.0]))
+    guard.check_values({name: -1e3})
+    assert not caplog.records
+
+
 def test_a_configuration_without_a_discount_checks_no_values(caplog):
     for config in ({}, {"gamma": None}, {"gamma": 3.0}):
         guard = UpdateGuard.of_config(config)

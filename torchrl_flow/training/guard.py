@@ -20,8 +20,9 @@ _log = logging.getLogger(__name__)
 
 REWARD_KEY: NestedKey = ("next", "reward")
 STEPS_KEY: NestedKey = ("next", "steps_to_next_obs")
-VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value")
-"""Names of metrics that are mean values of actions."""
+VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value", "q/data", "q/policy", "train/value")
+"""Names of metrics that are mean values of actions or states, without the parts before them."""
+_ENDINGS = tuple(f"/{name}" for name in VALUES)
 FACTOR = 10.0
 """Factor by which values may exceed the bound of the rewards, since an entropy bonus increases values."""
 
@@ -98,11 +99,12 @@ class UpdateGuard:
         """Warn once about a mean value far above the bound of all recorded rewards.
 
         Args:
-            metrics: scalars by name. Scalars whose name after the last slash is in :data:`VALUES` are checked.
+            metrics: scalars by name. Scalars whose name is in :data:`VALUES`, or ends in a slash and such a name, are
+                checked.
         """
         if self._warned or self._bound is None:
             return
-        names = [name for name in metrics if name.rsplit("/", 1)[-1] in VALUES]
+        names = [name for name in metrics if f"/{name}".endswith(_ENDINGS)]
         bound = float(self._bound) if names else 0.0
         for name in names:
             if bound > 0 and abs(float(metrics[name])) > FACTOR * bound:
