@@ -30,7 +30,9 @@ FACTOR = 10.0
 class UpdateGuard:
     """Counter of updates whose loss or gradient is not finite, with an error above a limit.
 
-    A skipped update changes no weights, and its gradient is discarded. Otherwise it counts as an update: schedules and
+    A skipped update changes no weights, and its gradient is discarded. An update of several groups of a
+    :class:`~torchrl_flow.training.NamedLossStepper` with a ``method`` is skipped from the first group on that is not
+    finite; groups before it have changed their weights. A skipped update counts as an update: schedules and
     update-to-data ratios continue.
 
     Args:
