@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +60,7 @@ class UpdateGuard:
         """Number of skipped updates."""
         self._bound: Tensor | None = None
         self._warned = False
+        self._seen: Callable[[], TensorDictBase | None] = lambda: None
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> UpdateGuard:
@@ -88,13 +90,16 @@ class UpdateGuard:
         _log.warning("%s Skipped: %d of at most %d.", error, self.skipped, self.max_skipped)
 
     def see(self, batch: TensorDictBase | None) -> None:
-        """Record the rewards of a batch, which bound action values."""
-        reward = None if batch is None or self.gamma is None else batch.get(REWARD_KEY, None)
-        if batch is None or self.gamma is None or not isinstance(reward, Tensor) or not reward.numel():
+        """Record the rewards of a batch, which bound action values: once for each batch, and until the warning."""
+        if batch is None or self.gamma is None or self._warned or self._seen() is batch:
+            return
+        self._seen = weakref.ref(batch)
+        reward = batch.get(REWARD_KEY, None)
+        if not isinstance(reward, Tensor) or not reward.numel():
             return
         steps = batch.get(STEPS_KEY, None)
         steps = torch.ones_like(reward) if not isinstance(steps, Tensor) or steps.shape != reward.shape else steps
-        largest = value_bound(reward.detach().abs().nan_to_num(0.0), steps, self.gamma).max()
+        largest = value_bound(reward.detach().abs().nan_to_num(0.0, posinf=0.0), steps, self.gamma).max()
         self._bound = largest if self._bound is None else torch.maximum(self._bound, largest)
 
     def check_values(self, metrics: Mapping[str, Any]) -> None:
