@@ -157,7 +157,8 @@ def train(
         with torch.no_grad():
             advantage(data)
         metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data) | rollouts.metrics()
-        metrics |= run.count_env_steps(data) | {"prior_fraction": policy.prior_fraction}
+        metrics |= {"prior_fraction": policy.prior_fraction, "value": data["state_value"].mean()}
+        metrics |= run.count_env_steps(data)
         if run.due(args.log_every):
             run.log({f"train/{name}": metric for name, metric in metrics.items()})
         if run.due(args.eval_every):

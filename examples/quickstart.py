@@ -19,6 +19,7 @@ from torchrl_flow.figures import tile_episodes, video_suffix, write_video
 from torchrl_flow.modules import FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
 from torchrl_flow.options import parse_options
+from torchrl_flow.training import gradient_step
 from torchrl_flow.util import Progress
 
 
@@ -58,11 +59,10 @@ def main(args: Args) -> None:
     optimizer = torch.optim.AdamW(loss_module.parameters(), 1e-3, fused=True)
 
     with Progress(total=args.iterations, description="clone") as bar:
-        for _ in range(args.iterations):
-            loss = loss_module(buffer.sample())["loss_flow"]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        for step in range(1, args.iterations + 1):
+            batch = buffer.sample()
+            loss = loss_module(batch)["loss_flow"]
+            gradient_step({"loss_flow": loss}, {"adamw": optimizer}, step=step, batch=batch)
             average.step()
             bar.update(loss=loss.item())
 

@@ -114,8 +114,10 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, retur
         condition = torch.where(dropped, UNASKED, returns[index])
         observation = torch.cat([rows["observation"][index], condition], -1).unsqueeze(-2)
         data = {"observation": observation, "action_chunk": rows["action"][index].unsqueeze(-2)}
-        losses = loss(TensorDict(data, [args.batch_size]))
-        norms = gradient_step({"loss_flow": losses["loss_flow"]}, {"adamw": optimizer}, step=step, max_grad_norm=1.0)
+        batch = TensorDict(data, [args.batch_size])
+        losses = loss(batch)
+        due = {"loss_flow": losses["loss_flow"]}
+        norms = gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         ema.step()
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in (dict(losses.items()) | norms).items()})

@@ -36,9 +36,16 @@ from torchrl_flow.options import (
     parse_options,
     refusals_in_one_line,
 )
-from torchrl_flow.recsys import SlateEnv, SlateEnvName, SlateModels, play_latent_policy, write_latent_transitions
+from torchrl_flow.recsys import (
+    SlateEnv,
+    SlateEnvName,
+    SlateModels,
+    play_latent_policy,
+    q_diagnostics,
+    write_latent_transitions,
+)
 from torchrl_flow.runs import Run
-from torchrl_flow.training import ReplayState, gradient_step
+from torchrl_flow.training import ReplayState, gradient_step, require_finite_rollout
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,6 +108,7 @@ def collect(args: Args, models: SlateModels, policy: Any, iteration: int) -> Ten
     env: Any = models.env(args.num_envs, seed=TRAINING_SEED * (args.seed + 1) + iteration * args.num_envs)
     with set_exploration_type(ExplorationType.RANDOM):
         data = env.rollout(env.base_env.max_episode_steps, policy if iteration > args.warm_up else None)
+    require_finite_rollout(data, f"Iteration {iteration} of {args.env}")
     kept = ("observation", "action", ("next", "observation"), ("next", "reward"))
     return data.select(*kept, ("next", "done"), ("next", "terminated"), ("next", "truncated")).reshape(-1).clone()
 
@@ -124,7 +132,7 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
             target.step()
             metrics |= dict(losses.items()) | norms
         if run.due(args.log_every):
-            run.log({f"train/{key}": value for key, value in metrics.items()})
+            run.log({f"train/{key}": value for key, value in metrics.items()} | q_diagnostics(loss, batch, policy))
         if run.due(args.eval_every):
             run.log(play_latent_policy(models, policy, episodes=args.eval_episodes, seed=VALIDATION_SEED).metrics())
             run.request_save()

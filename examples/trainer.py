@@ -90,19 +90,18 @@ def in_ppo_trainer(args: Args, common: dict[str, Any], loss_module: ClipPPOLoss,
     frames, size = common["log_interval"], args.minibatch_size
     buffer: Any = functools.partial(TensorDictReplayBuffer, sampler=SamplerWithoutReplacement(), batch_size=size)
     groups = [{"params": [*policy], "lr": args.lr}, {"params": value.head.parameters()}]
-    return PPOTrainer(
+    common |= {"num_epochs": args.epochs, "log_actions": False, "clip_norm": 10.0}
+    trainer = PPOTrainer(
         **common,
         loss_module=loss_module,
         optim_steps_per_batch=max(1, frames // size),
-        num_epochs=args.epochs,
         optimizer=torch.optim.Adam(groups, args.critic_lr, eps=1e-5),
         replay_buffer=buffer(storage=LazyTensorStorage(frames)),
         gae=GAE(gamma=args.gamma, lmbda=0.95, value_network=value, vectorized=False, deactivate_vmap=True),
         # The trainer sets this key of its loss, to "action" by default.
         action_key=loss_module.tensor_keys.action,  # pyright: ignore[reportArgumentType]
-        log_actions=False,
-        clip_norm=10.0,
     )
+    return training.with_finite_steps(trainer)
 
 
 def reinflow(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
@@ -144,7 +143,7 @@ def dsrl(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) 
         action_key=policy.latent_key,
         enable_logging=False,
     )
-    return trainer, steered, modules, []
+    return training.with_finite_steps(trainer), steered, modules, []
 
 
 def awsc(args: Args, flow: nets.FlowActor, env: Any, start: TrainingCheckpoint) -> Parts:
@@ -185,6 +184,7 @@ def main(args: Args) -> EvaluationResult:
     if args.algorithm == "dsrl_sac":  # keep the entries that the loss reads
         trainer.register_op("batch_process", training.macro_transitions)
     trainer.train()
+    training.require_finite_modules(modules, doing="the policy is neither evaluated nor saved")
     result, path = score(policy, seeds), f"{args.output}/policy.torchrl"
     config = {**dataclasses.asdict(args), "demonstrations": start.config.get("demonstrations")}
     latent = {LATENT_POLICY: policy.policy.config.to_dict()} if LATENT_POLICY in modules else {}

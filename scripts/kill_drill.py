@@ -120,6 +120,14 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "flow_bc_slates": ("flow_bc_slates", ("slates",), LOGGED),
     "aw_flow_slates": ("aw_flow_slates", ("slates",), LOGGED),
     "return_flow_slates": ("return_flow_slates", ("slates",), LOGGED),
+    "sac_slates": (
+        "sac_slates",
+        ("slates",),
+        (
+            *("--num-envs", "4", "--iterations", "10", "--updates", "2", "--batch-size", "16", "--hidden-sizes", "16"),
+            *("--eval-every", "4", "--eval-episodes", "8", "--save-every", "2"),
+        ),
+    ),
 }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -147,6 +148,20 @@ DAMAGES = {
     "wrong count": (lambda r: _edit_metadata(r, num_steps=3), "do not add up"),
     "no columns": (lambda r: _edit_metadata(r, columns={}), "does not list its columns"),
 }
+
+
+@pytest.mark.parametrize(("value", "what"), [(torch.nan, "not finite"), (1e30, "above 1e+09 in size")])
+@pytest.mark.parametrize(("table", "key"), [("frames", "observation"), ("steps", "action"), ("steps", "reward")])
+def test_numbers_that_no_episode_holds_are_refused_with_valid_checksums(store, table, key, value, what, monkeypatch):
+    monkeypatch.setattr(store_files, "_ROWS", 4)
+    getattr(store, table)[key][7] = value
+    file = store.root / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["columns"][table][key]["sha256"] = store_files.file_digest(store.root / table / f"{key}.memmap")
+    del metadata["digest"], metadata["changed_ns"]
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(DataError, match=re.escape(f"`{key}` is {what} (first at row 7 of {table}).")):
+        DemoStore.open(store.root)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

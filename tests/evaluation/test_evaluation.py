@@ -345,6 +345,23 @@ def test_an_observation_that_is_not_finite_ends_the_evaluation():
     assert len(steps) == 3
 
 
+@pytest.mark.parametrize(("reward", "what"), [(torch.nan, "not finite"), (1e30, r"above 1e\+09 in size")])
+def test_a_reward_that_is_not_finite_gives_no_result(reward, what):
+    env = chunk_env(2)
+    policy, base = ones_policy(env), base_env(env)
+    policy.in_keys = ["observation"]  # the reward is no input of it
+    real = base._step
+
+    def spoiled(tensordict):
+        found = real(tensordict)
+        found["reward"] = found["reward"].index_fill(0, torch.tensor([1]), reward)
+        return found
+
+    base._step = spoiled
+    with pytest.raises(NonFiniteError, match=rf"the return of episode 1 of 2 side by side is {what}"):
+        evaluate(env, policy, range(2), progress=False)
+
+
 @pytest.mark.parametrize("shape", [(3,), (8, 3), (3, 8, 8, 4), (8, 8, 1)])
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=re.escape(f"must be [*B, h, w, 3] or [*B, 3, h, w], got shape {shape}")):

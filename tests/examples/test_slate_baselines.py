@@ -27,6 +27,7 @@ from torchrl_flow.recsys import (
 )
 from torchrl_flow.runs import Run, load_checkpoint, read_metrics
 from torchrl_flow.sweeps import plan
+from torchrl_flow.training import NonFiniteError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -128,6 +129,15 @@ def test_returns_to_go_end_with_the_episode():
     done = torch.tensor([False, False, True, False, False]).unsqueeze(-1)
     expected = torch.tensor([1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0, 8 + 0.5 * 16, 16.0])
     torch.testing.assert_close(recipe["returns_to_go"](reward, done, 0.5).squeeze(-1), expected)
+
+
+def test_a_return_that_is_not_finite_is_named_by_row(files, tmp_path, monkeypatch):
+    recipe = runpy.run_path(str(EXAMPLES / "return_flow_slates.py"))
+    returns_to_go = recipe["returns_to_go"]
+    monkeypatch.setitem(recipe["main"].__globals__, "returns_to_go", lambda *a: returns_to_go(*a) * torch.nan)
+    shared = {"data": files[0], "models": files[1], "runs": str(tmp_path), "name": "run", "width": 16}
+    with pytest.raises(NonFiniteError, match=r"Update 1: loss_flow = nan .*'observation' \(row \d+: nan\)"):
+        recipe["main"](recipe["Args"](**shared, batch_size=32, iterations=3))
 
 
 def test_guidance_moves_from_the_free_flow_through_the_conditional_one():

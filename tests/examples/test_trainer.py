@@ -28,10 +28,11 @@ from torchrl_flow.modules import (
 from torchrl_flow.objectives import LatentSACLoss
 from torchrl_flow.policies import load_acting_policy, load_policy
 from torchrl_flow.runs import save_checkpoint
-from torchrl_flow.training import LossGroup, NamedLossStepper, SteeredCollector
+from torchrl_flow.training import LossGroup, NamedLossStepper, NonFiniteError, SteeredCollector, with_finite_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 ROOT = Path(__file__).parents[2]
+SLOW = pytest.mark.slow
 HORIZONS = {"obs_horizon": 2, "pred_horizon": 8, "act_horizon": 4}
 
 
@@ -102,6 +103,69 @@ def test_each_algorithm_in_a_trainer_of_torchrl(algorithm, flow_checkpoint, tmp_
     assert len(evaluations) == 1  # after the second rollout of three
 
 
+@pytest.mark.parametrize("algorithm", LOGGED)
+def test_a_gradient_that_is_not_finite_changes_no_weight(algorithm, flow_checkpoint, tmp_path, monkeypatch):
+    train, seen = Trainer.train, {}
+
+    def spoiled(self):
+        weights = [parameter for parameter in self.loss_module.parameters() if parameter.requires_grad]
+        seen.update(weights=weights, calls=0, kept=None)
+
+        def to_nan(gradient):
+            seen["calls"] += 1
+            if seen["calls"] < 3:
+                return gradient
+            seen["kept"] = [weight.detach().clone() for weight in weights]
+            return gradient * torch.nan
+
+        weights[0].register_hook(to_nan)
+        train(self)
+
+    monkeypatch.setattr(Trainer, "train", spoiled)
+    with pytest.raises(NonFiniteError, match=r"Update \d+: the gradient of \w+ has norm nan\. The batch is finite"):
+        run_example(algorithm, flow_checkpoint[1], tmp_path / "out")
+    assert seen["calls"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(seen["weights"], seen["kept"], strict=True))
+    assert all(weight.isfinite().all() for weight in seen["weights"])
+    assert not (tmp_path / "out" / "policy.torchrl").exists()
+
+
+@pytest.mark.parametrize(("quantity", "value"), [("observation", 1e30), ("reward", torch.nan)])
+@pytest.mark.parametrize("algorithm", [name if name != "awsc" else pytest.param(name, marks=SLOW) for name in LOGGED])
+def test_a_number_of_the_env_that_is_not_finite_is_named(
+    algorithm, quantity, value, flow_checkpoint, tmp_path, monkeypatch
+):
+    step, count = PlanarPickPlaceEnv._step, [0]
+
+    def broken(self, tensordict):
+        out = step(self, tensordict)
+        count[0] += self.batch_size.numel() == 6  # the evaluations have another number of environments
+        if count[0] == 24 and self.batch_size.numel() == 6:
+            out[quantity] = out[quantity].index_fill(0, torch.tensor([2]), value)
+        return out
+
+    # The 24th step is the last one of the second chunk of the second rollout of four.
+    message = rf"Rollout 2: .*'next\.{quantity}' \(row 2: (nan|1\.0\d*e\+30)\).* where the row is the sub-environment"
+    monkeypatch.setattr(PlanarPickPlaceEnv, "_step", broken)
+    with pytest.raises(NonFiniteError, match=message):
+        run_example(algorithm, flow_checkpoint[1], tmp_path / "out")
+    assert not (tmp_path / "out" / "policy.torchrl").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["reinflow", "dsrl_sac"])
+def test_a_policy_that_is_not_finite_is_neither_evaluated_nor_saved(algorithm, flow_checkpoint, tmp_path, monkeypatch):
+    train = Trainer.train
+
+    def spoiled(self):
+        train(self)
+        next(iter(self.loss_module.actor_network_params.parameters())).data.fill_(torch.nan)
+
+    monkeypatch.setattr(Trainer, "train", spoiled)
+    with pytest.raises(NonFiniteError, match="so the policy is neither evaluated nor saved"):
+        run_example(algorithm, flow_checkpoint[1], tmp_path / "out")
+    assert not (tmp_path / "out" / "policy.torchrl").exists()
+
+
 def make_steered():
     flow = make_flow()
     policy = make_latent_policy(LatentPolicyConfig(), flow)
@@ -169,3 +233,27 @@ def test_the_sac_trainer_sends_the_weights_of_a_part_of_what_acts(cls):
     assert loss_module.tensor_keys.action == "latent"
     assert any(p.abs().sum() > 0 for p in acting.policy.module[0].head.parameters())
     assert all(torch.equal(a, b) for a, b in zip(parameters(steered), parameters(acting), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "must have an optimizer and no optimization_stepper, got optimizer=NoneType"),
+        ({"optimizer": True, "clip_norm": 1.0, "clip_grad_norm": False}, "clip_grad_norm must be True, got False"),
+    ],
+)
+def test_trainers_that_cannot_be_checked_are_refused(options, message):
+    steered, loss_module = make_steered()
+    if "optimizer" in options:
+        options = {**options, "optimizer": torch.optim.Adam(loss_module.parameters(), 1e-2)}
+    trainer = Trainer(
+        collector=SteeredCollector(make_env(), steered, frames_per_batch=20, total_frames=20),
+        total_frames=20,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss_module,
+        progress_bar=False,
+        **options,
+    )
+    with pytest.raises(ValueError, match=message):
+        with_finite_steps(trainer)

@@ -24,12 +24,14 @@ from torchrl_flow.recsys import (
     SlateTask,
     collect_slates,
     load_state_policy,
+    model_training,
     relabel_slates,
     round_trip_return,
     train_slate_models,
     write_latent_transitions,
 )
 from torchrl_flow.runs import Run
+from torchrl_flow.training import NonFiniteError
 
 
 def train(**changes):
@@ -233,3 +235,17 @@ def test_models_of_another_env_are_refused(models):
     with pytest.raises(ValueError, match="are of"):
         collect_slates(CollectSlatesArgs(env="focused_mix"), models, progress=False)
     assert isinstance(models.env(2).base_env, SlateEnv)
+
+
+def test_clicks_that_are_not_finite_are_named_by_row(monkeypatch):
+    predicted = model_training._predicted_clicks
+    monkeypatch.setattr(model_training, "_predicted_clicks", lambda *args: predicted(*args) * torch.nan)
+    with pytest.raises(NonFiniteError, match=r"Update 1: loss = nan .*The batch holds 'clicks' \(row \d+: nan\)"):
+        train(belief_updates=1, ranker_updates=1)
+
+
+def test_a_belief_encoder_that_diverges_is_told_from_wrong_data(monkeypatch):
+    monkeypatch.setattr(BeliefEncoder, "click_logits", lambda self, *args: self.embedding.weight.sum() * torch.nan)
+    monkeypatch.setattr(model_training.F, "binary_cross_entropy_with_logits", lambda logits, clicks: logits)
+    with pytest.raises(NonFiniteError, match=r"Update 1: loss = nan .*The batch is finite: the networks have"):
+        train(belief_updates=1, ranker_updates=1)

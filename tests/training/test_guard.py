@@ -16,6 +16,7 @@ from torchrl_flow.training import (
     gradient_step,
     guarding,
 )
+from torchrl_flow.training import guard as guard_module
 
 NAN = float("nan")
 
@@ -117,6 +118,7 @@ def test_values_far_above_the_rewards_are_warned_of_once(caplog):
     guard.check_values({"train/q_mean": 1e9})  # nor a reward that is not 0
     guard.see(batch([0.0, -1.5]))
     guard.see(batch([0.5, NAN]))
+    guard.see(batch([0.5, float("inf")]))
     # A chunk of 4 steps with -1.5 for ever: 1.5 / (1 - 1/16) = 1.6; ten times that is the limit.
     guard.check_values({"train/q_mean": 15.99, "train/loss_actor": 1e9, "eval/return": 1e9})
     assert not caplog.records
@@ -127,6 +129,35 @@ def test_values_far_above_the_rewards_are_warned_of_once(caplog):
     assert "values of at most 1.6 in size" in text
     guard.check_values({"train/q_target_mean": -1e6})
     assert len(caplog.records) == 1
+
+
+def test_the_bound_is_computed_once_for_a_batch_and_until_the_warning(monkeypatch):
+    calls, real = [], guard_module.value_bound
+    monkeypatch.setattr(guard_module, "value_bound", lambda *args: calls.append(args) or real(*args))
+    guard, (net, adam) = UpdateGuard(gamma=0.5), net_and_adam()
+    for number, data in enumerate([batch([1.0]), batch([2.0])], 1):
+        for _ in range(2):  # a critic and an actor
+            step(net, adam, 1.0, number, guard=guard, batch=data)
+        assert len(calls) == number
+    guard.check_values({"q_mean": 1e9})
+    step(net, adam, 1.0, 3, guard=guard, batch=batch([3.0]))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["train/pred_value", "q/data", "q/policy", "train/value", "a/q_mean", "q_mean"])
+def test_these_metrics_are_values(name, caplog):
+    guard = UpdateGuard(gamma=0.5)
+    guard.see(batch([1.0]))
+    guard.check_values({name: -1e3})
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["eval/value", "q/random", "train/data", "train/loss_value", "train/advantage_q_mean"])
+def test_these_metrics_are_none(name, caplog):
+    guard = UpdateGuard(gamma=0.5)
+    guard.see(batch([1.0]))
+    guard.check_values({name: -1e3})
+    assert not caplog.records
 
 
 def test_a_configuration_without_a_discount_checks_no_values(caplog):

@@ -16,10 +16,11 @@ from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
 from torchrl_flow.envs import PlanarPickPlaceEnv, collect_demonstrations, make_chunk_env
-from torchrl_flow.modules import CriticConfig, FlowActorConfig, make_critic, make_flow_actor
-from torchrl_flow.objectives import AWFlowLoss
+from torchrl_flow.modules import CriticConfig, FlowActorConfig, QEnsemble, make_critic, make_flow_actor
+from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.runs import load_checkpoint, save_checkpoint
-from torchrl_flow.training import LossGroup, NamedLossStepper
+from torchrl_flow.training import LossGroup, NamedLossStepper, NonFiniteError, UpdateGuard
+from torchrl_flow.training.loss_groups import train_sources
 
 GAMMA, H, H_A, ACTION_DIM, STATE_DIM = 0.9, 6, 4, 3, 12
 
@@ -472,3 +473,55 @@ def test_torchrls_sac_trainer_runs_on_chunks_unchanged(demos, mixed):
             other["next", "steps_to_next_obs"] = torch.full_like(steps, k)
         found[k] = loss(other)["loss_qvalue"].item()
     assert len(set(found.values())) == 3
+
+
+def weights_and_targets(loss):
+    names = ("critic_params", "actor_params", "target_critic_params", "target_actor_params")
+    return {name: getattr(loss, name)["weight"].item() for name in names}
+
+
+@pytest.mark.parametrize("skips", [0, 1])
+@pytest.mark.parametrize(
+    ("methods", "bad", "network", "changed"),
+    [
+        # The critic has stepped before the actor is computed, and the target of the critic follows it.
+        (True, "actor", "critic", {"critic_params", "target_critic_params"}),
+        (True, "actor", "actor", {"critic_params"}),
+        # The actor, which comes after the critic, is left out.
+        (True, "critic", "critic", set()),
+        (True, "critic", "actor", set()),
+        # The losses of one pass step together or not at all.
+        (False, "actor", "critic", set()),
+    ],
+)
+def test_a_group_that_is_not_finite_changes_no_weight(methods, bad, network, changed, skips, monkeypatch):
+    loss = TwoLosses()
+    target = NetworkSoftUpdate(loss, network, tau=0.5)
+    loss, stepper = make(loss, methods=methods, target_updater=target, guard=UpdateGuard(skips))
+    stepper.update(batch())
+    real = getattr(TwoLosses, f"_{bad}")
+    monkeypatch.setattr(TwoLosses, f"_{bad}", lambda self, batch: real(self, batch) * torch.nan)
+    before = weights_and_targets(loss)
+    assert before[f"target_{network}_params"] != before[f"{network}_params"]
+    if skips:
+        stepper.update(batch())
+    else:
+        with pytest.raises(NonFiniteError, match=f"Update 2: loss_{bad} = nan"):
+            stepper.update(batch())
+        changed = changed - {f"target_{network}_params"}
+    after = weights_and_targets(loss)
+    assert {name for name in before if before[name] != after[name]} == changed
+    assert stepper.guard.skipped == skips
+
+
+@pytest.mark.parametrize("network", ["actor_network", "critic_network"])
+def test_the_group_of_a_target_is_found_in_a_loss_of_several_critics(network):
+    actor = make_flow_actor(FlowActorConfig(action_dim=ACTION_DIM, state_dim=STATE_DIM, width=8, depth=1))
+    loss = AWFlowLoss(actor, QEnsemble.for_actor(actor, num_qs=2, hidden_sizes=(8,)))
+    target = NetworkSoftUpdate(loss, network, tau=0.5)
+    groups = [
+        LossGroup("loss_actor", torch.optim.Adam(loss.actor_parameters())),
+        LossGroup("loss_qvalue", torch.optim.Adam(loss.critic_parameters())),
+    ]
+    assert [train_sources([group], target) for group in groups] == [network == "actor_network", network[0] == "c"]
+    assert not train_sources([], target)

@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs.chunk_env import EPISODE_REWARD, STEP_SUCCESS, reset_with_seeds
 from torchrl_flow.envs.transforms.frames import FrameRecorder
 from torchrl_flow.modules import draws_noise
-from torchrl_flow.util.numbers import require_plausible
+from torchrl_flow.util.numbers import NonFiniteError, first_implausible, require_plausible
 from torchrl_flow.util.randomness import mix_seeds, seed_everything
 
 __all__ = ["GroupRollout", "Policy"]
@@ -145,7 +145,18 @@ class GroupRollout:
         return None if value is None else value.detach().reshape(-1).cpu()
 
     def finish(self, count: int) -> dict[str, Any]:
-        """Return the columns of the first ``count`` episodes; the others are padding."""
+        """Return the columns of the first ``count`` episodes; the others are padding.
+
+        Raises:
+            NonFiniteError: if a return is not finite or above 1e9 in absolute value.
+        """
+        found = first_implausible(self.returns[:count])
+        if found is not None:
+            (row, *_), what = found
+            raise NonFiniteError(
+                f"the return of episode {row} of {count} side by side is {what}, so the evaluation has no result: "
+                "correct the reward of the environment."
+            )
         success = self.success_key is not None
         rows = self.frames[0].shape[0] if self.frames else 0
         # Frame i of an episode belongs to env step i, and frame 0 to the reset.

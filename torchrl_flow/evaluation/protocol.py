@@ -71,6 +71,7 @@ def evaluate(
     Raises:
         ValueError: if the seeds are empty or repeat, the env lacks a required key, which the error names, or
             ``noise_scale`` is negative or given for a policy without noise.
+        NonFiniteError: if an observation or a return is not finite or above 1e9 in absolute value.
 
     Examples:
         >>> from torchrl.envs import GymEnv

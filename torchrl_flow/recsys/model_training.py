@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_flow.evaluation.seeds import TRAINING_SEED
@@ -203,7 +204,8 @@ def _train_belief(args: SlateModelsArgs, run: Run, encoder: BeliefEncoder, logs:
         beliefs = encoder(slates[:, :-1], clicks[:, :-1])
         logits = encoder.click_logits(beliefs, slates[:, 1:])
         loss = F.binary_cross_entropy_with_logits(logits, clicks[:, 1:].float())
-        gradient_step({"loss": loss}, {"adam": optimizer}, step=step, max_grad_norm=1.0)
+        batch = TensorDict(slates=slates, clicks=clicks, batch_size=rows.shape)
+        gradient_step({"loss": loss}, {"adam": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         schedule.step()
         if run.due(_LOG_EVERY):
             run.log({"loss": loss})
@@ -234,7 +236,8 @@ def _train_ranker(
         item_logits, click_logits = ranker.decode(latent)
         items, click, kl = slate_vae_terms(item_logits, slates[rows], click_logits, given, mean, log_variance)
         loss = (items + (args.click_weight if args.encode_clicks else 0.0) * click + args.beta * kl).mean()
-        gradient_step({"loss": loss}, {"adam": optimizer}, step=step)
+        batch = TensorDict(slates=slates[rows], clicks=given, batch_size=rows.shape)
+        gradient_step({"loss": loss}, {"adam": optimizer}, step=step, batch=batch)
         schedule.step()
         if run.due(_LOG_EVERY):
             run.log({"loss": loss, "items": items.mean()})

@@ -212,7 +212,9 @@ def play_latent_policy(
 
 
 @torch.no_grad()
-def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float) -> dict[str, float]:
+def q_diagnostics(
+    loss: LossModule, batch: TensorDictBase, policy: Policy, *, bound: float | None = None
+) -> dict[str, float]:
     """Compare the critics' values of logged, random and policy actions, without draws from global generators.
 
     If critics value random latents as high as logged ones, they have not learned from the data. If values exceed
@@ -222,7 +224,7 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
         loss: loss with stacked critics ``qvalue_network``.
         batch: transitions.
         policy: policy that writes ``action``.
-        bound: largest possible value.
+        bound: largest possible value. Defaults to None: the share of values above it is not returned.
     """
     network: Any = loss.qvalue_network
     stacked: Any = loss.qvalue_network_params.data  # pyright: ignore[reportAttributeAccessIssue]
@@ -241,12 +243,8 @@ def q_diagnostics(loss: LossModule, batch: TensorDictBase, policy: Policy, *, bo
     # A separate generator: the number of diagnostics must not change the training.
     random = torch.rand(action.shape, generator=torch.Generator().manual_seed(0)).to(action.device) * 2 - 1
     own = q(acted)
-    return {
-        "q/data": q(action).mean().item(),
-        "q/random": q(random).mean().item(),
-        "q/policy": own.mean().item(),
-        "q/above_bound": float((own > bound).float().mean()),
-    }
+    found = {"q/data": q(action).mean().item(), "q/random": q(random).mean().item(), "q/policy": own.mean().item()}
+    return found if bound is None else {**found, "q/above_bound": float((own > bound).float().mean())}
 
 
 def load_state_policy(

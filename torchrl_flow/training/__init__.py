@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from torchrl_flow.training.collectors import CollectorRollouts, make_rollouts
     from torchrl_flow.training.data_parallel import DataParallelLoss
     from torchrl_flow.training.features import append_features
-    from torchrl_flow.training.finite import NonFiniteError, gradient_step, require_finite_modules
+    from torchrl_flow.training.finite import (
+        NonFiniteError,
+        gradient_step,
+        require_finite_modules,
+        require_finite_rollout,
+    )
     from torchrl_flow.training.guard import UpdateGuard, guarding
     from torchrl_flow.training.loss_groups import LossGroup
     from torchrl_flow.training.macro_buffer import (
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError, finished_success, minibatches
     from torchrl_flow.training.schedules import warmup_cosine
     from torchrl_flow.training.steppers import NamedLossStepper
-    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector
+    from torchrl_flow.training.trainer_parts import ChunkHooks, SteeredCollector, with_finite_steps
 
 __all__ = [
     "ChunkHooks",
@@ -59,8 +64,10 @@ __all__ = [
     "noisy_rollouts",
     "replay_demonstrations",
     "require_finite_modules",
+    "require_finite_rollout",
     "steered_rollouts",
     "warmup_cosine",
+    "with_finite_steps",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -17,7 +17,7 @@ from torchrl.collectors import MultiSyncCollector
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import CollectorEnvs
-from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
+from torchrl_flow.training.finite import require_finite_rollout
 from torchrl_flow.training.process_rollouts import ProcessRollouts
 from torchrl_flow.training.ray_rollouts import RayRollouts
 from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError
@@ -165,14 +165,8 @@ class CollectorRollouts(ProcessRollouts):
         )
 
     def _require_finite(self, data: TensorDictBase) -> None:
-        entries = non_finite_entries(data)
-        if entries:
-            raise NonFiniteError(
-                f"Rollout {self._collected + 1}: {', '.join(entries)} is not finite or above 1e9 in size, where "
-                f"the row is the sub-environment, {self.envs.batch_size.numel()} of each collector process. This "
-                "rollout is discarded: correct the environment, or the policy if 'action' is among them, and "
-                "continue from the last checkpoint (--resume)."
-            )
+        row = f"the sub-environment, {self.envs.batch_size.numel()} of each collector process"
+        require_finite_rollout(data, f"Rollout {self._collected + 1}", row=row)
 
 
 def make_rollouts(

@@ -25,6 +25,7 @@ __all__ = [
     "require_finite_losses",
     "require_finite_modules",
     "require_finite_norm",
+    "require_finite_rollout",
 ]
 
 
@@ -44,6 +45,29 @@ def non_finite_entries(data: TensorDictBase) -> list[str]:
             name = key if isinstance(key, str) else ".".join(key)
             found.append(f"{name!r} (row {place[0] if place else 0}: {value[place].item()})")
     return found
+
+
+def require_finite_rollout(
+    data: TensorDictBase, what: str, *, row: str = "the sub-environment", resumable: bool = True
+) -> None:
+    """Raise an error for collected data that are not finite, before a network learns from them or a buffer stores them.
+
+    Args:
+        data: transitions, whose first dimension the rows of the error count.
+        what: name of the data in the error, such as ``"Rollout 3"``.
+        row: meaning of a row.
+        resumable: advise to continue from the last checkpoint.
+
+    Raises:
+        NonFiniteError: if an entry is not finite or above 1e9 in absolute value. The error names its key and its row.
+    """
+    entries = non_finite_entries(data)
+    if entries:
+        raise NonFiniteError(
+            f"{what}: {', '.join(entries)} is not finite or above 1e9 in size, where the row is {row}. This rollout is "
+            "discarded: correct the environment, or the policy if 'action' is among them"
+            + (", and continue from the last checkpoint (--resume)." if resumable else ".")
+        )
 
 
 def _cause(batch: TensorDictBase | None) -> str:

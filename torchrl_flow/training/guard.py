@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +21,9 @@ _log = logging.getLogger(__name__)
 
 REWARD_KEY: NestedKey = ("next", "reward")
 STEPS_KEY: NestedKey = ("next", "steps_to_next_obs")
-VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value")
-"""Names of metrics that are mean values of actions."""
+VALUES = ("q_mean", "q_target_mean", "pred_value", "target_value", "q/data", "q/policy", "train/value")
+"""Names of metrics that are mean values of actions or states, without the parts before them."""
+_ENDINGS = tuple(f"/{name}" for name in VALUES)
 FACTOR = 10.0
 """Factor by which values may exceed the bound of the rewards, since an entropy bonus increases values."""
 
@@ -29,7 +31,9 @@ FACTOR = 10.0
 class UpdateGuard:
     """Counter of updates whose loss or gradient is not finite, with an error above a limit.
 
-    A skipped update changes no weights, and its gradient is discarded. Otherwise it counts as an update: schedules and
+    A skipped update changes no weights, and its gradient is discarded. An update of several groups of a
+    :class:`~torchrl_flow.training.NamedLossStepper` with a ``method`` is skipped from the first group on that is not
+    finite; groups before it have changed their weights. A skipped update counts as an update: schedules and
     update-to-data ratios continue.
 
     Args:
@@ -56,6 +60,7 @@ class UpdateGuard:
         """Number of skipped updates."""
         self._bound: Tensor | None = None
         self._warned = False
+        self._seen: Callable[[], TensorDictBase | None] = lambda: None
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> UpdateGuard:
@@ -85,24 +90,28 @@ class UpdateGuard:
         _log.warning("%s Skipped: %d of at most %d.", error, self.skipped, self.max_skipped)
 
     def see(self, batch: TensorDictBase | None) -> None:
-        """Record the rewards of a batch, which bound action values."""
-        reward = None if batch is None or self.gamma is None else batch.get(REWARD_KEY, None)
-        if batch is None or self.gamma is None or not isinstance(reward, Tensor) or not reward.numel():
+        """Record the rewards of a batch, which bound action values: once for each batch, and until the warning."""
+        if batch is None or self.gamma is None or self._warned or self._seen() is batch:
+            return
+        self._seen = weakref.ref(batch)
+        reward = batch.get(REWARD_KEY, None)
+        if not isinstance(reward, Tensor) or not reward.numel():
             return
         steps = batch.get(STEPS_KEY, None)
         steps = torch.ones_like(reward) if not isinstance(steps, Tensor) or steps.shape != reward.shape else steps
-        largest = value_bound(reward.detach().abs().nan_to_num(0.0), steps, self.gamma).max()
+        largest = value_bound(reward.detach().abs().nan_to_num(0.0, posinf=0.0), steps, self.gamma).max()
         self._bound = largest if self._bound is None else torch.maximum(self._bound, largest)
 
     def check_values(self, metrics: Mapping[str, Any]) -> None:
         """Warn once about a mean value far above the bound of all recorded rewards.
 
         Args:
-            metrics: scalars by name. Scalars whose name after the last slash is in :data:`VALUES` are checked.
+            metrics: scalars by name. Scalars whose name is in :data:`VALUES`, or ends in a slash and such a name, are
+                checked.
         """
         if self._warned or self._bound is None:
             return
-        names = [name for name in metrics if name.rsplit("/", 1)[-1] in VALUES]
+        names = [name for name in metrics if f"/{name}".endswith(_ENDINGS)]
         bound = float(self._bound) if names else 0.0
         for name in names:
             if bound > 0 and abs(float(metrics[name])) > FACTOR * bound:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.objectives.utils import TargetNetUpdater
 
-__all__ = ["LossGroup", "losses_by_name", "scalar_loss"]
+__all__ = ["LossGroup", "losses_by_name", "scalar_loss", "train_sources"]
 
 
 @dataclass
@@ -101,3 +101,10 @@ def scalar_loss(outputs: Mapping[str, Tensor], loss: str) -> Tensor:
         shape = list(outputs[loss].shape)
         raise ValueError(f"{loss!r} has shape {shape} and must be a scalar: make the loss with reduction='mean'.")
     return outputs[loss].reshape(())
+
+
+def train_sources(groups: Sequence[LossGroup], updater: TargetNetUpdater) -> bool:
+    """Return whether any of the groups trains a network that the targets of an updater follow."""
+    sources: Any = updater._sources
+    storages = {source.untyped_storage().data_ptr() for source in sources.values(True, True)}
+    return any(value.untyped_storage().data_ptr() in storages for group in groups for value in group.parameters)

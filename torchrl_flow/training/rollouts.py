@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.envs.unwrap import base_env
-from torchrl_flow.training.finite import NonFiniteError, non_finite_entries
+from torchrl_flow.training.finite import require_finite_rollout
 from torchrl_flow.util.randomness import mix_seeds
 from torchrl_flow.util.torchrl_compat import can_set_state
 
@@ -106,15 +106,7 @@ class ChunkRollouts:
         return self.policy(carry.to(self._policy_device)).to(self.env.device)
 
     def _require_finite(self, data: Any, when: str) -> None:
-        """Raise an error for data that are not finite, before a network learns from them or a buffer stores them."""
-        entries = non_finite_entries(data.reshape(-1))
-        if entries:
-            raise NonFiniteError(
-                f"Rollout {self._collected + 1}, {when}: {', '.join(entries)} is not finite or above 1e9 in "
-                "size, where the row is the sub-environment. This rollout is discarded: correct the "
-                "environment, or the policy if 'action' is among them, and continue from the last checkpoint "
-                "(--resume)."
-            )
+        require_finite_rollout(data.reshape(-1), f"Rollout {self._collected + 1}, {when}")
 
     def metrics(self) -> dict[str, Any]:
         """Return an empty mapping: this process has nothing to log about collection."""

@@ -15,7 +15,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 
 from torchrl_flow.training.finite import NonFiniteError, gradient_norm, require_finite_losses, require_finite_norm
 from torchrl_flow.training.guard import UpdateGuard, current_guard
-from torchrl_flow.training.loss_groups import LossGroup, losses_by_name, scalar_loss
+from torchrl_flow.training.loss_groups import LossGroup, losses_by_name, scalar_loss, train_sources
 
 __all__ = ["NamedLossStepper"]
 
@@ -38,6 +38,11 @@ class NamedLossStepper(OptimizationStepper):
     losses; then the groups with a method, one after the other, each with the weights changed by the preceding ones. A
     parameter is updated only by the group whose optimiser holds it, with all gradients accumulated up to then.
 
+    If a loss or a gradient of a group is not finite, the group changes no weight. The groups of one pass are checked
+    together: none of them changes a weight. Groups that came before have changed theirs, since a later group is
+    computed with these; groups after it are left out. If the guard skips the update, ``target_updater`` is not stepped
+    if it follows a network of a group that was left out.
+
     Gradients are clipped by group; the Trainer's ``clip_norm`` and ``optimizer`` are ignored. With ``utd_ratio`` a
     Trainer's ``optim_steps_per_batch`` must be 1: each step makes all due updates, none or several, on batches drawn
     from the trainer's replay buffer (without ``utd_ratio``, one update on the given batch). With ``pretrain_steps`` the
@@ -51,7 +56,8 @@ class NamedLossStepper(OptimizationStepper):
         groups: groups of losses, each with its optimiser.
 
     Keyword Args:
-        target_updater: target updater stepped after every update, regardless of the due losses.
+        target_updater: target updater stepped after every update, regardless of the due losses; see above for skipped
+            updates.
         utd_ratio: updates per row written to the buffer; may be a fraction. A row of SMDP transitions is a chunk.
             Defaults to None: the caller determines the number of updates.
         start_after: number of rows written before ``utd_ratio`` starts to count.
@@ -138,8 +144,8 @@ class NamedLossStepper(OptimizationStepper):
         Raises:
             ValueError: if the loss module does not return a loss of a group, or the loss is not a scalar.
             NonFiniteError: if a loss or a gradient is NaN or infinite and the guard does not skip the update. The error
-                names it, the update and the batch's non-finite entries. The optimiser of that loss has then made no
-                step.
+                names it, the update and the batch's non-finite entries. The optimisers of that loss and of later
+                groups have then made no step.
         """
         return self._update(batch, self._compute)
 
@@ -187,17 +193,20 @@ class NamedLossStepper(OptimizationStepper):
         guard = current_guard() if self.guard is None else self.guard
         guard.see(batch)
         together = [group for group in due if group.method is None]
+        waiting = [[group] for group in due if group.method is not None]
+        waiting = [together, *waiting] if together else waiting
         try:
-            if together:
-                self._minimise(together, compute(batch), metrics, number, batch)
-            for group in due:
-                if group.method is not None:
-                    self._minimise([group], compute(batch, group.method), metrics, number, batch)
+            while waiting:
+                method = waiting[0][0].method
+                result = compute(batch) if method is None else compute(batch, method)
+                self._minimise(waiting[0], result, metrics, number, batch)
+                waiting.pop(0)
         except NonFiniteError as error:
             guard.skip(error)
             for group in self.groups:
                 group.optimizer.zero_grad(set_to_none=True)
-        if self.target_updater is not None:
+        skipped = [group for groups in waiting for group in groups]
+        if self.target_updater is not None and not (skipped and train_sources(skipped, self.target_updater)):
             self.target_updater.step()
         self.num_updates = number
         self.num_pretrain_updates += pretraining

@@ -1,20 +1,25 @@
-"""Hooks of TorchRL's trainers for chunk policies, and a collector for steered flows."""
+"""Hooks and checked updates of TorchRL's trainers for chunk policies, and a collector for steered flows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
+from torchrl.objectives import LossModule
 from torchrl.trainers import Trainer
 
 from torchrl_flow.modules import SteeredFlowActor
+from torchrl_flow.training.finite import require_finite_rollout
+from torchrl_flow.training.loss_groups import LossGroup
 from torchrl_flow.training.rollouts import finished_success
+from torchrl_flow.training.steppers import NamedLossStepper
 
-__all__ = ["ChunkHooks", "SteeredCollector"]
+__all__ = ["ChunkHooks", "SteeredCollector", "with_finite_steps"]
 
 Evaluate = Callable[[], Mapping[str, float]]
+TrainerType = TypeVar("TrainerType", bound=Trainer)
 
 
 class ChunkHooks:
@@ -63,7 +68,14 @@ class ChunkHooks:
         self._success: dict[str, Any] = {}
 
     def count(self, batch: TensorDictBase) -> TensorDictBase:
-        """Count the executed steps of a rollout ``[*N]``, and the successes of its finished episodes."""
+        """Count the executed steps of a rollout ``[*N]``, and the successes of its finished episodes.
+
+        Raises:
+            NonFiniteError: if a number of the rollout is not finite or above 1e9 in absolute value. The error names its
+                key and its row, which is the sub-environment of a rollout ``[N, T]``.
+        """
+        row = "the sub-environment" if batch.ndim > 1 else "the chunk"
+        require_finite_rollout(batch, f"Rollout {self.rollouts + 1}", row=row, resumable=False)
         self.rollouts += 1
         self.env_steps += int(batch["next", "steps_to_next_obs"].sum())
         success = finished_success(batch) if ("next", "done") in batch else {}
@@ -105,6 +117,38 @@ class ChunkHooks:
         """Restore the counts, and call the schedules."""
         self.env_steps, self.rollouts = int(state_dict["env_steps"]), int(state_dict["rollouts"])
         self.schedule()
+
+
+def with_finite_steps(trainer: TrainerType) -> TrainerType:
+    """Let a :class:`NamedLossStepper` make the updates of a trainer, which change no weight if a number is not finite.
+
+    An update is that of TorchRL: a step of the trainer's optimiser on the sum of all losses, with its ``clip_norm``.
+    TorchRL does not check that the losses and the gradient are finite. Trainers such as ``PPOTrainer`` and
+    ``SACTrainer`` take no ``optimization_stepper``, so that this function sets it afterwards.
+
+    Args:
+        trainer: trainer with an optimiser and a loss module that lists its losses in ``out_keys``.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        ValueError: if the trainer has a stepper or no optimiser, or clips the values of the gradient.
+    """
+    optimizer, loss_module = trainer.optimizer, cast(LossModule, trainer.loss_module)
+    if trainer.optimization_stepper is not None or optimizer is None:
+        raise ValueError(
+            "the trainer must have an optimizer and no optimization_stepper, got "
+            f"optimizer={type(optimizer).__name__} and "
+            f"optimization_stepper={type(trainer.optimization_stepper).__name__}: a NamedLossStepper already checks."
+        )
+    if trainer.clip_norm is not None and not trainer.clip_grad_norm:
+        raise ValueError("clip_grad_norm must be True, got False: the stepper clips the norm of the gradient.")
+    losses = [key for key in loss_module.out_keys if isinstance(key, str) and key.startswith("loss")]
+    stepper = NamedLossStepper(loss_module, [LossGroup(losses, optimizer, max_grad_norm=trainer.clip_norm)])
+    trainer.optimization_stepper = stepper
+    stepper.register(trainer)
+    return trainer
 
 
 class SteeredCollector(Collector):

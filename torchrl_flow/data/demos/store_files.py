@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from torchrl_flow.data.checks.json import read_json
 from torchrl_flow.data.checks.memmap import (
@@ -22,11 +25,14 @@ from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION
 from torchrl_flow.data.errors import DataError
 from torchrl_flow.util.digest import file_digest, json_digest
 from torchrl_flow.util.files import write_json
+from torchrl_flow.util.numbers import first_implausible
 
 __all__ = ["TABLES", "check_files", "damaged", "read_metadata"]
 
 TABLES = ("frames", "steps", "episodes")
 """Names of a store's directories."""
+_ROWS = 65536
+"""Rows whose numbers are checked at once, which bounds the memory."""
 
 
 def read_metadata(root: Path) -> dict[str, Any]:
@@ -79,6 +85,7 @@ def _check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) -
     for name, sha256 in unread.items():
         if _digest(root, name) != sha256:
             raise damaged(root, f"the checksum of {name}.memmap differs")
+        _require_plausible(root, name, metadata)
     if any(known.get(name) != changed for name, changed in before.items()):
         # Opening the store again then skips these files. A store without write permission is read each time.
         with contextlib.suppress(OSError):
@@ -94,6 +101,25 @@ def _digest(root: Path, name: str) -> str:
     path = root / f"{name}.memmap"
     # An empty tensor may have no file.
     return file_digest(path) if path.exists() else hashlib.sha256().hexdigest()
+
+
+def _require_plausible(root: Path, name: str, metadata: Mapping[str, Any]) -> None:
+    """Refuse numbers that no store of this library holds: another program may write them with valid checksums."""
+    table, key = name.split("/", 1)
+    entry, path = _described(metadata["columns"][table][key]), root / f"{name}.memmap"
+    if entry is None or not entry.dtype.is_floating_point or not math.prod(entry.shape) or not path.exists():
+        return
+    values = torch.from_file(str(path), size=math.prod(entry.shape), dtype=entry.dtype).reshape(entry.shape)
+    first = 0
+    for rows in values.split(_ROWS):
+        found = first_implausible(rows)
+        if found is not None:
+            (row, *_), what = found
+            raise DataError(
+                f"{root}: `{key}` is {what} (first at row {first + row} of {table}). Remove its episode, or make the "
+                "store anew."
+            )
+        first += len(rows)
 
 
 def _check_shapes(root: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
