@@ -7,8 +7,8 @@ Every recipe runs on the planar task or on small slates in a separate process an
 must then write a checkpoint and exit with 143. ``maniskill`` steps a batch of ManiSkill environments at random, 100,000
 environment steps or until its time is over. Memory and open files are those of the process and of all processes below
 it, read from /proc: Linux only. Growth is measured from the end of a warm-up, which lasts a fifth of the time and until
-the replay buffer is full and collector processes have started. Exits with 1 if a logged number was not finite, memory grew by more than ``--growth-mib``, or
-the number of open files grew. The figures are printed as a Markdown table.
+the replay buffer is full and collector processes have started. Exits with 1 if a logged number was not finite, memory
+grew by more than ``--growth-mib``, or the number of open files grew. The figures are printed as a Markdown table.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ REPLAY = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Soak:
-    """A recipe of RECIPES, the options that make it long, and the iterations after which its replay is full and
-    its processes have started."""
+    """A recipe, options that make it long, and the iterations until its replay is full or its processes run."""
 
     recipe: str
     options: tuple[str, ...]
@@ -110,7 +109,7 @@ class Series:
         self.steps.append(step)
 
     def warm_up(self, full_after: int) -> int | None:
-        """Return the first measurement after a fifth of the time and ``full_after`` iterations; None if there is none."""
+        """Return the first measurement after a fifth of the time and that many iterations; None if there is none."""
         fifth = len(self.steps) // 5
         return next((i for i, step in enumerate(self.steps) if i >= fifth and step >= full_after), None)
 

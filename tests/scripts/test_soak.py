@@ -59,7 +59,8 @@ def test_the_last_step_is_that_of_the_last_complete_row(tmp_path):
 
 
 def test_memory_and_files_of_the_processes_below_count(tmp_path):
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(2**26); print(1, flush=True); input()'])"
+    below = "x = bytearray(2**26); print(1, flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {below!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
