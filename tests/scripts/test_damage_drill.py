@@ -94,7 +94,7 @@ def fuzz(name, tmp_path, examples):
     A reading that does not end within LIMIT_S, or needs more memory than MEMORY, is a failure.
     """
     failure = damage_drill.in_a_limited_process(lambda: fuzz_here(KINDS[name], name, tmp_path, examples))
-    assert failure is None, failure
+    assert failure is None, f"{failure}; the last input was {(tmp_path / 'input').read_text()}"
 
 
 def fuzz_here(kind, name, tmp_path, examples):
