@@ -237,7 +237,7 @@ def record(path: Path, tests: tuple[str, ...]) -> Calls | None:
             file.write_text(json.dumps([list(calls.tests.items()), calls.seconds]), encoding="utf-8")
             return failed
 
-        if not forked(run, LIMIT_S):
+        if not forked(run, 5 * LIMIT_S):
             return None
         called, seconds = json.loads(file.read_text(encoding="utf-8"))
     return Calls(dict(called), seconds)
