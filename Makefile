@@ -71,7 +71,7 @@ format: $(VENV)/.installed ## Format the code
 audit: ## Known vulnerabilities of the tested versions (asks the registry)
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
-	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 docs: $(VENV)/.installed ## The documentation, in docs/_build
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,40 @@ def trials(kind: Kind, folder: Path, count: int, rng: random.Random) -> Iterator
             done += 1
 
 
+def limit_memory() -> None:
+    """Limit the memory of this process to MEMORY more than it has; without effect on macOS."""
+    with contextlib.suppress(OSError):
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+
+
+def in_a_limited_process(action: Callable[[], None]) -> str | None:
+    """Run an action in a separate process with the limits of the drill; return how it failed, None if it did not.
+
+    Args:
+        action: called once; it calls ``signal.alarm(LIMIT_S)`` before each reading.
+    """
+    receive, send = os.pipe()
+    pid = os.fork()
+    if not pid:
+        told, status = "", 0
+        try:
+            limit_memory()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            action()
+        except BaseException:
+            told, status = traceback.format_exc()[-8000:], 1
+        os.write(send, told.encode("utf-8", "replace"))
+        os._exit(status)
+    os.close(send)
+    with os.fdopen(receive, encoding="utf-8", errors="replace") as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return f"the process ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return told or f"the process ended by status {status}" if status else None
+
+
 def _forked(kind: Kind, folder: Path, names: Sequence[Path], seeds: Sequence[int]) -> Iterator[tuple[str, str, str]]:
     """Read in a separate process; if it dies, this is the outcome of its current input."""
     receive, send = os.pipe()
@@ -137,11 +172,7 @@ def _forked(kind: Kind, folder: Path, names: Sequence[Path], seeds: Sequence[int
     if not pid:
         os.close(receive)
         with os.fdopen(send, "w") as pipe:
-            try:
-                used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-            except OSError:  # macOS
-                pass
+            limit_memory()
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             _read_all(kind, folder, names, seeds, pipe)
         os._exit(0)

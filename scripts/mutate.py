@@ -2,10 +2,19 @@
 
     python scripts/mutate.py functional transforms                # every change
     python scripts/mutate.py functional --sample 200 --seed 1     # this many at random
+    python scripts/mutate.py functional --output survivors.md     # the table of survivors in a file, too
 
 A change is one of: a comparison, arithmetic or logical operator replaced by a similar one, a sign or a ``not`` removed,
 a number increased by one, True and False exchanged. Each is tried in a process forked from this one, which has imported
-torch, by the tests of the module and the examples in its docstrings, until the first failure. Linux and macOS only.
+torch, by the tests of the module and the examples in its docstrings, until the first failure. The tests that call the
+changed function in an unchanged run come first, the shortest ones before the others; a change survives only if all
+tests of the module pass. Linux and macOS only.
+
+These changes are not made: statements removed, ``break`` and ``continue`` exchanged, texts, keys and names changed,
+default values of None, keyword arguments left out, exceptions of another type, error messages, and code outside
+functions. mutmut makes some of them. This script is used since mutmut and cosmic-ray start a new interpreter for each
+change, which imports torch and TorchRL for several seconds on this project's machines, copy or rewrite the sources, and
+are two more packages with their own dependencies to install.
 """
 
 from __future__ import annotations
@@ -13,17 +22,24 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import dataclasses
 import doctest
 import importlib
 import importlib.abc
 import importlib.util
+import json
+import math
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 180
@@ -123,23 +139,127 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def survives(path: Path, tree: ast.Module, tests: tuple[str, ...]) -> bool:
-    """Return whether the tests pass with a changed module."""
+@dataclasses.dataclass
+class Calls:
+    """Which tests call which functions of a module, by the functions' first lines, and the seconds of each test."""
+
+    tests: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def first(self, functions: Sequence[int]) -> list[str]:
+        """Return the tests to run first, given the functions around a change, the innermost first."""
+        found = next((self.tests[line] for line in functions if line in self.tests), [])
+        return sorted(found, key=lambda test: self.seconds[test])
+
+
+class Recorder:
+    """Plugin of pytest that records the calls of a module's functions in each test."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.calls = str(path), Calls()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item, nextitem):
+        """Note the functions that a test and its fixtures call."""
+        del nextitem
+        called: set[int] = set()
+
+        def note(frame, event, argument):
+            del argument
+            if event == "call" and frame.f_code.co_filename == self.file:
+                called.add(frame.f_code.co_firstlineno)
+
+        start = time.perf_counter()
+        sys.setprofile(note)
+        yield
+        sys.setprofile(None)
+        self.calls.seconds[item.nodeid] = time.perf_counter() - start
+        for line in called:
+            self.calls.tests.setdefault(line, []).append(item.nodeid)
+
+
+class Order:
+    """Plugin of pytest that runs given tests before the others."""
+
+    def __init__(self, first: Sequence[str]) -> None:
+        self.place = {test: number for number, test in enumerate(first)}
+
+    def pytest_collection_modifyitems(self, items):
+        """Sort the tests; the order of the others stays."""
+        items.sort(key=lambda item: self.place.get(item.nodeid, len(self.place)))
+
+
+def functions_around(tree: ast.Module, line: int) -> list[int]:
+    """Return the first lines of the functions that contain a line, with their decorators, the innermost first."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first <= line <= (node.end_lineno or node.lineno):
+                found.append(first)
+    return sorted(found, reverse=True)
+
+
+def run_tests(path: Path, tree: ast.Module, tests: tuple[str, ...], plugin: Any) -> int:
+    """Run the tests and the examples of a module, changed or not, in this process; return 0 if all pass."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    sys.meta_path.insert(0, Replaced(name, path, tree))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    return int(pytest.main([*tests, *options], [plugin])) or doctest.testmod(importlib.import_module(name))[0]
+
+
+def forked(action: Callable[[], int], limit_s: float) -> bool:
+    """Return whether an action returns 0 in a separate, silent process within a time."""
     pid = os.fork()
     if not pid:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LIMIT_S)
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        sys.meta_path.insert(0, Replaced(name, path, tree))
-        import pytest
-
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-        failed = int(pytest.main([*tests, *options])) or doctest.testmod(importlib.import_module(name))[0]
-        os._exit(bool(failed))
+        signal.alarm(math.ceil(limit_s))
+        status = 1
+        try:
+            status = int(bool(action()))
+        finally:
+            os._exit(status)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def record(path: Path, tests: tuple[str, ...]) -> Calls | None:
+    """Run the tests of an unchanged module; return what they call, None if one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "calls.json")
+
+        def run() -> int:
+            recorder = Recorder(path)
+            failed = run_tests(path, ast.parse(path.read_text(encoding="utf-8")), tests, recorder)
+            calls = recorder.calls
+            file.write_text(json.dumps([list(calls.tests.items()), calls.seconds]), encoding="utf-8")
+            return failed
+
+        if not forked(run, 5 * LIMIT_S):
+            return None
+        called, seconds = json.loads(file.read_text(encoding="utf-8"))
+    return Calls(dict(called), seconds)
+
+
+def survives(path: Path, line: int, tree: ast.Module, tests: tuple[str, ...], calls: Calls) -> bool:
+    """Return whether the tests pass with a module that is changed at a line."""
+    order = Order(calls.first(functions_around(tree, line)))
+    # A change may cause an endless loop.
+    limit_s = min(LIMIT_S, 20 + 3 * sum(calls.seconds.values()))
+    return forked(lambda: run_tests(path, tree, tests, order), limit_s)
+
+
+def survivors_table(left: Sequence[tuple[Path, int, str]]) -> str:
+    """Return the changes that survive as Markdown: place, change, and the line of the source."""
+    from torchrl_flow.figures import markdown_table
+
+    rows = []
+    for path, line, text in sorted(left):
+        code = path.read_text(encoding="utf-8").splitlines()[line - 1].strip()
+        rows.append([f"{path.relative_to(ROOT).as_posix()}:{line}", f"`{text}`", f"`{code}`"])
+    return markdown_table(["place", "change", "line"], rows)
 
 
 def tests_of(path: Path) -> tuple[str, ...]:
@@ -155,6 +275,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="so many changes of each package, at random")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
+    parser.add_argument("--output", type=Path, help="file for the table of survivors")
     parser.add_argument("--least", type=float, default=0.85, help="share that must be seen")
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -167,26 +288,34 @@ def main() -> int:
     torch.set_num_threads(1)
     settings.register_profile("mutate", max_examples=30, derandomize=True, deadline=None, database=None)
     settings.load_profile("mutate")
-    start, good = time.monotonic(), True
+    start, good, survivors = time.monotonic(), True, []
     for package in args.packages:
         folder = {"functional": FUNCTIONAL, "transforms": TRANSFORMS}.get(package, package)
         files = sorted(Path(folder).glob("*.py")) if Path(folder).is_dir() else [Path(folder)]
         found = [(ROOT / file, *mutant) for file in files if file.stem != "__init__" for mutant in mutants(ROOT / file)]
-        for path in dict.fromkeys(path for path, *_ in found):
-            if not survives(path, ast.parse(path.read_text(encoding="utf-8")), tests_of(path)):
-                raise SystemExit(f"the tests of {path.relative_to(ROOT)} fail without any change: {tests_of(path)}")
         random.Random(args.seed).shuffle(found)
+        chosen = found[: args.sample]
+        calls: dict[Path, Calls] = {}
+        for path in tqdm(dict.fromkeys(path for path, *_ in chosen), desc="unchanged", unit="module"):
+            recorded = record(path, tests_of(path))
+            if recorded is None:
+                raise SystemExit(f"the tests of {path.relative_to(ROOT)} fail without any change: {tests_of(path)}")
+            calls[path] = recorded
         tried, left = 0, []
-        for path, line, text, tree in tqdm(found[: args.sample], desc=package, unit="change", dynamic_ncols=True):
+        for path, line, text, tree in tqdm(chosen, desc=package, unit="change", dynamic_ncols=True):
             if args.minutes is not None and time.monotonic() - start > 60 * args.minutes:
                 break
             tried += 1
-            if survives(path, tree, tests_of(path)):
-                left.append(f"{path.relative_to(ROOT).as_posix()}:{line}: {text}")
-                tqdm.write(f"  survives: {left[-1]}")
+            if survives(path, line, tree, tests_of(path), calls[path]):
+                left.append((path, line, text))
         seen = tried - len(left)
         good &= seen >= args.least * tried
+        survivors += left
         print(f"{package}: {seen} of {tried} changes seen ({seen / max(tried, 1):.1%}), of {len(found)}", flush=True)
+    table = survivors_table(survivors)
+    print(table)
+    if args.output is not None:
+        args.output.write_text(table + "\n", encoding="utf-8")
     return 0 if good else 1
 
 

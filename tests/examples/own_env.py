@@ -6,7 +6,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torchrl.data import Binary
-from torchrl.envs import CatTensors, Compose, DoubleToFloat, GymWrapper, TransformedEnv, default_info_dict_reader
+from torchrl.envs import (
+    CatTensors,
+    Compose,
+    DoubleToFloat,
+    GymWrapper,
+    ParallelEnv,
+    TransformedEnv,
+    default_info_dict_reader,
+)
 
 
 class Reach(gym.Env):
@@ -55,6 +63,11 @@ def make_reach(max_episode_steps=20):
     spec = {"success": Binary(1, shape=(1,), dtype=torch.bool)}
     env.set_info_dict_reader(default_info_dict_reader(["success"], spec=spec))
     return transformed(env)
+
+
+def make_parallel(num_envs=2, max_episode_steps=20):
+    """In worker processes, as a slow simulation would be."""
+    return ParallelEnv(num_envs, make_reach, create_env_kwargs={"max_episode_steps": max_episode_steps})
 
 
 def make_plain():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,11 +144,12 @@ class TestOptions:
 
 
 def run(folder, script, *options, trusted=None, fails=False):
-    command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--runs", str(folder / "runs"), *map(str, options)]
-    command += ["--results", str(folder / "results.csv"), "--num-videos", "2", "--eval-episodes", "2"]
+    command = [sys.executable, str(ROOT / f"examples/{script}.py"), "--runs", str(folder / "runs"), "--num-videos", "2"]
+    command += ["--results", str(folder / "results.csv"), "--eval-episodes", "2", *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     environment |= {} if trusted is None else {TRUSTED: trusted}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    pipes = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=240, **pipes)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -184,6 +187,52 @@ class TestRecipes:
         with pytest.raises(CheckpointError, match="code is not in the file"):
             checkpoint_env(checkpoint)
         assert checkpoint_env(checkpoint, task=REACH).batch_size == ()
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+    def test_a_killed_worker_of_a_parallel_env_is_named_and_the_run_resumed(self, store, tmp_path):
+        task = own("make_parallel")
+        run(tmp_path, "shortcut_flow_bc", "--task", task, "--demos", store, "--name", "bc", *CLONE, "--num-videos", 0)
+        options = [
+            "--policy",
+            tmp_path / "runs/bc",
+            "--name",
+            "a",
+            "--num-videos",
+            0,
+            "--num-envs",
+            2,
+            "--rollout-steps",
+            4,
+        ]
+        options += ["--minibatch-size", 4, "--save-every", 1, "--eval-every", 0]
+        command = [sys.executable, ROOT / "examples/reinflow.py", "--runs", tmp_path / "runs", *options]
+        command += ["--results", tmp_path / "results.csv", "--eval-episodes", 2]
+        command += ["--total-env-steps", 640_000]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", TRUSTED: task}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=environment, **pipes)
+        saved = tmp_path / "runs" / "a" / "checkpoints"
+        while not list(saved.glob("checkpoint-*.torchrl")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        below = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [
+            pid for pid in map(int, below) if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        # Two of the environment for training, then two of that for evaluation.
+        os.kill(sorted(workers)[0], signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, out
+        last = [line for line in out.splitlines() if "has ended" in line]
+        assert len(last) == 1, out
+        assert "of the 2 of the ParallelEnv has ended (killed by SIGKILL)" in last[0]
+        assert "--resume" in last[0]
+        assert "Cannot proceed" not in out  # TorchRL's own error, in a traceback
+        step = load_checkpoint(tmp_path / "runs" / "a").step
+        more = ["--total-env-steps", 2 * 4 * 4 * (step + 2), "--resume"]
+        run(tmp_path, "reinflow", *options, *more, trusted=task)
+        assert load_checkpoint(tmp_path / "runs" / "a").step == step + 2
 
     def test_demonstrations_are_asked_for(self, tmp_path):
         out = run(tmp_path, "shortcut_flow_bc", "--task", REACH, *CLONE, fails=True)

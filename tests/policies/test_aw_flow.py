@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -85,7 +86,7 @@ def test_the_collecting_policy_is_the_actor_or_a_variant_with_its_weights(loss: 
 
 
 def test_the_critic_s_description_is_the_checkpoint_s_or_none():
-    found: Any = SimpleNamespace(module_configs={"critic": {"num_qs": 2, "hidden_sizes": [16]}})
+    found: Any = SimpleNamespace(path=Path(__file__), module_configs={"critic": {"num_qs": 2, "hidden_sizes": [16]}})
     assert critic_config(found) == CRITIC
     found.module_configs = {}
     assert critic_config(found) is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from torchrl_flow.data import DemoStore
 from torchrl_flow.demos import DemoSource
-from torchrl_flow.envs import make_chunk_env, make_task_env, task_info
+from torchrl_flow.envs import collect_demonstrations, make_chunk_env, make_task_env, task_info
 from torchrl_flow.evaluation import evaluate
 from torchrl_flow.functional import kl_to_prior
 from torchrl_flow.modules import (
@@ -203,6 +205,30 @@ def test_demonstrations_and_their_latents_are_made_once(tmp_path, monkeypatch):
     roots += [alias_demonstrations(data, aliaser, "latents", block_size=64, progress=False).root]
     assert len({cache.root, *roots}) == 4
     assert {root.parent for root in roots} == {cache.root.parent}
+
+
+@pytest.mark.parametrize(("scale", "outcome"), [(1.0, None), (1.2, UserWarning), (50.0, ValueError)])
+def test_actions_of_demonstrations_are_compared_with_the_bounds_of_the_policy(tmp_path, monkeypatch, scale, outcome):
+    monkeypatch.chdir(tmp_path)
+    task = task_info(make_env(2))
+    bounds = {"action_low": -torch.ones(3), "action_high": torch.ones(3)}
+    with Run(tmp_path / "run", {}, task=task, actor_config=CONFIG, progress=False) as run:
+        run.track(modules={"policy": make_flow_actor(CONFIG, **bounds)})
+        list(run.steps(1))
+    episodes = [{**episode, "action": scale * episode["action"]} for episode in collect_demonstrations(3, seed=0)]
+    DemoStore.from_episodes(episodes, tmp_path / "demos", task_info=task)
+
+    def load():
+        return policy_demonstrations(load_checkpoint(tmp_path / "run"), DemoSource(str(tmp_path / "demos")), gamma=0.9)
+
+    told = "the actions of the data lie outside the environment's bounds in dimensions"
+    if outcome is None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=told)
+            load()
+    else:
+        with (pytest.warns if outcome is UserWarning else pytest.raises)(outcome, match=told):
+            load()
 
 
 def test_demonstrations_that_a_checkpoint_does_not_tell_must_be_named(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands.test_runs import write_run
+from torchrl_flow.commands.compare import CompareArgs
 from torchrl_flow.evaluation.result import EvaluationResult
 from torchrl_flow.figures import markdown_table
 from torchrl_flow.figures.pages import render_page
@@ -170,6 +172,29 @@ def test_a_comparison_of_stages_shows_text_as_text(success):
     svg = stages_svg(stages, title=EVERYTHING)
     require_inert(svg[svg.index("<svg") :])
     ElementTree.fromstring(svg)
+
+
+def test_a_comparison_of_runs_shows_text_as_text(tmp_path, capsys):
+    folder = tmp_path / "runs"
+    for number, attack in enumerate(ATTACKS):
+        name = "".join(letter for letter in attack if letter not in "/\0\ud800") + str(number)
+        texts = {"recipe": f"{attack} {number}", "task": attack, "label": attack}
+        for seed in range(2):
+            # Seeds that differ in another setting cause a note that shows the setting.
+            write_run(folder / f"{name} {seed}", seed=seed, **texts, **{f"option {attack}": f"{attack} {seed}"})
+    write_run(folder / "<script>open", recipe="open <script>", success=None)
+    assert CompareArgs((str(folder),), output=str(tmp_path / "found"))() == 0
+    printed = capsys.readouterr().out
+    shown = [attack for attack in ATTACKS if "\0" not in attack]
+    page = require_inert((tmp_path / "found.html").read_text(encoding="utf-8"), *shown)
+    assert "differ in more than their seed" in page.text
+    require_inert((tmp_path / "found.svg").read_text(encoding="utf-8"))
+    for text in (printed, (tmp_path / "found.md").read_text(encoding="utf-8")):
+        assert "differ in more than their seed" in text
+        assert "<" not in text
+        assert not {"\0", "\x1b", "\ud800"} & set(text)
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(rows) == 2 + len(ATTACKS) + 1
 
 
 def test_only_drawings_are_markup():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_resuming_a_finished_run_does_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_finishes_the_step_and_saves(tmp_path, number):
+def test_signal_finishes_the_step_and_saves(tmp_path, number, caplog):
     def after_step(run):
         if run.step == 7:
             os.kill(os.getpid(), number)
@@ -97,6 +98,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number):
     with pytest.raises(SystemExit) as caught:
         train_run(tmp_path / "a", Config(), after_step=after_step)
     assert caught.value.code == 128 + number
+    assert caplog.messages == ["Stopped by a signal after step 7; checkpoint written. Go on with --resume."]
     assert signal.getsignal(number) is handler
     assert load_checkpoint(tmp_path / "a").step == 7
 
@@ -275,6 +277,49 @@ def test_a_run_with_a_checkpoint_is_not_resumed_twice_at_once(tmp_path):
     Run(tmp_path / "run", {}, resume=True, progress=False).close()
     assert kept.value is not None
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_of_two_processes_that_start_together_one_writes_and_the_other_is_refused(tmp_path):
+    def start(number):
+        write = Run._write_provenance
+
+        def slow(run):
+            os.write(send, b"w")
+            time.sleep(0.5)  # so long that the other process arrives here too, if it may
+            write(run)
+
+        Run._write_provenance = slow
+        os.read(begin, 1)
+        try:
+            run = Run(tmp_path / "run", {"number": number}, progress=False)
+        except ValueError as error:
+            os.write(send, b"r" if "in use by a run of another process" in str(error) else b"?")
+        else:
+            os.write(send, str(number).encode())
+            os.read(begin, 1)  # until both have tried
+            run.close()
+
+    (receive, send), (begin, start_all) = os.pipe(), os.pipe()
+    pids = []
+    for number in range(2):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.close(start_all)
+            try:
+                start(number)
+            finally:
+                os._exit(0)
+    os.write(start_all, b"12")
+    told = b""
+    while sum(told.count(end) for end in (b"0", b"1", b"r", b"?")) < 2:
+        told += os.read(receive, 1)
+    os.close(start_all)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    (winner,) = set(told.decode()) - {"w", "r"}
+    assert sorted(told.decode()) == sorted(["w", "r", winner])
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"number": int(winner)}
+    assert len(json.loads((tmp_path / "run" / "provenance.json").read_text())) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

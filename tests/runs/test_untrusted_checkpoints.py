@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,15 +20,15 @@ from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDic
 
 from tests.doctored import TABLES, Payload
 from torchrl_flow.data import DataError
-from torchrl_flow.modules import FlowActorConfig, StatePolicyConfig, make_flow_actor
+from torchrl_flow.modules import CriticConfig, FlowActorConfig, StatePolicyConfig, make_critic, make_flow_actor
 from torchrl_flow.offline import offline_task
-from torchrl_flow.policies import load_critic, load_latent_policy, load_policy
+from torchrl_flow.policies import load_critic, load_flow_checkpoint, load_latent_policy, load_policy
 from torchrl_flow.recsys import BeliefEncoder, BeliefEncoderConfig, ItemCatalogue, SlateRanker, SlateRankerConfig
 from torchrl_flow.recsys.collect import relabel_slates
 from torchrl_flow.recsys.models import SlateModels
 from torchrl_flow.recsys.sardine_env import make_sardine_env
 from torchrl_flow.recsys.task import load_state_policy
-from torchrl_flow.runs import CheckpointDirectory, load_checkpoint, save_checkpoint
+from torchrl_flow.runs import CheckpointDirectory, load_checkpoint, restore, save_checkpoint
 from torchrl_flow.training.finite import non_finite_entry
 
 
@@ -520,6 +521,64 @@ def test_a_policy_that_cannot_be_built_is_refused_with_the_field(tmp_path, chang
         tmp_path / "a.torchrl", modules={"policy": make_flow_actor(config)}, actor_config=fields, rng=False
     )
     refused(lambda: load_policy(path), str(path), "'actor_config'", part)
+
+
+LARGE_NETWORKS = {
+    "actor": {"width": 20_000, "depth": 4},  # 1.6e9 weights by its sizes
+    "critic": {"hidden_sizes": [20_000, 20_000], "num_qs": 2},
+    "latent_policy": {"hidden_sizes": [20_000, 20_000]},
+    "state_policy": {"hidden_sizes": [20_000, 20_000]},
+    "critic without large products": {"hidden_sizes": [50_000], "num_qs": 100},  # by its number of inputs alone
+}
+
+
+@pytest.mark.parametrize("part", LARGE_NETWORKS)
+def test_a_small_file_that_describes_a_large_network_is_refused_before_it_is_allocated(tmp_path, part):
+    config = FlowActorConfig(action_dim=2, state_dim=3, width=8, depth=1)
+    actor, name = make_flow_actor(config), part.split()[0]
+    fields = config.to_dict() | (LARGE_NETWORKS[part] if name == "actor" else {})
+    described = StatePolicyConfig(3, 2).to_dict() if name == "state_policy" else {}
+    path = save_checkpoint(
+        tmp_path / "a.torchrl",
+        modules={"policy": actor, "critic": actor, "latent_policy": actor},
+        actor_config=fields,
+        metadata={"module_configs": {} if name == "actor" else {name: {**described, **LARGE_NETWORKS[part]}}},
+        rng=False,
+    )
+    load = {
+        "actor": [lambda: load_policy(path), lambda: load_flow_checkpoint(path)],
+        "critic": [lambda: load_critic(path, actor)],
+        "latent_policy": [lambda: load_latent_policy(path, actor)],
+        "state_policy": [lambda: load_state_policy(path)],
+    }[name]
+    resource = pytest.importorskip("resource")
+    limits, used = resource.getrlimit(resource.RLIMIT_AS), int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used * resource.getpagesize() + 2**30, limits[1]))
+    try:
+        for each in load:
+            refused(each, str(path), "describes a network of", "does not fit into the file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_large_network_that_the_file_holds_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(restore, "UNCHECKED_WEIGHTS", 100)
+    config = FlowActorConfig(action_dim=2, state_dim=3, width=32, depth=1)
+    actor = make_flow_actor(config)
+    critic = CriticConfig(num_qs=3, hidden_sizes=(16,))
+    path = save_checkpoint(
+        tmp_path / "a.torchrl",
+        modules={"policy": actor, "critic": make_critic(critic, actor)},
+        actor_config=config,
+        metadata={"module_configs": {"critic": critic.to_dict()}},
+        rng=False,
+    )
+    found, _ = load_policy(path)
+    assert sum(p.numel() for p in found.parameters()) > 100
+    assert load_critic(path, found)[0] is not None
+    fields = {**config.to_dict(), "width": 128}
+    wider = save_checkpoint(tmp_path / "b.torchrl", modules={"policy": actor}, actor_config=fields, rng=False)
+    refused(lambda: load_policy(wider), "describes a network of", "weights of 'policy'")
 
 
 @pytest.mark.parametrize("part", ["critic", "latent_policy", "state_policy"])

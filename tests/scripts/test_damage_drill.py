@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -88,8 +89,16 @@ def test_no_damage_ends_in_a_foreign_error(name):
 
 
 def fuzz(name, tmp_path, examples):
-    """Read files of a kind with any part of one replaced by anything; a counterexample is shrunk."""
-    kind, copy = KINDS[name], tmp_path / "copy"
+    """Read files of a kind with any part of one replaced by anything; a counterexample is shrunk.
+
+    A reading that does not end within LIMIT_S, or needs more memory than MEMORY, is a failure.
+    """
+    failure = damage_drill.in_a_limited_process(lambda: fuzz_here(KINDS[name], name, tmp_path, examples))
+    assert failure is None, f"{failure}; the last input was {(tmp_path / 'input').read_text()}"
+
+
+def fuzz_here(kind, name, tmp_path, examples):
+    copy = tmp_path / "copy"
     (tmp_path / "intact").mkdir()
     kind.make(tmp_path / "intact")
     shutil.copytree(tmp_path / "intact", copy)
@@ -108,11 +117,51 @@ def fuzz(name, tmp_path, examples):
         content = (copy / file).read_bytes()
         first = int(place * len(content))
         (copy / file).write_bytes(content[:first] + put_in + content[first + left_out :])
+        (tmp_path / "input").write_text(f"{file}: {first} of {len(content)} bytes, {left_out} left out, {put_in}")
+        signal.alarm(damage_drill.LIMIT_S)
         outcome, message = damage_drill.attempt(kind, copy, intact)
+        signal.alarm(0)
         allowed = ("equal", "warned", "refused", *(["silent"] if name in WITHOUT_CHECKSUMS else []))
         assert outcome in allowed, f"{outcome}: {message}"
 
     check()
+
+
+def fuzz_reader(read, tmp_path, monkeypatch):
+    """How the fuzzing of a file of eight letters by a reader fails; None if it does not."""
+
+    def make(folder):
+        (folder / "x").write_bytes(b"12345678")
+
+    monkeypatch.setattr(damage_drill, "LIMIT_S", 1)
+    monkeypatch.setattr(damage_drill, "MEMORY", 2**29)
+    kind = Kind(make, read, ("x",), "")
+    return damage_drill.in_a_limited_process(lambda: fuzz_here(kind, "metrics", tmp_path, 20))
+
+
+def test_a_hang_is_a_failure_of_the_fuzzing(tmp_path, monkeypatch):
+    def hangs(folder):
+        while (folder / "x").read_bytes() != b"12345678":
+            pass
+
+    assert fuzz_reader(hangs, tmp_path, monkeypatch) == "the process ended by SIGALRM"
+    assert (tmp_path / "input").read_text().startswith("x: ")
+
+
+def test_too_much_memory_and_a_foreign_error_are_failures_of_the_fuzzing(tmp_path, monkeypatch):
+    def allocates(folder):
+        return bytes(8 if (folder / "x").read_bytes() == b"12345678" else 2**32)
+
+    (tmp_path / "a").mkdir()
+    assert "foreign: MemoryError" in fuzz_reader(allocates, tmp_path / "a", monkeypatch)
+
+    def divides(folder):
+        return 1 / ((folder / "x").read_bytes() == b"12345678")
+
+    (tmp_path / "b").mkdir()
+    assert "foreign: ZeroDivisionError" in fuzz_reader(divides, tmp_path / "b", monkeypatch)
+    (tmp_path / "c").mkdir()
+    assert fuzz_reader(lambda folder: (folder / "x").read_bytes(), tmp_path / "c", monkeypatch) is None
 
 
 @pytest.mark.parametrize("name", KINDS)

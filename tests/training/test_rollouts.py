@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.envs import ParallelEnv
 
+from tests.tiny_envs import CountdownEnv
 from torchrl_flow.envs import PlanarPickPlaceEnv, make_chunk_env
 from torchrl_flow.runs import load_checkpoint, save_checkpoint
-from torchrl_flow.training import ChunkRollouts, NonFiniteError, minibatches
+from torchrl_flow.training import ChunkRollouts, CollectorError, NonFiniteError, minibatches
 
 
 def make(obs_horizon=1, **kwargs):
@@ -79,4 +84,25 @@ def test_a_number_that_is_not_finite_is_refused_with_its_sub_environment(key):
 
     rollouts.env.base_env._step, rollouts.policy = bad_step, bad_policy
     with pytest.raises(NonFiniteError, match=rf"'(next\.)?{key}' \(row {2 if key == 'action' else 1}"):
+        rollouts.collect()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its workers")
+def test_a_killed_worker_of_a_parallel_env_is_named():
+    workers = ParallelEnv(3, CountdownEnv, mp_start_method="fork")
+    env = make_chunk_env(workers, obs_horizon=1, act_horizon=2, gamma=0.9)
+    rollouts = ChunkRollouts(env, env.rand_action, 2)
+    rollouts.collect()
+    os.kill(workers._workers[1].pid, signal.SIGKILL)
+    told = (
+        r"Rollout 2: worker 2 of the 3 of the ParallelEnv has ended \(killed by SIGKILL\).*last checkpoint \(--resume\)"
+    )
+    with pytest.raises(CollectorError, match=told):
+        rollouts.collect()
+
+
+def test_another_error_of_an_environment_is_not_that_of_a_worker():
+    rollouts = make()
+    rollouts.policy = lambda data: (_ for _ in ()).throw(RuntimeError("shapes"))
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
         rollouts.collect()

@@ -68,7 +68,7 @@ class CompareArgs:
         groups = group_runs(require_runs(self.runs))
         header, rows = _table(groups)
         notes = [*_differing(groups), *_missing(groups)]
-        print("\n".join([_markdown(header, rows), *notes]), flush=True)
+        print(_markdown(header, rows, notes), flush=True)
         print(self._write(groups, header, rows, notes).resolve())
         return 0
 
@@ -96,7 +96,7 @@ class CompareArgs:
                 write_text(page.with_suffix(".svg"), standalone_svg(drawing))
             except RuntimeError as error:
                 notes = [*notes, f"No curves. {error}"]
-        write_text(page.with_suffix(".md"), "\n\n".join([_markdown(header, rows), *notes]) + "\n")
+        write_text(page.with_suffix(".md"), _markdown(header, rows, notes, gap="\n\n") + "\n")
         write_text(page, _page(header, rows, notes, drawing, STYLE, groups))
         return page
 
@@ -193,9 +193,11 @@ def _missing(groups: Sequence[Group]) -> list[str]:
     return [*notes, f"Note: not evaluated yet, and left out beside runs that are: {names}."] if names else notes
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], gap: str = "\n") -> str:
+    """Return table and notes as Markdown; names and settings of the runs become no markup."""
+    from torchrl_flow.figures import markdown_table, markdown_text
+
+    return gap.join([markdown_table(header, rows), *map(markdown_text, notes)])
 
 
 def _page(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from torchrl_flow.data.demos.replay import DemoReplayBuffer
 from torchrl_flow.data.errors import DataError, DataWarning
 from torchrl_flow.util.differences import differing_fields
 from torchrl_flow.util.digest import module_digest
-from torchrl_flow.util.files import write_json
+from torchrl_flow.util.files import named_write_errors, require_space, write_json
 
 __all__ = ["AliasFn", "NoiseCache", "data_digest", "module_digest"]
 
@@ -120,11 +122,20 @@ class NoiseCache:
             list_members(self.root, self.root)
             list_members(self.root / _ROWS, self.root)
         entries = {"latent": torch.zeros(rows, *latent_shape), "residual": torch.full((rows,), torch.nan)}
-        table = TensorDict({**entries, "done": torch.zeros(rows, dtype=torch.bool)}, batch_size=[rows])
+        entries["done"] = torch.zeros(rows, dtype=torch.bool)
+        table = TensorDict({**entries}, batch_size=[rows])
         self.root.mkdir(parents=True, exist_ok=True)
-        table.memmap(str(self.root / _ROWS))
-        # Written last and atomically: a directory without it is incomplete.
-        write_json(self.root / _METADATA, self.identity)
+        try:
+            require_space(self.root, sum(entry.nbytes for entry in entries.values()))
+            with named_write_errors(self.root):
+                table.memmap(str(self.root / _ROWS))
+            # Written last and atomically: a directory without it is incomplete.
+            write_json(self.root / _METADATA, self.identity)
+        except OSError:
+            shutil.rmtree(self.root / _ROWS, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds other files
+                self.root.rmdir()
+            raise
 
     def _open(self) -> TensorDict:
         try:

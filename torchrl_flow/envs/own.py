@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import multiprocessing.util
 import os
 import re
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torchrl.data.tensor_specs import Bounded
-from torchrl.envs import EnvBase, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_flow.envs.unwrap import base_env
@@ -143,7 +146,23 @@ def make_own_env(
     identity |= {name: value for name, value in own.items() if value is not None}
     identity |= {"task": task, "name": own.get("task")}
     setattr(base_env(env), IDENTITY, TaskInfo.of({"reward_mode": None, **identity, **sizes_of(env)}))
+    if isinstance(base_env(env), ParallelEnv):
+        _close_at_exit(env)
     return env
+
+
+def _close_at_exit(env: EnvBase) -> None:
+    """End the workers of an environment when the program ends, since Python waits for processes that still run."""
+    reference = weakref.ref(env)
+
+    def close() -> None:
+        found = reference()
+        if found is not None and not found.is_closed:
+            with contextlib.suppress(RuntimeError):  # a worker has died
+                found.close()
+
+    # Before the wait, unlike atexit: finalizers with a priority run first.
+    multiprocessing.util.Finalize(None, close, exitpriority=10)
 
 
 def _told(env: Any) -> dict[str, Any]:

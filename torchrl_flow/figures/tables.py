@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["markdown_table", "mean_and_deviation"]
+__all__ = ["markdown_table", "markdown_text", "mean_and_deviation"]
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
@@ -34,4 +35,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).splitlines()).replace("<", "&lt;").replace("|", r"\|")
+    return markdown_text(value).replace("|", r"\|")
+
+
+def markdown_text(value: Any) -> str:
+    """Return a value as one line of Markdown that begins no HTML tag and has no control characters.
+
+    Examples:
+        >>> markdown_text("<b>a")
+        '&lt;b>a'
+    """
+    line = " ".join(str(value).splitlines()).replace("<", "&lt;")
+    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in line)

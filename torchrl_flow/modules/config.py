@@ -64,6 +64,11 @@ class Config(PlainConfig):
                 f"a {kind} with {sizes} would have {weights} weights or more, above the limit of {MAX_WEIGHTS}."
             )
 
+    @property
+    def least_weights(self) -> int:
+        """A lower bound on the number of weights, from the sizes alone; 0 if no product of sizes can be large."""
+        return self._weights()
+
     def _sizes(self) -> Iterator[tuple[str, int]]:
         """Yield the name and value of each whole number, including those inside tuples."""
         for field in dataclasses.fields(self):

@@ -74,6 +74,11 @@ def _refusal(error: Exception) -> str | None:
             f"{where}{error.strerror}. Nothing is half-written, and the last checkpoint is there: free some space, and "
             "go on with --resume."
         )
+    if isinstance(error, PermissionError) and error.filename:
+        return (
+            f"{error.filename}: {error.strerror}. This user may not read or write it: change its owner or its mode "
+            "(chown, chmod), or give another path."
+        )
     always = (DataError, CheckpointError, NonFiniteError)
     always += (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
     ours = isinstance(error, (ValueError, RuntimeError, ImportError)) and _raised_here(error)

@@ -12,7 +12,7 @@ from torch import nn
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_flow.modules import SingleStepActor
-from torchrl_flow.policies.rebuild import LATENT_POLICY, open_checkpoint, rebuild_flow
+from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, open_checkpoint, rebuild_flow
 from torchrl_flow.policies.steering import load_steered
 from torchrl_flow.recsys.task import load_state_policy
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
@@ -101,7 +101,7 @@ def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Whic
         which: which checkpoint of a run to use, ``"last"`` or ``"best"``.
 
     Raises:
-        CheckpointError: if the checkpoint holds another kind of policy.
+        CheckpointError: if the checkpoint holds another kind of policy, or describes one that does not fit into it.
     """
     checkpoint = open_checkpoint(source, which)
     kind = policy_kind(checkpoint)
@@ -110,6 +110,7 @@ def load_flow_checkpoint(source: str | Path | TrainingCheckpoint, *, which: Whic
             f"{checkpoint.path} holds a {kind.name}, and a flow policy of action chunks is needed here: name a run "
             "of shortcut_flow_bc or of a stage after it."
         )
+    flow_config(checkpoint)  # a recipe builds the flow from it
     return checkpoint
 
 

@@ -21,6 +21,7 @@ from torchrl_flow.modules import (
 from torchrl_flow.objectives import AWFlowLoss, NetworkSoftUpdate
 from torchrl_flow.policies.rebuild import require_actor_config
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
+from torchrl_flow.runs.restore import ACTOR_CONFIG, module_config
 from torchrl_flow.training import LossGroup, NamedLossStepper
 
 __all__ = ["aw_flow_modules", "collecting_policy", "make_aw_flow_actor", "make_aw_flow_loss", "make_aw_flow_stepper"]
@@ -42,7 +43,7 @@ def make_aw_flow_actor(
         CheckpointError: if a field differs from ``wanted``.
     """
     require_actor_config(checkpoint, wanted)
-    config = FlowActorConfig.from_dict(checkpoint.actor_config)
+    config = module_config(checkpoint, ACTOR_CONFIG, FlowActorConfig.from_dict)
     if extraction == "q_gradient":
         config = dataclasses.replace(config, num_steps=1)
     return make_flow_actor(config).to(device)

@@ -46,8 +46,9 @@ def flow_config(checkpoint: TrainingCheckpoint) -> FlowActorConfig:
 
 def critic_config(checkpoint: TrainingCheckpoint) -> CriticConfig | None:
     """Return the configuration of a checkpoint's critic of action chunks; None without a critic."""
-    found = checkpoint.module_configs.get("critic")
-    return None if found is None else CriticConfig.from_dict(found)
+    if "critic" not in checkpoint.module_configs:
+        return None
+    return module_config(checkpoint, "critic", CriticConfig.from_dict)
 
 
 def _as_trained(checkpoint: TrainingCheckpoint, config: FlowActorConfig) -> FlowActorConfig:

@@ -29,6 +29,7 @@ from torchrl_flow.modules import (
     SteeredFlowActor,
     make_latent_policy,
 )
+from torchrl_flow.modules.actors.config import check_within_bounds
 from torchrl_flow.policies.rebuild import LATENT_POLICY, flow_config, rebuild_flow
 from torchrl_flow.runs.checkpoint_reader import TrainingCheckpoint
 from torchrl_flow.runs.names import Which
@@ -216,7 +217,11 @@ def policy_demonstrations(
 
     Raises:
         CheckpointError: if no source is given and the checkpoint records none.
-        ValueError: if the demonstrations are of another task.
+        ValueError: if the demonstrations are of another task, or their actions in another unit than the bounds of the
+            policy's actions, which are those of its environment.
+
+    Warns:
+        UserWarning: if more than 1 % of the demonstrated actions lie outside these bounds.
     """
     source = DemoSource.of_checkpoint(checkpoint) if source is None else source
     actor = flow_config(checkpoint)
@@ -225,7 +230,13 @@ def policy_demonstrations(
     # Older checkpoints, whose tasks do not include the sizes, have them in the policy's configuration.
     sizes = {name: getattr(actor, name) for name in SIZES if getattr(actor, name) is not None}
     task = TaskInfo.of_file({**sizes, **checkpoint.task})
-    return source.load(task, padding="hold", mask_padding=False, **horizons, **options)
+    data = source.load(task, padding="hold", mask_padding=False, **horizons, **options)
+    role = next((role for role in ("ema_policy", "policy") if role in checkpoint.roles), None)
+    state = {} if role is None else checkpoint.state_dict(role)
+    low, high = state.get("action_low"), state.get("action_high")
+    if low is not None and high is not None and bool((low.isfinite() & high.isfinite()).all()):
+        check_within_bounds(data.statistics()["action"], low.cpu(), high.cpu())
+    return data
 
 
 def alias_demonstrations(

@@ -29,7 +29,7 @@ from torchrl_flow.runs.checkpoint_check import (
     require_readable_manifest,
 )
 from torchrl_flow.runs.names import SUFFIX
-from torchrl_flow.util.files import staged
+from torchrl_flow.util.files import named_write_errors, staged
 from torchrl_flow.util.plain_config import PlainConfig
 from torchrl_flow.util.task_info import TaskInfo
 from torchrl_flow.util.versions import collect_versions
@@ -114,6 +114,7 @@ def save_checkpoint(
     Raises:
         ValueError: if a name is not allowed, a value is not JSON-able, or a replay buffer dumps a file that the reader
             refuses (a pickled queue of prefetched batches).
+        OSError: if the file cannot be written, such as on a full disk.
 
     Examples:
         >>> import tempfile
@@ -150,7 +151,7 @@ def save_checkpoint(
         **{METRIC_PREFIX + name: float(value) for name, value in (metrics or {}).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path) as part:
+    with staged(path) as part, named_write_errors(path):
         checkpoint.save(part, metadata=manifest)
     return path
 

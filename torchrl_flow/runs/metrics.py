@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ class RunLogger:
         if resume_step is None and self.path.exists():
             raise ValueError(f"{self.path} exists already: resume its run, or choose another directory.")
         _cut_back(self.path, -1 if resume_step is None else resume_step)
-        self._file = self.path.open("a", encoding="utf-8", newline="")
+        self._file = self.path.open("ab", buffering=0)
         self.loggers: dict[str, Logger] = {}
         if tensorboard:
             self.loggers["tensorboard"] = self._open_tensorboard(resume_step)
@@ -121,10 +122,20 @@ class RunLogger:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerows((step, name, repr(value)) for name, value in values.items())
-        self._file.write(buffer.getvalue())
-        self._file.flush()
+        self._append(buffer.getvalue().encode("utf-8"))
         for logger in self.loggers.values():
             logger.log_metrics(values, step=step)
+
+    def _append(self, rows: bytes) -> None:
+        """Append rows to the file, all or none of them."""
+        before, rest = os.fstat(self._file.fileno()).st_size, memoryview(rows)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(before)
+            error.filename = str(self.path)
+            raise
 
     def log_final(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the final evaluation to TensorBoard and W&B, not to ``metrics.csv``."""

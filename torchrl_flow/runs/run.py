@@ -109,7 +109,9 @@ class Run:
         self.keep_best = keep_best
         self.checkpoints = CheckpointDirectory(self.directory / "checkpoints", keep_last=keep_last, keep_best=keep_best)
         self._new = not self.directory.exists()
-        # Not the directory of the run itself, which a table of results in it may lock.
+        # Not the directory of the run itself, which a table of results in it may lock. It is made before the lock, so
+        # that of two processes that start together only one writes the files of the run.
+        self.checkpoints.directory.mkdir(parents=True, exist_ok=True)
         self._lock = DirectoryLock(self.checkpoints.directory)
         self._acquire()
         try:
@@ -147,8 +149,6 @@ class Run:
         # All metrics of a run that died before its first checkpoint are removed.
         kept = -1 if self.resumed_from is None else self.step
         self._write_provenance()
-        self.checkpoints.directory.mkdir(exist_ok=True)
-        self._acquire()
         self.logger = RunLogger(
             self.directory,
             resume_step=kept if going_on else None,
@@ -197,7 +197,6 @@ class Run:
         return checkpoint
 
     def _write_provenance(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / "provenance.json"
         starts = read_json(file) if file.exists() else []
         if not isinstance(starts, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import signal
 import threading
@@ -21,6 +20,7 @@ from torchrl_flow.training.finite import require_finite_rollout
 from torchrl_flow.training.process_rollouts import ProcessRollouts
 from torchrl_flow.training.ray_rollouts import RayRollouts
 from torchrl_flow.training.rollouts import ChunkRollouts, CollectorError
+from torchrl_flow.util.processes import exit_codes, first_ended
 from torchrl_flow.util.randomness import mix_seeds
 
 __all__ = ["CollectorRollouts", "make_rollouts"]
@@ -111,7 +111,7 @@ class CollectorRollouts(ProcessRollouts):
         thread.start()
         while thread.is_alive():
             thread.join(1.0)
-            if thread.is_alive() and _exit_codes(collector):
+            if thread.is_alive() and exit_codes(collector.procs):
                 raise RuntimeError("a process has ended")
         if errors:
             raise errors[0]
@@ -151,13 +151,11 @@ class CollectorRollouts(ProcessRollouts):
 
     def _ended(self, collector: MultiSyncCollector, error: Exception) -> CollectorError:
         """End the remaining processes, and return the error that names the one that ended."""
-        codes = _exit_codes(collector)
+        codes = exit_codes(collector.procs)
         self.close()
         what = f"the collectors failed ({type(error).__name__}: {error})"
         if codes:
-            # TorchRL terminates the others with SIGTERM: the first to end has another exit code.
-            number, code = min(codes.items(), key=lambda item: item[1] == -signal.SIGTERM)
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}; its error is above"
+            number, how = first_ended(codes)
             what = f"collector process {number + 1} of {self.envs.processes} has ended ({how})"
         return CollectorError(
             f"Rollout {self._collected + 1}: {what}. Nothing of this rollout is kept: go on from the last checkpoint "
@@ -199,16 +197,6 @@ def make_rollouts(
 def _ignore_interrupts() -> None:
     # Ctrl-C reaches all processes of a terminal: the learner completes its step with them and then ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _exit_codes(collector: MultiSyncCollector) -> dict[int, int]:
-    """Return exit codes of the processes that ended by themselves, by process number."""
-    codes = {}
-    for number, process in enumerate(collector.procs):
-        # TorchRL closes the processes that it has ended because of another one; their exit codes are not available.
-        with contextlib.suppress(ValueError):
-            codes[number] = process.exitcode
-    return {number: code for number, code in codes.items() if code is not None}
 
 
 def _shut_down(collector: MultiSyncCollector) -> None:

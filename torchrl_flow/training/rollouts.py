@@ -13,6 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_flow.envs.unwrap import base_env
 from torchrl_flow.training.finite import require_finite_rollout
+from torchrl_flow.util.processes import exit_codes, first_ended
 from torchrl_flow.util.randomness import mix_seeds
 from torchrl_flow.util.torchrl_compat import can_set_state
 
@@ -20,7 +21,7 @@ __all__ = ["ChunkRollouts", "CollectorError", "finished_success", "minibatches"]
 
 
 class CollectorError(RuntimeError):
-    """Error if a collector process cannot start or has ended; the message names it."""
+    """Error if a collector process or a worker of a ``ParallelEnv`` cannot start or has ended; it names the process."""
 
 
 class ChunkRollouts:
@@ -46,6 +47,7 @@ class ChunkRollouts:
     Raises:
         ValueError: if ``num_steps`` is below 1.
         NonFiniteError: in :meth:`collect`, if the environment returns an observation or a reward that is not finite.
+        CollectorError: in :meth:`collect`, if a worker of a :class:`~torchrl.envs.ParallelEnv` has ended.
     """
 
     def __init__(
@@ -80,7 +82,28 @@ class ChunkRollouts:
         Raises:
             NonFiniteError: if the environment or the policy returns a number that is not finite. The error names its
                 key and the sub-environment. Returned data are therefore safe to store.
+            CollectorError: if a worker of a :class:`~torchrl.envs.ParallelEnv` has ended. The error names the worker.
         """
+        workers = self._workers()
+        try:
+            return self._collect()
+        except (RuntimeError, OSError, EOFError) as error:
+            workers = workers or self._workers()  # they may have started in this rollout
+            codes = exit_codes(workers)
+            if not codes:
+                raise
+            number, how = first_ended(codes)
+            raise CollectorError(
+                f"Rollout {self._collected + 1}: worker {number + 1} of the {len(workers)} of the ParallelEnv has "
+                f"ended ({how}). Nothing of this rollout is kept: go on from the last checkpoint (--resume)."
+            ) from error
+
+    def _workers(self) -> list[Any]:
+        """Return the processes of a ``ParallelEnv`` that has started; other environments have none."""
+        # Not getattr, which TorchRL forwards to the workers.
+        return list(vars(base_env(self.env)).get("_workers") or ())
+
+    def _collect(self) -> TensorDictBase:
         if self._carry is None:
             if self._seed is not None:
                 # After a resumption without a state the episodes must differ from the first ones.

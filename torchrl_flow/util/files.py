@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,10 +18,23 @@ from typing import Any
 
 from torchrl_flow.util.platform import flush, replace
 
-__all__ = ["csv_rows", "is_leftover", "publish", "read_text", "staged", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "csv_rows",
+    "is_leftover",
+    "named_write_errors",
+    "publish",
+    "read_text",
+    "require_space",
+    "staged",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _SUFFIX = ".part"
 _KEPT_S = 3600.0
+_UNWRITTEN = ("iostream error", "inline_container", "PytorchStreamWriter", "unable to resize file")
+"""Parts of the messages of torch about a file that it could not write, such as on a full disk."""
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
@@ -105,6 +120,39 @@ def staged(path: Path) -> Iterator[Path]:
         publish(part, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def named_write_errors(path: Path) -> Iterator[None]:
+    """Replace torch's errors about files that it could not write by an ``OSError`` that names ``path``.
+
+    ``torch.save`` and memory-mapped tensors raise ``RuntimeError`` if the disk is full.
+
+    Raises:
+        OSError: instead of such a ``RuntimeError``, with the number of the system's error, ``ENOSPC`` if it is unknown.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(part in str(error) for part in _UNWRITTEN):
+            raise
+        told = re.search(r"\((\d+)\)\s*$", str(error))
+        number = int(told[1]) if told and int(told[1]) in errno.errorcode else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Check that a file system has space for a memory-mapped file, whose writing would otherwise kill the process.
+
+    Args:
+        folder: existing directory of the file.
+        size: bytes of the file.
+
+    Raises:
+        OSError: with ``ENOSPC`` and the name of the directory, if fewer bytes are free.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def is_leftover(name: str) -> bool:

@@ -34,6 +34,8 @@ def read_json(path: Path) -> Any:
         if found.st_size > MAX_JSON_BYTES:
             raise DataError(f"{path} has {found.st_size} bytes; the limit for JSON is {MAX_JSON_BYTES} bytes.")
         content = path.read_bytes()
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_json(content, str(path))

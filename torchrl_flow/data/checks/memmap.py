@@ -108,6 +108,8 @@ def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             members = {entry.name: entry for entry in entries}
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror or error}.") from error
     for name, entry in members.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -72,6 +71,8 @@ class DemoStore:
             store = cls(root, metadata, tables)
             _check_episodes(store)
             _ = store.task_info  # raises an error if a field is invalid
+        except PermissionError:  # not damage; the error names the file
+            raise
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError, OSError) as error:
             raise damaged(root, str(error)) from error
         return store
@@ -119,9 +120,7 @@ class DemoStore:
                         raise
                     skipped.append(str(error))
             _warn_skipped(root, skipped)
-            if overwrite and root.exists():
-                shutil.rmtree(root)
-            writer.finish({**content, "skipped": skipped})
+            writer.finish({**content, "skipped": skipped}, overwrite=overwrite)
         return cls.open(root)
 
     @classmethod

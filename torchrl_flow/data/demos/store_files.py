@@ -158,6 +158,8 @@ def _named(root: Path) -> Iterator[None]:
     """Turn an error of the file system into one that names the store."""
     try:
         yield
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror or error}.") from error
 

@@ -192,7 +192,10 @@ def _check_present(path: Path, json_path: Path) -> None:
 
 def _open_h5(path: Path) -> h5py.File:
     try:
+        path.open("rb").close()  # its errors name the file
         return h5py.File(path, "r")
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         if is_lfs_pointer(path):
             raise DataError(f"{path.name} cannot be read: {LFS_ADVICE}.") from error

@@ -24,6 +24,8 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
     try:
         # Read as bytes: JSON is UTF-8 in every locale, and a byte order mark is skipped.
         content = path.read_bytes()
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     try:

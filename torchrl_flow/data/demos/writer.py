@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -125,7 +126,8 @@ class StoreWriter:
     def __exit__(self, *exc_info: object) -> None:
         for table in self._tables.values():
             for column in table.columns.values():
-                column.close()
+                with contextlib.suppress(OSError):  # what is left to write, on a full disk
+                    column.close()
         shutil.rmtree(self._tmp, ignore_errors=True)
 
     def append(self, episode: Episode) -> None:
@@ -170,11 +172,12 @@ class StoreWriter:
         if earlier != episode.name:
             self._twice.append(f"{episode.name} is {earlier} again")
 
-    def finish(self, metadata: Mapping[str, Any]) -> None:
+    def finish(self, metadata: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Write the metadata and move the store to its path.
 
         Args:
             metadata: JSON-able entries of the caller. Format, counts, columns and statistics are added.
+            overwrite: remove an existing directory, just before the complete store is moved to its place.
 
         Raises:
             DataError: if no episode was written.
@@ -200,6 +203,8 @@ class StoreWriter:
             "columns": columns,
         }
         write_json(self._tmp / METADATA, describe_files(self._tmp, json.loads(json.dumps(content))), indent=1)
+        if overwrite and self.root.exists():
+            shutil.rmtree(self.root)
         publish(self._tmp, self.root)
 
     def _statistics(self) -> dict[str, dict[str, list[float]]]:

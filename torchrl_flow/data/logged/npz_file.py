@@ -66,6 +66,8 @@ def _require_archive(path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             magic = file.read(6)
+    except PermissionError:  # not damage; the error names the file
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read as .npz: {error}.") from error
     if size == 0:

@@ -26,7 +26,7 @@ VelocityNetwork = Literal["mlp", "concat_mlp", "unet", "dit"]
 Statistics = Mapping[str, Mapping[str, Tensor]]
 """Statistics of a data set: a mapping of statistic name to tensor for each key."""
 
-__all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "make_flow_actor"]
+__all__ = ["FlowActorConfig", "Statistics", "VelocityNetwork", "check_within_bounds", "make_flow_actor"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def make_flow_actor(
     Warns:
         UserWarning: if more than 1 % of the actions of the statistics lie outside the bounds.
     """
-    _check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
+    check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
     pixel_encoder = state_shape = state_normalizer = None
     if config.pixels_size is not None:
         shape = (config.obs_horizon, 3, *config.pixels_size)
@@ -210,8 +210,20 @@ def make_flow_actor(
     return actor
 
 
-def _check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:
-    """Compare the quantiles of the demonstrated actions with the actor's action bounds."""
+def check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:
+    """Compare the quantiles of the demonstrated actions with the actor's action bounds.
+
+    Args:
+        action: statistics of the actions, with the entries ``q01`` and ``q99`` ``[A]``; others are not compared.
+        low: lower bounds ``[A]``.
+        high: upper bounds ``[A]``.
+
+    Raises:
+        ValueError: if a quantile exceeds the bounds by more than their whole range: the actions are in another unit.
+
+    Warns:
+        UserWarning: if a quantile exceeds the bounds by more than a thousandth of their range.
+    """
     if low is None or high is None or not {"q01", "q99"} <= action.keys():
         return
     low, high = (bound.to(action["q01"].device) for bound in (low, high))
