@@ -40,6 +40,7 @@ class ChunkHooks:
 
     Examples:
         >>> import torch
+        >>> from tensordict import TensorDict
         >>> noise = {}
         >>> hooks = ChunkHooks([lambda steps: noise.update(sigma=1 / (1 + steps))])
         >>> rollout = TensorDict({"next": {"steps_to_next_obs": torch.tensor([[4], [3]])}}, batch_size=[2])

@@ -110,7 +110,8 @@ class ShortCutVelocityMLP(EmbeddedVelocity):
 
     def at_times(self, embedded: Tensor, cond: Tensor) -> Callable[[Tensor, int], Tensor]:
         """Return the velocity at one of K times; of few rows, the modulation of all times is computed at once."""
-        if embedded.shape[0] * cond.shape[0] > _ROWS_AT_ONCE:
+        # Compiled and exported programs have one form for all numbers of rows.
+        if torch.compiler.is_compiling() or embedded.shape[0] * cond.shape[0] > _ROWS_AT_ONCE:
             return super().at_times(embedded, cond)
         conds = self.activation(embedded.unsqueeze(1) + cond)
         modulations = [block.film(conds) for block in self._film_blocks()]
