@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -83,7 +84,9 @@ def test_a_run_of_seconds(leak, tmp_path, monkeypatch):
     def step():
         kept = []
         for number in range(1, 10_000):
-            kept += [bytearray(2**20)] if leak else []
+            if leak:  # new pages, not memory that the test process has freed before
+                kept.append(mmap.mmap(-1, 2**20))
+                kept[-1].write(b"x" * 2**20)
             Path("steps.txt").write_text(str(number))
             time.sleep(0.02)
 
