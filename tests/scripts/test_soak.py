@@ -85,7 +85,7 @@ def test_a_run_of_seconds(leak, tmp_path, monkeypatch):
         kept = []
         for number in range(1, 10_000):
             if leak:  # new pages, not memory that the test process has freed before
-                kept.append(mmap.mmap(-1, 2**20))
+                kept.append(mmap.mmap(-1, 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
                 kept[-1].write(b"x" * 2**20)
             Path("steps.txt").write_text(str(number))
             time.sleep(0.02)
