@@ -33,7 +33,7 @@ BARS = (
             ("awsc", "1"),
             ("awsc_rounds", "noise 0.7"),
             ("dsrl_sac", "2 64 envs, gamma .99"),
-            ("reinflow", "K=4, 64 envs, defaults"),
+            ("reinflow", "K=4, 64 envs, slow decay, target KL"),
         ),
     ),
 )

@@ -151,7 +151,8 @@ STAGES = {
     ("dsrl_na", "2"): "DSRL, noise aliasing, online",
     ("dsrl_na", "2 64 envs, gamma .99"): "DSRL, noise aliasing, 64 environments",
     ("dsrl_ppo", "2 64 envs, tied"): "DSRL, online PPO, 64 environments",
-    ("reinflow", "K=4, 64 envs, defaults"): "ReinFlow, 64 environments",
+    ("reinflow", "K=4, 64 envs, defaults"): "ReinFlow, 64 environments, 600,000 steps",
+    ("reinflow", "K=4, 64 envs, slow decay, target KL"): "ReinFlow, 64 environments, slow decay of the noise",
     ("awsc_rounds", "noise 0.7"): "AWSC by returns, new weights in each round",
     ("awsc_rounds", "continued"): "AWSC by returns, in rounds",
 }

@@ -64,7 +64,7 @@ def test_options_of_the_loss_of_a_chain_have_its_names():
         "target_kl": 0.5,
         "warmup_steps": 20_000,
         "noise_schedule": "linear",
-        "noise_decay_steps": 1_500_000,
+        "noise_decay_steps": 6_000_000,
     }
     assert args.chain_options() == {"log_prob_reduction": "mean", "mean_bound": 2.0, "train_encoder": False}
 

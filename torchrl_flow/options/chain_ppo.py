@@ -49,7 +49,7 @@ class ChainPPOArgs(OnlineArgs):
     """upper bound of the noise at the start of training, in units of normalised actions"""
     noise_schedule: Literal["constant", "linear", "exponential"] = "linear"
     """schedule of the upper bound of the noise"""
-    noise_decay_steps: Count = 1_500_000
+    noise_decay_steps: Count = 6_000_000
     """environment steps over which the upper bound of the noise decreases"""
     train_encoder: bool = False
     """train the encoder too"""
