@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_flow).*"),
     # What an annotated option type is checked by: its description says it in words.
     (r"py:class", r"torchrl_flow\.options\.names\._\w+"),
-    (r"py:(class|obj)", r"torchrl_flow\..*\.(NetworkT|Options|_Config|Loss)"),  # type variables
+    (r"py:(class|obj)", r"torchrl_flow\..*\.(NetworkT|Options|TrainerT|_Config|Loss)"),  # type variables
     # Protocols of callables, which the arguments' descriptions say in words, keys of losses, and base classes.
     (r"py:class", r"torchrl_flow\..*\.(BeliefModel|RankerModel|Recorder|_AcceptedKeys|CheckedReplayBuffer)"),
     (r"py:class", r"torchrl_flow\.objectives\.flow_loss\.(Averaged(Actor|Critic)|SharedEncoder)"),

@@ -19,7 +19,7 @@ from torchrl_flow.training.steppers import NamedLossStepper
 __all__ = ["ChunkHooks", "SteeredCollector", "with_finite_steps"]
 
 Evaluate = Callable[[], Mapping[str, float]]
-TrainerType = TypeVar("TrainerType", bound=Trainer)
+TrainerT = TypeVar("TrainerT", bound=Trainer)
 
 
 class ChunkHooks:
@@ -120,7 +120,7 @@ class ChunkHooks:
         self.schedule()
 
 
-def with_finite_steps(trainer: TrainerType) -> TrainerType:
+def with_finite_steps(trainer: TrainerT) -> TrainerT:
     """Let a :class:`NamedLossStepper` make the updates of a trainer, which change no weight if a number is not finite.
 
     An update is that of TorchRL: a step of the trainer's optimiser on the sum of all losses, with its ``clip_norm``.
