@@ -84,15 +84,15 @@ def stand_in() -> None:
 def copy_weights(target: nn.Module, source: nn.Module) -> None:
     """Copy the parameters in their order, which is the same in both forms; the shapes must be equal."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
-        slow.data.copy_(fast.data.view_as(slow) if slow.numel() == fast.numel() else fast.data)
+        slow.data.copy_(fast.data)
 
 
 def offline_args(algorithm: Algorithm) -> offline_updates.Args:
     return offline_updates.Args(hidden_sizes=(256, 256, 256) if algorithm == "cql" else (256, 256))
 
 
-def official_offline(corl: Path, algorithm: Algorithm, batch: TensorDict) -> tuple[Update, list[Tensor], Any]:
-    """Return CORL's update for one batch, its trained parameters, and the object that holds the networks."""
+def official_offline(corl: Path, algorithm: Algorithm, batch: TensorDict) -> tuple[Update, list[Tensor]]:
+    """Return CORL's update for one batch, and its trained parameters."""
     args = offline_args(algorithm)
     policy, values, value = offline_updates.networks(args, algorithm)
     sizes = (args.state_dim, args.action_dim)
@@ -133,7 +133,7 @@ def official_offline(corl: Path, algorithm: Algorithm, batch: TensorDict) -> tup
     following: Any = batch["next"]
     done = following["terminated"].float()
     rows = [batch["observation"], batch["action"], following["reward"], following["observation"], done]
-    return lambda: trainer.train(rows), [p for module in modules for p in module.parameters()], trainer
+    return lambda: trainer.train(rows), [p for module in modules for p in module.parameters()]
 
 
 def check_offline(algorithm: Algorithm, ours: Ours, official: Update) -> None:
@@ -280,7 +280,7 @@ def main(args: Args) -> None:
         sizes = offline_args(algorithm)
         batch = offline_updates.make_batch(sizes)
         ours = Ours(sizes, algorithm, batch)
-        official, parameters, _ = official_offline(args.corl, algorithm, batch)  # pyright: ignore[reportArgumentType]
+        official, parameters = official_offline(args.corl, algorithm, batch)  # pyright: ignore[reportArgumentType]
         check_offline(algorithm, ours, official)
         numbers = {"recipe": num_parameters(ours.loss.parameters()), "official": num_parameters(parameters)}
         forms = {"recipe": ours.update, "official": official}

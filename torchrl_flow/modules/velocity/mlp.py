@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -105,20 +105,20 @@ class ShortCutVelocityMLP(EmbeddedVelocity):
 
     def embedded_velocity(self, sample: Tensor, embedding: Tensor) -> Tensor:
         """Return the velocity of points ``[B, H, A]`` or ``[B, N, H, A]`` for embeddings ``[B, width]``."""
-        cond = self.activation(embedding)
-        return self._modulated_velocity(sample, (block.film(cond) for block in self._film_blocks()))
+        return self._modulated_velocity(sample, self._modulations(embedding))
 
     def at_times(self, embedded: Tensor, cond: Tensor) -> Callable[[Tensor, int], Tensor]:
         """Return the velocity at one of K times; of few rows, the modulation of all times is computed at once."""
         # Compiled and exported programs have one form for all numbers of rows.
         if torch.compiler.is_compiling() or embedded.shape[0] * cond.shape[0] > _ROWS_AT_ONCE:
             return super().at_times(embedded, cond)
-        conds = self.activation(embedded.unsqueeze(1) + cond)
-        modulations = [block.film(conds) for block in self._film_blocks()]
+        modulations = list(self._modulations(embedded.unsqueeze(1) + cond))
         return lambda sample, i: self._modulated_velocity(sample, (one[i] for one in modulations))
 
-    def _film_blocks(self) -> Iterable[_FiLMResidualBlock]:
-        return self.blocks  # pyright: ignore[reportReturnType]
+    def _modulations(self, embedding: Tensor) -> Iterator[Tensor]:
+        """Return scale and shift of each block, ``[..., 2 width]``."""
+        cond = self.activation(embedding)
+        return (block.film(cond) for block in self.blocks)  # pyright: ignore[reportCallIssue]
 
     def _modulated_velocity(self, sample: Tensor, modulations: Iterable[Tensor]) -> Tensor:
         hidden = self.linear_in(sample.flatten(-2))
