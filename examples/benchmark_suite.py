@@ -49,18 +49,18 @@ CLONES: dict[str, dict[str, Any]] = {
 """Options of the clones: mixed demonstrations, so that online algorithms can improve the policy."""
 ALGORITHMS: dict[str, tuple[Stage, ...]] = {
     "awsc": (
-        ("aw_shortcut_flow_offline.py", {"tau": 0.02}),
+        ("aw_shortcut_flow_offline.py", {"critic_warmup": 3000, "iterations": 1000, "tau": 0.02}),
         ("awsc_online.py", {"chunks": 80_000, "utd_ratio": 0.25, "actor_every": 1, "tau": 0.02, "beta": 10.0}),
     ),
     "dsrl_ppo": (("dsrl_ppo.py", {"rollout": 25, "iterations": 80, "eval_every": 5}),),
-    "dsrl_sac": (("dsrl_sac_online.py", {}),),
-    "dsrl_na": (("dsrl_sac_online.py", {"na": True}),),
+    "dsrl_sac": (("dsrl_sac_online.py", {"iterations": 50}),),
+    "dsrl_na": (("dsrl_sac_online.py", {"iterations": 50, "na": True}),),
     "reinflow": (("reinflow.py", {"total_env_steps": 600_000}),),
 }
-"""Stages of each algorithm: the script and its options that differ from the defaults. Each stage starts from the one
-before it."""
+"""Stages of each algorithm: the script, its budget and its options that differ from the defaults. Each stage starts
+from the one before it."""
 BUDGETS = ("iterations", "critic_warmup", "chunks", "total_env_steps")
-"""Options that --scale multiplies."""
+"""Options that --scale multiplies. Every stage names its own, because --scale does not know a recipe's defaults."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -56,11 +56,22 @@ def test_every_command_is_one_that_its_recipe_takes(suite):
             assert args.seed == 0
 
 
-def test_budgets_are_scaled_and_the_clone_is_not(suite):
-    whole, part = (suite.plan(suite.Args(algorithms=("reinflow",), scale=scale)) for scale in (1.0, 0.25))
-    assert whole[0][0].command == part[0][0].command
-    steps = [levels[1][0].command[levels[1][0].command.index("--total-env-steps") + 1] for levels in (whole, part)]
-    assert steps == ["600000", "150000"]
+def budgets(suite, run):
+    words = run.command
+    options = {name: "--" + name.replace("_", "-") for name in suite.BUDGETS}
+    return {name: int(words[words.index(option) + 1]) for name, option in options.items() if option in words}
+
+
+def test_budgets_of_every_stage_are_scaled_and_the_clone_is_not(suite):
+    whole, part = (suite.plan(suite.Args(scale=scale)) for scale in (1.0, 0.5))
+    assert [run.command for run in whole[0]] == [run.command for run in part[0]]
+    pairs = [pair for levels in zip(whole[1:], part[1:], strict=True) for pair in zip(*levels, strict=True)]
+    assert len(pairs) == sum(map(len, suite.ALGORITHMS.values()))
+    for run, half in pairs:
+        assert budgets(suite, run), f"{run.name} has no budget"
+        assert {name: value // 2 for name, value in budgets(suite, run).items()} == budgets(suite, half), run.name
+    (steps,) = [budgets(suite, half) for run, half in pairs if run.name == "PickCube-v1-reinflow-0"]
+    assert steps == {"total_env_steps": 300_000}
 
 
 def test_an_unknown_algorithm_is_refused(suite):
