@@ -44,7 +44,7 @@ Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 
 CLONES: dict[str, dict[str, Any]] = {
     PLANAR: {"iterations": 1500, "width": 128, "depth": 2, "pred_horizon": 8, "act_horizon": 4},
-    "maniskill": {"iterations": 5000, "act_horizon": 4, "quality": "mixed"},
+    "maniskill": {"iterations": 5000, "act_horizon": 4, "quality": "mixed", "compare_steps": (4,)},
 }
 """Options of the clones: mixed demonstrations, so that online algorithms can improve the policy."""
 ALGORITHMS: dict[str, tuple[Stage, ...]] = {
@@ -53,13 +53,13 @@ ALGORITHMS: dict[str, tuple[Stage, ...]] = {
         ("awsc_online.py", {"chunks": 80_000, "utd_ratio": 0.25, "actor_every": 1, "tau": 0.02, "beta": 10.0}),
     ),
     "dsrl_ppo": (("dsrl_ppo.py", {"rollout": 25, "iterations": 80, "eval_every": 5}),),
-    "dsrl_sac": (("dsrl_sac_online.py", {"iterations": 50}),),
-    "dsrl_na": (("dsrl_sac_online.py", {"iterations": 50, "na": True}),),
+    "dsrl_sac": (("dsrl_sac_online.py", {"iterations": 50, "warm_up": 3}),),
+    "dsrl_na": (("dsrl_sac_online.py", {"iterations": 50, "warm_up": 3, "na": True}),),
     "reinflow": (("reinflow.py", {"total_env_steps": 600_000}),),
 }
 """Stages of each algorithm: the script, its budget and its options that differ from the defaults. Each stage starts
 from the one before it."""
-BUDGETS = ("iterations", "critic_warmup", "chunks", "total_env_steps")
+BUDGETS = ("iterations", "warm_up", "critic_warmup", "chunks", "total_env_steps")
 """Options that --scale multiplies. Every stage names its own, because --scale does not know a recipe's defaults."""
 
 
