@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_changes_that_no_test_sees_are_told_in_a_table(module):
     left = [
         (path, line, text)
         for line, text, tree in mutate.mutants(path)
-        if mutate.survives(path, line, tree, tests, calls)
+        if mutate.try_change(path, line, tree, tests, calls) == "passed"
     ]
     assert mutate.survivors_table(left).splitlines() == [
         "| place | change | line |",
@@ -145,3 +146,17 @@ def test_every_module_has_tests(folder):
     for path in sorted((ROOT / folder).glob("*.py")):
         if path.stem != "__init__" and any(True for _ in mutate.mutants(path)):
             assert all((ROOT / test).is_file() for test in mutate.tests_of(path)), path
+
+
+def test_a_time_out_is_told_from_a_failure():
+    outcomes = [mutate.forked(action, 1) for action in (lambda: 0, lambda: 1, lambda: time.sleep(30) or 0)]
+    assert outcomes == ["passed", "failed", "timed out"]
+
+
+def test_the_limit_grows_with_the_time_of_the_unchanged_tests(module, monkeypatch):
+    path, tests = module
+    limits = []
+    monkeypatch.setattr(mutate, "forked", lambda action, limit_s: limits.append(limit_s) or "passed")
+    calls = mutate.Calls({}, {"test_add": 100.0, "test_scale": 50.0})
+    mutate.try_change(path, 10, ast.parse(MODULE), tests, calls)
+    assert limits == [470.0]
