@@ -51,7 +51,7 @@ class Args(OfflineArgs):
 
     gamma: Fraction = 0.8
     """discount of the return used as condition"""
-    ask: Annotated[float, Range(-4, 10)] = 1.5
+    ask: Annotated[float, Range(-4, 5)] = 1.5
     """return that the policy is conditioned on, in standard deviations above the mean of the data"""
     guidance: NonNegative = 2.0
     """weight of the guidance by the condition; 0: unconditional flow, 1: conditional flow"""
@@ -134,10 +134,12 @@ def main(args: Args) -> None:
     rows, statistics = task.data.transitions, task.statistics()
     returns = returns_to_go(rows["next", "reward"], rows["next", "done"], args.gamma)
     returns = (returns - returns.mean()) / returns.std().clamp(min=1e-6)
-    neutral = {"mean": torch.zeros(1), "std": torch.ones(1)}
+    # The bound on normalised inputs applies to the condition too; UNASKED and every --ask stay within it.
+    neutral = {"mean": torch.zeros(1), "std": torch.full((1,), abs(UNASKED) / args.state_bound)}
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)
     sizes: Any = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
+    sizes["state_bound"] = args.state_bound
     config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))

@@ -113,7 +113,8 @@ def main(args: Args) -> None:
     task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
     )
-    config = StatePolicyConfig(task.state_dim, task.action_dim, "deterministic", args.hidden_sizes, args.layer_norm)
+    sizes, networks = (task.state_dim, task.action_dim), (args.hidden_sizes, args.layer_norm)
+    config = StatePolicyConfig(*sizes, "deterministic", *networks, state_bound=args.state_bound)
     recipe = "td3_bc" if args.alpha else "bc"
     name = f"{recipe}-{task.path.stem}-{args.seed}"
     configs = {"state_policy": config, **task.module_configs}

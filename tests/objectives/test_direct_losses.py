@@ -21,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
 D, A, B = 5, 3, 12
 CLASSES = {"td3_bc": (DirectTD3BCLoss, TD3BCLoss), "iql": (DirectIQLLoss, IQLLoss)}
+KINDS = {"td3_bc": "deterministic", "iql": "gaussian", "normal": "normal"}
+"""The policy of each built loss: TD3+BC, and IQL with a tanh-normal or a normal policy."""
 STATISTICS = {"mean": torch.linspace(-1, 1, D), "std": torch.linspace(0.5, 2, D)}
 
 
@@ -47,7 +49,7 @@ def batch(**extra):
 
 def build(kind, cls, *, norm=False, other=False, **options):
     torch.manual_seed(0)
-    config = StatePolicyConfig(D, A, "deterministic" if kind == "td3_bc" else "gaussian", (16, 16), layer_norm=norm)
+    config = StatePolicyConfig(D, A, KINDS[kind], (16, 16), layer_norm=norm, state_bound=1.5)
     policy, values = make_state_policy(config, STATISTICS), make_state_values(config, STATISTICS)
     if other:
         keys = {"in_keys": ["observation", "action"], "out_keys": ["state_action_value"]}
@@ -76,12 +78,13 @@ def outcome(loss, data):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("form", ["plain", "norm", "other", "smooth", "weighted"])
 @pytest.mark.parametrize(
-    ("kind", "ours", "theirs"), [("td3_bc", DirectTD3BCLoss, TD3BCLoss), ("iql", DirectIQLLoss, IQLLoss)]
+    ("kind", "ours", "theirs"),
+    [("td3_bc", DirectTD3BCLoss, TD3BCLoss), ("iql", DirectIQLLoss, IQLLoss), ("normal", DirectIQLLoss, IQLLoss)],
 )
 def test_values_gradients_and_draws_are_torchrls(kind, ours, theirs, form, reduction):
     options = {"norm": form == "norm", "other": form == "other", "reduction": reduction}
     options |= {"loss_function": "smooth_l1" if form == "smooth" else "l2"}
-    options |= {"scalar_output_mode": "exclude"} if kind == "iql" else {}
+    options |= {} if kind == "td3_bc" else {"scalar_output_mode": "exclude"}
     extra = {"priority_weight": torch.rand(B)} if form == "weighted" else {}
     found, wanted = (outcome(build(kind, cls, **options), batch(**extra)) for cls in (ours, theirs))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -188,8 +191,30 @@ def test_state_networks_normalise_and_keep_to_the_box():
     x = torch.randn(6, 2)
     torch.testing.assert_close(policy.module(x * statistics["std"] + statistics["mean"]), plain.module(x))
     assert policy.module(1e6 * x).abs().max() <= 1
+    bounded = make_state_policy(dataclasses.replace(config, state_bound=2.0), statistics)
+    bounded.load_state_dict(policy.state_dict())
+    inside = (x * statistics["std"]).clamp(-2 * statistics["std"], 2 * statistics["std"]) + statistics["mean"]
+    torch.testing.assert_close(bounded.module(1e6 * x), bounded.module(1e6 * x.sign()))
+    torch.testing.assert_close(bounded.module(inside), policy.module(inside))
     one, two = make_state_values(config, statistics)
     assert not torch.equal(one.module.layers[0].weight, two.module.layers[0].weight)
-    for wrong in ({"kind": "other"}, {"hidden_sizes": (0,)}, {"kind": "gaussian", "act_horizon": -1}):
-        with pytest.raises(ValueError, match=r"kind|sizes"):
+    wrongs = ({"kind": "other"}, {"hidden_sizes": (0,)}, {"kind": "gaussian", "act_horizon": -1}, {"state_bound": 0.0})
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=r"kind|sizes|state_bound"):
             StatePolicyConfig(2, 3, **wrong)
+
+
+@pytest.mark.parametrize("act_horizon", [None, 4])
+def test_the_normal_policy_is_a_normal_around_tanh_with_one_scale_for_all_states(act_horizon):
+    config = StatePolicyConfig(2, 3, "normal", (8,), act_horizon=act_horizon)
+    policy = make_state_policy(config)
+    shape = (3,) if act_horizon is None else (4, 3)
+    head = policy[0].module
+    with torch.no_grad():
+        head.log_scale.copy_(torch.linspace(-1, 0.5, math.prod(shape)).reshape(shape))
+    data, action = TensorDict(observation=torch.randn(6, 2), batch_size=[6]), torch.rand(6, *shape) * 2 - 1
+    loc = policy(data.clone())["action"]  # the mode, by default
+    torch.testing.assert_close(loc, head.net[0](data["observation"]).tanh().reshape(6, *shape))
+    scale = head.log_scale.exp()
+    terms = -0.5 * ((action - loc) / scale) ** 2 - head.log_scale - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(policy.get_dist(data).log_prob(action), terms.flatten(1).sum(1))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, TanhNormal, ValueOperator
 
 from torchrl_flow.modules.config import Config, dense_weights
 from torchrl_flow.modules.observation.normalizer import Normalizer
 
 Weights = Mapping[str, Any]
-PolicyKind = Literal["deterministic", "gaussian"]
+PolicyKind = Literal["deterministic", "gaussian", "normal"]
 
 __all__ = ["PolicyKind", "StatePolicyConfig", "make_observation_value", "make_state_policy", "make_state_values"]
 
@@ -35,7 +35,8 @@ class StatePolicyConfig(Config):
     action_dim: int
     """A, size of an action in [-1, 1]."""
     kind: PolicyKind = "deterministic"
-    """Kind of the policy: deterministic, or a normal distribution."""
+    """Kind of the policy: ``deterministic``; ``gaussian``, a tanh-normal distribution; ``normal``, a normal
+    distribution around ``tanh`` of the network, whose standard deviation does not depend on the state."""
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers of policy and values."""
     layer_norm: bool = True
@@ -46,12 +47,16 @@ class StatePolicyConfig(Config):
     """H_a, steps of a chunk ``[*B, H_a, A]``; None if an action is ``[*B, A]``."""
     observation_key: str | tuple[str, ...] = "observation"
     """Entry of the states; a tuple if nested."""
+    state_bound: float | None = None
+    """Bound on the size of normalised states, in standard deviations; None for no bound."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        if self.kind not in ("deterministic", "gaussian"):
-            raise ValueError(f"kind must be 'deterministic' or 'gaussian', got {self.kind!r}.")
+        if self.kind not in (kinds := get_args(PolicyKind)):
+            raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}, got {self.kind!r}.")
+        if self.state_bound is not None and not self.state_bound > 0:
+            raise ValueError(f"state_bound must be above 0 or None, got {self.state_bound}.")
         if min(self.state_dim, self.action_dim, self.obs_horizon or 1, self.act_horizon or 1, *self.hidden_sizes) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}.")
 
@@ -71,8 +76,8 @@ class StatePolicyConfig(Config):
 
 def _normalizer(config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None) -> Normalizer:
     if statistics is None:
-        return Normalizer(config.state_dim)
-    return Normalizer.from_statistics(statistics, mode="meanstd", min_scale=1e-3)
+        return Normalizer(config.state_dim, bound=config.state_bound)
+    return Normalizer.from_statistics(statistics, mode="meanstd", min_scale=1e-3, bound=config.state_bound)
 
 
 class _StateMLP(nn.Module):
@@ -168,6 +173,25 @@ class _GaussianHead(nn.Module):
         return loc, log_scale.clamp(self.low, self.high).exp()
 
 
+class _NormalHead(nn.Module):
+    """Location ``tanh(net)`` and a scale that is a parameter, whose logarithm is kept within bounds."""
+
+    def __init__(self, net: _BoundedMLP, shape: tuple[int, ...], low: float = -5.0, high: float = 2.0) -> None:
+        super().__init__()
+        self.net, self.low, self.high = net, low, high
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return self._with_scale(self.net(observation), self.log_scale)
+
+    def with_weights(self, weights: Weights, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`forward` with other parameters, see :meth:`_StateMLP.with_weights`."""
+        return self._with_scale(self.net.with_weights(weights["net"], observation), weights["log_scale"])
+
+    def _with_scale(self, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        return loc, log_scale.clamp(self.low, self.high).exp().expand_as(loc)
+
+
 class _BoundedMLP(nn.Sequential):
     """A multi-layer perceptron followed by a hyperbolic tangent, whose output is reshaped to a chunk if needed."""
 
@@ -183,10 +207,11 @@ class _BoundedMLP(nn.Sequential):
 def make_state_policy(
     config: StatePolicyConfig, statistics: Mapping[str, Tensor] | None = None
 ) -> TensorDictModule | ProbabilisticActor:
-    """Build a policy from ``observation`` ``[*B, D]`` to ``action`` ``[*B, A]`` in [-1, 1].
+    """Build a policy from ``observation`` ``[*B, D]`` to ``action`` ``[*B, A]``, whose mode is in [-1, 1].
 
     Args:
         config: sizes and kind. ``gaussian`` is a tanh-normal distribution whose deterministic action is ``tanh(loc)``.
+            ``normal`` is the policy of IQL: its deterministic action ``loc`` is in [-1, 1], its samples are unbounded.
             With ``act_horizon`` an action is a chunk ``[*B, H_a, A]``, and its log-probability is that of the whole
             chunk.
         statistics: ``mean`` and ``std`` of the states, which are stored in the state dict.
@@ -197,21 +222,24 @@ def make_state_policy(
         >>> policy(TensorDict(observation=torch.zeros(4, 5), batch_size=[4]))["action"].shape
         torch.Size([4, 3])
     """
-    gaussian = config.kind == "gaussian"
-    outputs = 2 * config.action_size if gaussian else config.action_size
+    outputs = 2 * config.action_size if config.kind == "gaussian" else config.action_size
     chunk = None if config.act_horizon is None else (config.act_horizon, config.action_dim)
     net = _StateMLP(config, _normalizer(config, statistics), config.observation_size, outputs)
-    if not gaussian:
-        layers: list[nn.Module] = [net, nn.Tanh()]
-        if chunk is not None:
-            layers.append(nn.Unflatten(-1, chunk))
-        return TensorDictModule(_BoundedMLP(*layers), in_keys=[config.observation_key], out_keys=["action"])
-    return ProbabilisticActor(
-        TensorDictModule(_GaussianHead(net, chunk), in_keys=[config.observation_key], out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=TanhNormal,
+    event_dims = 1 if chunk is None else 2
+    if config.kind == "gaussian":
+        head: nn.Module = _GaussianHead(net, chunk)
         # float32's tanh reaches 1, whose inverse is infinite
-        distribution_kwargs={"low": -1.0, "high": 1.0, "safe_tanh": True, "event_dims": 1 if chunk is None else 2},
+        options: dict[str, Any] = {"low": -1.0, "high": 1.0, "safe_tanh": True, "event_dims": event_dims}
+    else:
+        bounded = _BoundedMLP(net, nn.Tanh(), *([] if chunk is None else [nn.Unflatten(-1, chunk)]))
+        if config.kind == "deterministic":
+            return TensorDictModule(bounded, in_keys=[config.observation_key], out_keys=["action"])
+        head, options = _NormalHead(bounded, chunk or (config.action_dim,)), {"event_dim": event_dims}
+    return ProbabilisticActor(
+        TensorDictModule(head, in_keys=[config.observation_key], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal if config.kind == "gaussian" else IndependentNormal,
+        distribution_kwargs=options,
         default_interaction_type=InteractionType.DETERMINISTIC,
     )
 
