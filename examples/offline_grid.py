@@ -54,8 +54,9 @@ ALSO = {"aw_flow": ("aw_flow_best",)}
 """Further rows of an algorithm: other policies made from the trained networks."""
 Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
-_SHORT: dict[str, Any] = {"iterations": 600, "lr": 1e-3}
-_OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "aw_flow": {"critic_warmup": 200}}
+_SHORT: dict[str, Any] = {"iterations": 1000, "lr": 1e-3}
+_OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "iql": {"temperature": 1.0}}
+_OTHERS["aw_flow"] = {"critic_warmup": 300}
 _OTHERS["cql"] = {"bc_updates": 300, "num_random": 4}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
 PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
@@ -84,7 +85,7 @@ class Args(SweepArgs):
     eval_every: NonNegativeInt = 0
     """updates between evaluations during training, for the plot; 0 for none"""
     preset: Literal["full", "short"] = "full"
-    """budgets: those of the scripts, 20,000 updates, or short ones, 600 updates"""
+    """budgets: those of the scripts, 20,000 updates, or short ones, 1,000 updates"""
     iterations: Count | None = None
     """updates of each run; by default those of --preset"""
     directory: WritableDirectory = "runs/offline_grid"
