@@ -225,7 +225,7 @@ def test_grid_budgets_are_those_of_the_preset_unless_they_are_given():
         for budget in ({}, {"preset": "short"}, {"preset": "short", "iterations": 7})
     ]
     assert "--iterations" not in commands[0]
-    assert "--iterations 600 --lr 0.001 --bc-updates 300" in commands[1]
+    assert "--iterations 1000 --lr 0.001 --bc-updates 300" in commands[1]
     assert "--iterations 7 --lr 0.001 --bc-updates 300" in commands[2]
     assert all("--no-references" in command for command in commands)
 
