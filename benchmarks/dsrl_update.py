@@ -3,8 +3,9 @@
     python benchmarks/dsrl_update.py
     python benchmarks/dsrl_update.py --schedule published --results benchmarks/results.csv
 
-prints, for K = 1 and K = 8 sampling steps, the median time of a gradient step of each in milliseconds, and the median
-ratio of neighbouring measurements with its quartiles; below 1, this library is faster. With the schedule `recipe`, a
+prints, for K = 1 and K = 8 sampling steps, the median time of a gradient step of each in milliseconds, the median ratio
+of neighbouring measurements with its quartiles (below 1, this library is faster), numbers of parameters, and a lower
+bound: the time of the matrix products only, at the rate measured in this process. With the schedule `recipe`, a
 measured step consists of one gradient step of the critic of actions, `distill_steps` of the critics of noise, one of
 policy and temperature (each with its optimiser), and the target update. With the schedule `published`, which public
 forks of the official code use, the critics of noise are trained outside of this loop: after `gradient_steps` steps of
@@ -28,6 +29,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 import tyro
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -42,9 +44,8 @@ from torchrl_flow.modules import (
     make_latent_policy,
 )
 from torchrl_flow.objectives import ActionScorer, ChunkCriticLoss, DistilledSACLoss, NetworkSoftUpdate
-from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import LossGroup, NamedLossStepper
-from torchrl_flow.util.timing import alternate, ratio_of
+from torchrl_flow.util.timing import num_parameters
 
 
 @dataclass
@@ -104,8 +105,8 @@ def make_batch(args: Args) -> TensorDict:
     return TensorDict(data, batch_size=[rows]).to(args.device)
 
 
-def ours(args: Args, flow: FlowActor, batch: TensorDict) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Make the update of critic and policy, and the distillation, of examples/dsrl_sac_online.py --na."""
+def ours(args: Args, flow: FlowActor, batch: TensorDict) -> tuple[Callable[[], None], Callable[[], None], list[Tensor]]:
+    """Make the update and the distillation of examples/dsrl_sac_online.py --na, and return the trained parameters."""
     policy = make_latent_policy(LatentPolicyConfig(latent_bound=1.0, hidden_sizes=args.hidden_sizes), flow)
     config = CriticConfig(num_qs=2, hidden_sizes=args.hidden_sizes, activation="tanh")
     critic = make_critic(config, flow)
@@ -133,7 +134,8 @@ def ours(args: Args, flow: FlowActor, batch: TensorDict) -> tuple[Callable[[], N
         for pairs in loss.distillation_pairs(batch.clone(False), args.distill_steps).unbind(0):
             distil.update(pairs)
 
-    return step, distillation
+    trained = [*td_group.parameters, *distil_group.parameters, *policy_group.parameters]
+    return step, distillation, trained
 
 
 def mlp(sizes: tuple[int, ...], out: int) -> nn.Sequential:
@@ -163,6 +165,11 @@ class Reference:
         self.obs, self.next_obs = batch["observation"].flatten(1), batch["next", "observation"].flatten(1)
         self.action, self.reward = batch["action"].flatten(1), batch["next", "reward"]
         self.alive = (~batch["next", "terminated"]).float()
+
+    def parameters(self) -> list[Tensor]:
+        """Return the trained parameters."""
+        networks = [self.actor, *self.critics, *self.noise_critics]
+        return [*(p for network in networks for p in network.parameters()), self.log_alpha]
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Draw squashed noise and score it."""
@@ -249,18 +256,16 @@ def main(args: Args) -> None:
     for num_steps in args.num_steps:
         flow = make_flow(args, num_steps)
         plain = Reference(args, flow, batch)
-        forms = {
-            "ours": measured(args, *ours(args, flow, batch)),
-            "reference": measured(args, plain.step, plain.distillation),
+        step, distillation, parameters = ours(args, flow, batch)
+        sides = {
+            "ours": Side(measured(args, step, distillation), num_parameters(parameters), args.gradient_steps),
+            "reference": Side(
+                measured(args, plain.step, plain.distillation), num_parameters(plain.parameters()), args.gradient_steps
+            ),
         }
-        times = alternate(forms, rounds=args.rounds, warmup=1, device=args.device)
-        per_step = {name: [value / args.gradient_steps for value in values] for name, values in times.items()}
-        columns = ratio_of(per_step["ours"], per_step["reference"])
         mode = f"K = {num_steps}, {steps}, batch {args.batch_size}"
-        print(mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
-        if args.results is not None:
-            title = {"pair": "dsrl_na update / plain PyTorch", "mode": mode}
-            append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
+        pair = Pair("ours", "reference", "dsrl_na update / plain PyTorch", mode)
+        compare(sides, [pair], rounds=args.rounds, warmup=1, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 import tyro
 from flow_updates import A, D, H, PublishedNetwork, make_actor
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Normal
 
 from torchrl_flow.modules import NoiseNetConfig, NoisyFlowActor, make_noise_net
-from torchrl_flow.reports import append_benchmark
-from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
+from torchrl_flow.util.timing import num_parameters
 
 
 @dataclass
@@ -64,31 +64,26 @@ def plain_log_prob(network: PublishedNetwork, noise: Any, x: Tensor, x_next: Ten
     return Normal(means.clamp(-1, 1), sigmas).log_prob(x_next).flatten(1).sum(-1)
 
 
-def sampling(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def sampling(args: Args, rows: int, steps: int) -> dict[str, Side]:
     data = TensorDict(observation=torch.randn(rows, 1, D, device=args.device), batch_size=[rows])
-    forms: dict[str, Callable[[], Any]] = {}
-    sizes: dict[str, int] = {}
+    sides: dict[str, Side] = {}
 
     def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
         return torch.no_grad()(run)
 
     for name in args.networks:
         actor = make_actor(args, name)  # pyright: ignore[reportArgumentType]
-        forms[name] = no_grad(lambda actor=actor: actor(data, num_steps=steps))
-        sizes[name] = num_parameters(actor.parameters())
+        call = no_grad(lambda actor=actor: actor(data, num_steps=steps))
+        sides[name] = Side(call, num_parameters(actor.parameters()))
     network = PublishedNetwork(A, H, D, width=512, depth=1, embedding=16).to(args.device)
     state = data["observation"].flatten(1)
-    forms["plain"], sizes["plain"] = (
-        no_grad(lambda: plain_sample(network, state, steps)),
-        num_parameters(network.parameters()),
-    )
-    return forms, sizes
+    call = no_grad(lambda: plain_sample(network, state, steps))
+    return {**sides, "plain": Side(call, num_parameters(network.parameters()))}
 
 
-def chain(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def chain(args: Args, rows: int, steps: int) -> dict[str, Side]:
     data = TensorDict(observation=torch.randn(rows, 1, D, device=args.device), batch_size=[rows])
-    forms: dict[str, Callable[[], Any]] = {}
-    sizes: dict[str, int] = {}
+    sides: dict[str, Side] = {}
     noise: Any = None
     batch: Any = None
     for name in args.networks:
@@ -103,7 +98,7 @@ def chain(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any
             noisy.get_dist(batch).log_prob(batch["flow", "x_next"]).sum().backward()
             noisy.zero_grad()
 
-        forms[name], sizes[name] = ours, num_parameters(noisy.parameters())
+        sides[name] = Side(ours, num_parameters(noisy.parameters()))
     network = PublishedNetwork(A, H, D, width=512, depth=1, embedding=16).to(args.device)
     state = data["observation"].flatten(1)
 
@@ -112,31 +107,21 @@ def chain(args: Args, rows: int, steps: int) -> tuple[dict[str, Callable[[], Any
         network.zero_grad()
         noise.zero_grad()
 
-    forms["plain"], sizes["plain"] = plain, num_parameters([*network.parameters(), *noise.parameters()])
-    return forms, sizes
+    return {**sides, "plain": Side(plain, num_parameters([*network.parameters(), *noise.parameters()]))}
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    rate = gemm_rate(args.device)
-    print(f"matrix products of 256: {rate / 1e9:.0f} GFLOP/s")
-    works = [
+    cases = [
         (f"sampling, B {rows}, K {steps}", sampling, rows, steps)
         for rows in args.batch_sizes
         for steps in args.num_steps
     ]
-    works.append(("log-probability of a chain and its gradient, B 256, K 4", chain, 256, 4))
-    for work, make, rows, steps in works:
-        forms, sizes = make(args, rows, steps)
-        floors = {name: 1e3 * count_flops(form) / rate for name, form in forms.items()}
-        times = alternate(forms, rounds=args.rounds, repeats=20 if rows == 1 else 1, device=args.device)
-        for name in args.networks:
-            columns = ratio_of(times[name], times["plain"])
-            mode = f"{sizes[name]} / {sizes['plain']} parameters, floor {floors[name]:.3g} / {floors['plain']:.3g} ms"
-            print(work, name, mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
-            if args.results is not None:
-                title = {"pair": f"{work}, {name} / the published network", "mode": mode}
-                append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
+    cases.append(("log-probability of a chain and its gradient, B 256, K 4", chain, 256, 4))
+    for title, make, rows, steps in cases:
+        pairs = [Pair(name, "plain", f"{title}, {name} / the published network", "") for name in args.networks]
+        sizes: dict[str, Any] = {"rounds": args.rounds, "repeats": 20 if rows == 1 else 1}
+        compare(make(args, rows, steps), pairs, **sizes, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":

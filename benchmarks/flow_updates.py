@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torchrl_flow.modules import FlowActorConfig, QEnsemble, ShortCutVelocityConcatMLP, make_flow_actor
 from torchrl_flow.objectives import AWFlowLoss, DirectSoftUpdate, ShortCutFlowLoss
-from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import gradient_step
-from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
+from torchrl_flow.util.timing import num_parameters
 
 Work = Literal["cloning", "weighted"]
 H, A, H_A, D, MAX_STEPS, GAMMA = 16, 7, 8, 23, 16, 0.99
@@ -108,10 +108,9 @@ def shortcut_errors(network: Callable[..., Tensor], average: Callable[..., Tenso
     return (network(x_t, t, d, s) - target).square().mean((-2, -1))
 
 
-def cloning(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def cloning(args: Args, batch: TensorDict) -> dict[str, Side]:
     """Return the forms of the cloning update."""
-    forms: dict[str, Callable[[], Any]] = {}
-    sizes: dict[str, int] = {}
+    sides: dict[str, Side] = {}
     for name in ("mlp", "concat_mlp", "published"):
         loss = ShortCutFlowLoss(make_actor(args, name))
         ema, optimizer = DirectSoftUpdate(loss, eps=0.999), torch.optim.AdamW(loss.parameters(), 1e-3, fused=True)
@@ -121,7 +120,7 @@ def cloning(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]]
             gradient_step(losses, {"adamw": optimizer}, step=1, batch=batch, max_grad_norm=1.0)
             ema.step()
 
-        forms[name], sizes[name] = ours, num_parameters(loss.parameters())
+        sides[name] = Side(ours, num_parameters(loss.parameters()))
     network = published_network(args)
     average = copy.deepcopy(network)
     adamw = torch.optim.AdamW(network.parameters(), 1e-3)
@@ -135,8 +134,7 @@ def cloning(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]]
         update_average(average, network, 0.999)
         loss.item()
 
-    forms["plain"], sizes["plain"] = plain, num_parameters(network.parameters())
-    return forms, sizes
+    return {**sides, "plain": Side(plain, num_parameters(network.parameters()))}
 
 
 def member(width: int = 256) -> nn.Module:
@@ -146,7 +144,7 @@ def member(width: int = 256) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-def weighted(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+def weighted(args: Args, batch: TensorDict) -> dict[str, Side]:
     """Return the forms of the update of critic and actor."""
     actor = make_actor(args, "mlp")
     loss = AWFlowLoss(actor, QEnsemble.for_actor(actor, num_qs=args.num_qs))
@@ -199,28 +197,19 @@ def weighted(args: Args, batch: TensorDict) -> tuple[dict[str, Callable[[], Any]
         for term in (loss_critic, loss_actor):
             term.item()
 
-    sizes = {"AWFlowLoss": num_parameters(loss.parameters())}
-    sizes["plain"] = num_parameters([*network.parameters(), *critics.parameters()])
-    return {"AWFlowLoss": ours, "plain": plain}, sizes
+    number = num_parameters([*network.parameters(), *critics.parameters()])
+    return {"AWFlowLoss": Side(ours, num_parameters(loss.parameters())), "plain": Side(plain, number)}
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    batch, rate = make_batch(args), gemm_rate(args.device)
-    print(f"matrix products of 256: {rate / 1e9:.0f} GFLOP/s")
+    batch = make_batch(args)
     for work in args.works:
-        forms, sizes = (cloning if work == "cloning" else weighted)(args, batch)
-        floors = {name: 1e3 * count_flops(form) / rate for name, form in forms.items()}
-        times = alternate(forms, rounds=args.rounds, device=args.device)
-        for name in [name for name in forms if name != "plain"]:
-            columns = ratio_of(times[name], times["plain"])
-            mode = f"{args.batch_size} rows, {sizes[name]} / {sizes['plain']} parameters, "
-            mode += f"floor {floors[name]:.1f} / {floors['plain']:.1f} ms"
-            print(work, name, mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
-            if args.results is not None:
-                reference = "the published update" if work == "cloning" else f"a loop of {args.num_qs}"
-                title = {"pair": f"{work} update, {name} / {reference}", "mode": mode}
-                append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
+        sides = (cloning if work == "cloning" else weighted)(args, batch)
+        reference = "the published update" if work == "cloning" else f"a loop of {args.num_qs}"
+        mode, ours = f"{args.batch_size} rows", [name for name in sides if name != "plain"]
+        pairs = [Pair(name, "plain", f"{work} update, {name} / {reference}", mode) for name in ours]
+        compare(sides, pairs, rounds=args.rounds, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":

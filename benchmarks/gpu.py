@@ -28,6 +28,7 @@ import torch
 import tyro
 from flow_updates import Args as FlowArgs
 from flow_updates import make_actor, make_batch
+from pairs import record_pair
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
 from torchrl.envs import EnvBase
@@ -35,8 +36,7 @@ from torchrl.envs import EnvBase
 from torchrl_flow.envs import ManiSkillEnv, PlanarPickPlaceEnv
 from torchrl_flow.modules import QEnsemble
 from torchrl_flow.objectives import AWFlowLoss, ShortCutFlowLoss
-from torchrl_flow.reports import append_benchmark
-from torchrl_flow.util.timing import Form, alternate, gemm_rate, ratio_of
+from torchrl_flow.util.timing import Form, alternate, count_flops, gemm_rate, num_parameters
 
 Part = Literal["latency", "ensembles", "planar", "simulation", "memory", "updates", "graphs"]
 
@@ -152,11 +152,7 @@ class Report:
 
     def pair(self, title: str, mode: str, ours: list[float], reference: list[float]) -> None:
         """Print and store one pair."""
-        columns = ratio_of(ours, reference)
-        print(f"{title}, {mode}:", {key: round(value, 4) for key, value in columns.items()}, flush=True)
-        if self.args.results is not None:
-            threads, device = torch.get_num_threads(), self.args.device
-            append_benchmark(self.args.results, pair=title, mode=mode, device=device, threads=threads, **columns)
+        record_pair(title, mode, ours, reference, device=self.args.device, results=self.args.results)
 
     def has_time(self, what: str) -> bool:
         """Return whether time is left."""
@@ -165,11 +161,12 @@ class Report:
         print(f"{what}: left out, {self.args.minutes} minutes are over", flush=True)
         return False
 
-    def measure(self, what: str, reference: Form, form: Form) -> None:
+    def measure(self, what: str, reference: Form, form: Form, sizes: str = "") -> None:
         """Measure a form and its reference; print an error if it fails."""
         if not self.has_time(what):
             return
         title, mode = what.split(": ")
+        mode += f", {sizes}" * bool(sizes)
         try:
             times = alternate({"reference": reference, "form": form}, rounds=self.args.rounds, device=self.args.device)
         except Exception as error:
@@ -178,17 +175,35 @@ class Report:
         self.pair(title, mode, times["form"], times["reference"])
 
 
+def rates(args: Args) -> dict[str, float]:
+    """Return the rate of matrix products in each precision."""
+    found = {}
+    for kind in PRECISIONS:
+        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        with precision(kind, args.device):
+            found[kind] = gemm_rate(args.device, dtype, rounds=10)
+    return found
+
+
+def sizes_of(loss: Any, eager: Form, rate: float, reference: float) -> str:
+    """Return the numbers of parameters and the lower bounds (only the matrix products) of a form and its reference."""
+    number, flops = num_parameters(loss.parameters()), count_flops(eager)
+    floors = f"{1e3 * flops / rate:.3g} / {1e3 * flops / reference:.3g} ms"
+    return f"{number} / {number} parameters, floor {floors}"
+
+
 def updates(args: Args, report: Report) -> None:
     cuda = args.device.startswith("cuda")
     modes = {name: mode for name, mode in MODES.items() if mode is None or (args.compiled and cuda)}
     kinds = PRECISIONS if cuda else ("float32", "bfloat16")
     forms = [(name, mode, kind) for kind in kinds for name, mode in modes.items()]
-    made = losses(args)
+    made, rate = losses(args), rates(args)
     for name, mode, kind in sorted(forms, key=lambda form: form[1] is not None):  # eager forms need little time
         for title, (loss, batch, names) in made.items():
             eager = update_of(loss, batch, names, None, "float32", args.device)
             form = update_of(loss, batch, names, mode, kind, args.device)
-            report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form)
+            sizes = sizes_of(loss, eager, rate[kind], rate["float32"])
+            report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form, sizes)
         torch.compiler.reset()
 
 
@@ -196,10 +211,12 @@ def graphs(args: Args, report: Report) -> None:
     """Measure each update in one CUDA graph; last of the updates, since a failed recording disturbs later kernels."""
     if not args.device.startswith("cuda"):
         return
+    rate = rates(args)["float32"]
     for title, (loss, batch, names) in losses(args).items():
         eager = update_of(loss, batch, names, None, "float32", args.device)
         form = update_in_one_graph(loss, batch, names, args.device)
-        report.measure(f"{title} update: float32 CudaGraphModule / float32 eager", eager, form)
+        sizes = sizes_of(loss, eager, rate, rate)
+        report.measure(f"{title} update: float32 CudaGraphModule / float32 eager", eager, form, sizes)
 
 
 def latency(args: Args, report: Report) -> None:

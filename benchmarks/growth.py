@@ -20,14 +20,14 @@ import mixed_sampling
 import planar_env
 import torch
 import tyro
+from pairs import record_pair
 from tensordict import TensorDict
 
 from torchrl_flow.data import DemoReplayBuffer, DemoStore, MixedReplayBuffer
 from torchrl_flow.envs import PlanarPickPlaceEnv
 from torchrl_flow.modules import FlowActorConfig, QEnsemble, make_flow_actor
 from torchrl_flow.objectives import ShortCutFlowLoss
-from torchrl_flow.reports import append_benchmark
-from torchrl_flow.util.timing import Form, alternate, ratio_of
+from torchrl_flow.util.timing import Form, alternate
 
 Axis = Literal["replay", "members", "environments", "demonstrations", "images"]
 BATCH, STATE, ACTION = 256, 42, 7
@@ -123,14 +123,7 @@ def main(args: Args) -> None:
             forms = {str(size): make(size, Path(folder)) for size in sizes}
             times = alternate(forms, rounds=args.rounds, repeats=args.repeats)
         for size in sizes:
-            columns = ratio_of(times[str(size)], times[str(sizes[0])])
-            print(
-                f"{title}: {size:>9,}: {columns['ours_ms']:9.3f} ms, {columns['ratio']:7.2f} of {sizes[0]:,}",
-                flush=True,
-            )
-            if args.results is not None:
-                mode = f"{size} / {sizes[0]}"
-                append_benchmark(args.results, pair=title, mode=mode, device="cpu", threads=1, **columns)
+            record_pair(title, f"{size} / {sizes[0]}", times[str(size)], times[str(sizes[0])], results=args.results)
 
 
 if __name__ == "__main__":

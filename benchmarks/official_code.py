@@ -24,7 +24,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,13 +34,13 @@ import reinflow_update
 import torch
 import tyro
 from offline_updates import GAMMA, LR, TAU, Algorithm, Ours, Update
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torchrl_flow.objectives import ReinFlowPPOLoss
-from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import UpdateGuard, gradient_step, guarding
-from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
+from torchrl_flow.util.timing import num_parameters
 
 STAND_INS = ("d4rl", "gym", "pyrallis", "wandb", "einops", "einops.layers", "einops.layers.torch")
 """Packages that the official files import and their updates do not use."""
@@ -253,21 +253,14 @@ def check_velocity(noisy: Any, model: Any, batch: TensorDict) -> None:
 
 
 def report(args: Args, pair: str, mode: str, forms: dict[str, Update], numbers: dict[str, int], repeats: int) -> None:
-    """Time the forms against the one named ``official``, print the ratios and append them to the table."""
-    rate = gemm_rate()
-    calls: dict[str, Callable[[], Any]] = {
-        name: lambda form=form: [form() for _ in range(repeats)] for name, form in forms.items()
-    }
-    floors = {name: 1e3 * count_flops(call) / repeats / rate for name, call in calls.items()}
-    times = alternate(forms, rounds=args.rounds, repeats=repeats)
-    for name in [name for name in forms if name != "official"]:
-        columns = ratio_of(times[name], times["official"])
-        full = f"{mode}, {numbers[name]} / {numbers['official']} parameters"
-        full += f", floor {floors[name]:.2f} / {floors['official']:.2f} ms"
-        title = f"{pair} {name} / official code"
-        print(title, full, {key: round(value, 3) for key, value in columns.items()}, flush=True)
-        if args.results is not None:
-            append_benchmark(args.results, pair=title, mode=full, device="cpu", threads=1, **columns)
+    """Compare the forms with the one named ``official``."""
+
+    def several(form: Update) -> Update:
+        return lambda: [form() for _ in range(repeats)]
+
+    sides = {name: Side(several(form), numbers[name], repeats) for name, form in forms.items()}
+    pairs = [Pair(name, "official", f"{pair} {name} / official code", mode) for name in forms if name != "official"]
+    compare(sides, pairs, rounds=args.rounds, results=args.results)
 
 
 def main(args: Args) -> None:

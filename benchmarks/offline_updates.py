@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import tyro
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Bounded
@@ -30,9 +31,8 @@ from torchrl.objectives import LossModule
 
 from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make_state_policy, make_state_values
 from torchrl_flow.objectives import ConservativeQLoss, DirectIQLLoss, DirectSoftUpdate, DirectTD3BCLoss
-from torchrl_flow.reports import append_benchmark
 from torchrl_flow.training import gradient_step
-from torchrl_flow.util.timing import alternate, count_flops, gemm_rate, num_parameters, ratio_of
+from torchrl_flow.util.timing import num_parameters
 
 Algorithm = Literal["td3_bc", "iql", "cql"]
 Update = Callable[[], Any]
@@ -312,29 +312,28 @@ class _Plain:
         getattr(self, self.algorithm)()
 
 
+def twice(update: Update) -> Update:
+    """Return a function that does two updates."""
+    return lambda: (update(), update())
+
+
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     batch = make_batch(args)
-    rate = gemm_rate(args.device)
-    print(f"matrix products of 256: {rate / 1e9:.0f} GFLOP/s")
     for algorithm in args.algorithms:
         ours, plain = Ours(args, algorithm, batch), _Plain(args, algorithm, batch)
         torch.testing.assert_close(ours.first_loss(), plain.first_loss(), rtol=1e-4, atol=1e-5)
-        forms: dict[str, Update] = {"ours": ours.update, "plain": plain.update}
+        # Two updates in a call: TD3+BC trains its policy in every second one.
+        number = num_parameters(ours.loss.parameters())
+        sides = {"eager": Side(twice(ours.update), number, 2)}
+        sides["plain"] = Side(twice(plain.update), num_parameters(plain.parameters()), 2)
         if args.compiled:
-            forms["ours compiled"] = Ours(args, algorithm, batch, compiled=True).update
-        pair = {name: lambda form=form: (form(), form()) for name, form in forms.items() if "compiled" not in name}
-        floors = [1e3 * count_flops(form) / 2 / rate for form in pair.values()]
-        times = alternate(forms, rounds=args.rounds, repeats=args.repeats, device=args.device)
-        numbers = [num_parameters(form.parameters()) for form in (ours.loss, plain)]
-        for name in [name for name in forms if name != "plain"]:
-            columns = ratio_of(times[name], times["plain"])
-            mode = f"{'compiled' if 'compiled' in name else 'eager'}, {args.batch_size} rows"
-            mode += f", {numbers[0]} / {numbers[1]} parameters, floor {floors[0]:.2f} / {floors[1]:.2f} ms"
-            print(algorithm, mode, {key: round(value, 3) for key, value in columns.items()}, flush=True)
-            if args.results is not None:
-                title = {"pair": f"{algorithm} recipe / CORL's update", "mode": mode}
-                append_benchmark(args.results, **title, device=args.device, threads=args.threads, **columns)
+            compiled = Ours(args, algorithm, batch, compiled=True).update
+            sides["compiled"] = Side(twice(compiled), number, 2, products=sides["eager"].call)
+        title = f"{algorithm} recipe / CORL's update"
+        pairs = [Pair(name, "plain", title, f"{name}, {args.batch_size} rows") for name in sides if name != "plain"]
+        sizes: dict[str, Any] = {"rounds": args.rounds, "repeats": max(1, args.repeats // 2)}
+        compare(sides, pairs, **sizes, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":

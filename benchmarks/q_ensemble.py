@@ -4,25 +4,26 @@
     python benchmarks/q_ensemble.py --device cuda --results benchmarks/results.csv
 
 prints, for a forward pass and for forward and backward, the median time of each form in milliseconds and, for each
-pair, the median ratio of neighbouring measurements with its quartiles; below 1, QEnsemble's form is faster. `vmap` is
-torch.func's vmap over the stacked parameters, as in TorchRL's losses; `modules` is a list of nn.Sequential.
+pair, the median ratio of neighbouring measurements with its quartiles; below 1, QEnsemble's form is faster. Numbers of
+parameters and lower bounds (the matrix products only) are those of both forms. `vmap` is torch.func's vmap over the
+stacked parameters, as in TorchRL's losses; `modules` is a list of nn.Sequential.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
+from pairs import Pair, Side, compare
 from torch import Tensor, nn
 
 from torchrl_flow.modules import EnsembleCompute, ObservationEncoder, QEnsemble
-from torchrl_flow.reports import append_benchmark
+from torchrl_flow.util.timing import Form, num_parameters
 
 
 @dataclass
@@ -109,56 +110,33 @@ def forms(args: Args) -> tuple[dict[str, Callable[[], Tensor]], list[nn.Module]]
     return made, [critic, modules]
 
 
-def measure(
-    made: dict[str, Callable[[], Tensor]], owners: list[nn.Module], args: Args, *, backward: bool
-) -> dict[str, list[float]]:
-    """Return milliseconds per pass, `[form][round]`; the forms alternate."""
-    times: dict[str, list[float]] = {name: [] for name in made}
-    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    for _ in range(args.rounds + 3):
-        for name, run in made.items():
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(args.repeats):
-                with torch.set_grad_enabled(backward):
-                    value = run()
-                if backward:
-                    value.square().mean().backward()
-                    for owner in owners:
-                        owner.zero_grad(set_to_none=True)
-            synchronize()
-            times[name].append(1e3 * (time.perf_counter() - start) / args.repeats)
-    return {name: values[3:] for name, values in times.items()}
-
-
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     made, owners = forms(args)
     expected = made["modules"]()
     for name, run in made.items():
         torch.testing.assert_close(run(), expected, rtol=1e-4, atol=1e-4, msg=f"{name} differs from the modules")
+    numbers = {name: num_parameters(owners[name == "modules"].parameters()) for name in made}
+
+    def call(run: Form, backward: bool) -> Form:
+        def one() -> None:
+            with torch.set_grad_enabled(backward):
+                value = run()
+            if backward:
+                value.square().mean().backward()
+                for owner in owners:
+                    owner.zero_grad(set_to_none=True)
+
+        return one
+
     for backward in (False, True):
         mode = "forward and backward" if backward else "forward"
-        times = measure(made, owners, args, backward=backward)
-        print(mode, {name: round(statistics.median(values), 2) for name, values in times.items()}, "ms")
-        for ours, reference in (("loop", "vmap"), ("batched", "vmap"), ("loop", "modules"), ("batched", "loop")):
-            ratios = [a / b for a, b in zip(times[ours], times[reference])]
-            low, ratio, high = statistics.quantiles(ratios, n=4)
-            print(f"  {ours} / {reference}: {ratio:.2f} ({low:.2f} to {high:.2f})")
-            if args.results is not None:
-                append_benchmark(
-                    args.results,
-                    pair=f"q_ensemble {ours} / {reference}",
-                    mode=mode,
-                    device=args.device,
-                    threads=args.threads,
-                    ours_ms=statistics.median(times[ours]),
-                    reference_ms=statistics.median(times[reference]),
-                    ratio=ratio,
-                    ratio_low=low,
-                    ratio_high=high,
-                )
+        sides = {name: Side(call(run, backward), numbers[name]) for name, run in made.items()}
+        names = (("loop", "vmap"), ("batched", "vmap"), ("loop", "modules"), ("batched", "loop"))
+        pairs = [Pair(ours, reference, f"q_ensemble {ours} / {reference}", mode) for ours, reference in names]
+        sizes: dict[str, Any] = {"rounds": args.rounds, "repeats": args.repeats}
+        compare(sides, pairs, **sizes, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

@@ -8,14 +8,13 @@ the loss. Both use the same networks (those of the published state tasks: veloci
 critic of 256 x 3) and the same batch, and their losses are compared first. `library, mlp` and `library, concat_mlp` are
 the same update with the networks of `make_flow_actor`, in the sizes that the recipes use. For loss and backward pass,
 and for the full update with AdamW, the output has the median milliseconds of each form and the median ratio of
-neighbouring measurements with its quartiles; below 1, the library is faster. With one CPU thread, CPU time is measured,
-which depends less on other programs.
+neighbouring measurements with its quartiles (below 1, the library is faster), numbers of parameters of both sides, and
+the lower bound: the time of the matrix products only, at the rate measured in this process. With one CPU thread, CPU
+time is measured, which depends less on other programs.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import tyro
+from pairs import Pair, Side, compare
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Normal
@@ -39,7 +39,6 @@ from torchrl_flow.modules import (
     make_flow_actor,
     make_noise_net,
 )
-from torchrl_flow.reports import append_benchmark
 from torchrl_flow.util.timing import num_parameters
 
 CLIP, ENTROPY, VALUE = 0.2, 0.01, 0.5
@@ -147,23 +146,6 @@ def make(args: Args, network: str = "published") -> tuple[NoisyFlowActor, StateV
     return noisy, value, loss_module, batch
 
 
-def measure(forms: dict[str, Callable[[], object]], args: Args) -> dict[str, list[float]]:
-    """Return milliseconds per call, `[form][round]`; the forms alternate."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    cpu = args.device == "cpu"
-    clock = time.process_time if cpu and args.threads == 1 else time.perf_counter
-    synchronize = (lambda: None) if cpu else torch.cuda.synchronize
-    for _ in range(args.rounds + 3):
-        for name, run in forms.items():
-            synchronize()
-            start = clock()
-            for _ in range(args.repeats):
-                run()
-            synchronize()
-            times[name].append(1e3 * (clock() - start) / args.repeats)
-    return {name: values[3:] for name, values in times.items()}
-
-
 def library_loss(loss_module: ClipPPOLoss) -> Callable[[TensorDict], Tensor]:
     """Return the sum of the loss's terms."""
 
@@ -213,7 +195,6 @@ def main(args: Args) -> None:
         losses[name] = library_loss(loss_module)
         parameters[name] = [*noisy.parameters(), *value.head.parameters()]
         pairs.append((name, "reference"))
-    print("trained values:", {name: num_parameters(values) for name, values in parameters.items()})
     # One optimiser per form: the reference with the published options, the library with a fused kernel.
     optimizers = {
         name: torch.optim.AdamW(parameters[name], 1e-7, fused=name.startswith("library") or None) for name in losses
@@ -229,27 +210,16 @@ def main(args: Args) -> None:
 
         return run
 
-    for mode, whole in (("loss and backward", False), ("update", True)):
-        times = measure({name: call(name, whole) for name in losses}, args)
-        print(mode, {name: round(statistics.median(values), 2) for name, values in times.items()}, "ms")
-        for ours, theirs in pairs:
-            ratios = [a / b for a, b in zip(times[ours], times[theirs])]
-            low, ratio, high = statistics.quantiles(ratios, n=4)
-            print(f"  {ours} / {theirs}: {ratio:.2f} ({low:.2f} to {high:.2f})")
-            if args.results is not None:
-                append_benchmark(
-                    args.results,
-                    pair=f"reinflow_update {ours} / {theirs}",
-                    mode=mode,
-                    device=args.device,
-                    threads=args.threads,
-                    ours_ms=statistics.median(times[ours]),
-                    reference_ms=statistics.median(times[theirs]),
-                    ratio=ratio,
-                    ratio_low=low,
-                    ratio_high=high,
-                )
+    numbers = {name: num_parameters(values) for name, values in parameters.items()}
+    size = f"B {args.batch_size} H {args.pred_horizon} A {args.action_dim} D {args.state_dim} K {args.num_steps}"
+    for work, whole in (("loss and backward", False), ("update", True)):
+        sides = {name: Side(call(name, whole), numbers[name]) for name in losses}
+        for name, side in sides.items():
+            side.products = sides[name.removesuffix(" compiled")].call
+        titles = [Pair(*pair, "reinflow_update {} / {}".format(*pair), f"{work}, {size}") for pair in pairs]
+        measured: dict[str, Any] = {"rounds": args.rounds, "repeats": args.repeats}
+        compare(sides, titles, **measured, device=args.device, results=args.results)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

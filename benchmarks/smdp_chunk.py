@@ -9,18 +9,18 @@ ratio of neighbouring measurements with its quartiles: compared with a loop over
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import tyro
+from pairs import record_pair
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_flow.envs.transforms import SMDPChunk
+from torchrl_flow.util.timing import Form, alternate
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Args:
     """Number of CPU threads."""
     device: str = "cpu"
     """Device of the env."""
+    results: Path | None = None
+    """A CSV file to append the pairs to."""
 
 
 class EmptyEnv(EnvBase):
@@ -78,23 +80,8 @@ def loop(env: EnvBase, reset: TensorDictBase, actions: tuple[torch.Tensor, ...])
         reset = env.step_mdp(env.step(reset.copy().set("action", action)))
 
 
-def measure(functions: list[Callable[[], object]], args: Args) -> list[list[float]]:
-    """Return milliseconds per call, `[function][round]`; the functions alternate."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(args.rounds + 1):
-        for function, row in zip(functions, times):
-            start = time.perf_counter()
-            for _ in range(args.repeats):
-                function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            row.append(1e3 * (time.perf_counter() - start) / args.repeats)
-    return [row[1:] for row in times]  # the first round warms up
-
-
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    print("pair,device,threads,ours_ms,reference_ms,ratio,ratio_low,ratio_high")
     for size in args.batch_sizes:
         shape = (size,) if size else ()
         bare = EmptyEnv(shape, args.device)
@@ -102,23 +89,16 @@ def main(args: Args) -> None:
         chunked = TransformedEnv(EmptyEnv(shape, args.device), SMDPChunk(args.act_horizon))
         first, reset = chunked.rand_action(chunked.reset()), bare.reset()
         actions = first["action"].unbind(len(shape))
-        ours, *references = measure(
-            [
-                lambda first=first, env=chunked: env.step(first.copy()),
-                lambda reset=reset, env=bare, actions=actions: loop(env, reset, actions),
-                lambda reset=reset, env=plain, actions=actions: loop(env, reset, actions),
-            ],
-            args,
-        )
-        for name, reference in zip(("bare env", "TransformedEnv"), references):
-            ratios = [a / b for a, b in zip(ours, reference)]
-            low, ratio, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"SMDPChunk / loop over {name} (batch {size or 'none'}),{args.device},{args.threads},"
-                f"{statistics.median(ours):.3f},{statistics.median(reference):.3f},"
-                f"{ratio:.2f},{low:.2f},{high:.2f}"
-            )
+        forms: dict[str, Form] = {
+            "SMDPChunk": lambda first=first, env=chunked: env.step(first.copy()),
+            "bare env": lambda reset=reset, env=bare, actions=actions: loop(env, reset, actions),
+            "TransformedEnv": lambda reset=reset, env=plain, actions=actions: loop(env, reset, actions),
+        }
+        times = alternate(forms, rounds=args.rounds, repeats=args.repeats, warmup=1, device=args.device)
+        for name in ("bare env", "TransformedEnv"):
+            title, mode = f"SMDPChunk / loop over {name}", f"batch {size or 'none'}"
+            record_pair(title, mode, times["SMDPChunk"], times[name], device=args.device, results=args.results)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

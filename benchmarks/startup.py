@@ -18,9 +18,7 @@ import sys
 from pathlib import Path
 
 import tyro
-
-from torchrl_flow.reports import append_benchmark
-from torchrl_flow.util.timing import ratio_of
+from pairs import record_pair
 
 REFERENCE = "import torchrl"
 COMMANDS = {
@@ -61,11 +59,8 @@ def main(args: Args) -> None:
         for name, arguments in COMMANDS.items():
             times[name].append(process_time(arguments))
     for name in [name for name in COMMANDS if name != REFERENCE]:
-        columns = ratio_of(times[name][1:], times[REFERENCE][1:])
-        print(name, {key: round(value, 3) for key, value in columns.items()})
-        if args.results is not None:
-            title = {"pair": f"{name} / {REFERENCE}", "mode": "CPU time of a process"}
-            append_benchmark(args.results, **title, device="cpu", threads=1, **columns)
+        title, mode = f"{name} / {REFERENCE}", "CPU time of a process"
+        record_pair(title, mode, times[name][1:], times[REFERENCE][1:], threads=1, results=args.results)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def make_stepper(args: Args, loss: AWFlowLoss) -> NamedLossStepper:
         LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
         LossGroup("loss_actor", actor, method="actor_loss", **options),
     ]
-    return NamedLossStepper(loss, groups)
+    return NamedLossStepper(loss, groups, compute=args.compute(loss))
 
 
 def acting_policy(args: Args, loss: AWFlowLoss, *, best_of: int | None = None) -> SingleStepActor:

@@ -98,7 +98,8 @@ def main(args: Args) -> EvaluationResult:
         keep_best="eval/success_once",
     ) as run:
         loss_module = make_aw_flow_loss(actor, critic_config, preset=args.preset, **args.loss_options())
-        stepper = make_aw_flow_stepper(loss_module, critic_warmup=args.critic_warmup, **args.stepper_options())
+        updates: dict[str, Any] = {"critic_warmup": args.critic_warmup, "compute": args.compute(loss_module)}
+        stepper = make_aw_flow_stepper(loss_module, **args.stepper_options(), **updates)
         warm_start(loss_module, checkpoint)
         train(args, run, data, loss_module, stepper, env)
         policy = loss_module.ema_actor()

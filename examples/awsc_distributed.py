@@ -42,6 +42,10 @@ class Args(OnlineAdvantageWeightArgs):
             return
         if self.batch_size % self.learners:
             raise SystemExit(f"--batch-size {self.batch_size} must be a multiple of --learners {self.learners}.")
+        if self.compile:
+            raise SystemExit(
+                f"--compile needs --learners 1, got {self.learners}: several learners call the loss eagerly."
+            )
         if self.device != "cpu" or self.skip_updates or (self.ray_address or "").startswith("ray://"):
             raise SystemExit(
                 f"--learners {self.learners} needs --device cpu, --skip-updates 0 and no ray:// in --ray-address, got "

@@ -22,7 +22,7 @@ from torchrl_flow.envs import CollectorEnvs, task_info
 from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import CriticConfig, FlowActor
 from torchrl_flow.objectives import AWFlowLoss
-from torchrl_flow.options import Count, OnlineAdvantageWeightArgs, parse_options, refusals_in_one_line
+from torchrl_flow.options import CollectorArgs, OnlineAdvantageWeightArgs, parse_options, refusals_in_one_line
 from torchrl_flow.policies import (
     aw_flow_modules,
     collecting_policy,
@@ -52,12 +52,8 @@ PLANAR_ENVS = 64
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OnlineAdvantageWeightArgs):
+class Args(OnlineAdvantageWeightArgs, CollectorArgs):
     """Options of the recipe."""
-
-    collectors: Count = 1
-    """processes that collect, with --num-envs environments each, on the CPU; 1 collects in this process. With more,
-    --resume starts new episodes, so a resumed run is not bit-identical to an uninterrupted one"""
 
 
 @dataclasses.dataclass
@@ -123,7 +119,8 @@ def make_learner(args: OnlineAdvantageWeightArgs, stage: Stage) -> tuple[AWFlowL
     """Build loss and updates, with the weights of the policy that the stage starts from."""
     options = {**args.loss_options(), "filter_policy_data": args.filter_policy_data}
     loss_module = make_aw_flow_loss(stage.actor, stage.critic, preset=args.preset, **options)
-    stepper = make_aw_flow_stepper(loss_module, **args.stepper_options(), **args.update_options())
+    updates: dict[str, Any] = {**args.update_options(), "compute": args.compute(loss_module)}
+    stepper = make_aw_flow_stepper(loss_module, **args.stepper_options(), **updates)
     warm_start(loss_module, stage.checkpoint, critic=args.load_critic)
     return loss_module, stepper
 
@@ -179,7 +176,8 @@ def conclude(args: OnlineAdvantageWeightArgs, run: Run, stage: Stage, loss_modul
 def main(args: Args) -> EvaluationResult:
     """Load policy, critic and demonstrations, train, evaluate, and write the report."""
     args.prepare()
-    stage = start_stage(args, processes=args.collectors, collectors=args.collectors)
+    collecting: dict[str, Any] = {"collectors": args.collectors, "collector_sync": args.collector_sync}
+    stage = start_stage(args, processes=args.collectors, **collecting)
     with args.open_run(**stage.run_options(args.seed), keep_best="eval/success_once") as run:
         loss_module, stepper = make_learner(args, stage)
         rollouts = make_chunk_rollouts(args, stage, loss_module)

@@ -75,6 +75,7 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
+        super().check()
         if self.episodes >= TRAINING_SEED:
             raise SystemExit(f"--episodes must be below {TRAINING_SEED}, got {self.episodes}: give more --rounds.")
 
@@ -87,7 +88,7 @@ class Learner:
         if start is not None:
             actor.load_state_dict(start.state_dict())
         self.loss = ShortCutFlowLoss(actor)
-        self.average = SoftUpdate(self.loss, eps=args.ema)
+        self.compute, self.average = args.compiled(self.loss), SoftUpdate(self.loss, eps=args.ema)
         parameters = self.loss.parameters()
         self.adamw = torch.optim.AdamW(parameters, args.lr, (0.9, 0.99), weight_decay=args.weight_decay, fused=True)
 
@@ -100,7 +101,7 @@ class Learner:
         """Do the gradient step with the given number in its round."""
         self.adamw.param_groups[0]["lr"] = warmup_cosine(args.lr, step, args.iterations)
         batch = data.sample()
-        losses = self.loss(batch)
+        losses = self.compute(batch)
         total, adamw = {"loss_flow": losses["loss_flow"]}, {"adamw": self.adamw}
         norms = gradient_step(total, adamw, step=step, batch=batch, max_grad_norm=1.0)
         self.average.eps = min(args.ema, (1 + step) / (10 + step))

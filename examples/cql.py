@@ -22,7 +22,6 @@ from torchrl_flow.modules import StatePolicyConfig, make_state_policy, make_stat
 from torchrl_flow.objectives import ConservativeQLoss, DirectSoftUpdate
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
-    CompileArgs,
     Count,
     Fraction,
     NonNegative,
@@ -40,7 +39,7 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OfflineArgs, CompileArgs):
+class Args(OfflineArgs):
     """Options of the recipe."""
 
     min_q_weight: NonNegative = 5.0

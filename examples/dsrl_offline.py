@@ -123,17 +123,18 @@ def train(
     scorer = ActionScorer(actor.flow, critic, steer_mode=actor.policy.steer_mode)
     loss = LatentAWMLELoss(actor.policy, scorer, standardize_scores=True, **options)
     adam = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
+    critic_compute, compute = args.compiled(critic_loss), args.compiled(loss)
     modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, "critic": critic}
     modules["target_critic"] = critic_loss.target_critic
     run.track(modules=modules, optimizers={"critic": critic_adam, "adam": adam})
     for step in run.steps(warm_up + args.iterations, save_every=args.save_every):
         batch = data.sample()
         if step <= warm_up:
-            metrics = dict(critic_loss(batch).items())
+            metrics = dict(critic_compute(batch).items())
             trained = {"critic": ("loss_qvalue", critic_adam)}
         else:
             batch = write_features(actor.flow, batch) if actor.flow.encoder.pixel_encoder is not None else batch
-            metrics = dict(loss(batch).items())
+            metrics = dict(compute(batch).items())
             trained = {"latent_policy": ("loss_latent_policy", adam)}
         for name, (term, optimizer) in trained.items():
             metrics |= gradient_step({term: metrics[term]}, {name: optimizer}, step=step, batch=batch)

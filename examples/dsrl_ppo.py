@@ -11,6 +11,7 @@ stopped run bit-identically, and extends it with more --iterations.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,8 @@ from torchrl_flow.training import finished_success, gradient_step, steered_rollo
 @dataclasses.dataclass(kw_only=True)
 class Args(OnlineSteeringArgs):
     """Options of the recipe."""
+
+    on_policy = True
 
     steer_mode: Literal["full", "act_horizon", "tied"] = "full"
     latent_bound: Positive | None = None
@@ -115,7 +118,7 @@ def make_loss(args: Args, policy: LatentGaussianPolicy, value: StateValue) -> tu
 def update(
     args: Args,
     run: Run,
-    loss: ClipPPOLoss,
+    compute: Callable[[TensorDictBase], TensorDictBase],
     optimizers: dict[str, torch.optim.Optimizer],
     rows: TensorDictBase,
 ) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def update(
     for _ in range(args.epochs):
         for index in torch.randperm(len(rows)).split(args.minibatch):
             batch: Any = rows[index.to(rows.device)]
-            out = loss(batch)
+            out = compute(batch)
             losses = {name: out[name] for name in ("loss_objective", "loss_entropy", "loss_critic")}
             run.counters["updates"] = run.counters.get("updates", 0) + 1
             checks: dict[str, Any] = {"step": run.counters["updates"], "batch": batch}
@@ -143,6 +146,7 @@ def train(
     """Run the training loop of the latent policy."""
     policy = actor.policy
     loss, advantage = make_loss(args, policy, value)
+    compute = args.compiled(loss)
     optimizers: dict[str, torch.optim.Optimizer] = {
         "latent_policy": torch.optim.Adam(policy.parameters(), args.lr, fused=True),
         "value": torch.optim.Adam(value.head.parameters(), args.value_lr, fused=True),
@@ -156,7 +160,7 @@ def train(
         # Episodes continue after the end of a rollout: their last value is bootstrapped, not treated as an end.
         with torch.no_grad():
             advantage(data)
-        metrics = update(args, run, loss, optimizers, data.reshape(-1)) | finished_success(data) | rollouts.metrics()
+        metrics = update(args, run, compute, optimizers, data.reshape(-1)) | finished_success(data) | rollouts.metrics()
         metrics |= {"prior_fraction": policy.prior_fraction, "value": data["state_value"].mean()}
         metrics |= run.count_env_steps(data)
         if run.due(args.log_every):

@@ -111,6 +111,8 @@ def train(
     weights = {"num_candidates": args.num_candidates, "beta": args.beta}
     aw_mle = LatentAWMLELoss(policy, LatentScorer(sac), kl_coef=args.kl_coef, standardize_scores=True, **weights)
 
+    td_loss, distillation = args.compiled(td.qvalue_loss), args.compiled(sac.qvalue_loss)
+    policy_loss = args.compiled(aw_mle if args.extraction == "aw_mle" else sac.policy_loss)
     targets = built.target, SoftUpdate(sac, tau=args.tau)
     temperature = [sac.log_alpha] if args.extraction == "sac" else []
     parameters = {
@@ -126,13 +128,13 @@ def train(
     for step in run.steps(ends[-1], save_every=args.save_every):
         batch = buffer.sample()
         if step <= ends[0]:
-            name, (loss, metrics) = "critic", td.qvalue_loss(batch)
+            name, (loss, metrics) = "critic", td_loss(batch)
             losses = {"loss_qvalue": loss}
         elif step <= ends[1]:
-            name, (loss, metrics) = "latent_critics", sac.qvalue_loss(args.distillation_rows(batch))
+            name, (loss, metrics) = "latent_critics", distillation(args.distillation_rows(batch))
             losses = {"loss_qvalue": loss}
         else:
-            name, metrics = "policy", aw_mle(batch) if args.extraction == "aw_mle" else sac.policy_loss(batch)
+            name, metrics = "policy", policy_loss(batch)
             losses = {key: value for key, value in metrics.items() if key in ("loss_latent_policy", *POLICY_LOSSES)}
         gradient_step(losses, {name: adam[name]}, step=step, batch=batch)
         if step <= ends[1]:

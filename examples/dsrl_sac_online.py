@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
@@ -48,7 +47,7 @@ from torchrl_flow.reports import conclude_run
 from torchrl_flow.runs import Run
 from torchrl_flow.training import ReplayState, finished_success, gradient_step, macro_transitions, steered_rollouts
 
-Optimizers = dict[str, torch.optim.Optimizer]
+Metrics = dict[str, Any]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,28 +100,27 @@ class Args(LatentCriticArgs, OnlineSteeringArgs):
 
 def improves(args: Args, number: int) -> bool:
     """Return whether this update of the critics also updates the policy."""
-    every = max(1, round(args.utd)) if args.policy_every is None else args.policy_every
-    return number > args.policy_delay and number % every == 0
+    return number > args.policy_delay and number % (args.policy_every or max(1, round(args.utd))) == 0
 
 
-def update(args: Args, losses: LatentLosses, adam: Optimizers, batch: TensorDictBase, number: int) -> dict[str, Any]:
+def update(args: Args, losses: LatentLosses, compute: Any, adam: Any, batch: TensorDictBase, number: int) -> Metrics:
     """Do one update of the critics and, at some updates, one of policy and temperature."""
 
     def minimise(terms: dict[str, Tensor], name: str) -> None:
         gradient_step(terms, {name: adam[name]}, step=number, batch=batch)
 
-    sac, td = losses.sac, losses.td
-    loss, metrics = sac.qvalue_loss(batch) if td is None else td.qvalue_loss(batch)
-    minimise({"loss_qvalue": loss}, "critics" if td is None else "critic")
+    sac, name = losses.sac, "critics" if losses.td is None else "critic"
+    loss, metrics = compute[name](batch)
+    minimise({"loss_qvalue": loss}, name)
     losses.target.step()
     if isinstance(sac, DistilledSACLoss):
         for pairs in sac.distillation_pairs(args.distillation_rows(batch), args.distill_steps).unbind(0):
-            distillation, details = sac.qvalue_loss(pairs)
+            distillation, details = compute["critics"](pairs)
             minimise({"loss_qvalue": distillation}, "critics")
             within = {key: details[key] for key in ("within_state_correlation",) if key in details}
             metrics |= {"distillation_error": details["td_error"], **within}
     if improves(args, number):
-        terms = dict(sac.policy_loss(batch).items())
+        terms = dict(compute["policy"](batch).items())
         minimise({name: terms[name] for name in ("loss_actor", "loss_alpha")}, "policy")
         metrics |= terms
     return {**metrics, "loss_qvalue": loss}
@@ -138,6 +136,7 @@ def train(
 ) -> None:
     """Run the training loop of the latent policy."""
     rollouts = steered_rollouts(envs[0], actor, args.rollout, seed=args.seed, policy_device=args.device)
+    compute = {name: args.compiled(term) for name, term in losses.terms().items()}
     adam = losses.optimizers(actor_lr=args.actor_lr, critic_lr=args.critic_lr, alpha_lr=args.alpha_lr)
     modules = {"policy": actor.flow, LATENT_POLICY: actor.policy, **losses.modules()}
     run.track(modules=modules, optimizers=adam, state={"rollouts": rollouts, "replay": ReplayState(buffer)})
@@ -146,11 +145,11 @@ def train(
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = rollouts.collect()
         buffer.extend(macro_transitions(data, flow=actor.flow if actor.reads_features else None))
-        metrics: dict[str, Any] = finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
+        metrics: Metrics = finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
         if step > args.warm_up:
             for _ in range(round(args.utd * data.numel())):
                 run.counters["updates"] = run.counters.get("updates", 0) + 1
-                metrics |= update(args, losses, adam, buffer.sample(), run.counters["updates"])
+                metrics |= update(args, losses, compute, adam, buffer.sample(), run.counters["updates"])
             metrics |= {"utd": args.utd}
         if run.due(args.log_every):
             run.log({f"train/{key}": value for key, value in metrics.items()})

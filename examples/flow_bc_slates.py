@@ -94,9 +94,10 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss) -> No
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(args))
     modules = {"policy": loss.actor_network, "ema_policy": loss.ema_actor}
     run.track(modules=modules, optimizers={"adamw": optimizer}, state={"schedule": schedule})
+    compute = args.compiled(loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         batch = as_chunks(task.data.sample())
-        losses = loss(batch)
+        losses = compute(batch)
         due = {"loss_flow": losses["loss_flow"]}
         norms = gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         schedule.step()

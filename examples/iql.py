@@ -22,7 +22,6 @@ from torchrl_flow.modules import StatePolicyConfig, make_observation_value, make
 from torchrl_flow.objectives import DirectIQLLoss, DirectSoftUpdate
 from torchrl_flow.offline import conclude_offline, offline_task
 from torchrl_flow.options import (
-    CompileArgs,
     Fraction,
     NonNegative,
     OfflineArgs,
@@ -39,7 +38,7 @@ from torchrl_flow.training import gradient_step
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(OfflineArgs, CompileArgs):
+class Args(OfflineArgs):
     """Options of the recipe."""
 
     expectile: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.7

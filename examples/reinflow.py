@@ -112,7 +112,7 @@ def make_optimizers(args: Args, noisy: NoisyFlowActor, value: StateValue) -> dic
 
 
 def update(
-    args: Args, loss_module: ReinFlowPPOLoss, optimizers: dict[str, Optimizer], data: TensorDictBase, *, step: int
+    args: Args, loss: ReinFlowPPOLoss, compute: Any, optimizers: dict[str, Optimizer], data: TensorDictBase, step: int
 ) -> dict[str, torch.Tensor]:
     """Do all epochs of minibatches over an iteration's chunks; return the metrics of the last gradient step."""
     metrics: dict[str, torch.Tensor] = {}
@@ -120,8 +120,8 @@ def update(
     for _ in range(args.epochs):
         divergences = []
         for batch in minibatches(data, args.minibatch_size):
-            metrics = dict(loss_module(batch).items())
-            losses = {name: loss for name, loss in metrics.items() if name.startswith("loss_")}
+            metrics = dict(compute(batch).items())
+            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
             checks: dict[str, Any] = {"step": step, "batch": batch, "max_grad_norm": args.max_grad_norm}
             metrics |= gradient_step(losses, optimizers, **checks)
             if "divergence" in metrics:
@@ -129,7 +129,7 @@ def update(
         epochs += 1
         if divergences:
             metrics["divergence"] = torch.stack(divergences).mean()
-            if loss_module.should_stop(metrics["divergence"]):
+            if loss.should_stop(metrics["divergence"]):
                 break
     seconds = torch.tensor(time.perf_counter() - start) / epochs
     return {**metrics, "epochs": torch.tensor(float(epochs)), "epoch_s": seconds}
@@ -141,7 +141,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, 
     ppo: dict[str, Any] = {"loss_critic_type": "l2", "normalize_advantage": True}
     loss_module = ReinFlowPPOLoss(noisy, value, **args.loss_options(), **ppo)
     gae = make_chunk_advantage(value, gamma=args.gamma, lmbda=args.gae_lambda, deactivate_vmap=True)
-    optimizers = make_optimizers(args, noisy, value)
+    compute, optimizers = args.compiled(loss_module), make_optimizers(args, noisy, value)
     env = append_features(env, actor) if keeps_features(args, actor) else env
     rollouts = noisy_rollouts(env, noisy, args.rollout_steps, seed=args.seed, policy_device=args.device)
     modules = {"policy": actor, "noise_net": noisy.noise_net, "value": value}
@@ -153,7 +153,7 @@ def train(args: Args, run: Run, actor: FlowActor, env: EnvBase | CollectorEnvs, 
         loss_module.set_env_steps(env_steps)
         data = rollouts.collect().to(args.device)
         gae(data)
-        metrics: dict[str, Any] = update(args, loss_module, optimizers, data.reshape(-1), step=step)
+        metrics: dict[str, Any] = update(args, loss_module, compute, optimizers, data.reshape(-1), step)
         metrics |= finished_success(data) | run.count_env_steps(data) | rollouts.metrics()
         metrics |= {"sigma_max": loss_module.noise_bound(env_steps), "value": data["state_value"].mean()}
         if run.due(args.log_every):

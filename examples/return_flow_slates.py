@@ -107,7 +107,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, retur
     ema = SoftUpdate(loss, eps=0.995)
     optimizer = torch.optim.AdamW(loss.parameters(), args.lr, weight_decay=1e-4, fused=True)
     run.track(modules={"policy": loss.actor_network, "ema_policy": loss.ema_actor}, optimizers={"adamw": optimizer})
-    rows = task.data.transitions
+    rows, compute = task.data.transitions, args.compiled(loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         index = torch.randint(len(rows), (args.batch_size,), device=returns.device)
         dropped = torch.rand(args.batch_size, 1, device=returns.device) < args.dropout
@@ -115,7 +115,7 @@ def train(args: Args, run: Run, task: OfflineTask, loss: ShortCutFlowLoss, retur
         observation = torch.cat([rows["observation"][index], condition], -1).unsqueeze(-2)
         data = {"observation": observation, "action_chunk": rows["action"][index].unsqueeze(-2)}
         batch = TensorDict(data, [args.batch_size])
-        losses = loss(batch)
+        losses = compute(batch)
         due = {"loss_flow": losses["loss_flow"]}
         norms = gradient_step(due, {"adamw": optimizer}, step=step, batch=batch, max_grad_norm=1.0)
         ema.step()

@@ -120,13 +120,14 @@ def train(args: Args, run: Run, models: SlateModels, buffer: TensorDictReplayBuf
     optimizer = torch.optim.Adam(loss.parameters(), args.lr, fused=True)
     state = {"replay": ReplayState(buffer)}
     run.track(modules={"policy": policy, "loss": loss}, optimizers={"adam": optimizer}, state=state)
+    compute = args.compiled(loss)
     for step in run.steps(args.iterations, save_every=args.save_every):
         data = collect(args, models, policy, step)
         buffer.extend(data.to(args.device))
         metrics: dict[str, Any] = {"return": data["next", "reward"].sum() / args.num_envs, "env_steps": len(buffer)}
         for _ in range(args.updates):
             batch = buffer.sample()
-            losses = loss(batch)
+            losses = compute(batch)
             due = {name: losses[name] for name in ("loss_actor", "loss_qvalue", "loss_alpha")}
             norms = gradient_step(due, {"adam": optimizer}, step=step, batch=batch)
             target.step()

@@ -23,7 +23,6 @@ from torchrl_flow.evaluation import EvaluationResult, evaluate, validation_seeds
 from torchrl_flow.modules import FlowActor, FlowActorConfig, make_flow_actor
 from torchrl_flow.objectives import DirectSoftUpdate, ShortCutFlowLoss
 from torchrl_flow.options import (
-    CompileArgs,
     Count,
     Decay,
     DemonstrationArgs,
@@ -50,7 +49,7 @@ from torchrl_flow.training import gradient_step, warmup_cosine
 
 
 @dataclasses.dataclass(kw_only=True)
-class Args(TrainingArgs, CompileArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
+class Args(TrainingArgs, SimulationArgs, DemonstrationArgs, ImageArgs):
     """Options of the recipe."""
 
     task: TaskName = "PushCube-v1"

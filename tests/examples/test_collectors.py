@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import runpy
@@ -76,10 +77,30 @@ def test_awsc_collects_in_two_processes():
     stage_2 = runpy.run_path(str(ROOT / "examples" / "aw_shortcut_flow_offline.py"))
     options = {"runs": "runs", "results": "r.csv", "eval_episodes": 2, "num_videos": 0, "batch_size": 16}
     stage_2["main"](stage_2["Args"](policy="runs/bc", name="aw", iterations=2, critic_hidden=(16,), **options))
-    run = play("awsc_online", **STAGE_3, name="awsc")
-    # A batch of 2 processes with 4 environments is 8 chunks.
-    assert load_checkpoint(run).step == 3
-    assert load_checkpoint(run).counters["env_steps"] <= 24 * 4
+    # A batch of 2 processes with 4 environments is 8 chunks; that of one process is 4 chunks.
+    for sync, steps in ((True, 3), (False, 6)):
+        run = play("awsc_online", **STAGE_3, name=f"awsc-{sync}", collector_sync=sync)
+        assert load_checkpoint(run).step == steps
+        assert load_checkpoint(run).counters["env_steps"] <= 24 * 4
+
+
+def test_dsrl_sac_collects_asynchronously_and_counts_every_step(tmp_path):
+    run = play("dsrl_sac_online", **{**NA, "iterations": 4}, name="async", collector_sync=False)
+    checkpoint = load_checkpoint(run)
+    # An iteration is the rollout of one process: 4 environments, 2 chunks.
+    rows = checkpoint._read("state", "replay")["rows"]
+    assert rows["action"].shape == (4 * 4 * 2, 4, 3)
+    assert checkpoint.counters["env_steps"] == int(rows["next.steps_to_next_obs"].sum())
+    assert checkpoint._read("state", "rollouts") == {"collected": 4}
+    longer = play("dsrl_sac_online", **{**NA, "iterations": 6}, name="async", collector_sync=False, resume=True)
+    assert load_checkpoint(longer)._read("state", "rollouts") == {"collected": 6}
+
+
+@pytest.mark.parametrize(("script", "options"), [("dsrl_ppo", SIZES), ("reinflow", {"policy": "runs/bc"})])
+def test_recipes_of_ppo_refuse_chunks_of_older_weights(script, options):
+    with pytest.raises(SystemExit, match="--no-collector-sync is for off-policy recipes"):
+        play(script, **options, name="refused", collector_sync=False)
+    assert not Path("runs/refused").exists()
 
 
 def test_a_simulation_on_a_gpu_is_collected_from_in_one_process(monkeypatch):
@@ -95,10 +116,13 @@ def test_a_simulation_on_a_gpu_is_collected_from_in_one_process(monkeypatch):
     assert not Path("runs/refused").exists()
 
 
-def start(folder, *options):
-    command = [sys.executable, str(ROOT / "examples" / "reinflow.py"), "--policy", str(folder / "bc"), *SMALL]
+REINFLOW = [*SMALL, "--total-env-steps", "64000"]
+
+
+def start(folder, *options, script="reinflow", given=REINFLOW):
+    command = [sys.executable, str(ROOT / "examples" / f"{script}.py"), "--policy", str(folder / "bc"), *given]
     command += ["--runs", str(folder / "runs"), "--results", str(folder / "results.csv"), "--name", "a"]
-    command += ["--collectors", "2", "--total-env-steps", "64000", "--save-every", "1", "--eval-every", "0", *options]
+    command += ["--collectors", "2", "--save-every", "1", "--eval-every", "0", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes)
 
@@ -150,3 +174,50 @@ def test_reinflow_is_stopped_named_its_dead_process_and_resumed(tmp_path):
     steps, env_steps = read_metrics(run / "metrics.csv")["train/env_steps"]
     assert list(steps) == list(range(1, step + 3))
     assert all(after > before for before, after in itertools.pairwise(env_steps))
+
+
+def test_asynchronous_collection_is_stopped_named_its_dead_process_and_resumed(tmp_path):
+    write_policy(tmp_path)
+    run = tmp_path / "runs" / "a"
+    sizes = [
+        "--hidden-sizes",
+        "16",
+        "16",
+        "--rollout",
+        "5",
+        "--num-envs",
+        "8",
+        "--eval-episodes",
+        "2",
+        "--warm-up",
+        "1",
+    ]
+    sizes += ["--batch-size", "16", "--policy-delay", "1", "--iterations", "2000", "--no-collector-sync"]
+    begin = functools.partial(start, tmp_path, script="dsrl_sac_online", given=sizes)
+    process = begin()
+    wait_for_step(process, run, 2)
+    pids = collectors_of(process)
+    assert len(pids) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, out
+    assert "Traceback" not in out
+    assert "leaked" not in out  # no semaphore and no shared memory is left behind
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    stopped = load_checkpoint(run)
+
+    process = begin("--resume")
+    wait_for_step(process, run, stopped.step + 2)
+    os.kill(collectors_of(process)[0], signal.SIGKILL)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    *_, last = out.strip().splitlines()
+    assert "collector process 1 of 2 has ended (killed by SIGKILL)" in last
+    assert "Traceback" not in out
+    step = load_checkpoint(run).step
+
+    process = begin("--resume", "--iterations", str(step + 2))
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert "leaked" not in out
+    assert load_checkpoint(run).step == step + 2

@@ -47,6 +47,7 @@ def test_environment_options_are_those_of_make_training_envs():
         "collectors": 2,
         "ray_workers": None,
         "ray_address": None,
+        "collector_sync": True,
         "max_episode_steps": 7,
         "after_success": "continue",
         "gamma": 0.5,
@@ -129,3 +130,35 @@ def test_results_of_a_cuda_graph_are_copied_before_the_next_replay(monkeypatch):
     compute(2.0)
     assert all(torch.equal(value, torch.ones(3)) for value in (first[0], first[1]["loss"], first[2]["loss"]))
     assert given == [{"fallback_random": True, "triton.cudagraphs": True}]
+
+
+def test_asynchronous_collection_is_refused_where_it_has_no_sense():
+    OnlineArgs(collectors=2, collector_sync=False).check()
+    OnlineArgs(ray_workers=1, collector_sync=False).check()
+    with pytest.raises(SystemExit, match="no effect in one process: give --collectors 2 or more"):
+        OnlineArgs(collector_sync=False).check()
+    with pytest.raises(SystemExit, match=r"off-policy recipes: .* chunks drawn by the current policy"):
+        ChainPPOArgs(collectors=2, collector_sync=False).check()
+
+
+def test_a_loss_and_its_methods_are_compiled_at_their_first_call(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, options: compiled.append(function) or function)
+
+    class Loss:
+        def __call__(self, batch):
+            return "loss", batch
+
+        def qvalue_loss(self, batch):
+            return "critic", batch
+
+    loss = Loss()
+    assert TrainingArgs().compute(loss) is None
+    compute = TrainingArgs(compile=True).compute(loss)
+    assert not compiled
+    assert [compute(1), compute(2, "qvalue_loss"), compute(3, "qvalue_loss")] == [
+        ("loss", 1),
+        ("critic", 2),
+        ("critic", 3),
+    ]
+    assert compiled == [loss, loss.qvalue_loss]

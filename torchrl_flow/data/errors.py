@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["DataError", "DataWarning"]
@@ -13,6 +15,26 @@ class DataError(ValueError):
 
 class DataWarning(UserWarning):
     """Warning that some data were not read or may be wrong."""
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn an error of the file system into a :class:`DataError`, ``"<what>: <reason>."``.
+
+    A ``PermissionError`` is raised unchanged: it is no damage, and it names the file.
+
+    Args:
+        what: what failed, such as ``"demos.npz cannot be read"``.
+
+    Raises:
+        DataError: if the block raises an ``OSError`` other than a ``PermissionError``.
+    """
+    try:
+        yield
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise DataError(f"{what}: {error.strerror or error}.") from error
 
 
 def is_lfs_pointer(path: Path) -> bool:

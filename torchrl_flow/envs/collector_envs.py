@@ -23,6 +23,8 @@ class CollectorEnvs:
             dimension.
         on_ray: use Ray processes, which may run on other machines, instead of child processes.
         ray_address: address of a Ray cluster. Defaults to a local Ray instance.
+        wait_for_all: a rollout is that of all processes, which wait while the learner learns. False: it is that of the
+            first process that is ready, for off-policy learners.
 
     Raises:
         ValueError: if a number is below 1.
@@ -39,6 +41,7 @@ class CollectorEnvs:
     num_envs: int | None
     on_ray: bool = False
     ray_address: str | None = None
+    wait_for_all: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torchrl_flow.options.advantage_weights import AdvantageWeightArgs, OnlineAdvantageWeightArgs
     from torchrl_flow.options.chain_ppo import ChainPPOArgs
     from torchrl_flow.options.checks import check_demonstrations, check_images, check_network, check_task
+    from torchrl_flow.options.collection import CollectorArgs
+    from torchrl_flow.options.compilation import CompileArgs
     from torchrl_flow.options.names import (
         DemoPath,
         ExistingFile,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     )
     from torchrl_flow.options.parse import GROUPS, option_group, parse_options
     from torchrl_flow.options.recipe_arguments import (
-        CompileArgs,
         DemonstrationArgs,
         ImageArgs,
         LatentCriticArgs,
@@ -67,6 +68,7 @@ __all__ = [
     "GROUPS",
     "AdvantageWeightArgs",
     "ChainPPOArgs",
+    "CollectorArgs",
     "CompileArgs",
     "Count",
     "Decay",

@@ -107,6 +107,7 @@ class AdvantageWeightArgs(TrainingArgs, SimulationArgs, PolicyOfTaskArgs):
 
     def check(self) -> None:
         """Refuse options without an effect."""
+        super().check()
         if self.baseline == "batch" and (self.advantage == "td" or self.num_baseline_samples != 1):
             raise SystemExit(
                 "--advantage td and --num-baseline-samples have no effect with --baseline batch: leave them out."

@@ -15,6 +15,8 @@ __all__ = ["ChainPPOArgs"]
 class ChainPPOArgs(OnlineArgs):
     """Options of :class:`~torchrl_flow.objectives.ReinFlowPPOLoss`, of the flow's noise and of the advantage."""
 
+    on_policy = True
+
     epochs: Count = 4
     """passes over an iteration's chunks"""
     minibatch_size: Count = 256

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torchrl_flow.envs.names import AfterSuccess
+from torchrl_flow.options.collection import CollectorArgs
+from torchrl_flow.options.compilation import CompileArgs
 from torchrl_flow.options.names import (
     DemoPath,
     ExistingFile,
@@ -17,7 +18,6 @@ from torchrl_flow.options.names import (
     WritableDirectory,
     WritableFile,
 )
-from torchrl_flow.options.run_arguments import RunArgs
 from torchrl_flow.options.types import (
     Count,
     Fraction,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from tensordict import TensorDictBase
 
 __all__ = [
-    "CompileArgs",
     "DemonstrationArgs",
     "ImageArgs",
     "LatentCriticArgs",
@@ -52,8 +51,8 @@ __all__ = [
 
 
 @dataclasses.dataclass(kw_only=True)
-class TrainingArgs(RunArgs):
-    """Intervals of evaluation, logging and saving in iterations of the training loop."""
+class TrainingArgs(CompileArgs):
+    """Compilation of the loss, and intervals of evaluation, logging and saving in iterations of the training loop."""
 
     eval_episodes: Count = 100
     """episodes of the final evaluation, from seed 10000 on"""
@@ -63,49 +62,6 @@ class TrainingArgs(RunArgs):
     """iterations between two lines of metrics"""
     save_every: Count = 500
     """iterations between checkpoints"""
-
-
-@dataclasses.dataclass(kw_only=True)
-class CompileArgs(RunArgs):
-    """Compilation of the loss."""
-
-    compile: bool = False
-    """compile the loss with torch.compile, which takes minutes: for long runs; td3_bc was not faster on a CPU"""
-    cuda_graphs: bool = False
-    """with --compile on a GPU, replay the kernels of the loss and its gradient as CUDA graphs"""
-
-    def check(self) -> None:
-        """Refuse CUDA graphs without compilation or without a GPU."""
-        super().check()
-        self._check_graphs()
-
-    def prepare(self) -> None:
-        """Prepare as every recipe does; then refuse CUDA graphs if the device ``auto`` is a CPU here."""
-        super().prepare()
-        self._check_graphs()
-
-    def _check_graphs(self) -> None:
-        if self.cuda_graphs and (not self.compile or self.device == "cpu"):
-            raise SystemExit("--cuda-graphs needs --compile and a GPU: give --compile --device cuda.")
-
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function that computes the loss, compiled if requested; it draws the same random numbers."""
-        if not self.compile:
-            return function
-        import torch
-
-        options: dict[str, Any] = {"fallback_random": True}
-        if not self.cuda_graphs:
-            return torch.compile(function, options=options)
-        graphed = torch.compile(function, options=options | {"triton.cudagraphs": True})
-        return lambda *args: _copy(graphed(*args))
-
-
-def _copy(out: Any) -> Any:
-    """Copy the results of a CUDA graph, whose memory the next replay overwrites."""
-    if isinstance(out, tuple):
-        return tuple(map(_copy, out))
-    return {key: _copy(value) for key, value in out.items()} if isinstance(out, dict) else out.clone()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -152,12 +108,9 @@ class ImageArgs:
 
 
 @dataclasses.dataclass(kw_only=True)
-class OnlineArgs(TrainingArgs, SimulationArgs):
+class OnlineArgs(TrainingArgs, CollectorArgs, SimulationArgs):
     """Environments for online training, and the discount of their rewards."""
 
-    collectors: Count = 1
-    """processes that collect on the CPU, with --num-envs environments each; 1 collects in this process. With more,
-    --resume starts new episodes, so a resumed run is not bit-identical to an uninterrupted one"""
     ray_workers: Annotated[Count | None, Installed("ray", "sweep")] = None
     """Ray workers that collect instead of --collectors, with --num-envs environments and one CPU each; a worker that
     dies is replaced. --resume starts new episodes"""
@@ -183,7 +136,7 @@ class OnlineArgs(TrainingArgs, SimulationArgs):
     def env_options(self) -> dict[str, Any]:
         """Return the arguments of :func:`~torchrl_flow.policies.make_training_envs` that are given here."""
         names = ("num_envs", "sim_backend", "collectors", "ray_workers", "ray_address", "max_episode_steps")
-        names += ("after_success", "gamma")
+        names += ("collector_sync", "after_success", "gamma")
         return {"episodes": self.eval_episodes, **{name: getattr(self, name) for name in names}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,7 @@ def make_aw_flow_stepper(
     actor_every: int = 1,
     critic_warmup: int = 0,
     utd_ratio: float | None = None,
+    compute: Callable[..., Any] | None = None,
 ) -> NamedLossStepper:
     """Build the update of critic and actor, each with an optimiser and an average.
 
@@ -93,6 +94,7 @@ def make_aw_flow_stepper(
         critic_warmup: updates of the critic before the first update of the actor.
         utd_ratio: updates of the critic per chunk written to the replay buffer; ``None`` if the recipe schedules the
             updates.
+        compute: see :class:`~torchrl_flow.training.NamedLossStepper`; for a compiled loss.
     """
     targets = NetworkSoftUpdate(loss_module, "critic_network", tau=tau)
     averages = NetworkSoftUpdate(loss_module, "actor_network", eps=ema)
@@ -103,7 +105,7 @@ def make_aw_flow_stepper(
         LossGroup("loss_qvalue", critic, method="qvalue_loss", target_updater=targets),
         LossGroup("loss_actor", actor, method="actor_loss", target_updater=averages, **schedule),
     ]
-    return NamedLossStepper(loss_module, groups, utd_ratio=utd_ratio)
+    return NamedLossStepper(loss_module, groups, utd_ratio=utd_ratio, compute=compute)
 
 
 def aw_flow_modules(loss_module: AWFlowLoss) -> dict[str, Any]:

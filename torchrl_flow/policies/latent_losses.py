@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 
@@ -56,6 +58,11 @@ class LatentLosses:
         groups: dict[str, Any] = {"policy": policy, "critics": self.sac.qvalue_network_params.parameters()}
         groups |= {} if self.td is None else {"critic": self.td.critic_parameters()}
         return {name: torch.optim.Adam(group, critic_lr, fused=True) for name, group in groups.items()}
+
+    def terms(self) -> dict[str, Callable[[TensorDictBase], Any]]:
+        """Return the methods of the losses, by the name of the optimiser in :meth:`optimizers` that minimises them."""
+        terms: dict[str, Any] = {"policy": self.sac.policy_loss, "critics": self.sac.qvalue_loss}
+        return terms if self.td is None else {**terms, "critic": self.td.qvalue_loss}
 
 
 def make_latent_losses(

@@ -172,6 +172,7 @@ def make_training_envs(
     collectors: int = 1,
     ray_workers: int | None = None,
     ray_address: str | None = None,
+    collector_sync: bool = True,
     **kwargs: Any,
 ) -> tuple[EnvBase | CollectorEnvs, EnvBase]:
     """Make the training environment (:func:`make_training_env`) and the evaluation environment.
@@ -190,6 +191,7 @@ def make_training_envs(
         collectors: number of collector processes; 1 collects in this process.
         ray_workers: number of Ray workers that collect instead. Defaults to none.
         ray_address: address of the Ray cluster. Defaults to this machine.
+        collector_sync: a rollout is that of all processes or workers; False: of the first one that is ready.
         **kwargs: passed to :func:`checkpoint_env`, such as ``gamma`` and ``max_episode_steps``.
 
     Raises:
@@ -204,7 +206,7 @@ def make_training_envs(
         asked["sim_backend"] = _cpu_backend(task, sim_backend, given)
     found = training_env_options(task, obs_mode=obs_mode, **asked)
     if elsewhere:
-        ray = {"on_ray": ray_workers is not None, "ray_address": ray_address}
+        ray = {"on_ray": ray_workers is not None, "ray_address": ray_address, "wait_for_all": collector_sync}
         envs = _collector_envs(
             checkpoint, ray_workers or collectors, asked, found, after_success=after_success, **kwargs
         )

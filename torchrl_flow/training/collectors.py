@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.collectors import MultiSyncCollector
+from torchrl.collectors import MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import EnvBase
 
 from torchrl_flow.envs import CollectorEnvs
@@ -25,18 +25,38 @@ from torchrl_flow.util.randomness import mix_seeds
 
 __all__ = ["CollectorRollouts", "make_rollouts"]
 
+Collector = MultiSyncCollector | MultiAsyncCollector
+
+
+class _QueueOfAll(MultiAsyncCollector):
+    """Asynchronous collector whose queue has a place for each process.
+
+    TorchRL's has one place. A process that finds the queue full for a second discards its rollout and collects another
+    one, so that steps of the environment would be neither stored nor counted while the learner is busy.
+    """
+
+    @property
+    def _queue_len(self) -> int:
+        return self.num_workers or 1
+
 
 class CollectorRollouts(ProcessRollouts):
     """Rollouts like those of :class:`ChunkRollouts`, collected in several processes with several environments each.
 
-    The processes are those of TorchRL's ``MultiSyncCollector``. Each has environments and a copy of the policy on the
-    CPU, which gets the weights and buffers of ``policy`` (such as the bound of its noise) before every rollout. The
-    processes collect together and wait while this process learns, so that data are as on-policy as in one process.
-    Episodes continue from one rollout to the next. The processes start at the first :meth:`collect`.
+    The processes are those of TorchRL's ``MultiSyncCollector`` or ``MultiAsyncCollector``. Each has environments and a
+    copy of the policy on the CPU. Every :meth:`collect` first sends the weights and buffers of ``policy``, such as the
+    bound of its noise. Episodes continue from one rollout to the next. The processes start at the first
+    :meth:`collect`.
+
+    With ``wait_for_all`` a rollout is that of all processes, which collect together and wait while this process learns:
+    data are as on-policy as in one process, and two uninterrupted runs are bitwise equal. Without it a rollout is that
+    of the first process that is ready, which continues at once while this process learns; the order of the processes
+    differs between runs. Weights that are sent apply at once: the chunks of a rollout come from several versions of one
+    or more updates earlier, and a chunk drawn during the copy from a mixture of two. No finished rollout is discarded,
+    except those that are not collected before :meth:`close`.
 
     The state is only the number of rollouts. A resumed run continues with its weights, optimisers and data, but its
-    processes start new episodes with other seeds: it is not bitwise equal to an uninterrupted run. Two uninterrupted
-    runs are bitwise equal.
+    processes start new episodes with other seeds: it is not bitwise equal to an uninterrupted run.
 
     Args:
         envs: factory of the environments of the processes; see :class:`~torchrl_flow.envs.CollectorEnvs`.
@@ -48,6 +68,7 @@ class CollectorRollouts(ProcessRollouts):
         keep_next: entries below ``"next"`` to keep. Defaults to all.
         prepare: function applied to each transition before it is stored, in this process.
         seed: seed of the first episodes and of the policy copies' draws. Defaults to a random seed.
+        wait_for_all: wait for all processes in each rollout, see above. Defaults to that of ``envs``.
 
     Raises:
         ValueError: if ``num_steps`` is below 1.
@@ -57,17 +78,20 @@ class CollectorRollouts(ProcessRollouts):
 
     def __init__(self, envs: CollectorEnvs, policy: nn.Module, num_steps: int, **options: Any) -> None:
         super().__init__(envs, policy, num_steps, **options)
-        self._collector: MultiSyncCollector | None = None
+        self._collector: Collector | None = None
         self._batches: Iterator[Any] = iter(())
         self._stop: weakref.finalize | None = None
 
     @property
-    def collector(self) -> MultiSyncCollector | None:
+    def collector(self) -> Collector | None:
         """TorchRL's collector; ``None`` before the first :meth:`collect` and after :meth:`close`."""
         return self._collector
 
     def collect(self) -> TensorDictBase:
-        """Return the next transitions ``[processes * N, T]`` (``[processes, T]`` for unbatched environments).
+        """Return the next transitions.
+
+        Their shape is ``[processes * N, T]`` with ``wait_for_all``, otherwise that of one process, ``[N, T]``; N is 1
+        for unbatched environments.
 
         Raises:
             CollectorError: if a process cannot start or has ended. The error names the process.
@@ -80,7 +104,8 @@ class CollectorRollouts(ProcessRollouts):
             data = next(self._batches)
         except Exception as error:
             raise self._ended(collector, error) from error
-        data = data.exclude("collector").flatten(0, -2)
+        data = data.exclude("collector")
+        data = data.unsqueeze(0) if data.ndim == 1 else data.flatten(0, -2)
         data.names = None
         self._require_finite(data)
         self._collected += 1
@@ -92,7 +117,7 @@ class CollectorRollouts(ProcessRollouts):
         if self._stop is not None:
             self._stop()
 
-    def _send_weights(self, collector: MultiSyncCollector) -> None:
+    def _send_weights(self, collector: Collector) -> None:
         """Send the current weights and buffers of the learner's policy to the processes.
 
         TorchRL waits for a confirmation from each process, forever if a process has died; the call therefore runs in a
@@ -116,16 +141,16 @@ class CollectorRollouts(ProcessRollouts):
         if errors:
             raise errors[0]
 
-    def _started(self) -> MultiSyncCollector:
+    def _started(self) -> Collector:
         if self._collector is not None:
             return self._collector
         acting = copy.deepcopy(self.policy).to("cpu").requires_grad_(False)
         threads = torch.get_num_threads()
         try:
-            collector = MultiSyncCollector(
+            collector = (MultiSyncCollector if self.wait_for_all else _QueueOfAll)(
                 [self.envs.make] * self.envs.processes,
                 acting,
-                frames_per_batch=self.chunks,
+                frames_per_batch=self.chunks,  # of all processes, or of each one that does not wait
                 total_frames=-1,
                 policy_device="cpu",
                 env_device="cpu",
@@ -149,7 +174,7 @@ class CollectorRollouts(ProcessRollouts):
         self._collector, self._batches = collector, iter(collector)
         return collector
 
-    def _ended(self, collector: MultiSyncCollector, error: Exception) -> CollectorError:
+    def _ended(self, collector: Collector, error: Exception) -> CollectorError:
         """End the remaining processes, and return the error that names the one that ended."""
         codes = exit_codes(collector.procs)
         self.close()
@@ -187,7 +212,7 @@ def make_rollouts(
         policy_device: device of the policy, if it is not that of the environment; collector processes run it on the
             CPU.
         **options: ``keep``, ``keep_next`` and ``prepare`` of :class:`ChunkRollouts` and :class:`CollectorRollouts`; for
-            Ray workers also ``wait_for_all`` of :class:`RayRollouts`.
+            processes and Ray workers also ``wait_for_all``.
     """
     if isinstance(env, CollectorEnvs):
         return (RayRollouts if env.on_ray else CollectorRollouts)(env, policy, num_steps, seed=seed, **options)
@@ -199,7 +224,7 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _shut_down(collector: MultiSyncCollector) -> None:
+def _shut_down(collector: Collector) -> None:
     threads = torch.get_num_threads()
     collector.shutdown(raise_on_error=False)
     torch.set_num_threads(threads)  # shutdown resets the number of threads

@@ -36,18 +36,20 @@ class ProcessRollouts:
         keep_next: Sequence[NestedKey] | None = None,
         prepare: Callable[[TensorDictBase], TensorDictBase] | None = None,
         seed: int | None = None,
+        wait_for_all: bool | None = None,
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.envs, self.policy, self.num_steps = envs, policy, num_steps
         self._keep, self._keep_next, self._prepare = keep, keep_next, prepare
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self.wait_for_all = envs.wait_for_all if wait_for_all is None else wait_for_all
         self._collected = 0
 
     @property
     def chunks(self) -> int:
-        """Number of chunks in a rollout, over all processes."""
-        return self.envs.processes * self.envs.batch_size.numel() * self.num_steps
+        """Number of chunks in a rollout: of all processes with ``wait_for_all``, otherwise of one process."""
+        return (self.envs.processes if self.wait_for_all else 1) * self.envs.batch_size.numel() * self.num_steps
 
     def metrics(self) -> dict[str, Any]:
         """Return what the processes add to the metrics of a rollout; by default nothing."""

@@ -101,7 +101,7 @@ class RayRollouts(ProcessRollouts):
         num_steps: T, chunks per sub-environment.
 
     Keyword Args:
-        wait_for_all: wait for all workers in each rollout, see above.
+        wait_for_all: wait for all workers in each rollout, see above. Defaults to that of ``envs``.
         keep: root entries to keep; ``None`` for all.
         keep_next: entries below ``"next"`` to keep; ``None`` for all.
         prepare: function applied to each transition before it is stored, in this process.
@@ -114,21 +114,13 @@ class RayRollouts(ProcessRollouts):
         NonFiniteError: in :meth:`collect`, if an environment returns a number that is not finite.
     """
 
-    def __init__(
-        self, envs: CollectorEnvs, policy: nn.Module, num_steps: int, *, wait_for_all: bool = True, **options: Any
-    ) -> None:
+    def __init__(self, envs: CollectorEnvs, policy: nn.Module, num_steps: int, **options: Any) -> None:
         super().__init__(envs, policy, num_steps, **options)
-        self.wait_for_all = wait_for_all
         self._workers: list[_Worker] = []
         self._parts: Any = None
         self._connected = False
         self.replaced = 0
         """Number of replaced workers, including those before a resumption."""
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks in a rollout: of all workers with ``wait_for_all``, otherwise of one worker."""
-        return super().chunks if self.wait_for_all else super().chunks // self.envs.processes
 
     @property
     def places(self) -> list[tuple[str, int] | None]:

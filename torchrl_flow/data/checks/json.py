@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, reading
 
 __all__ = ["MAX_DEPTH", "MAX_JSON_BYTES", "parse_json", "read_json", "read_object"]
 
@@ -27,17 +27,13 @@ def read_json(path: Path) -> Any:
         DataError: if the file is missing, a link, too large, not UTF-8, not JSON or nested too deeply. The error names
             the file.
     """
-    try:
+    with reading(f"{path} cannot be read"):
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is not a regular file: give the file itself, not a link or a device.")
         if found.st_size > MAX_JSON_BYTES:
             raise DataError(f"{path} has {found.st_size} bytes; the limit for JSON is {MAX_JSON_BYTES} bytes.")
         content = path.read_bytes()
-    except PermissionError:  # not damage; the error names the file
-        raise
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_json(content, str(path))
 
 

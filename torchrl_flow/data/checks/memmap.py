@@ -19,7 +19,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_flow.data.checks.json import MAX_DEPTH, read_json
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, reading
 from torchrl_flow.util.files import is_leftover
 from torchrl_flow.util.torchrl_compat import file_name_of
 
@@ -105,13 +105,8 @@ def list_members(folder: Path, root: Path) -> dict[str, os.DirEntry[str]]:
         DataError: if a member is refused or the directory cannot be listed. The error names the member or the
             directory.
     """
-    try:
-        with os.scandir(folder) as entries:
-            members = {entry.name: entry for entry in entries}
-    except PermissionError:  # not damage; the error names the file
-        raise
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror or error}.") from error
+    with reading(f"{folder} cannot be listed"), os.scandir(folder) as entries:
+        members = {entry.name: entry for entry in entries}
     for name, entry in members.items():
         where = (folder / name).relative_to(root).as_posix()
         if entry.is_symlink():

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torchrl_flow.data.checks.memmap import (
     shape_of,
 )
 from torchrl_flow.data.demos.writer import FORMAT, METADATA, VERSION
-from torchrl_flow.data.errors import DataError
+from torchrl_flow.data.errors import DataError, reading
 from torchrl_flow.util.digest import file_digest, json_digest
 from torchrl_flow.util.files import write_json
 from torchrl_flow.util.numbers import first_implausible
@@ -69,7 +69,7 @@ def check_files(root: Path, metadata: Mapping[str, Any], verify: bool | None) ->
     Raises:
         DataError: if the check fails. The error names the store and the reason.
     """
-    with _named(root):
+    with reading(f"{root} cannot be read"):
         _check_files(root, metadata, verify)
 
 
@@ -151,17 +151,6 @@ def _described(entry: Any) -> MemmapEntry | None:
     if shape is None or kind is None or not isinstance(entry.get("sha256"), str):
         return None
     return MemmapEntry(shape, kind)
-
-
-@contextlib.contextmanager
-def _named(root: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that names the store."""
-    try:
-        yield
-    except PermissionError:  # not damage; the error names the file
-        raise
-    except OSError as error:
-        raise DataError(f"{root} cannot be read: {error.strerror or error}.") from error
 
 
 def damaged(root: Path, reason: str) -> DataError:

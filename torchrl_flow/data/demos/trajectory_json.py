@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_flow.data.checks.json import parse_json
-from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer, reading
 from torchrl_flow.util.digest import json_digest
 
 __all__ = ["HOW_TO_MAKE", "as_whole_number", "env_kwargs", "episode_id", "read_trajectory_json", "text_field"]
@@ -21,13 +21,9 @@ def read_trajectory_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if the check fails. The error names the field and its value.
     """
-    try:
+    with reading(f"{path.name} cannot be read"):
         # Read as bytes: JSON is UTF-8 in every locale, and a byte order mark is skipped.
         content = path.read_bytes()
-    except PermissionError:  # not damage; the error names the file
-        raise
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     try:
         info = parse_json(content, path.name)
     except DataError as error:

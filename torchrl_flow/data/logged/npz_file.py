@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_flow.data.checks.archive import check_zip
-from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer
+from torchrl_flow.data.errors import LFS_ADVICE, DataError, is_lfs_pointer, reading
 
 __all__ = ["npz_metadata", "open_npz", "read_member"]
 
@@ -62,14 +62,10 @@ def _require_archive(path: Path) -> None:
         raise DataError(f"{path} is a directory and cannot be read as .npz: give a file.")
     if not path.exists():
         raise DataError(f"{path}: there is no such file: correct the path.")
-    try:
+    with reading(f"{path} cannot be read as .npz"):
         size = path.stat().st_size
         with path.open("rb") as file:
             magic = file.read(6)
-    except PermissionError:  # not damage; the error names the file
-        raise
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}.") from error
     if size == 0:
         raise DataError(f"{path} is empty (0 bytes): copy or download it again.")
     if magic == b"\x93NUMPY":
