@@ -13,7 +13,7 @@ import pytest
 
 from torchrl_flow._lazy import exports
 from torchrl_flow._moved import NAMES
-from torchrl_flow.commands.command_line import ALIASES, COMMANDS, OWN, _source
+from torchrl_flow.commands.command_line import ALIASES, COMMANDS, _source
 from torchrl_flow.commands.options_source import options_alone
 from torchrl_flow.commands.recipes import find_recipes
 from torchrl_flow.options import parse_options
@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/torchrl-flow/torchrl_flow/blob/main/"
 TOP = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "RELEASE.md", "SECURITY.md", "examples/README.md")
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if not {"_build", "generated"} & set(page.parts)]
-PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in [*(ROOT / name for name in TOP), *DOCS]}
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in [*(ROOT / name for name in TOP), *DOCS]
+}
 FENCE = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 PROGRAM = re.compile(r"(?:torchrl-flow|python -m torchrl_flow) (?=[a-z])|python examples/|^(?=\w+\.py )")
@@ -103,7 +105,9 @@ DOTTED = re.compile(rf"(?<![\w./-])(?:torchrl_flow\.)?({'|'.join(PACKAGES)})\.([
 def dotted_names(page: str) -> set[tuple[str, str]]:
     """Names of packages that the prose of a page writes as ``package.name``."""
     codes = CODE.findall(FENCE.sub("", PAGES[page]))
-    return {found for code in codes for found in DOTTED.findall(code) if found[1] not in ("py", "h5", "json", "reshape")}
+    return {
+        found for code in codes for found in DOTTED.findall(code) if found[1] not in ("py", "h5", "json", "reshape")
+    }
 
 
 def earlier_names(page: str) -> set[tuple[str, str]]:
@@ -114,10 +118,14 @@ def earlier_names(page: str) -> set[tuple[str, str]]:
         for names in places.values()
         for name in names.split()
     }
-    return {found for kind, block in FENCE.findall(PAGES[page]) if kind == "python" for found in DOTTED.findall(block)} & moved
+    return {
+        found for kind, block in FENCE.findall(PAGES[page]) if kind == "python" for found in DOTTED.findall(block)
+    } & moved
 
 
-@pytest.mark.parametrize(("page", "package", "name"), [(page, *found) for page in PAGES for found in sorted(dotted_names(page))])
+@pytest.mark.parametrize(
+    ("page", "package", "name"), [(page, *found) for page in PAGES for found in sorted(dotted_names(page))]
+)
 def test_a_name_of_a_package_is_exported_there(page, package, name):
     module = importlib.import_module(f"torchrl_flow.{package}")
     assert name in {*module.__all__, *(path.stem for path in Path(str(module.__file__)).parent.iterdir())}
