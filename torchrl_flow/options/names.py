@@ -58,8 +58,8 @@ class _Task:
         if not self.planar:
             return f"must be the id of a ManiSkill task, such as PickCube-v1{hint}"
         return (
-            f"must be {PLANAR}, the id of a ManiSkill task such as PickCube-v1, or your own function my_package:make_env"
-            f"{hint}"
+            f"must be {PLANAR}, the id of a ManiSkill task such as PickCube-v1, or your own function "
+            f"my_package:make_env{hint}"
         )
 
 

@@ -149,7 +149,7 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
 
     kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
     kwargs.setdefault("render_backend", detect_render_backend() if visuals else "none")
-    with headless(not visuals), _quiet_build(), _known_control_mode(task):
+    with headless(not visuals), _quiet_build(), known_control_mode(task):
         if num_envs > 1 and sim_backend == "physx_cpu":
             threads = torch.get_num_threads() if threads is None else threads
             env = make_batched(task, num_envs, threads, sim_backend=sim_backend, **kwargs)
@@ -163,7 +163,7 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
 
 
 @contextlib.contextmanager
-def _known_control_mode(task: str) -> Iterator[None]:
+def known_control_mode(task: str) -> Iterator[None]:
     """Turn ManiSkill's assertion about an unknown control mode into a ValueError."""
     try:
         yield
