@@ -187,7 +187,9 @@ def fill(page: str, found: list[dict[str, str]]) -> str:
 
     Rows come in the order in which their values are written, which hold underscores for spaces. ``summary`` in place of
     ``results`` asks for one line a stage instead of one a row, ``returns`` and ``brief`` for recipes against tasks.
+    The column ``quality`` is that of the option in the command: mixed, or the default.
     """
+    found = [row | {"quality": "mixed" if "--quality mixed" in row["command"] else "default"} for row in found]
 
     def block(match: re.Match[str]) -> str:
         kind, text = match[1], match[2]

@@ -3,7 +3,7 @@
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/aw_flow_slates.py --data data/diffuse_topdown-medium-300000.npz
-    python examples/aw_flow_slates.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
+    python examples/aw_flow_slates.py --data your_own.npz --gamma 0.99    # no environment needed: see docs/slates.md
 
 The policy is that of `flow_bc_slates.py`, the loss that of the robot recipe `aw_shortcut_flow_offline.py`: the critic
 learns the value of the policy from the logged transitions, and the policy gives higher weight to latents that the

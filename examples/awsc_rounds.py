@@ -71,6 +71,8 @@ class Args(TrainingArgs, SimulationArgs, PolicyArgs):
     """weight decay of AdamW"""
     ema: Decay = 0.999
     """decay of the averaged policy, which plays"""
+    eval_every: NonNegativeInt = 1
+    """1: evaluate on 100 other episodes after each round; 0 for no evaluation in training"""
     save_every: Count = 1000
 
     def check(self) -> None:

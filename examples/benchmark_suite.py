@@ -131,7 +131,7 @@ def main(args: Args) -> None:
     check_options(args)
     unknown = [name for name in args.algorithms if name not in ALGORITHMS]
     if unknown:
-        raise SystemExit(f"--algorithms must be of {', '.join(ALGORITHMS)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"--algorithms must be one or more of {', '.join(ALGORITHMS)}, got {', '.join(unknown)}.")
     levels = plan(args)
     if args.dry_run:
         print("\n".join(run.shell() for level in levels for run in level))

@@ -1,9 +1,9 @@
-"""CQL on logged slates: conservative values of actions outside the data, with the paper's penalty.
+"""CQL on logged transitions: conservative values of actions outside the data, with the paper's penalty.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/cql.py --data data/diffuse_topdown-medium-300000.npz
-    python examples/cql.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
+    python examples/cql.py --data your_own.npz --gamma 0.99    # no environment needed: see docs/slates.md
 
 Takes about ten minutes on one CPU core. The last lines compare the policy's return with random latents, the short-term
 oracle, the policy that logged the data, and the oracle.

@@ -3,7 +3,7 @@
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/flow_bc_slates.py --data data/diffuse_topdown-medium-300000.npz
-    python examples/flow_bc_slates.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
+    python examples/flow_bc_slates.py --data your_own.npz    # no environment needed: see docs/slates.md
 
 The policy is a FlowActor with chunks of one latent; loss and policy are those of the robot recipes. Takes about four
 minutes on one CPU core. The last lines compare its return with random latents, the short-term oracle, the policy that

@@ -1,9 +1,9 @@
-"""IQL on logged slates: expectile values and an advantage-weighted policy, with TorchRL's loss.
+"""IQL on logged transitions: expectile values and an advantage-weighted policy, with TorchRL's loss.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/iql.py --data data/diffuse_topdown-medium-300000.npz
-    python examples/iql.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
+    python examples/iql.py --data your_own.npz --gamma 0.99    # no environment needed: see docs/slates.md
 
 Takes about four minutes on one CPU core. The last lines compare the policy's return with random latents, the
 short-term oracle, the policy that logged the data, and the oracle.

@@ -1,9 +1,9 @@
-"""TD3+BC on logged slates: a deterministic policy with TorchRL's loss; alpha 0 is behaviour cloning.
+"""TD3+BC on logged transitions: a deterministic policy with TorchRL's loss; alpha 0 is behaviour cloning.
 
     python -m torchrl_flow slate-models --env diffuse_topdown
     python -m torchrl_flow collect-slates --env diffuse_topdown --policy medium --steps 300000
     python examples/td3_bc.py --data data/diffuse_topdown-medium-300000.npz
-    python examples/td3_bc.py --data your_own.npz          # five arrays, no environment: see docs/slates.md
+    python examples/td3_bc.py --data your_own.npz --gamma 0.99    # no environment needed: see docs/slates.md
 
 Takes about three minutes on one CPU core. The last lines compare the policy's return with random latents, the
 short-term oracle, the policy that logged the data, and the oracle.

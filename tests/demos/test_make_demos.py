@@ -187,6 +187,7 @@ def test_other_control_modes(tmp_path, control_mode):
         ({"first_seed": -1}, "first_seed"),
         ({"max_attempts": 1}, "max_attempts"),
         ({"image_size": 64}, r"image_size=64 .*obs_mode='state' records none"),
+        ({"control_mode": "foo"}, r"control_mode='foo' is not a control mode of PushCube-v1, which has"),
         ({"task": "PokeCube-v1"}, "PushCube-v1"),
     ],
 )

@@ -216,6 +216,8 @@ def test_task_info_and_dense_rewards(monkeypatch):
         ({"sim_backend": "gpu"}, r"sim_backend='gpu' is neither 'physx_cpu' nor 'physx_cuda'"),
         ({"num_envs": 0}, r"num_envs=0 must be at least 1, or None"),
         ({"num_envs": 2, "obs_mode": "rgb"}, r"num_envs=2 with sim_backend='physx_cpu'.*ParallelEnv"),
+        ({"control_mode": "foo"}, r"control_mode='foo' is not a control mode of PickCube-v1, which has \['pd_joint_"),
+        ({"control_mode": "foo", "num_envs": 2}, r"control_mode='foo' is not a control mode of PickCube-v1, which has"),
         ({"obs_mode": "rgb", "visuals": False}, r"visuals=False leaves nothing to render for obs_mode='rgb'"),
     ],
 )

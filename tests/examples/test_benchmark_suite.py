@@ -75,7 +75,7 @@ def test_budgets_of_every_stage_are_scaled_and_the_clone_is_not(suite):
 
 
 def test_an_unknown_algorithm_is_refused(suite):
-    with pytest.raises(SystemExit, match=r"--algorithms must be of awsc, .*, got sac\."):
+    with pytest.raises(SystemExit, match=r"--algorithms must be one or more of awsc, .*, got sac\."):
         suite.main(suite.Args(algorithms=("sac",)))
 
 

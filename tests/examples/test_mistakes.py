@@ -134,7 +134,7 @@ MISTAKES = [
     # Policies and data.
     ("aw_shortcut_flow_offline", "--policy nowhere", "--policy must name the directory of a run", "got nowhere."),
     ("awsc_online", "--policy runs/empty", "--policy must name", "there is no checkpoint in it", "got runs/empty."),
-    ("dsrl_ppo", "--policy file", "--policy must name", "this file is none or is damaged", "got file."),
+    ("dsrl_ppo", "--policy file", "--policy must name", "this file is not a checkpoint, or is damaged", "got file."),
     ("reinflow", "--policy other.zip", "other.zip", "is not a checkpoint"),
     ("aw_shortcut_flow_offline", "--policy runs/slates", "runs/slates", "a flow policy of action chunks is needed"),
     ("awsc_online", "--policy runs/slates", "runs/slates", "a flow policy of action chunks is needed"),
@@ -158,7 +158,12 @@ MISTAKES = [
     ("flow_bc_slates", "--data data.npz --env difuse_mix", "env must be one of", "'difuse_mix'"),
     ("td3_bc", "--data data.npz --env none --models nowhere", "--models must name a file", "got nowhere."),
     # Tasks.
-    ("shortcut_flow_bc", "--task Planar", "--task must be planar or", "did you mean planar?", "got Planar."),
+    (
+        "shortcut_flow_bc",
+        "--task Planar",
+        "--task must be planar, the id",
+        "your own function my_package:make_env (did you mean planar?), got Planar.",
+    ),
     ("shortcut_flow_bc", "--task PickCube", "did you mean PickCube-v1?", "got PickCube."),
     ("awsc_pipeline", "--task pushcube-v1", "did you mean PushCube-v1?", "got pushcube-v1."),
     ("make-demos", "--task StakCube-v1", "did you mean StackCube-v1?", "got StakCube-v1."),
@@ -203,7 +208,11 @@ MISTAKES = [
     ("reinflow", "--policy runs/bc --num-envs -1", "--num-envs must be at least 0, got -1."),
     ("awsc_pipeline", "--task planar --sim-backend physx_cpu", "--sim-backend physx_cpu applies only to ManiSkill"),
     # Options that contradict each other, or leave nothing to do.
-    ("shortcut_flow_bc", "--task planar --demos runs --quality mixed", "--quality have no effect with --demos runs"),
+    (
+        "shortcut_flow_bc",
+        "--task planar --demos runs --quality mixed",
+        "--quality is only for demonstrations that the recipe makes",
+    ),
     ("aw_shortcut_flow_offline", "--policy runs/bc --baseline batch --advantage td", "--baseline batch"),
     ("awsc_online", "--policy runs/bc --act-best-of 4 --act-noise-scale 0.5", "--act-best-of", "--act-noise-scale"),
     ("awsc_online", "--policy runs/bc --chunks 4 --utd-ratio 0.1", "--utd-ratio 0.1 of --chunks 4 makes no update"),

@@ -191,6 +191,24 @@ def test_a_steered_flow_on_features_of_images(tmp_path):
     compare(SteeredFlowActor(policy.eval(), flow), path.parent)
 
 
+def test_a_wrong_observation_moves_nothing(tmp_path):
+    config = FlowActorConfig(state_dim=5, **SMALL | {"obs_horizon": 1})
+    path = export_policy(save(tmp_path / "checkpoint.torchrl", make_flow(config)), tmp_path / "policy.pt2")
+    policy = ExportedPolicy(path)
+    control, state = RecedingHorizon(policy, noise_scale=0), np.zeros(5)
+    first = control(state)
+    with pytest.raises(ValueError, match=r"^observation must have shape \[5\] at each step, got \[1, 5\]\.$"):
+        control(state[None])
+    with pytest.raises(ValueError, match=r"^observation must be finite, got nan at index \[3\]: check the sensor\.$"):
+        control(np.array([0, 0, 0, np.nan, np.inf]))
+    with pytest.raises(ValueError, match=r"^observation must be finite, got -inf at index \[0, 0, 1\]"):
+        policy.chunk({"observation": np.array([[[0, -np.inf, 0, 0, 0]]])})
+    again = RecedingHorizon(policy, noise_scale=0)
+    assert first.shape == (3,)
+    np.testing.assert_array_equal(control(state), [again(state), again(state)][1])
+    assert control.calls == 1
+
+
 @pytest.mark.parametrize("num_steps", [None, 4])
 def test_a_flow_after_reinflow(num_steps, tmp_path):
     """The chain without its noise: what the noisy policy does where it does not explore."""

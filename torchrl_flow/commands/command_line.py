@@ -100,7 +100,7 @@ def help_text(program: str) -> str:
         lines += [f"  {name:{width}}  {OWN.get(name) or COMMANDS[name].help}" for name in names]
     lines += [
         "",
-        f"`{program} COMMAND --help` tells the options of a command, `{program} run NAME --help` those of a recipe.",
+        f"`{program} COMMAND --help` shows the options of a command, `{program} run NAME --help` those of a recipe.",
         "Completion: `torchrl-flow --tyro-print-completion bash` (or zsh, tcsh) prints a script for your shell.",
     ]
     return "\n".join(lines)

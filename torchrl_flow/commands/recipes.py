@@ -47,7 +47,7 @@ def list_recipes(program: str) -> str:
     width = max(map(len, recipes))
     lines = [f"{name:{width}}  {line}" for name, (_, line) in recipes.items()]
     return "\n".join(
-        [*lines, "", f"Run one with `{program} run NAME [OPTIONS]`; `{program} run NAME --help` tells them."]
+        [*lines, "", f"Run one with `{program} run NAME [OPTIONS]`; `{program} run NAME --help` shows them."]
     )
 
 

@@ -28,6 +28,7 @@ from torchrl_flow.demos.planner import (
 )
 from torchrl_flow.demos.recording import RecordedEpisode
 from torchrl_flow.demos.retiming import Retiming
+from torchrl_flow.envs.maniskill.build import known_control_mode
 from torchrl_flow.envs.maniskill.headless import headless
 from torchrl_flow.envs.maniskill.requirements import require_motion_planner, require_render_backend
 
@@ -134,24 +135,28 @@ def make_planner_env(
 
     Without a render backend, make and reset the environment inside
     :func:`~torchrl_flow.envs.maniskill.headless.headless`.
+
+    Raises:
+        ValueError: if the robot has no such control mode. The error lists those that it has.
     """
     import mani_skill.envs  # noqa: F401  (registers the tasks)
 
     cameras: dict[str, Any] = {}
     if image_size is not None:
         cameras = {"sensor_configs": {"height": image_size, "width": image_size}}
-    return gymnasium.make(
-        task,
-        obs_mode=obs_mode,
-        control_mode=control_mode,
-        reward_mode=reward_mode,
-        sim_backend="physx_cpu",
-        render_mode=None,
-        num_envs=1,
-        max_episode_steps=NO_TIME_LIMIT,
-        render_backend=render_backend,
-        **cameras,
-    )
+    with known_control_mode(task):
+        return gymnasium.make(
+            task,
+            obs_mode=obs_mode,
+            control_mode=control_mode,
+            reward_mode=reward_mode,
+            sim_backend="physx_cpu",
+            render_mode=None,
+            num_envs=1,
+            max_episode_steps=NO_TIME_LIMIT,
+            render_backend=render_backend,
+            **cameras,
+        )
 
 
 def _settings(args: MakeDemosArgs, transform: ActionTransform | None, transform_name: str | None) -> dict[str, Any]:

@@ -78,9 +78,12 @@ def make_chunk_env(
         An env with actions ``[*B, act_horizon, A]`` and observations ``[*B, obs_horizon, ...]``.
 
     Raises:
-        ValueError: if an observation key is missing, or observations or actions are float64. The transforms check the
-            horizons.
+        ValueError: if the env is none or has chunks already, an observation key is missing, or observations or actions
+            are float64. The transforms check the horizons.
     """
+    if not isinstance(base_env, EnvBase) or isinstance(base_env, ChunkEnv):
+        given = "a chunk environment already" if isinstance(base_env, ChunkEnv) else f"a {type(base_env).__name__}"
+        raise ValueError(f"base_env must be an EnvBase with one action per step, got {given}.")
     known = set(base_env.full_observation_spec.keys(True, True))
     missing = [key for key in obs_keys if key not in known]
     if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import LossModule
 
 from torchrl_flow.envs.own import own_identity
 from torchrl_flow.envs.transforms.frames import FrameRecorder, find_recorder
@@ -69,8 +70,8 @@ def evaluate(
         progress: show progress.
 
     Raises:
-        ValueError: if the seeds are empty or repeat, the env lacks a required key, which the error names, or
-            ``noise_scale`` is negative or given for a policy without noise.
+        ValueError: if the seeds are empty or repeat, the policy is a loss, the env lacks a required key, which the
+            error names, or ``noise_scale`` is negative or given for a policy without noise.
         NonFiniteError: if an observation or a return is not finite or above 1e9 in absolute value.
 
     Examples:
@@ -81,8 +82,11 @@ def evaluate(
         >>> result.episodes, bool(result.returns[0] == result.lengths[0])
         (2, True)
     """
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds must be a sequence of whole numbers, got {seeds!r}: give range({seeds}).")
     seeds = [int(seed) for seed in seeds]
     _check_request(policy, seeds, noise_scale)
+    _check_chunks(env, policy)
     recorder = _recorder_for(env, num_videos)
     group_size = env.batch_size.numel()
     own = own_identity(env)
@@ -110,10 +114,29 @@ def evaluate(
 def _check_request(policy: Policy, seeds: Sequence[int], noise_scale: float) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must hold at least one seed and none twice, got {seeds}.")
+    if isinstance(policy, LossModule):
+        raise ValueError(
+            f"policy must map observations to actions, got the loss {type(policy).__name__}: give the network that it "
+            "trains, or the average of a flow loss, loss.ema_actor()."
+        )
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must be at least 0, got {noise_scale}.")
     if noise_scale != 1 and not hasattr(policy, "noise_shape"):
         raise ValueError(f"noise_scale={noise_scale} needs a policy that starts from noise, such as a FlowActor.")
+
+
+def _check_chunks(env: EnvBase, policy: Policy) -> None:
+    """Refuse an environment whose actions are not the chunks of the policy."""
+    chunk = [getattr(policy, name, None) for name in ("act_horizon", "action_dim")]
+    key = getattr(policy, "action_key", None)
+    if None in chunk or key not in env.action_keys:
+        return
+    shape = list(env.full_action_spec[key].shape[env.ndim :])
+    if shape != chunk:
+        raise ValueError(
+            f"the policy executes chunks [act_horizon, action_dim] = {chunk} and the environment takes actions "
+            f"{shape}: make it by make_chunk_env(..., act_horizon={chunk[0]})."
+        )
 
 
 def compare_num_steps(

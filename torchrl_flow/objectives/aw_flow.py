@@ -15,7 +15,6 @@ from torch import Tensor
 from torchrl_flow.functional.advantage import AdvantageNorm, Weighting
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction
-from torchrl_flow.functional.flow import dyadic_step_sizes
 from torchrl_flow.objectives.chunk_td_term import ChunkTDTerm, check_critic_fits
 from torchrl_flow.objectives.flow_loss import AveragedActor, AveragedCritic, EncoderGrad, SharedEncoder
 from torchrl_flow.objectives.held_networks import HeldNetworks
@@ -51,12 +50,11 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
 
     Critic: the mean of ``(Q(s, a) - y)^2``, ``y = R + gamma^k (1 - terminated) min_subset Q_target(s', a')``, with
     ``a'`` from the averaged actor (:class:`~torchrl_flow.objectives.ChunkTDTerm`). R is the return of the chunk and k
-    its number of executed steps. ``truncated`` bootstraps. Where advantages by ``"td"`` need as many chunks of the next
-    state, both have the same ones.
+    its number of executed steps. ``truncated`` bootstraps.
 
-    With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``
-    (A against the whole batch), and the weights have mean 1 over these rows; the critic learns from all rows. With
-    ``extraction="q_gradient"`` it clones demonstrations alone.
+    With ``filter_policy_data`` the actor learns from demonstrations and from rows with ``A > advantage_threshold``, and
+    the weights have mean 1 over these rows; the critic learns from all rows. With ``extraction="q_gradient"`` the actor
+    clones demonstrations only.
 
     Targets: ``SoftUpdate(loss, tau=0.005)`` moves the averaged actor and the target critic at one rate; two
     :class:`~torchrl_flow.objectives.NetworkSoftUpdate` move each at its own. An encoder that actor and critic share
@@ -64,49 +62,49 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
 
     :meth:`forward` computes both losses with one pass through the critic; :meth:`actor_loss` and :meth:`qvalue_loss`
     compute one of them. ``loss.shortcut``, ``loss.weights``, ``loss.q_gradient`` and ``loss.td`` hold the terms;
-    replace a term to set options that are no keywords here.
+    replace a term to set options that are not keywords of this class.
 
     Args:
         actor_network: the :class:`~torchrl_flow.modules.FlowActor`. Its weights are shared, not copied.
-        critic_network: the :class:`~torchrl_flow.modules.QEnsemble`, likewise.
+        critic_network: the :class:`~torchrl_flow.modules.QEnsemble`. Its weights are shared, not copied.
 
     Keyword Args:
-        extraction: ``"weights"`` or ``"q_gradient"``, see above; the latter takes nothing from the options of weights
-            and advantages but ``advantage_reduction``, of the members whose gradient it is.
+        extraction: ``"weights"`` or ``"q_gradient"``, see above. The second one ignores all options of weights and
+            advantages except ``advantage_reduction``, which reduces the members before the gradient is computed.
         anchor: ``"start"`` or ``"average"``, see above.
-        anchor_coeff: weight of the distance to it.
-        clone_coeff: weight of the cloning beside the gradient of Q.
+        anchor_coeff: weight of the distance to the anchor.
+        clone_coeff: weight of the cloning with ``extraction="q_gradient"``.
         beta: inverse temperature of the weights.
         weight_clip: bound on ``exp(beta A)``.
         baseline: ``"policy"`` or ``"batch"``, see above.
-        advantage: ``"td"`` or ``"critic"``, see above; the former needs ``baseline="policy"``.
+        advantage: ``"td"`` or ``"critic"``, see above; ``"td"`` needs ``baseline="policy"``.
         num_baseline_samples: chunks ``a_i`` of a state, each by ``target_num_steps`` Euler steps.
         weighting: ``"exp"``, ``"softmax"`` or ``"binary"``; see :func:`~torchrl_flow.functional.advantage_weights`.
         advantage_norm: ``"none"``, ``"std"`` or ``"mad"``; see :func:`~torchrl_flow.functional.batch_advantage`.
-        filter_policy_data: keep rows that are neither demonstrations nor better than the batch from the actor.
-        advantage_threshold: what "better" is, in units of the advantage after ``advantage_norm``.
+        filter_policy_data: train the actor only on demonstrations and on rows above ``advantage_threshold``.
+        advantage_threshold: smallest advantage of these rows, after ``advantage_norm``.
         gamma: discount of one environment step.
-        num_min_qs: members in the random subset of the reduction ``"min"``, drawn anew for each use.
-        target_reduction: of the target critic's members; see :func:`~torchrl_flow.functional.reduce_ensemble`.
-        advantage_reduction: of the critic's members in the advantage.
-        kappa: of the reduction ``"ucb"``, mean + kappa std: below 0 pessimistic, above 0 optimistic.
-        num_action_samples: N, candidates for ``a'``; the one of the highest mean target value is taken.
-        target_num_steps: K of the candidates.
-        encoder_grad: which of the losses train an encoder that actor and critic share: ``"actor"``, ``"critic"`` or
-            ``"both"``. Encoders of their own are always trained by their own loss.
+        num_min_qs: size of the random subset of members for the reduction ``"min"``; each use draws a new subset.
+        target_reduction: reduction of the target critic's members (:func:`~torchrl_flow.functional.reduce_ensemble`).
+        advantage_reduction: reduction of the critic's members in the advantage.
+        kappa: weight of the standard deviation in the reduction ``"ucb"``, mean + kappa std.
+        num_action_samples: N, candidates for ``a'``; the candidate with the highest mean target value is used.
+        target_num_steps: sampling steps K of the candidates.
+        encoder_grad: the losses that train an encoder which actor and critic share: ``"actor"``, ``"critic"`` or
+            ``"both"``. An encoder that is not shared is trained by the loss of its network.
         consistency_fraction: share of the rows that train self-consistency.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row). The actor's mean is over the rows it keeps.
-            Where rows have importance weights (``priority_weight``), so has the mean of the advantage weights.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (one loss per row). The actor's mean is over the rows that it
+            learns from. The mean of the advantage weights counts importance weights of rows (``priority_weight``).
 
     Output: ``loss_actor``, ``loss_qvalue``, and detached: the ``flow_error`` and ``consistency_error`` of the
-    ShortCutTerm; ``effective_sample_size`` of the weights; ``policy_share`` of the rows, those that are kept;
-    ``skipped_policy_batches``, how many batches so far had none, for which the actor's loss is 0 with a graph;
-    ``advantage_std``, the spread of the values before ``advantage_norm``; and the ChunkTDTerm's metrics. With
-    ``extraction="q_gradient"`` the QGradientTerm's metrics are in the place of those of weights and advantages. Writes
-    each row's largest TD error into the input, as priority for a replay buffer.
+    ShortCutTerm; ``effective_sample_size`` of the weights; ``policy_share``, the share of rows that the actor learns
+    from; ``skipped_policy_batches``, the number of batches so far without such a row (the actor's loss is then 0);
+    ``advantage_std``, the standard deviation of the advantages before ``advantage_norm``; and the metrics of the
+    ChunkTDTerm. With ``extraction="q_gradient"`` the metrics of the QGradientTerm replace those of weights and
+    advantages. Writes each row's largest TD error into the input, as priority for a replay buffer.
 
     Raises:
-        ValueError: if an argument is outside what is allowed, or actor and critic do not fit together.
+        ValueError: if an argument is outside its allowed range, or actor and critic do not fit together.
 
     References:
         Peng et al., "Advantage-Weighted Regression", https://arxiv.org/abs/1910.00177
@@ -171,7 +169,6 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         reduction: str = "mean",
     ) -> None:
         super().__init__(gamma, reduction)
-        dyadic_step_sizes(actor_network.max_steps)
         check_critic_fits(actor_network, critic_network, num_min_qs)
         check_one_of("advantage_reduction", advantage_reduction, REDUCTIONS)
         check_one_of("extraction", extraction, ("weights", "q_gradient"))
@@ -258,7 +255,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
         """
         errors, error_metrics = self._flow_errors(tensordict) if cloning is None else cloning
         valid = self._valid_rows(tensordict, errors)
-        demos = tensordict[self.tensor_keys.is_demo].reshape(-1) if self.filter_policy_data else None
+        demos = self._entry(tensordict, self.tensor_keys.is_demo).reshape(-1) if self.filter_policy_data else None
         if self.extraction == "weights":
             value = self.td.reduce(self._relative_values(tensordict, q, chunks), self.advantage_reduction)
             weights, counted, metrics = self.weights(value, valid, demos)
@@ -302,7 +299,7 @@ class AWFlowLoss(AveragedActor, AveragedCritic, SharedEncoder, HeldNetworks, SMD
     def _flow_errors(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the ShortCut error of each row ``[*B]``, and its metrics."""
         keys, params = self.tensor_keys, (self.actor_network_params, self.target_actor_network_params)
-        data = (tensordict, tensordict[keys.action_chunk], tensordict.get(keys.action_mask, None))
+        data = (tensordict, self._entry(tensordict, keys.action_chunk), tensordict.get(keys.action_mask, None))
         detach = self.shared_encoder and self.encoder_grad == "critic"
         return self.shortcut(self.actor_network, *params, *data, detach_features=detach)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchrl_flow.functional.checks import check_at_least, check_one_of
 from torchrl_flow.functional.ensemble import REDUCTIONS, EnsembleReduction, reduce_ensemble, take_best
+from torchrl_flow.objectives.flow_loss import check_flow_actor
 from torchrl_flow.objectives.network_calls import running
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ __all__ = ["ChunkTDTerm", "check_critic_fits"]
 
 def check_critic_fits(actor: FlowActor, critic: QEnsemble, num_min_qs: int = 1) -> None:
     """Validate that the critic reads the chunks that the actor executes, and has enough members."""
+    check_flow_actor(actor)
+    if not hasattr(critic, "num_qs"):
+        name = type(critic).__name__
+        raise ValueError(f"critic_network must be a QEnsemble, got a {name}: build it with QEnsemble.for_actor(actor).")
     ours, theirs = (actor.act_horizon, actor.action_dim), (critic.act_horizon, critic.action_dim)
     if ours != theirs:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torchrl.objectives import LossModule
 
 from torchrl_flow.functional.checks import check_one_of
+from torchrl_flow.functional.flow import dyadic_step_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +35,30 @@ __all__ = [
     "EncoderGrad",
     "FlowLossModule",
     "SharedEncoder",
+    "check_flow_actor",
 ]
 
+_WRITERS = {
+    "action_chunk": "DemoReplayBuffer and MixedReplayBuffer write it",
+    "is_demo": "MixedReplayBuffer writes it; without it, leave filter_policy_data out",
+    "steps_to_next_obs": "make_chunk_env and the replay buffers of torchrl_flow write it; for single actions it is 1",
+}
+"""What writes the entries that a batch of another library lacks."""
 REDUCTIONS = ("mean", "sum", "none")
 """Reductions of a loss over its rows: mean, sum, or none."""
+
+
+def check_flow_actor(actor: FlowActor) -> None:
+    """Validate that the actor is a flow that ShortCut training fits.
+
+    Raises:
+        ValueError: if it is another module, or its ``max_steps`` is no power of two.
+    """
+    if not hasattr(actor, "max_steps"):
+        raise ValueError(
+            f"actor_network must be a FlowActor, got a {type(actor).__name__}: build one with make_flow_actor(config)."
+        )
+    dyadic_step_sizes(actor.max_steps)
 
 
 class AveragedNetwork(Generic[NetworkT]):
@@ -190,6 +211,22 @@ class FlowLossModule(LossModule):
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         self._in_keys = None
+
+    def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """Read an entry that the loss needs.
+
+        Raises:
+            KeyError: if the batch has none. The error names what writes it.
+        """
+        value = tensordict.get(key, None)
+        if value is None:
+            last: Any = key if isinstance(key, str) else key[-1]
+            writer = _WRITERS.get(last, "a batch of transitions has it")
+            raise KeyError(
+                f"the batch has no {key!r}, which {type(self).__name__} reads; it has "
+                f"{sorted(map(str, tensordict.keys(True, True)))}. {writer}. If it has another name, use set_keys."
+            )
+        return value
 
     def _row_weights(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
         """Return the rows' importance weights if the batch has any; the key may be nested."""

@@ -9,8 +9,7 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey
 
-from torchrl_flow.functional.flow import dyadic_step_sizes
-from torchrl_flow.objectives.flow_loss import AveragedActor, FlowLossModule
+from torchrl_flow.objectives.flow_loss import AveragedActor, FlowLossModule, check_flow_actor
 from torchrl_flow.objectives.shortcut_term import ShortCutTerm
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class ShortCutFlowLoss(AveragedActor, FlowLossModule):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        dyadic_step_sizes(actor_network.max_steps)
+        check_flow_actor(actor_network)
         self.shortcut = ShortCutTerm(consistency_fraction, target_clip, augment)
         self.convert_to_functional(
             actor_network,  # pyright: ignore[reportArgumentType]
@@ -113,7 +112,7 @@ class ShortCutFlowLoss(AveragedActor, FlowLossModule):
             self.actor_network_params,
             self.target_actor_network_params,
             tensordict,
-            tensordict[self.tensor_keys.action_chunk],
+            self._entry(tensordict, self.tensor_keys.action_chunk),
             tensordict.get(self.tensor_keys.action_mask, None),
         )
         loss = self._reduce_loss(errors, tensordict, weights=self._row_weights(tensordict, errors.shape))

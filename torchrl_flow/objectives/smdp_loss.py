@@ -48,7 +48,7 @@ class SMDPLossModule(FlowLossModule):
             reward: discounted return of the executed steps ``[*B, 1]``, under ``"next"``.
             done: ``[*B, 1]`` bool, under ``"next"``.
             terminated: ``[*B, 1]`` bool, under ``"next"``.
-            steps_to_next_obs: executed steps ``[*B, 1]``, from the root.
+            steps_to_next_obs: executed steps k ``[*B, 1]``; the whole key, with ``"next"``.
             priority: key to which the largest absolute TD error ``[*B]`` of each row is written.
             priority_weight: importance weight of a row, ``[*B]`` or ``[*B, 1]``; optional.
         """
@@ -152,7 +152,7 @@ class SMDPLossModule(FlowLossModule):
         """
         read = self._transition_keys()
         for key in read:
-            tensordict[key]  # pyright: ignore[reportArgumentType]
+            self._entry(tensordict, key)
         if next_value.ndim > tensordict["next", self.tensor_keys.reward].ndim:  # pyright: ignore
             shape, transition = next_value.shape, TensorDict(batch_size=next_value.shape[:-1])
             for key in read:

@@ -143,7 +143,7 @@ def offline_task(
     if env is not None and env != NO_ENV and env not in SLATE_ENVS and not env.startswith((SARDINE_PREFIX, GYM_PREFIX)):
         raise ValueError(
             f"env must be one of {', '.join(SLATE_ENVS)}, {SARDINE_PREFIX}NAME, {GYM_PREFIX}NAME or {NO_ENV}, got "
-            f"{env!r}."
+            f"{env!r}. An environment of Gymnasium is {GYM_PREFIX}{env}."
         )
     if env == NO_ENV:
         if models is not None:

@@ -51,7 +51,8 @@ def check_demonstrations(task: str, demos: str | None, *, quality: str | None, r
     given = [name for name, value in made.items() if value is not None]
     if demos is not None and given:
         raise SystemExit(
-            f"{' and '.join(given)} have no effect with --demos {demos}, which exist already: leave them out."
+            f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} only for demonstrations that the recipe "
+            f"makes: leave out {' and '.join(given)}, or --demos {demos}."
         )
     if task == PLANAR and retime:
         raise SystemExit("--retime has no effect for the planar task, which has no motion planner: leave it out.")

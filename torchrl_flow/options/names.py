@@ -55,9 +55,12 @@ class _Task:
             return None
         meant = nearest(value, [*own, *sorted(found)])
         hint = "" if meant is None else f" (did you mean {meant}?)"
-        words = [*own, "the id of a ManiSkill task, such as PickCube-v1"]
-        words += ["a function of your own that makes an environment (my_package:make_env)"] if self.planar else []
-        return f"must be {' or '.join(words)}{hint}"
+        if not self.planar:
+            return f"must be the id of a ManiSkill task, such as PickCube-v1{hint}"
+        return (
+            f"must be {PLANAR}, the id of a ManiSkill task such as PickCube-v1, or your own function "
+            f"my_package:make_env{hint}"
+        )
 
 
 def _own_problem(value: str) -> str | None:
@@ -118,7 +121,7 @@ class _Run:
         if path.is_dir():
             return None if latest_checkpoint(path) is not None else f"{wanted}, and there is no checkpoint in it"
         if path.stat().st_size == 0 or not zipfile.is_zipfile(path):
-            return f"{wanted}, and this file is none or is damaged"
+            return f"{wanted}, and this file is not a checkpoint, or is damaged"
         return None
 
 

@@ -92,7 +92,8 @@ class DemonstrationArgs:
     """re-time the demonstrations that the recipe makes and add pushes, see docs/demonstrations.md; on by default
     for end-effector deltas"""
     quality: str | None = None
-    """quality of demonstrations that are made: expert or mixed; by default mixed for the planar task, else expert"""
+    """quality of demonstrations that are made: expert or mixed, and for the planar task also medium or poor; by default
+    mixed for the planar task, else expert"""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
@@ -211,8 +212,15 @@ def option_problem(
             value = getattr(options, name)
             problem = _problem(hints[name], value, options, machine)
             if problem is not None:
-                return f"{spell(name)} {problem}, got {_shown(value)}."
+                return f"{_spelled(name, hints[name], spell)} {problem}, got {_shown(value)}."
     return None
+
+
+def _spelled(name: str, hint: Any, spell: Callable[[str], str]) -> str:
+    """Return the spelling of a field; a positional argument is in capitals, as in the help."""
+    conf = sys.modules.get("tyro.conf")  # Only classes of tyro's have positional arguments.
+    positional = conf is not None and conf.Positional in getattr(hint, "__metadata__", ())
+    return name.upper() if positional and spell is option_name else spell(name)
 
 
 def check_options(options: Any, *, skip: Collection[str] = (), here: bool | None = None) -> None:

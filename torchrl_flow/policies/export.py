@@ -56,7 +56,10 @@ def export_policy(
 
     Raises:
         CheckpointError: if the checkpoint has no policy of action chunks.
-        ValueError: if ``output`` does not end in ``.pt2``, or there is no compiler.
+        ValueError: if ``output`` does not end in ``.pt2``, ``num_steps`` is below 1, or there is no compiler.
+
+    Warns:
+        UserWarning: if the flow was not trained for ``num_steps``.
 
     References:
         https://docs.pytorch.org/docs/stable/export.html
@@ -73,7 +76,7 @@ def export_policy(
             "exported: name a run of shortcut_flow_bc or of a stage after it."
         )
     if num_steps is not None:
-        actor.num_steps = num_steps
+        actor.num_steps = _flow(actor).check_num_steps(num_steps)
     program = _Program(actor.requires_grad_(False))
     description = _describe(actor, checkpoint, compiled=compile)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ class ExportedPolicy:
             whole: return the whole predicted chunk ``[*B, H, A]``.
 
         Raises:
-            ValueError: if an observation is missing or of another shape.
+            ValueError: if an observation is missing, of another shape, or not finite.
         """
         values = [self._tensor(name, observations) for name in self.inputs]
         shapes = [tuple(form["shape"]) for form in self.inputs.values()]
@@ -99,6 +99,9 @@ class ExportedPolicy:
         value = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
         if dtype == torch.uint8 and value.dtype != dtype:
             raise ValueError(f"{name} must be bytes (uint8) from 0 to 255, got {value.dtype}.")
+        bad = (~torch.isfinite(value)).nonzero().tolist()
+        if bad:
+            raise ValueError(f"{name} must be finite, got {value[tuple(bad[0])]} at index {bad[0]}: check the sensor.")
         return value.to(self.device, dtype)
 
 
@@ -133,6 +136,10 @@ class RecedingHorizon:
 
         Args:
             observation: observation of this step, by name; an array if the policy reads only one.
+
+        Raises:
+            ValueError: if an observation is missing, of another shape, or not finite. History and chunk stay as they
+                were.
         """
         names = list(self.policy.inputs)
         if not isinstance(observation, Mapping):
@@ -142,7 +149,11 @@ class RecedingHorizon:
         missing = [name for name in names if name not in observation]
         if missing:
             raise ValueError(f"the policy reads {', '.join(names)}, and the observation lacks {', '.join(missing)}.")
-        frame = {name: np.asarray(observation[name]) for name in names}
+        frame = {name: self.policy._tensor(name, observation).cpu().numpy() for name in names}
+        for name, value in frame.items():
+            shape = self.policy.inputs[name]["shape"][1:]
+            if list(value.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape} at each step, got {list(value.shape)}.")
         # The first frame of an episode fills the history, as in training.
         self._history.extend([frame] * (1 if self._history else self.policy.obs_horizon))
         if not self._pending:

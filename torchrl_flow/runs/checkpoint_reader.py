@@ -249,7 +249,7 @@ def load_checkpoint(
             raise FileNotFoundError(f"There is no checkpoint (*{SUFFIX}) in {path}.")
         path = (_best_checkpoint(newest) or newest) if which == "best" else newest
     if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
+        raise FileNotFoundError(f"There is no checkpoint {path}: give a .torchrl file, or the directory of a run.")
     require_archive(path)
     try:
         manifest = Checkpoint.manifest(path)
@@ -321,4 +321,7 @@ def require_task(
     names = [name for name in recorded if name not in ignore]
     differing = differing_fields(checkpoint.task, wanted, names, absent="not recorded")
     if differing:
-        raise CheckpointError(f"{checkpoint.path} was made for another task. " + "; ".join(differing) + ".")
+        raise CheckpointError(
+            f"{checkpoint.path} was made for another task. {'; '.join(differing)}. Give a checkpoint of this task, or "
+            "the task of the checkpoint."
+        )

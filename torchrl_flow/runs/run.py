@@ -188,7 +188,8 @@ class Run:
         differing = differing_fields(before, self.config, names, form="{name}: {found!r} before, {wanted!r} now")
         if differing:
             raise ValueError(
-                f"{self.directory} cannot be resumed with another configuration. " + "; ".join(differing) + "."
+                f"{self.directory} cannot be resumed with another configuration. {'; '.join(differing)}. Give the "
+                "values of before, or start a new run (--name)."
             )
         if newest is None:
             return None

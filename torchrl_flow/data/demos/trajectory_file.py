@@ -185,8 +185,8 @@ def _check_present(path: Path, json_path: Path) -> None:
         raise DataError(f"{path.name} is empty (0 bytes): record it anew, or {HOW_TO_MAKE}.")
     if not json_path.is_file():
         raise DataError(
-            f"{path.name} has no {json_path.name} beside it, which holds its task and control mode: copy both "
-            "files of the recording."
+            f"{path.name} has no {json_path.name} beside it, which holds its task and control mode: copy both files of "
+            "the recording. A file of another program must be converted by DemoStore.from_episodes."
         )
 
 

@@ -131,9 +131,14 @@ def _check_shapes(path: Path, arrays: dict[str, Tensor]) -> None:
         dims = 1 if name in VECTORS else 2
         if array.ndim != dims or len(array) != number or not array.numel():
             columns = "[N]" if dims == 1 else "[N, D]"
+            hint = (
+                " A single continuous number is [N, 1]; discrete actions are not supported."
+                if array.ndim < dims
+                else ""
+            )
             raise DataError(
                 f"{name!r} in {path} must have shape {columns} with N = {number} > 0 rows, as many as observations, "
-                f"got {list(array.shape)}."
+                f"got {list(array.shape)}.{hint}"
             )
     following = arrays.get("next_observations")
     if following is not None and following.shape != arrays["observations"].shape:

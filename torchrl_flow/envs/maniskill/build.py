@@ -140,12 +140,16 @@ def resolve_visuals(obs_mode: str, visuals: bool | None) -> bool:
 
 
 def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threads: int | None, **kwargs: Any) -> Any:
-    """Make the gymnasium environment of a task, with or without visuals."""
+    """Make the gymnasium environment of a task, with or without visuals.
+
+    Raises:
+        ValueError: if the robot has no such control mode. The error lists those that it has.
+    """
     import gymnasium
 
     kwargs.setdefault("render_mode", "rgb_array" if visuals else None)
     kwargs.setdefault("render_backend", detect_render_backend() if visuals else "none")
-    with headless(not visuals), _quiet_build():
+    with headless(not visuals), _quiet_build(), known_control_mode(task):
         if num_envs > 1 and sim_backend == "physx_cpu":
             threads = torch.get_num_threads() if threads is None else threads
             env = make_batched(task, num_envs, threads, sim_backend=sim_backend, **kwargs)
@@ -156,6 +160,21 @@ def make_env(task: str, visuals: bool, *, num_envs: int, sim_backend: str, threa
     base: Any = env.unwrapped
     base.step, base.reset = torch.inference_mode()(base.step), torch.inference_mode()(base.reset)
     return env
+
+
+@contextlib.contextmanager
+def known_control_mode(task: str) -> Iterator[None]:
+    """Turn ManiSkill's assertion about an unknown control mode into a ValueError."""
+    try:
+        yield
+    except AssertionError as error:
+        mode, found, known = str(error).partition(" not in supported modes: ")
+        if not found:
+            raise
+        raise ValueError(
+            f"control_mode={mode!r} is not a control mode of {task}, which has {known}: give one of these, or "
+            "demonstrations that were recorded with one of them."
+        ) from error
 
 
 @contextlib.contextmanager

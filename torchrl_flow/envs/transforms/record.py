@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchrl_flow.envs.transforms.requirements import float_dtype
 from torchrl_flow.functional.chunk import chunk_return, executed_mask, latch
+from torchrl_flow.util.numbers import NonFiniteError, first_implausible
 from torchrl_flow.util.torchrl_compat import get_entry
 
 __all__ = ["ChunkRecord", "PendingChunk", "Transition"]
@@ -25,17 +26,30 @@ class PendingChunk(NamedTuple):
 
     @classmethod
     def take(cls, tensordict: TensorDictBase, action_keys: Iterable[NestedKey], act_horizon: int) -> PendingChunk:
-        """Take the inputs of a step, with the actions separate; raise ValueError if an action is not a chunk."""
+        """Take the inputs of a step, with the actions separate.
+
+        Raises:
+            ValueError: if an action is missing or not a chunk.
+            NonFiniteError: if an action is not finite or above 1e9 in absolute value.
+        """
         root = tensordict.copy()
         root.pop("next", None)
         selected = root.pop("_step", None)
         actions = {}
         for key in action_keys:
-            chunk = tensordict.get(key)
+            chunk = tensordict.get(key, None)
+            if chunk is None:
+                raise ValueError(f"the input of a step has no {key!r}: call the policy, or env.rand_action, before it.")
             if chunk.ndim <= root.ndim or chunk.shape[root.ndim] != act_horizon:
                 raise ValueError(
                     f"the action {key!r} must have shape [*B, act_horizon={act_horizon}, ...] with "
                     f"B={tuple(root.shape)}, got {tuple(chunk.shape)}: send the executed slice of a chunk."
+                )
+            wrong = first_implausible(chunk if selected is None else chunk[selected.reshape(root.shape)])
+            if wrong is not None:
+                raise NonFiniteError(
+                    f"the action {key!r} is {wrong[1]} at {list(wrong[0])}: nothing is executed. Check the observation "
+                    "and the weights of the policy."
                 )
             actions[key] = chunk.unbind(root.ndim)
         return cls(root, selected, actions)

@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_flow.functional.checks import check_at_least
 from torchrl_flow.functional.chunk import ChunkAlignment
 from torchrl_flow.modules.actors.flow import FlowActor
 from torchrl_flow.modules.config import MAX_DEPTH, Config, dense_weights
@@ -34,8 +35,8 @@ class FlowActorConfig(Config):
     """Configuration of a :class:`FlowActor` without its weights, as plain numbers and strings.
 
     Raises:
-        ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, a name is unknown, or a size is above its
-            limit (:class:`~torchrl_flow.modules.config.Config`).
+        ValueError: if neither ``state_dim`` nor ``pixels_size`` is given, a name is unknown, or a size is below 1 or
+            above its limit (:class:`~torchrl_flow.modules.config.Config`).
     """
 
     limits: ClassVar[Mapping[str, int]] = {"depth": MAX_DEPTH}
@@ -88,6 +89,17 @@ class FlowActorConfig(Config):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
+        for name in (
+            "action_dim",
+            "state_dim",
+            "obs_horizon",
+            "pred_horizon",
+            "act_horizon",
+            "width",
+            "depth",
+            "num_steps",
+        ):
+            check_at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
         if self.state_dim is None and self.pixels_size is None:
             raise ValueError("give state_dim, pixels_size or both: a policy must see something.")
         if self.network not in get_args(VelocityNetwork):
@@ -173,6 +185,7 @@ def make_flow_actor(
     Warns:
         UserWarning: if more than 1 % of the actions of the statistics lie outside the bounds.
     """
+    _check_bounds(config.action_dim, action_low, action_high)
     check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
     pixel_encoder = state_shape = state_normalizer = None
     if config.pixels_size is not None:
@@ -208,6 +221,14 @@ def make_flow_actor(
     )
     actor.config = config
     return actor
+
+
+def _check_bounds(action_dim: int, low: Tensor | None, high: Tensor | None) -> None:
+    for name, bound in (("action_low", low), ("action_high", high)):
+        if bound is not None and bound.shape != (action_dim,):
+            raise ValueError(f"{name} must have shape [{action_dim}], got {list(bound.shape)}.")
+    if low is not None and high is not None and not bool((low.cpu() < high.cpu()).all()):
+        raise ValueError(f"action_low must be below action_high, got {low.tolist()} and {high.tolist()}.")
 
 
 def check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:

@@ -107,7 +107,7 @@ class FlowActor(TensorDictModuleBase):
         if max_steps < 2 or not is_power_of_two(max_steps):
             raise ValueError(f"max_steps must be a power of two and at least 2, got {max_steps}.")
         self.max_steps = max_steps
-        self.num_steps = self._check_num_steps(num_steps)
+        self.num_steps = self.check_num_steps(num_steps)
         self.action_normalizer = action_normalizer or Normalizer(self.action_dim)
         for name, bound in (("action_low", action_low), ("action_high", action_high)):
             if bound is not None and bound.shape != (self.action_dim,):
@@ -120,7 +120,8 @@ class FlowActor(TensorDictModuleBase):
         """Shape ``[H, A]`` of one row's noise."""
         return torch.Size([self.pred_horizon, self.action_dim])
 
-    def _check_num_steps(self, num_steps: int) -> int:
+    def check_num_steps(self, num_steps: int) -> int:
+        """Return K; below 1 it is a ValueError, and without a trained step size a warning."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         if not self._is_trained_step(num_steps):
@@ -242,7 +243,7 @@ class FlowActor(TensorDictModuleBase):
             ValueError: if a shape or the precision of the states does not fit, or ``num_steps`` is below 1.
         """
         if num_steps is not None:
-            self._check_num_steps(num_steps)
+            self.check_num_steps(num_steps)
         batch = self.encoder.batch_shape(tensordict)
         features = self.features(tensordict)
         noise = self._noise(tensordict, batch, features).reshape(-1, *self.noise_shape)

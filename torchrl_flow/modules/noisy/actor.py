@@ -103,7 +103,7 @@ class NoisyFlowActor(TensorDictModuleBase):
         if mean_bound is not None and mean_bound <= 0:
             raise ValueError(f"mean_bound must be above 0 or None, got {mean_bound}.")
         self.flow_actor, self.noise_net = flow_actor, noise_net
-        self.num_steps = flow_actor._check_num_steps(flow_actor.num_steps if num_steps is None else num_steps)
+        self.num_steps = flow_actor.check_num_steps(flow_actor.num_steps if num_steps is None else num_steps)
         self.log_prob_reduction: LogProbReduction = log_prob_reduction
         self.mean_bound, self.train_encoder = mean_bound, train_encoder
 

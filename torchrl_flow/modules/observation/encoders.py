@@ -225,8 +225,8 @@ class ObservationEncoder(nn.Module):
         if value.ndim < len(shape) or tuple(value.shape[-len(shape) :]) != shape:
             raise ValueError(
                 f"{key!r} must have shape [*B, {', '.join(map(str, shape))}], where {shape[0]} is obs_horizon, got "
-                f"{list(value.shape)}. The history has its own dimension, also where it holds one frame: see "
-                "`history_transforms`."
+                f"{list(value.shape)}. The history has its own dimension, also where it holds one frame: "
+                "make_chunk_env adds it to an environment, DemoReplayBuffer to demonstrations."
             )
         return value.reshape(-1, *shape)
 
