@@ -11,9 +11,9 @@ files are imported as they are; packages that they import and a benchmark does n
 replaced by empty stand-ins. The networks of both have the sizes of the official code: two hidden layers of 256 units
 for TD3+BC and IQL, three for CQL, and for ReinFlow a velocity of 512 x 3 with one residual block.
 
-What differs from ours, and remains in the official time: IQL's policy has one scale for all states and a bounded mean,
-and CQL's has two more scalars. The first losses of the critics of TD3+BC and IQL, and the velocities of ReinFlow, are
-compared with the same weights. `mlp` and `concat_mlp` are ReinFlow's update with the networks that the recipes make.
+What differs from ours, and remains in the official time: CQL's policy has two more scalars. The first losses of the
+critics of TD3+BC and IQL, that of IQL's policy, and the velocities of ReinFlow, are compared with the same weights.
+`mlp` and `concat_mlp` are ReinFlow's update with the networks that the recipes make.
 The output has median CPU time, the median ratio of neighbouring measurements with its quartiles (below 1, `ours` is
 faster), numbers of parameters, and the lower bound: the time of the matrix products only.
 """
@@ -113,8 +113,8 @@ def official_offline(corl: Path, algorithm: Algorithm, batch: TensorDict) -> tup
         modules = [actor, *critics]
     elif algorithm == "iql":
         actor, twin, v = file.GaussianPolicy(*sizes, 1.0), file.TwinQ(*sizes), file.ValueFunction(sizes[0])
-        for critic, ours in ((twin.q1, values[0]), (twin.q2, values[1]), (v, value)):
-            copy_weights(critic, ours)
+        for theirs, ours in ((actor, policy), (twin.q1, values[0]), (twin.q2, values[1]), (v, value)):
+            copy_weights(theirs, ours)
         trainer = file.ImplicitQLearning(
             *(1.0, actor, adam(actor), twin, adam(twin), v, adam(v)), iql_tau=0.7, beta=3.0, tau=TAU, **common
         )
@@ -137,15 +137,18 @@ def official_offline(corl: Path, algorithm: Algorithm, batch: TensorDict) -> tup
 
 
 def check_offline(algorithm: Algorithm, ours: Ours, official: Update) -> None:
-    """Compare the critics' first losses, which are equal for equal weights and random numbers."""
+    """Compare the first losses, which are equal for equal weights and random numbers."""
     if algorithm == "cql":
         return
+    policies = ours.loss(ours.batch.clone(False))["loss_actor"].detach() if algorithm == "iql" else None
     expected = ours.first_loss()
     torch.manual_seed(1)
     log: Any = official()
     # CORL's IQL takes the mean over its two critics, TorchRL's the sum.
     found = log["critic_loss"] if algorithm == "td3_bc" else 2 * log["q_loss"]
     torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+    if policies is not None:
+        torch.testing.assert_close(torch.tensor(log["actor_loss"]), policies, rtol=1e-4, atol=1e-5)
 
 
 def reinflow_args(shape: tuple[int, int, int, int, int]) -> reinflow_update.Args:

@@ -62,8 +62,8 @@ class Args:
 
 
 def config(args: Args, algorithm: Algorithm) -> StatePolicyConfig:
-    kind = "deterministic" if algorithm == "td3_bc" else "gaussian"
-    return StatePolicyConfig(args.state_dim, args.action_dim, kind, args.hidden_sizes, layer_norm=False)
+    kinds: dict[str, Any] = {"td3_bc": "deterministic", "iql": "normal", "cql": "gaussian"}
+    return StatePolicyConfig(args.state_dim, args.action_dim, kinds[algorithm], args.hidden_sizes, layer_norm=False)
 
 
 def make_batch(args: Args) -> TensorDict:
@@ -155,17 +155,21 @@ class PlainMLP(nn.Module):
 
 
 class PlainPolicy(nn.Module):
-    """Policy that returns an action, or location and scale of a tanh-normal distribution."""
+    """Policy that returns an action, or location and scale of a (tanh-)normal distribution."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.gaussian = not isinstance(network, nn.Sequential)
-        self.net = PlainMLP(network.net if self.gaussian else network[0])
+        self.log_scale = copy.deepcopy(getattr(network, "log_scale", None))
+        net = getattr(network, "net", network)
+        self.bounded = isinstance(net, nn.Sequential)
+        self.net = PlainMLP(net[0] if self.bounded else net)
 
     def forward(self, state: Tensor) -> Any:
         """Return the action, or location and scale."""
         out = self.net(state)
-        if not self.gaussian:
+        if self.log_scale is not None:
+            return out.tanh(), self.log_scale.clamp(-5.0, 2.0).exp()
+        if self.bounded:
             return out.tanh()
         loc, log_scale = out.chunk(2, -1)
         return loc, log_scale.clamp(-5.0, 2.0).exp()
@@ -261,8 +265,7 @@ class _Plain:
         soft_update(self.q1_target, self.q1)
         soft_update(self.q2_target, self.q2)
         loc, scale = self.policy(self.s)
-        x = torch.atanh(self.a)
-        log_prob = torch.distributions.Normal(loc, scale).log_prob(x) - torch.log1p(-self.a.square())
+        log_prob = torch.distributions.Normal(loc, scale).log_prob(self.a)
         weight = (3.0 * adv.detach()).exp().clamp(max=100.0)
         actor_loss = -(weight * log_prob.sum(-1, keepdim=True)).mean()
         self.log["actor_loss"] = actor_loss.item()
