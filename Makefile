@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 install: $(VENV)/.installed ## Make the virtual environment
 
 demo: $(VENV)/.installed ## A robot task, PickCube: demonstrations, cloning, steering online by DSRL, reports with videos, one table (about 10 minutes)
-	$(BIN)/python -m torchrl_flow run benchmark_suite --tasks PickCube-v1 --algorithms dsrl_sac --scale 0.26 --num-videos 4 --directory runs/demo --results runs/demo/results.csv
+	$(BIN)/python -m torchrl_flow run benchmark_suite --tasks PickCube-v1 --algorithms dsrl_sac --network concat_mlp --scale 0.34 --num-videos 4 --directory runs/demo --results runs/demo/results.csv
 
 quickstart: $(VENV)/.installed ## Clone a policy on the planar task in under a minute
 	$(BIN)/python examples/quickstart.py

@@ -90,7 +90,7 @@ def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, CriticCon
         "state_dim": task.state_dim,
         "width": args.width,
         "depth": args.depth,
-        "state_bound": args.state_bound,
+        "state_bound": args.state_bound or task.state_bound,
     }
     config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     ones = torch.ones(config.action_dim)

@@ -3,10 +3,9 @@
     python examples/awsc_rounds.py --policy runs/shortcut_flow_bc-planar-state-0
 
 In each round the policy plays episodes. Successful episodes are kept, up to the success, and the policy trains on all
-kept episodes: binary advantage weights with the return of the whole episode instead of a critic's value. Chunks are
-cut from the executed actions, so a chunk includes the policy's reactions to observations within the chunk. Use this if
-the policy solves some episodes and a critic does not rank chunks well, as on robots with sparse rewards. Takes about 6
-minutes for a round of PickCube-v1 on one CPU core; for its score see docs/results.md. --resume continues a stopped run.
+kept episodes: binary advantage weights with the return of the whole episode instead of a critic's value. Chunks are cut
+from the executed actions. Use this if the policy solves some episodes and a critic does not rank chunks well, as on
+robots with sparse rewards. Takes about 6 minutes for a round of PickCube-v1 on one CPU core. --resume continues a run.
 """
 
 from __future__ import annotations

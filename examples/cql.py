@@ -106,7 +106,8 @@ def main(args: Args) -> None:
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
     )
     sizes, networks = (task.state_dim, task.action_dim), (args.hidden_sizes, args.layer_norm)
-    config = StatePolicyConfig(*sizes, "gaussian", *networks, state_bound=args.state_bound)
+    bound = args.state_bound or task.state_bound
+    config = StatePolicyConfig(*sizes, "gaussian", *networks, state_bound=bound)
     name = f"cql-{task.path.stem}-{args.seed}"
     configs = {"state_policy": config, **task.module_configs}
     best = task.keep_best(args.eval_every)

@@ -70,7 +70,7 @@ def make_loss(args: Args, task: OfflineTask) -> tuple[FlowActorConfig, ShortCutF
         width=args.width,
         depth=args.depth,
         num_steps=args.num_steps,
-        state_bound=args.state_bound,
+        state_bound=args.state_bound or task.state_bound,
     )
     ones = torch.ones(config.action_dim)
     actor = make_flow_actor(config, statistics=task.statistics(), action_low=-ones, action_high=ones)

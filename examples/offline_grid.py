@@ -56,8 +56,7 @@ Names = Annotated[tuple[str, ...], NotEmpty(), Distinct()]
 Policies = Annotated[tuple[SlatePolicyName, ...], NotEmpty(), Distinct()]
 _SHORT: dict[str, Any] = {"iterations": 1000, "lr": 1e-3}
 _OTHERS: dict[str, dict[str, Any]] = {"td3_bc": {"alpha": 0.5}, "iql": {"temperature": 1.0}}
-_OTHERS["aw_flow"] = {"critic_warmup": 300}
-_OTHERS["cql"] = {"bc_updates": 300, "num_random": 4, "min_q_weight": 1.0}
+_OTHERS |= {"aw_flow": {"critic_warmup": 300}, "cql": {"bc_updates": 300, "num_random": 4, "min_q_weight": 1.0}}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"full": {}}
 PRESETS["short"] = {name: {**_SHORT, **_OTHERS.get(name, {})} for name in SCRIPTS}
 """Budgets of each algorithm: those of the scripts, or short ones of less than a minute per run on one core."""

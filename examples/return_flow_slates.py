@@ -134,12 +134,13 @@ def main(args: Args) -> None:
     rows, statistics = task.data.transitions, task.statistics()
     returns = returns_to_go(rows["next", "reward"], rows["next", "done"], args.gamma)
     returns = (returns - returns.mean()) / returns.std().clamp(min=1e-6)
+    bound = args.state_bound or task.state_bound
     # The bound on normalised inputs applies to the condition too; UNASKED and every --ask stay within it.
-    neutral = {"mean": torch.zeros(1), "std": torch.full((1,), abs(UNASKED) / args.state_bound)}
+    neutral = {"mean": torch.zeros(1), "std": torch.full((1,), abs(UNASKED) / bound)}
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)
     sizes: Any = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
-    sizes["state_bound"] = args.state_bound
+    sizes["state_bound"] = bound
     config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))

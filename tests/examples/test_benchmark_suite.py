@@ -74,6 +74,12 @@ def test_budgets_of_every_stage_are_scaled_and_the_clone_is_not(suite):
     assert steps == {"total_env_steps": 300_000}
 
 
+def test_the_network_is_that_of_the_clones_only(suite):
+    levels = suite.plan(suite.Args(network="concat_mlp", algorithms=("awsc",)))
+    options = [run.variant.options for level in levels for run in level]
+    assert [one.get("network") for one in options] == ["concat_mlp", None, None]
+
+
 def test_an_unknown_algorithm_is_refused(suite):
     with pytest.raises(SystemExit, match=r"--algorithms must be one or more of awsc, .*, got sac\."):
         suite.main(suite.Args(algorithms=("sac",)))

@@ -59,6 +59,15 @@ def test_five_arrays_train_without_an_environment(script, file, tmp_path, capsys
     assert {line.split(",")[0] for line in metrics[1:]} == {"1", "2", "4"}  # the first, each second, the last
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("given", "bound"), [({}, 5.0), ({"state_bound": 1.5}, 1.5)])
+def test_observations_are_bounded_by_five_deviations_or_as_given(script, given, bound, file, tmp_path):
+    own.run_recipe(script, **options(tmp_path, file, **given))
+    checkpoint = load_checkpoint(tmp_path / "run")
+    config = checkpoint.actor_config if script == "flow_bc_slates" else checkpoint.module_configs["state_policy"]
+    assert config["state_bound"] == bound
+
+
 @pytest.mark.parametrize(
     ("script", "small"),
     [
@@ -139,7 +148,8 @@ def test_the_command_line_refuses_in_one_line(tmp_path):
     assert "rewards" in done.stderr
 
 
-def test_names_of_environments_are_checked(file, tmp_path):
+def test_names_of_environments_are_checked(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without models
     with pytest.raises(ValueError, match="env must be one of diffuse_topdown"):
         own.run_recipe("td3_bc", **options(tmp_path, file, env="hopper"))
     with pytest.raises(FileNotFoundError, match="slate-models --env diffuse_mix"):

@@ -16,7 +16,7 @@ import tyro
 from tensordict import TensorDict
 
 from torchrl_flow.data import DataWarning
-from torchrl_flow.modules import FlowActorConfig, make_flow_actor
+from torchrl_flow.modules import FlowActorConfig, Normalizer, make_flow_actor
 from torchrl_flow.policies import load_policy
 from torchrl_flow.recsys import (
     CollectSlatesArgs,
@@ -79,6 +79,8 @@ def test_recipe_trains_evaluates_and_records(files, tmp_path, script, recipe, op
     assert all(f"<td>{name}</td>" in page for name in (*written, "sto", "oracle"))
     normalizers = [value for name, value in policy.state_dict().items() if name.endswith("normalizer.loc")]
     assert any(value.abs().sum() > 0 for value in normalizers)
+    bounds = [module.bound for module in policy.modules() if isinstance(module, Normalizer)]
+    assert 2.0 in bounds  # of the observations
 
 
 def test_online_agent_leaves_a_data_set_and_goes_on_after_a_stop(files, tmp_path, capsys):

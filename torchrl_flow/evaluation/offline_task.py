@@ -76,9 +76,11 @@ class OfflineTask:
         data: the replay buffer.
         box: the bounds of the actions in the data's units.
         has_env: whether policies can be evaluated.
+        state_bound: default bound on normalised observations, in standard deviations.
     """
 
     has_env = False
+    state_bound = 5.0
 
     def __init__(
         self, data: str | Path, *, batch_size: int = 256, gamma: float = 0.8, device: torch.device | str = "cpu"

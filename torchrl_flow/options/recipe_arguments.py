@@ -248,8 +248,8 @@ class OfflineArgs(TrainingArgs):
     """gradient steps of the critics, or of a policy without critics"""
     batch_size: Count = 256
     """transitions per gradient step"""
-    state_bound: Positive = 2.0
-    """bound on normalised observations, in standard deviations; a learned policy visits states far outside the data"""
+    state_bound: Positive | None = None
+    """bound on normalised observations, in standard deviations; by default 2 for the slate recommender, otherwise 5"""
     eval_episodes: Count = 256
     """episodes of an evaluation"""
     eval_every: NonNegativeInt = 5_000

@@ -62,6 +62,7 @@ class SlateTask(OfflineTask):
     """
 
     has_env = True
+    state_bound = 2.0  # a learned policy visits beliefs far outside the data
 
     def __init__(
         self,
