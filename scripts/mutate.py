@@ -47,13 +47,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD_LIMIT_S = 1800
 """Seconds for the tests of an unchanged module."""
 FUNCTIONAL, TRANSFORMS = "torchrl_flow/functional", "torchrl_flow/envs/transforms"
+RECORDERS = "tests/envs/test_recorders.py"
 SMDP = ("tests/envs/test_smdp.py", "tests/envs/test_smdp_semantics.py")
 TESTS: dict[str, tuple[str, ...]] = {
     **{f"{TRANSFORMS}/{name}.py": SMDP for name in ("smdp", "inner", "record", "requirements")},
-    f"{TRANSFORMS}/executed_steps.py": ("tests/envs/test_root_steps.py",),
+    f"{TRANSFORMS}/executed_steps.py": (RECORDERS, "tests/envs/test_root_steps.py"),
     f"{TRANSFORMS}/history.py": ("tests/envs/test_history.py",),
-    f"{TRANSFORMS}/steps.py": ("tests/evaluation/test_policy_episodes.py",),
-    f"{TRANSFORMS}/frames.py": ("tests/envs/test_smdp.py", "tests/evaluation/test_evaluation.py"),
+    f"{TRANSFORMS}/steps.py": (RECORDERS, "tests/evaluation/test_policy_episodes.py"),
+    f"{TRANSFORMS}/frames.py": (RECORDERS, "tests/envs/test_smdp.py", "tests/evaluation/test_evaluation.py"),
 }
 NEIGHBOURS: dict[type, type] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div},

@@ -114,3 +114,9 @@ def test_refusals(call, message):
 
 def test_docstring():
     assert doctest.testmod(history).failed == 0
+
+
+def test_a_history_of_one_frame_has_no_buffer():
+    (only,) = history_transforms(1, ["observation"])
+    assert type(only).__name__ == "UnsqueezeTransform"
+    assert len(history_transforms(2, ["observation"])) == 2

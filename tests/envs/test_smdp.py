@@ -151,3 +151,8 @@ def test_specs(kind):
 
 def test_docstring():
     assert doctest.testmod(smdp).failed == 0
+
+
+def test_the_spec_of_k_admits_zero_for_sub_environments_that_stand_still():
+    spec = chunked(ScriptedEnv(), 4).observation_spec["steps_to_next_obs"]
+    assert (int(spec.space.low.min()), int(spec.space.high.max())) == (0, 4)
