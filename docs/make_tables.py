@@ -22,7 +22,8 @@ from torchrl_flow.functional import wilson_interval
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 FILES = ROOT / "docs" / "concepts" / "files.md"
-_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview", "tutorials/distributed")
+_PAGES = ("demonstrations", "awsc", "steering", "reinflow", "slates", "overview", "command_line")
+_PAGES += ("tutorials/distributed",)
 WITH_TABLES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 HEAD = """# Results and timings
 
