@@ -96,6 +96,16 @@ def test_frame_recorder_keeps_the_reset_and_every_step_of_the_first_rows():
     assert all(frame.dtype == np.uint8 for frame in frames)
 
 
+def test_a_render_that_returns_a_list_gives_an_image_of_each_row():
+    recorder = FrameRecorder()
+    env, _ = recorded(recorder)
+    env.base_env.images = [np.full((2, 2, 3), value, np.uint8) for value in (7, 9)]
+    recorder.start(rows=ROWS)
+    env.reset()
+    (frames,) = recorder.stop()
+    assert frames[:, 0, 0, 0].tolist() == [7, 9]
+
+
 @pytest.mark.parametrize("images", [None, [None, None], (np.zeros((2, 2, 3), np.uint8), None)])
 def test_a_render_without_images_is_refused(images):
     recorder = FrameRecorder()
