@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,3 +33,12 @@ def test_a_bar_without_rows_is_refused():
     with pytest.raises(SystemExit, match="no row of 'awsc', stage '9', on 'planar'"):
         module.success("planar", "awsc", "9")
     assert module.success("planar", "awsc", "1") == [0.77, 0.772, 0.758]
+
+
+@pytest.mark.parametrize("table", ["results/results.csv", "benchmarks/results.csv"])
+def test_commands_of_the_tables_have_no_absolute_path(table):
+    with (ROOT / table).open(encoding="utf-8", newline="") as file:
+        commands = [row["command"] for row in csv.DictReader(file)]
+    assert commands
+    absolute = [command for command in commands if any(word.startswith(("/", "~")) for word in shlex.split(command))]
+    assert not absolute, absolute[:3]
