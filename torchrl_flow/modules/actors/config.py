@@ -185,8 +185,6 @@ def make_flow_actor(
     Warns:
         UserWarning: if more than 1 % of the actions of the statistics lie outside the bounds.
     """
-    _check_bounds(config.action_dim, action_low, action_high)
-    check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
     pixel_encoder = state_shape = state_normalizer = None
     if config.pixels_size is not None:
         shape = (config.obs_horizon, 3, *config.pixels_size)
@@ -219,16 +217,9 @@ def make_flow_actor(
         action_low=-infinity if action_low is None else action_low,
         action_high=infinity if action_high is None else action_high,
     )
+    check_within_bounds((statistics or {}).get("action", {}), action_low, action_high)
     actor.config = config
     return actor
-
-
-def _check_bounds(action_dim: int, low: Tensor | None, high: Tensor | None) -> None:
-    for name, bound in (("action_low", low), ("action_high", high)):
-        if bound is not None and bound.shape != (action_dim,):
-            raise ValueError(f"{name} must have shape [{action_dim}], got {list(bound.shape)}.")
-    if low is not None and high is not None and not bool((low.cpu() < high.cpu()).all()):
-        raise ValueError(f"action_low must be below action_high, got {low.tolist()} and {high.tolist()}.")
 
 
 def check_within_bounds(action: Mapping[str, Tensor], low: Tensor | None, high: Tensor | None) -> None:

@@ -57,7 +57,7 @@ class FlowActor(TensorDictModuleBase):
         action_key: key of the executed slice.
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if sizes do not fit together, or ``action_low`` is not below ``action_high``.
 
     Examples:
         >>> import torch
@@ -113,6 +113,14 @@ class FlowActor(TensorDictModuleBase):
             if bound is not None and bound.shape != (self.action_dim,):
                 raise ValueError(f"{name} must have shape [{self.action_dim}], got {list(bound.shape)}.")
             self.register_buffer(name, None if bound is None else bound.detach().clone().float())
+        if (
+            action_low is not None
+            and action_high is not None
+            and not bool((action_low.cpu() < action_high.cpu()).all())
+        ):
+            raise ValueError(
+                f"action_low must be below action_high, got {action_low.tolist()} and {action_high.tolist()}."
+            )
         self.config: FlowActorConfig | None = None
 
     @property
