@@ -75,7 +75,7 @@ class ExportedPolicy:
         Raises:
             ValueError: if an observation is missing, of another shape, or not finite.
         """
-        values = [self._tensor(name, observations) for name in self.inputs]
+        values = [self._checked(name, observations).to(self.device) for name in self.inputs]
         shapes = [tuple(form["shape"]) for form in self.inputs.values()]
         single = values[0].ndim == len(shapes[0])
         values = [value.unsqueeze(0) if single else value for value in values]
@@ -91,7 +91,8 @@ class ExportedPolicy:
         found = (predicted if whole else executed).cpu().numpy()
         return found[0] if single else found
 
-    def _tensor(self, name: str, observations: Mapping[str, Any]) -> torch.Tensor:
+    def _checked(self, name: str, observations: Mapping[str, Any]) -> torch.Tensor:
+        """Return an observation in the type that the policy reads, on the device on which it was given."""
         if name not in observations:
             raise ValueError(f"the policy reads {', '.join(self.inputs)}, got {', '.join(observations) or 'nothing'}.")
         dtype = getattr(torch, self.inputs[name]["dtype"])
@@ -102,7 +103,7 @@ class ExportedPolicy:
         bad = (~torch.isfinite(value)).nonzero().tolist()
         if bad:
             raise ValueError(f"{name} must be finite, got {value[tuple(bad[0])]} at index {bad[0]}: check the sensor.")
-        return value.to(self.device, dtype)
+        return value.to(dtype)
 
 
 class RecedingHorizon:
@@ -149,7 +150,7 @@ class RecedingHorizon:
         missing = [name for name in names if name not in observation]
         if missing:
             raise ValueError(f"the policy reads {', '.join(names)}, and the observation lacks {', '.join(missing)}.")
-        frame = {name: self.policy._tensor(name, observation).cpu().numpy() for name in names}
+        frame = {name: self.policy._checked(name, observation).cpu().numpy() for name in names}
         for name, value in frame.items():
             shape = self.policy.inputs[name]["shape"][1:]
             if list(value.shape) != shape:
