@@ -185,9 +185,9 @@ def rates(args: Args) -> dict[str, float]:
     return found
 
 
-def sizes_of(loss: Any, eager: Form, rate: float, reference: float) -> str:
+def sizes_of(loss: Any, flops: float, rate: float, reference: float) -> str:
     """Return the numbers of parameters and the lower bounds (only the matrix products) of a form and its reference."""
-    number, flops = num_parameters(loss.parameters()), count_flops(eager)
+    number = num_parameters(loss.parameters())
     floors = f"{1e3 * flops / rate:.3g} / {1e3 * flops / reference:.3g} ms"
     return f"{number} / {number} parameters, floor {floors}"
 
@@ -198,11 +198,12 @@ def updates(args: Args, report: Report) -> None:
     kinds = PRECISIONS if cuda else ("float32", "bfloat16")
     forms = [(name, mode, kind) for kind in kinds for name, mode in modes.items()]
     made, rate = losses(args), rates(args)
+    flops = {title: count_flops(update_of(*one, None, "float32", args.device)) for title, one in made.items()}
     for name, mode, kind in sorted(forms, key=lambda form: form[1] is not None):  # eager forms need little time
         for title, (loss, batch, names) in made.items():
             eager = update_of(loss, batch, names, None, "float32", args.device)
             form = update_of(loss, batch, names, mode, kind, args.device)
-            sizes = sizes_of(loss, eager, rate[kind], rate["float32"])
+            sizes = sizes_of(loss, flops[title], rate[kind], rate["float32"])
             report.measure(f"{title} update: {kind} {name} / float32 eager", eager, form, sizes)
         torch.compiler.reset()
 
@@ -215,7 +216,7 @@ def graphs(args: Args, report: Report) -> None:
     for title, (loss, batch, names) in losses(args).items():
         eager = update_of(loss, batch, names, None, "float32", args.device)
         form = update_in_one_graph(loss, batch, names, args.device)
-        sizes = sizes_of(loss, eager, rate, rate)
+        sizes = sizes_of(loss, count_flops(eager), rate, rate)
         report.measure(f"{title} update: float32 CudaGraphModule / float32 eager", eager, form, sizes)
 
 
