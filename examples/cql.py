@@ -105,9 +105,10 @@ def main(args: Args) -> None:
     task = offline_task(
         args.data, args.models, env=args.env, batch_size=args.batch_size, gamma=args.gamma, device=args.device
     )
-    sizes, networks = (task.state_dim, task.action_dim), (args.hidden_sizes, args.layer_norm)
     bound = args.state_bound or task.state_bound
-    config = StatePolicyConfig(*sizes, "gaussian", *networks, state_bound=bound)
+    config = StatePolicyConfig(
+        task.state_dim, task.action_dim, "gaussian", args.hidden_sizes, args.layer_norm, state_bound=bound
+    )
     name = f"cql-{task.path.stem}-{args.seed}"
     configs = {"state_policy": config, **task.module_configs}
     best = task.keep_best(args.eval_every)

@@ -140,8 +140,8 @@ def main(args: Args) -> None:
     state = {name: torch.cat([statistics["observation"][name], value]) for name, value in neutral.items()}
     given, ones = {"observation": state, "action": statistics["action"]}, torch.ones(task.action_dim)
     sizes: Any = {"action_dim": task.action_dim, "state_dim": task.state_dim + 1, "width": args.width}
-    sizes["state_bound"] = bound
-    config = FlowActorConfig(**sizes, obs_horizon=1, pred_horizon=1, act_horizon=1, num_steps=args.num_steps)
+    sizes |= {"obs_horizon": 1, "pred_horizon": 1, "act_horizon": 1, "num_steps": args.num_steps}
+    config = FlowActorConfig(**sizes, state_bound=bound)
     actor = make_flow_actor(config, statistics=given, action_low=-ones, action_high=ones)
     loss = ShortCutFlowLoss(actor.to(args.device))
     name = f"return_flow-{task.path.stem}-{args.seed}"
